@@ -1,0 +1,23 @@
+"""Arrays: NumPy or CuPy behind one face, flat buffers with named views, keyed random generators.
+
+The only room that imports cupy."""
+
+from ddl.arrays.arena import Arena
+from ddl.arrays.flat import FlatBuffer, Layout, Views
+from ddl.arrays.namespace import Array, Device, device, host, namespace_of
+from ddl.arrays.partition import partition
+from ddl.arrays.random import generator
+
+__all__ = [
+    "Arena",
+    "Array",
+    "Device",
+    "FlatBuffer",
+    "Layout",
+    "Views",
+    "device",
+    "generator",
+    "host",
+    "namespace_of",
+    "partition",
+]

@@ -1,0 +1,38 @@
+"""An arena: scratch arrays that the next step uses again.
+
+A training step asks for the same shapes in the same order every time, so the n-th request of a
+step is served by the n-th array of the step before: nothing is allocated, no page is touched for
+the first time."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from ddl.arrays.namespace import Array
+
+
+class Arena:
+    """Scratch arrays by order of request. ``rewind`` begins a new step and ends the life of all it gave.
+
+    ``grown`` counts the allocations so far; in the steady state it stands still."""
+
+    def __init__(self, xp=np):
+        self.xp = xp
+        self.grown = 0
+        self._blocks: list[Array] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:
+        """A contiguous array with undefined content, valid until ``rewind``."""
+        nbytes = prod(shape) * np.dtype(dtype).itemsize
+        place, self._next = self._next, self._next + 1
+        if place == len(self._blocks) or self._blocks[place].nbytes < nbytes:
+            block = self.xp.empty(max(nbytes, 1), np.uint8)
+            self.grown += 1
+            self._blocks[place : place + 1] = [block]
+        return self._blocks[place][:nbytes].view(dtype).reshape(shape)

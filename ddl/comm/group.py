@@ -1,0 +1,149 @@
+"""A group: the ranks of one generation, and everything that one of them can say to the others.
+
+Two implementations share this contract: processes over MPI (mpi.py) and threads of one process
+(threads.py, for tests). Which algorithm sums gradients is collectives' business; what to do about a
+death is fault's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Array
+
+Probe = Callable[[str], None]
+"""Called with the name of a kill point each time execution passes it; fault injection listens there."""
+
+
+def no_probe(point: str) -> None:
+    """Nobody injects faults."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process of the job. ``identity`` is its rank at launch (replacements get new numbers) and never changes."""
+
+    identity: int
+    host: str
+    pid: int
+    node: str  # equal for members that can map each other's memory
+    started: int = 0  # start time of the process in clock ticks: tells a recycled pid from the process
+
+
+class SharedMemory(ABC):
+    """Memory that all workers of a node have mapped: one slot a worker, and one common part.
+
+    Newly mapped for every generation and never touched again after the next one begins."""
+
+    slots: Sequence[np.ndarray]  # by index within the node: (slot_bytes,) uint8 each
+    common: np.ndarray  # (common_bytes,) uint8
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Group(ABC):
+    """The members of one generation. Workers have ranks 0 .. size-1 and take part in sums; spares follow them.
+
+    Every blocking call raises PeerLost when a member died (once fault tolerance is on), directly or
+    because another member revoked the group; the contents of receive buffers are then garbage. Only
+    ``revoke``, ``agree``, ``shrink`` and ``close`` may be called on a group that has lost a member.
+    Exactly one thread calls a group at any moment."""
+
+    rank: int  # of this process; >= size for a spare
+    size: int  # number of workers
+    generation: int  # 0 at launch, one more after each recovery
+    members: Sequence[Member]  # by rank: workers, then spares
+    tolerant: bool  # deaths raise PeerLost here; otherwise a death ends the job
+    probe: Probe
+
+    @property
+    def is_leader(self) -> bool:
+        """The lowest rank prints, writes and serves."""
+        return self.rank == 0
+
+    @property
+    def is_spare(self) -> bool:
+        return self.rank >= self.size
+
+    @property
+    def me(self) -> Member:
+        return self.members[self.rank]
+
+    @property
+    def nodes(self) -> list[list[int]]:
+        """Worker ranks by node, each list ascending, nodes in the order of their lowest rank."""
+        found: dict[str, list[int]] = {}
+        for rank in range(self.size):
+            found.setdefault(self.members[rank].node, []).append(rank)
+        return list(found.values())
+
+    @property
+    def local_ranks(self) -> list[int]:
+        """The workers on this worker's node, itself included."""
+        return next(ranks for ranks in self.nodes if self.rank in ranks)
+
+    # Point to point, between workers. Arrays are contiguous NumPy arrays (host memory).
+    @abstractmethod
+    def send(self, x: Array, to: int) -> None: ...
+
+    @abstractmethod
+    def receive(self, x: Array, source: int) -> None: ...
+
+    @abstractmethod
+    def exchange(self, outgoing: Array, to: int, incoming: Array, source: int) -> None:
+        """Send and receive at once, without deadlock; messages above the element limit go in chunks."""
+
+    # Collectives of all workers.
+    @abstractmethod
+    def barrier(self) -> None: ...
+
+    @abstractmethod
+    def node_barrier(self) -> None:
+        """A barrier of the workers of this node; the same as ``barrier`` where there is one node."""
+
+    @abstractmethod
+    def native_allreduce(self, x: Array) -> None:
+        """Sum over the workers, in place, by the library's own algorithm."""
+
+    @abstractmethod
+    def broadcast(self, x: Array, root: int) -> None:
+        """``x`` of the worker ``root`` to all workers, in place."""
+
+    @abstractmethod
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every worker's small picklable value, by rank, on every worker."""
+
+    @abstractmethod
+    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+        """Map memory among the workers of each node; None on ALL workers if any of them cannot."""
+
+    # Members, spares included.
+    @abstractmethod
+    def wait_as_spare(self) -> None:
+        """Sleep, polling now and then, until ``release_spares`` (returns) or a revocation (PeerLost)."""
+
+    @abstractmethod
+    def release_spares(self) -> None:
+        """The leader's word to the spares that the work is done."""
+
+    @abstractmethod
+    def agree(self, flags: int) -> int:
+        """Bitwise AND of all surviving members' ``flags``; returns on every survivor, deaths or not."""
+
+    @abstractmethod
+    def revoke(self) -> None:
+        """Make every call that is pending or comes later on this group raise PeerLost, on all members."""
+
+    @abstractmethod
+    def shrink(self, workers: int | None = None) -> Group:
+        """The survivors as the next generation, in their old order: the first ``workers`` of them (default: as
+        many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free communicators and mappings of this generation; nothing of it is used again."""

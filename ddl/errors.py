@@ -1,0 +1,96 @@
+"""Every exception that ddl raises on purpose, in one tree.
+
+DdlError                      exit status 1
+├── UserError                 2   a mistake of the user's: settings, files, shapes
+│   ├── ConfigError               a setting is unknown, mistyped or impossible
+│   └── DataError                 a file is missing, truncated, mislabelled or does not match
+├── PeerLost                  1   a rank died or fell silent; only the fault room catches it
+├── CommError                 1   communication failed without a death
+├── Stop                      75  the job ended early for a reason that a restart cures
+│   ├── QuorumLost                this side of a partition may not go on
+│   └── Fenced                    a newer generation has taken over the run folder
+├── CheckpointError           1   no checkpoint could be written or read
+├── Diverged                  1   replicas differ, or too many steps in a row were not finite
+└── UserCodeError             1   a model, loss, data source or callback of the user's raised
+
+``exit_status`` is what the process ends with when the error reaches the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+EX_USAGE = 2
+EX_TEMPFAIL = 75
+
+
+class DdlError(Exception):
+    """The root; ``exit_status`` is the status of a process that ends with it."""
+
+    exit_status = 1
+
+
+class UserError(DdlError):
+    """A mistake of the user's, told in one line."""
+
+    exit_status = EX_USAGE
+
+
+class ConfigError(UserError):
+    """A setting is unknown, has the wrong type, or contradicts another."""
+
+
+class DataError(UserError):
+    """A data file is missing, truncated, mislabelled or does not match another.
+
+    ``offset`` is the byte (binary formats) or the line (text formats) where reading failed."""
+
+    def __init__(self, message: str, path: str | Path | None = None, offset: int | None = None, unit: str = "byte"):
+        self.path, self.offset = path, offset
+        where = "" if path is None else f"{path}" + ("" if offset is None else f", {unit} {offset}") + ": "
+        super().__init__(where + message)
+
+
+class PeerLost(DdlError):
+    """A rank died or fell silent. Parameters still hold the last committed step.
+
+    ``ranks`` may be empty: an error of the network tells that somebody is gone, not who."""
+
+    def __init__(self, ranks: Iterable[int], generation: int, doing: str):
+        self.ranks, self.generation, self.doing = sorted(ranks), generation, doing
+        super().__init__(f"lost rank(s) {self.ranks or 'unknown'} of generation {generation} during {doing}")
+
+
+class CommError(DdlError):
+    """Communication failed although nobody is known to have died."""
+
+
+class Stop(DdlError):
+    """The job ends early in good order; starting it again goes on from where it stood."""
+
+    exit_status = EX_TEMPFAIL
+
+
+class QuorumLost(Stop):
+    """Too few of the last generation can be reached for this side to go on."""
+
+
+class Fenced(Stop):
+    """A newer generation owns the run folder; this process must write nothing more."""
+
+
+class CheckpointError(DdlError):
+    """No checkpoint could be written or read; what was saved before is untouched."""
+
+
+class Diverged(DdlError):
+    """Replicas differ without a majority, or too many steps in a row were not finite."""
+
+
+class UserCodeError(DdlError):
+    """Code named by the user raised; carries that traceback as text."""
+
+    def __init__(self, message: str, traceback: str = ""):
+        self.traceback = traceback
+        super().__init__(message)

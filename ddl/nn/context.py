@@ -1,0 +1,65 @@
+"""What a layer may know of the step it computes: training or not, which rows belong to which shard, random draws.
+
+Randomness belongs to shards: rows of a segment are drawn from that shard's generator, so a sample
+meets the same dropout mask wherever its shard is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ddl.arrays import Arena, Array, generator
+
+
+def _nobody_listens(names: Sequence[str]) -> None:
+    pass
+
+
+@dataclass
+class Context:
+    """One forward (and backward) pass over one batch.
+
+    segments: the rows of each shard, in the batch's order, together all rows; empty segments may occur.
+    shards: the shard of each segment. part: the micro-batch within the step.
+    announce: called with the names of gradients that are whole, while backward still runs."""
+
+    training: bool = False
+    segments: Sequence[slice] = ()
+    shards: Sequence[int] = ()
+    seed: int = 0
+    step: int = 0
+    part: int = 0
+    announce: Callable[[Sequence[str]], None] = _nobody_listens
+    arena: Arena = field(default_factory=Arena)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:
+        """A scratch array of the arena, valid until the next step begins."""
+        return self.arena.empty(shape, dtype)
+
+    @cached_property
+    def generators(self) -> list[np.random.Generator]:
+        """One generator a segment, keyed by (seed, step, part, shard); layers draw from it in forward's order."""
+        return [generator(self.seed, "compute", self.step, self.part, shard) for shard in self.shards]
+
+    def uniform(self, rows: int, *shape: int) -> np.ndarray:
+        """(rows, *shape) float32 in [0, 1), each segment's rows from its own generator."""
+        out = np.empty((rows, *shape), np.float32)
+        self._fill(out, lambda g, view: g.random(out=view, dtype=np.float32))
+        return out
+
+    def normal(self, rows: int, *shape: int) -> np.ndarray:
+        """(rows, *shape) float32 standard normal, each segment's rows from its own generator."""
+        out = np.empty((rows, *shape), np.float32)
+        self._fill(out, lambda g, view: g.standard_normal(out=view, dtype=np.float32))
+        return out
+
+    def _fill(self, out: np.ndarray, draw: Callable[[np.random.Generator, np.ndarray], object]) -> None:
+        covered = 0
+        for segment, random in zip(self.segments, self.generators, strict=True):
+            draw(random, out[segment])
+            covered += segment.stop - segment.start
+        if covered != len(out):
+            raise ValueError(f"segments cover {covered} of {len(out)} rows: random layers need a batch's segments")

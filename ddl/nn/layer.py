@@ -1,0 +1,123 @@
+"""The contract of a layer, and the one way to put layers in a row.
+
+A layer is a frozen description: it holds no numbers. Its parameters live in flat buffers and reach
+it as named views; what backward needs, forward returns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ddl.arrays import Array, Views
+from ddl.nn.context import Context
+
+Shape = tuple[int, ...]
+Backward = Generator[Sequence[str], None, Array]  # yields names of finished gradients, returns the input's
+
+
+class Initialiser(Protocol):
+    """Initial values: a pure function of a shape and a generator, in float64."""
+
+    def __call__(self, shape: Shape, random: np.random.Generator) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Average:
+    """A running average (a buffer): new = (1 - momentum) * old + momentum * (sum over samples) / samples.
+
+    In training a layer writes the SUM over its samples into ``grads[name]``; it travels with the
+    gradients and is applied in the commit."""
+
+    shape: Shape
+    initial: float = 0.0
+    momentum: float = 0.1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a layer is for inputs of one shape. Shapes leave out the batch axis.
+
+    output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average."""
+
+    output: Shape
+    params: Mapping[str, tuple[Shape, Initialiser]] = field(default_factory=dict)
+    averages: Mapping[str, Average] = field(default_factory=dict)
+
+
+class Layer(Protocol):
+    """A layer's three parts. Arrays have the batch axis first."""
+
+    def spec(self, shape: Shape) -> Spec:
+        """Output shape, parameters and averages for samples of ``shape``; raises ConfigError if it cannot take them."""
+        ...
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        """(output, cache for backward). ``params`` holds parameters and averages by name."""
+        ...
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        """Write gradients of the SUM of the loss into ``grads``, yield their names, return the input's gradient.
+
+        In training a layer with averages writes their sums into ``grads`` as well."""
+        ...
+
+
+def prefixed(scope: str, backward: Backward) -> Backward:
+    """A part's backward seen from outside: its names below ``scope``."""
+    while True:
+        try:
+            names = next(backward)
+        except StopIteration as end:
+            return end.value
+        yield [f"{scope}.{name}" for name in names]
+
+
+def merged(specs: Mapping[str, Spec], output: Shape) -> Spec:
+    """The spec of a layer made of named parts: their parameters and averages below their names."""
+    params = {f"{scope}.{n}": p for scope, spec in specs.items() for n, p in spec.params.items()}
+    averages = {f"{scope}.{n}": a for scope, spec in specs.items() for n, a in spec.averages.items()}
+    return Spec(output, params, averages)
+
+
+class Sequential:
+    """Layers one after another.
+
+    Positional layers are named by kind and count (``conv2d1``, ``dense1``, ``dense2``); keyword layers
+    by their keyword. Parameters are ``<layer>.<parameter>``."""
+
+    def __init__(self, *layers: Layer, **named: Layer):
+        counts: dict[str, int] = {}
+        self.layers: dict[str, Layer] = {}
+        for layer in layers:
+            kind = type(layer).__name__.lower()
+            counts[kind] = counts.get(kind, 0) + 1
+            self.layers[f"{kind}{counts[kind]}"] = layer
+        self.layers.update(named)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers.values())
+
+    def __repr__(self) -> str:
+        return "Sequential(" + ", ".join(f"{name}={layer}" for name, layer in self.layers.items()) + ")"
+
+    def spec(self, shape: Shape) -> Spec:
+        specs = {}
+        for name, layer in self.layers.items():
+            specs[name] = layer.spec(shape)
+            shape = specs[name].output
+        return merged(specs, shape)
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, list[Any]]:
+        caches = []
+        for name, layer in self.layers.items():
+            x, cache = layer.forward(params.at(name), x, ctx)
+            caches.append(cache)
+        return x, caches
+
+    def backward(self, params: Views, grads: Views, cache: list[Any], dy: Array) -> Backward:
+        for (name, layer), kept in zip(reversed(self.layers.items()), reversed(cache), strict=True):
+            dy = yield from prefixed(name, layer.backward(params.at(name), grads.at(name), kept, dy))
+        return dy
