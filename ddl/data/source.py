@@ -15,10 +15,13 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Field:
-    """One named part of a sample: ``shape`` without the batch axis, ``dtype`` as delivered."""
+    """One named part of a sample: ``shape`` without the batch axis, ``dtype`` as delivered.
+
+    size: whole numbers of this field lie in 0 .. size - 1 (classes, a vocabulary); None where it is no such number."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    size: int | None = None
 
 
 @runtime_checkable
@@ -40,5 +43,8 @@ class Source(Protocol):
         ...
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Samples by number (n,) int64, all within the held ranges: field -> new array (n, *shape)."""
+        """Samples by number (n,) int64, all within the held ranges: field -> new array (n, *shape).
+
+        Two threads may call it at once. A source may have, beside it, ``gather_into(indices, out)`` that fills
+        given arrays; those that lie in memory do, and are read without a thread of their own."""
         ...

@@ -1,0 +1,223 @@
+"""Batches in order: gathers a rank's samples of each step, transforms them, and reads ahead where that pays.
+
+Which samples those are is order.py's; what is done to them transforms.py's."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import generator
+from ddl.data.order import Order, Table
+from ddl.data.source import Batch, Source
+
+CLOSE_DEADLINE_S = 5.0
+
+Key = tuple[int, int, int]  # epoch, step in epoch, part
+
+
+class Draws(Sequence[np.random.Generator]):
+    """One generator a segment, keyed by (seed, epoch, step, part, shard); made when asked for, since few steps do."""
+
+    def __init__(self, seed: int, key: Key, shards: Sequence[int]):
+        self._seed, self._key, self._shards = seed, key, shards
+        self._made: dict[int, np.random.Generator] = {}
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, place: Any) -> Any:
+        if place not in self._made:
+            shard = self._shards[place]  # IndexError ends an iteration
+            self._made[place] = generator(self._seed, "augment", *self._key, shard)
+        return self._made[place]
+
+
+class Slot:
+    """Arrays that a batch is gathered into, used again and again."""
+
+    def __init__(self, source: Source, rows: int):
+        self._arrays = {name: np.empty((rows, *f.shape), f.dtype) for name, f in source.fields.items()}
+        self._views: dict[int, dict[str, np.ndarray]] = {}
+
+    def views(self, rows: int) -> dict[str, np.ndarray]:
+        """The first ``rows`` rows of each; a new dict, since transforms may put other arrays into it."""
+        views = self._views.get(rows)
+        if views is None:
+            views = self._views[rows] = {name: value[:rows] for name, value in self._arrays.items()}
+        return dict(views)
+
+
+class Loader:
+    """The batches of the shards of one rank.
+
+    shards: whose samples to load; the source is told to hold them. transforms: called on each batch in
+    turn, see transforms.py. prefetch: batches read ahead by a thread; 0, or a source in memory with no
+    costly transform, has none. parts: micro-batches of a step.
+
+    What ``batch`` returned stays valid until the call after the next."""
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        shards: Sequence[int],
+        *,
+        transforms: Sequence[Any] = (),
+        prefetch: int = 2,
+        seed: int = 0,
+        parts: int = 1,
+    ):
+        if len(source) != order.samples:
+            raise ValueError(f"an order of {order.samples} samples for a source of {len(source)}")
+        self.source, self.order, self.shards = source, order, list(shards)
+        self.transforms, self.seed, self.parts = list(transforms), seed, parts
+        source.hold([order.shard_range(shard) for shard in self.shards])
+        self._gather_into = getattr(source, "gather_into", None)
+        self._tables: dict[int, Table] = {}
+        cheap = getattr(source, "is_cheap", False) and all(getattr(t, "is_cheap", False) for t in self.transforms)
+        self.prefetch = 0 if cheap or not self.shards else prefetch
+        self._slots: list[Slot] = []
+        self._free: deque[int] = deque()  # numbers of slots that nobody uses
+        self._given: deque[int] = deque()  # slots of the last two batches handed out
+        self._ready: deque[tuple[Key, int, Any]] = deque()  # key, slot, batch or exception
+        self._next: Key | None = None  # what the thread makes next; None: nothing
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def batch(self, epoch: int, step_in_epoch: int, part: int = 0) -> tuple[Batch, list[slice]]:
+        """The micro-batch, rows by shard, and the slice of each shard. May raise whatever the source raises.
+
+        Asked for in sequence it has been read ahead; anything else is read at once."""
+        key = (epoch, step_in_epoch, part)
+        if not self._slots:
+            self._make_slots(epoch)
+        with self._changed:
+            if self._closed:
+                raise ValueError("the loader is closed")
+            if len(self._given) == 2:
+                self._free.append(self._given.popleft())
+            ready = self._take_ready(key)
+            if ready is None:
+                # No batch of this key is on its way, or it is being made now: then making it twice is the
+                # price of an order that nobody could foresee.
+                self._free.extend(slot for _, slot, _ in self._ready)
+                self._ready.clear()
+                self._next = self._after(key) if self.prefetch else None
+                slot = self._free.popleft()
+                self._changed.notify_all()
+        if ready is not None:
+            slot, made = ready
+            self._given.append(slot)
+            if isinstance(made, BaseException):
+                raise made
+            return made
+        self._given.append(slot)
+        if self.prefetch and self._thread is None:
+            self._thread = threading.Thread(target=self._read_ahead, name="ddl-prefetch", daemon=True)
+            self._thread.start()
+        return self._make(key, self._slots[slot])
+
+    def direct(self, epoch: int, step_in_epoch: int, part: int, shards: Sequence[int]) -> tuple[Batch, list[slice]]:
+        """The same rows for some of this rank's shards, in new arrays; what is read ahead stays."""
+        indices, segments = self.order.indices(epoch, step_in_epoch, shards, part, self.parts)
+        batch: Any = self.source.gather(indices)
+        return self._transformed(batch, segments, (epoch, step_in_epoch, part), shards), segments
+
+    def close(self) -> bool:
+        """End the thread; False when it did not end in time (stuck in a read: it is left to die with the process)."""
+        with self._changed:
+            self._closed = True
+            self._next = None
+            self._changed.notify_all()
+        if self._thread is None:
+            return True
+        self._thread.join(CLOSE_DEADLINE_S)
+        return not self._thread.is_alive()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _make_slots(self, epoch: int) -> None:
+        rows = self._table(epoch).most_rows
+        # Two are in the caller's hands, ``prefetch`` wait, one is being filled.
+        self._slots = [Slot(self.source, rows if self._gather_into else 0) for _ in range(self.prefetch + 3)]
+        self._free.extend(range(len(self._slots)))
+
+    def _table(self, epoch: int) -> Table:
+        table = self._tables.get(epoch)
+        if table is None:
+            table = self._tables[epoch] = self.order.table(epoch, self.shards, self.parts)
+            for old in list(self._tables)[:-2]:
+                self._tables.pop(old, None)
+        return table
+
+    def _after(self, key: Key) -> Key:
+        epoch, step, part = key
+        if part + 1 < self.parts:
+            return epoch, step, part + 1
+        return (epoch, step + 1, 0) if step + 1 < self.order.steps_per_epoch else (epoch + 1, 0, 0)
+
+    def _make(self, key: Key, slot: Slot) -> tuple[Batch, list[slice]]:
+        epoch, step, part = key
+        indices, segments = self._table(epoch).row(step * self.parts + part)
+        if self._gather_into is not None:
+            batch: Any = slot.views(len(indices))
+            self._gather_into(indices, batch)
+        else:
+            batch = self.source.gather(indices)
+        return self._transformed(batch, segments, key, self.shards), segments
+
+    def _transformed(self, batch: Any, segments: list[slice], key: Key, shards: Sequence[int]) -> Mapping[str, Any]:
+        if self.transforms:
+            draws = Draws(self.seed, key, shards)
+            for transform in self.transforms:
+                batch = transform(batch, segments, draws)
+        return batch
+
+    def _take_ready(self, key: Key) -> tuple[int, Any] | None:
+        """The batch of ``key`` when it was read ahead or is being read; waits for the latter. Holds the lock."""
+        if self._next is None and not self._ready:
+            return None
+        first = self._ready[0][0] if self._ready else self._next
+        if first != key:
+            return None
+        while not self._ready:
+            # The thread always answers: with a batch, with its exception, or by having died.
+            self._changed.wait(1.0)
+            if self._closed or (not self._ready and (self._thread is None or not self._thread.is_alive())):
+                return None
+        _, slot, made = self._ready.popleft()
+        self._changed.notify_all()
+        return slot, made
+
+    def _read_ahead(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (self._next is None or len(self._ready) >= self.prefetch or not self._free):
+                    self._changed.wait()
+                if self._closed:
+                    return
+                key = self._next
+                assert key is not None
+                number = self._free.popleft()
+            try:
+                made: Any = self._make(key, self._slots[number])
+            except BaseException as error:  # whatever it is, it belongs to the caller of batch()
+                made = error
+            with self._changed:
+                if self._next != key:  # the caller went elsewhere meanwhile
+                    self._free.append(number)
+                    continue
+                self._ready.append((key, number, made))
+                # After an exception nothing more is read ahead until the caller asks for something else.
+                self._next = None if isinstance(made, BaseException) else self._after(key)
+                self._changed.notify_all()

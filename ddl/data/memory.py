@@ -1,0 +1,201 @@
+"""Sources that lie in memory: arrays of the caller's, and a part of another source by sample numbers.
+
+How parts are chosen is split.py's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ddl.data.held import runs
+from ddl.data.source import Field, Source
+from ddl.errors import DataError
+
+
+class Arrays:
+    """Samples in arrays of the caller's, not copied: x (n, ...), y (n, ...) or None, and others by name.
+
+    names: what the classes of "y" are called, where they have names."""
+
+    is_cheap = True
+
+    def __init__(self, x: np.ndarray, y: np.ndarray | None = None, *, names: Sequence[str] = (), **others: np.ndarray):
+        given = {"x": x, **({} if y is None else {"y": y}), **others}
+        self.arrays = {name: np.ascontiguousarray(value) for name, value in given.items()}
+        lengths = {name: len(value) if value.ndim else 0 for name, value in self.arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"arrays differ in their number of samples: {lengths}")
+        if not lengths["x"]:
+            raise DataError("an array of no samples")
+        for name, value in self.arrays.items():
+            if value.dtype.kind not in "biuf":
+                raise DataError(f"array {name!r} is of {value.dtype}, not of numbers")
+        self.names = tuple(names)
+        self._fields = {name: _field(name, value) for name, value in self.arrays.items()}
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self._fields
+
+    def __len__(self) -> int:
+        return len(self.arrays["x"])
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        """The arrays are the caller's and stay as they are."""
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.take(value, indices, axis=0) for name, value in self.arrays.items()}
+
+    def gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        for name, value in self.arrays.items():
+            # mode "clip" writes straight into ``out``; "raise" would go through a buffer.
+            value.take(indices, axis=0, out=out[name], mode="clip")
+
+    def labels(self) -> np.ndarray:
+        return self.arrays["y"]
+
+
+def _field(name: str, value: np.ndarray) -> Field:
+    size = None
+    if name == "y" and value.ndim == 1 and value.dtype.kind in "iu" and value.min() >= 0:
+        size = int(value.max()) + 1
+    return Field(value.shape[1:], value.dtype, size)
+
+
+class Shared:
+    """A source that several subsets read: it holds what any of them needs.
+
+    Gathers one at a time, since a user's source need not know of threads."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self._wanted: dict[int, Sequence[range]] = {}
+        self._lock = threading.Lock()
+
+    def hold_for(self, holder: object, ranges: Sequence[range]) -> None:
+        with self._lock:
+            self._wanted[id(holder)] = ranges
+            numbers = [np.arange(r.start, r.stop) for wanted in self._wanted.values() for r in wanted]
+            self.source.hold(runs(np.concatenate(numbers)) if numbers else [])
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        with self._lock:
+            return self.source.gather(indices)
+
+
+class Subset:
+    """The samples of ``source`` named by ``indices`` (n,), in that order; a number may occur more than once.
+
+    Sorted indices keep neighbours together, so that a shard is a piece of a file. Subsets of one
+    source that are used side by side are given the same ``Shared``."""
+
+    def __init__(self, source: Source | Shared, indices: np.ndarray):
+        self.shared = source if isinstance(source, Shared) else Shared(source)
+        self.source: Source = self.shared.source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        if self.indices.ndim != 1 or not len(self.indices):
+            raise DataError("a part of the dataset has no samples")
+        if self.indices.min() < 0 or self.indices.max() >= len(self.source):
+            raise DataError(f"sample numbers beyond the {len(self.source)} of the source")
+        self.is_cheap = bool(getattr(self.source, "is_cheap", False))
+        if hasattr(self.source, "gather_into"):
+            self.gather_into = self._gather_into
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self.source.fields
+
+    @property
+    def names(self) -> Sequence[str]:
+        return getattr(self.source, "names", ())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        numbers = [self.indices[r.start : r.stop] for r in ranges]
+        self.shared.hold_for(self, runs(np.concatenate(numbers)) if numbers else [])
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return self.shared.gather(self.indices.take(indices))
+
+    def _gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        self.source.gather_into(self.indices.take(indices), out)  # type: ignore[attr-defined]
+
+    def labels(self) -> np.ndarray:
+        return labels_of(self.source)[self.indices]
+
+
+def labels_of(source: Source, field: str = "y") -> np.ndarray:
+    """The field "y" of all samples, read piece by piece; afterwards the source holds nothing."""
+    own = getattr(source, "labels", None)
+    if own is not None and field == "y":
+        return own()
+    pieces = []
+    for start in range(0, len(source), 4096):
+        piece = range(start, min(start + 4096, len(source)))
+        source.hold([piece])
+        pieces.append(source.gather(np.arange(piece.start, piece.stop))[field])
+    source.hold([])
+    return np.concatenate(pieces)
+
+
+class Cast:
+    """A source whose floating fields, and images of bytes in "x", are delivered as ``dtype``."""
+
+    def __init__(self, source: Source, dtype: np.dtype):
+        self.source = source
+        self.is_cheap = bool(getattr(source, "is_cheap", False))
+        self._fields = {
+            name: Field(f.shape, dtype if _is_cast(name, f, dtype) else f.dtype, f.size)
+            for name, f in source.fields.items()
+        }
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self._fields
+
+    @property
+    def names(self) -> Sequence[str]:
+        return getattr(self.source, "names", ())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        self.source.hold(ranges)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = self.source.gather(indices)
+        return {name: value.astype(self._fields[name].dtype, copy=False) for name, value in batch.items()}
+
+    def labels(self) -> np.ndarray:
+        return labels_of(self.source)
+
+
+def _is_cast(name: str, field: Field, dtype: np.dtype) -> bool:
+    is_image = name == "x" and field.dtype == np.uint8 and field.size is None and len(field.shape) > 0
+    return field.dtype != dtype and (field.dtype.kind == "f" or is_image)
+
+
+CONVERTED_AT_ONCE = 64 * 2**20  # bytes
+
+
+def as_dtype(source: Source, dtype: np.dtype | str) -> Source:
+    """``source`` with its floating fields (and images of bytes) as ``dtype``; itself where they are so already.
+
+    Small arrays in memory are converted once, others as they are gathered."""
+    wanted = np.dtype(dtype)
+    if not any(_is_cast(name, f, wanted) for name, f in source.fields.items()):
+        return source
+    if isinstance(source, Subset):
+        return Subset(as_dtype(source.source, wanted), source.indices)
+    cast = Cast(source, wanted)
+    if not isinstance(source, Arrays):
+        return cast
+    if sum(f.dtype.itemsize * int(np.prod(f.shape)) * len(source) for f in cast.fields.values()) > CONVERTED_AT_ONCE:
+        return cast
+    arrays = {name: value.astype(cast.fields[name].dtype, copy=False) for name, value in source.arrays.items()}
+    return Arrays(**arrays, names=source.names)
