@@ -1,0 +1,80 @@
+"""Optimizers as passes over flat memory, schedules, clipping, parameter groups.
+
+An optimizer is a frozen choice of numbers; its slots live in flat buffers that the caller owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from ddl.errors import ConfigError
+from ddl.optim.clip import gradient_scale
+from ddl.optim.elementwise import Optimizer, use_compiled
+from ddl.optim.groups import Groups, Rule
+from ddl.optim.layerwise import LAMB, LARS
+from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, RMSprop
+from ddl.optim.schedule import (
+    SCHEDULES,
+    Constant,
+    Cosine,
+    Linear,
+    Schedule,
+    StepDecay,
+    Warmup,
+    scaled_lr,
+    schedule,
+)
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
+    "lamb": LAMB,
+    "lars": LARS,
+}
+
+
+def build(name: str, options: Mapping[str, Any] | None = None) -> Optimizer:
+    """The optimizer called ``name``; options that are None keep its defaults.
+
+    Raises ConfigError for an unknown name, an option that it does not have, or an impossible value."""
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optim.name = {name!r} is unknown; known are {sorted(OPTIMIZERS)}")
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    known = [field.name for field in fields(OPTIMIZERS[name])]  # type: ignore[arg-type]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ConfigError(f"optimizer {name!r} has no option {unknown}; it has {known}")
+    return OPTIMIZERS[name](**given)
+
+
+__all__ = [
+    "LAMB",
+    "LARS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Groups",
+    "Linear",
+    "Momentum",
+    "Optimizer",
+    "RMSprop",
+    "Rule",
+    "Schedule",
+    "StepDecay",
+    "Warmup",
+    "build",
+    "gradient_scale",
+    "scaled_lr",
+    "schedule",
+    "use_compiled",
+]

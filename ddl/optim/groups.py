@@ -1,0 +1,117 @@
+"""Parameter groups: which optimizer, learning rate and weight decay each stretch of the flat buffer gets.
+
+The rules themselves are the optimizers'; names and places come from the Layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ddl.arrays import Array, Layout
+from ddl.errors import ConfigError
+from ddl.optim.elementwise import Optimizer
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Settings for the parameters whose names match ``match`` (``*``, ``?`` and ``[...]`` as in file names).
+
+    optimizer: another than the job's; its lr counts in proportion to the job's, so the schedule holds for both.
+    lr_factor: multiplies the learning rate. weight_decay: instead of the optimizer's. frozen: never changed."""
+
+    match: str
+    optimizer: Optimizer | None = None
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stretch of the flat buffer with one treatment; ``optimizer`` is None where it is frozen."""
+
+    place: slice
+    names: tuple[str, ...]
+    optimizer: Any
+    lr_factor: float
+
+
+class Groups:
+    """An optimizer for a whole layout: names with equal treatment that lie side by side are one run, one pass.
+
+    The first rule that matches a name decides; without one the job's optimizer does. ``no_decay`` names
+    parameters whose weight decay is 0, ``freeze`` those that never change. Raises ConfigError for a pattern
+    that matches no parameter."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        optimizer: Optimizer,
+        rules: Sequence[Rule] = (),
+        *,
+        no_decay: Sequence[str] = (),
+        freeze: Sequence[str] = (),
+    ):
+        self.layout, self.optimizer = layout, optimizer
+        for pattern in [*(rule.match for rule in rules), *no_decay, *freeze]:
+            if not any(fnmatchcase(name, pattern) for name in layout.shapes):
+                raise ConfigError(f"no parameter matches {pattern!r}; there are {_listed(layout.shapes)}")
+        runs: list[Run] = []
+        for name, place in layout.slices.items():
+            chosen, factor = self._treatment(name, rules, no_decay, freeze)
+            last = runs[-1] if runs else None
+            together = last is not None and (last.optimizer, last.lr_factor) == (chosen, factor)
+            if last is not None and together and not (chosen is not None and chosen.layerwise):
+                # The gap between two names is zero in all arrays and stays so: one pass may run through it.
+                runs[-1] = Run(slice(last.place.start, place.stop), (*last.names, name), chosen, factor)
+            else:
+                runs.append(Run(place, (name,), chosen, factor))
+        self.runs = runs
+
+    def _treatment(
+        self, name: str, rules: Sequence[Rule], no_decay: Sequence[str], freeze: Sequence[str]
+    ) -> tuple[Optimizer | None, float]:
+        rule = next((r for r in rules if fnmatchcase(name, r.match)), Rule("*"))
+        if rule.frozen or any(fnmatchcase(name, pattern) for pattern in freeze):
+            return None, 0.0
+        chosen = rule.optimizer or self.optimizer
+        decay = 0.0 if any(fnmatchcase(name, pattern) for pattern in no_decay) else rule.weight_decay
+        if decay is not None and decay != chosen.weight_decay:
+            chosen = replace(chosen, weight_decay=decay)  # type: ignore[type-var]
+        return chosen, rule.lr_factor * (chosen.lr / self.optimizer.lr)
+
+    @property
+    def lr(self) -> float:
+        """The job's learning rate before any schedule."""
+        return self.optimizer.lr
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the flat arrays that the optimizers keep, zero at the start."""
+        names = [slot for run in self.runs if run.optimizer is not None for slot in run.optimizer.slots]
+        return tuple(dict.fromkeys(names))
+
+    def update(
+        self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float
+    ) -> None:
+        """One step over flat arrays of the layout's length, in place; ``grads`` stays as it is.
+
+        lr: the rate of this step. step: updates so far. scale: turns the gradient of the sum into the mean's."""
+        for run in self.runs:
+            if run.optimizer is not None:
+                kept = {name: slots[name][run.place] for name in run.optimizer.slots}
+                run.optimizer.update(params[run.place], grads[run.place], kept, lr * run.lr_factor, step, scale)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{', '.join(run.names)}: " + ("frozen" if run.optimizer is None else f"{run.optimizer} x {run.lr_factor}")
+            for run in self.runs
+        )
+
+
+def _listed(names: Mapping[str, object], most: int = 12) -> str:
+    """Some names for an error message."""
+    first = list(names)[:most]
+    return ", ".join(first) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,306 @@
+"""Every optimizer against its textbook formula in plain NumPy, through one shared matrix."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ddl import optim
+from ddl.arrays import Layout
+from ddl.errors import ConfigError
+
+ALL = {
+    "sgd": optim.SGD(lr=0.1),
+    "momentum": optim.Momentum(lr=0.05, momentum=0.8),
+    "nesterov": optim.Momentum(lr=0.05, momentum=0.8, nesterov=True),
+    "adam": optim.Adam(lr=0.02, beta1=0.85, beta2=0.95),
+    "adamw": optim.AdamW(lr=0.02, weight_decay=0.0),
+    "rmsprop": optim.RMSprop(lr=0.02),
+    "adagrad": optim.Adagrad(lr=0.3),
+    "lars": optim.LARS(lr=1.0, trust=0.05),
+    "lamb": optim.LAMB(lr=0.02),
+}
+ELEMENTWISE = [name for name, optimizer in ALL.items() if not optimizer.layerwise]
+
+
+def textbook(kind: str, o, p: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
+    """One layer's parameters after steps along ``gradients`` (means), by the formulas of the papers."""
+    p, m, v = p.astype(np.float64).copy(), 0.0, 0.0
+    for t, g in enumerate(gradients, start=1):
+        wd = o.weight_decay
+        if kind == "sgd":
+            p = p - o.lr * (g + wd * p)
+        elif kind == "momentum":
+            m = o.momentum * m + g + wd * p
+            p = p - o.lr * m
+        elif kind == "nesterov":
+            d = g + wd * p
+            m = o.momentum * m + d
+            p = p - o.lr * (d + o.momentum * m)
+        elif kind in ("adam", "adamw", "lamb"):
+            d = g + wd * p if kind == "adam" else g
+            m = o.beta1 * m + (1 - o.beta1) * d
+            v = o.beta2 * v + (1 - o.beta2) * d**2
+            m_hat, v_hat = m / (1 - o.beta1**t), v / (1 - o.beta2**t)
+            u = m_hat / (np.sqrt(v_hat) + o.eps)
+            if kind == "adamw":
+                p = p - o.lr * (u + wd * p)
+            elif kind == "lamb":
+                u = u + wd * p
+                p = p - o.lr * np.linalg.norm(p) / np.linalg.norm(u) * u
+            else:
+                p = p - o.lr * u
+        elif kind == "rmsprop":
+            d = g + wd * p
+            v = o.decay * v + (1 - o.decay) * d**2
+            p = p - o.lr * d / (np.sqrt(v) + o.eps)
+        elif kind == "adagrad":
+            d = g + wd * p
+            v = v + d**2
+            p = p - o.lr * d / (np.sqrt(v) + o.eps)
+        elif kind == "lars":
+            trust = o.trust * np.linalg.norm(p) / (np.linalg.norm(g) + wd * np.linalg.norm(p))
+            m = o.momentum * m + trust * o.lr * (g + wd * p)
+            p = p - m
+    return p
+
+
+def with_decay(optimizer, weight_decay: float):
+    return replace(optimizer, weight_decay=weight_decay)
+
+
+def run(optimizer, p, gradients, scale=1.0, slots=None, first=0):
+    """Flat parameters after some steps; slots start at zero."""
+    p = p.copy()
+    slots = {name: np.zeros_like(p) for name in optimizer.slots} if slots is None else slots
+    for step, g in enumerate(gradients, start=first):
+        optimizer.update(p, g, slots, optimizer.lr, step, scale)
+    return p
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def spelling(request):
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    optim.use_compiled("on" if request.param == "compiled" else "off")
+    yield request.param
+    optim.use_compiled("auto")
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ALL)
+def test_steps_follow_the_textbook(kind, dtype, weight_decay, spelling):
+    rng = np.random.default_rng(3)
+    optimizer = with_decay(ALL[kind], weight_decay)
+    length = 20011 if kind in ("adam", "lamb") else 37  # more than two blocks, and no multiple of one
+    p = rng.normal(size=length).astype(dtype)
+    means = [rng.normal(size=length).astype(dtype) for _ in range(6)]
+    sums = [g * np.asarray(256, dtype) for g in means]
+    got = run(optimizer, p, sums, scale=1 / 256)
+    assert got.dtype == dtype
+    rtol, atol = (2e-5, 1e-6) if dtype == "float32" else (1e-12, 1e-13)
+    np.testing.assert_allclose(got, textbook(kind, optimizer, p, means), rtol, atol)
+
+
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+def test_compiled_and_plain_give_the_same_bits(kind, dtype, weight_decay):
+    pytest.importorskip("numba")
+    rng, optimizer = np.random.default_rng(4), with_decay(ALL[kind], weight_decay)
+    p = rng.normal(size=9001).astype(dtype)
+    gradients = [rng.normal(size=9001).astype(dtype) for _ in range(4)]
+    results = []
+    for mode in ("on", "off"):
+        optim.use_compiled(mode)
+        slots = {name: np.zeros_like(p) for name in optimizer.slots}
+        results.append([run(optimizer, p, gradients, 0.37, slots), *slots.values()])
+    optim.use_compiled("auto")
+    for compiled, plain in zip(*results, strict=True):
+        assert compiled.tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_copy_of_the_slots_resumes_with_the_same_bits(kind, spelling):
+    rng, optimizer = np.random.default_rng(5), with_decay(ALL[kind], 0.01)
+    p = rng.normal(size=100).astype("float32")
+    gradients = [rng.normal(size=100).astype("float32") for _ in range(8)]
+    whole = run(optimizer, p, gradients)
+    slots = {name: np.zeros_like(p) for name in optimizer.slots}
+    half = run(optimizer, p, gradients[:4], slots=slots)
+    copies = {name: slot.copy() for name, slot in slots.items()}
+    again = run(optimizer, half.copy(), gradients[4:], slots=copies, first=4)
+    assert again.tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_quadratic_is_minimised(kind, spelling):
+    """f(x) = sum c (x - t)^2 / 2 from a start away from the target falls by a factor of 100."""
+    c, target = np.linspace(0.5, 2, 20), np.linspace(-1, 1, 20)
+    optimizer = ALL[kind]
+    p = np.full(20, 3.0)
+    slots = {name: np.zeros_like(p) for name in optimizer.slots}
+    first = (c * (p - target) ** 2).sum()
+    for step in range(600):
+        lr = optimizer.lr * (1 - step / 600)
+        optimizer.update(p, 4 * c * (p - target), slots, lr, step, 0.25)
+    assert (c * (p - target) ** 2).sum() < first / 100
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_steady_state_allocates_nothing_large(kind, spelling):
+    optimizer = with_decay(ALL[kind], 0.01)
+    p, g = np.ones(200_000, "float32"), np.ones(200_000, "float32")
+    slots = {name: np.zeros_like(p) for name in optimizer.slots}
+    for step in range(2):
+        optimizer.update(p, g, slots, 0.01, step, 1.0)
+    tracemalloc.start()
+    optimizer.update(p, g, slots, 0.01, 2, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150_000  # the arrays have 800,000 bytes; NumPy's own casting buffer is 8192 elements
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_gradients_are_left_alone_and_zeros_stay_zeros(kind, spelling):
+    optimizer = with_decay(ALL[kind], 0.01)
+    p = np.array([1.0, 0, 0, 2.0])
+    g = np.array([0.5, 0, 0, -0.5])
+    kept = g.copy()
+    got = run(optimizer, p, [g] * 3)
+    assert (g == kept).all() and (got[1:3] == 0).all() and (got != p)[[0, 3]].all()
+
+
+@pytest.mark.parametrize("kind", ["lars", "lamb"])
+def test_a_layer_of_norm_zero_takes_the_plain_step(kind):
+    p = run(ALL[kind], np.zeros(4), [np.ones(4)])
+    np.testing.assert_allclose(p, -ALL[kind].lr * np.ones(4), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+def test_pytorch_agrees(kind, weight_decay):
+    torch = pytest.importorskip("torch")
+    o = with_decay(ALL[kind], weight_decay)
+    peers = {
+        "sgd": lambda p: torch.optim.SGD(p, o.lr, weight_decay=weight_decay),
+        "momentum": lambda p: torch.optim.SGD(p, o.lr, o.momentum, weight_decay=weight_decay),
+        "nesterov": lambda p: torch.optim.SGD(p, o.lr, o.momentum, weight_decay=weight_decay, nesterov=True),
+        "adam": lambda p: torch.optim.Adam(p, o.lr, (o.beta1, o.beta2), o.eps, weight_decay),
+        "adamw": lambda p: torch.optim.AdamW(p, o.lr, (o.beta1, o.beta2), o.eps, weight_decay),
+        "rmsprop": lambda p: torch.optim.RMSprop(p, o.lr, o.decay, o.eps, weight_decay),
+        "adagrad": lambda p: torch.optim.Adagrad(p, o.lr, weight_decay=weight_decay, eps=o.eps),
+    }
+    rng = np.random.default_rng(6)
+    start, gradients = rng.normal(size=50), [rng.normal(size=50) for _ in range(5)]
+    theirs = torch.tensor(start.copy())
+    peer = peers[kind]([theirs])
+    for g in gradients:
+        theirs.grad = torch.tensor(g)
+        peer.step()
+    np.testing.assert_allclose(run(o, start, gradients), theirs.numpy(), rtol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+def test_the_gpu_agrees(kind, weight_decay):
+    cupy = pytest.importorskip("cupy")
+    if not cupy.cuda.is_available():
+        pytest.skip("no CUDA device")
+    rng, o = np.random.default_rng(7), with_decay(ALL[kind], weight_decay)
+    p = rng.normal(size=5000).astype("float32")
+    gradients = [rng.normal(size=5000).astype("float32") for _ in range(5)]
+    theirs, slots = cupy.asarray(p), {name: cupy.zeros(5000, "float32") for name in o.slots}
+    for step, g in enumerate(gradients):
+        o.update(theirs, cupy.asarray(g), slots, o.lr, step, 0.5)
+    np.testing.assert_allclose(theirs.get(), run(o, p, gradients, 0.5), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: optim.Adam(lr=0), "optim.lr"),
+        (lambda: optim.Adam(beta1=1.0), "beta1"),
+        (lambda: optim.RMSprop(eps=0), "eps"),
+        (lambda: optim.Momentum(momentum=-0.1), "momentum"),
+        (lambda: optim.SGD(weight_decay=-1), "weight_decay"),
+        (lambda: optim.SGD(lr=float("nan")), "lr"),
+        (lambda: optim.build("adma"), "adamw"),
+        (lambda: optim.build("sgd", {"beta1": 0.5}), "beta1"),
+    ],
+)
+def test_impossible_settings_are_named(make, says):
+    with pytest.raises(ConfigError, match=says):
+        make()
+
+
+def test_names_build_optimizers():
+    assert optim.build("adam", {"lr": 0.5, "beta1": None}) == optim.Adam(lr=0.5)
+    for name in optim.OPTIMIZERS:
+        assert isinstance(optim.build(name), optim.Optimizer)
+
+
+LAYOUT = Layout.of({"a.weight": (3, 5), "a.bias": (5,), "b.weight": (5, 7), "b.bias": (7,), "c.weight": (2,)})
+
+
+def flat(seed: int) -> np.ndarray:
+    rng, out = np.random.default_rng(seed), np.zeros(LAYOUT.length, "float32")
+    for place in LAYOUT.slices.values():
+        out[place] = rng.normal(size=place.stop - place.start)
+    return out
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_groups_treat_each_name_as_told(kind, dtype, spelling):
+    base = with_decay(ALL[kind], 0.05)
+    layout = Layout.of(LAYOUT.shapes, dtype)
+    other = optim.Adam(lr=2 * base.lr)
+    groups = optim.Groups(
+        layout,
+        base,
+        [optim.Rule("b.*", lr_factor=0.5, weight_decay=0.2), optim.Rule("c.*", optimizer=other)],
+        no_decay=["*.bias"],
+        freeze=["a.weight"],
+    )
+    p, g = flat(1).astype(dtype), [flat(s).astype(dtype) for s in (2, 3)]
+    slots = {name: np.zeros_like(p) for name in groups.slots}
+    got = p.copy()
+    for step, gradient in enumerate(g):
+        groups.update(got, gradient, slots, base.lr * 0.7, step, 0.5)
+    want = {
+        "a.weight": None,
+        "a.bias": (kind, with_decay(base, 0.0), 0.7),
+        "b.weight": (kind, with_decay(base, 0.2), 0.35),
+        "b.bias": (kind, with_decay(base, 0.0), 0.35),
+        "c.weight": ("adam", other, 0.7),
+    }
+    for name, place in layout.slices.items():
+        if want[name] is None:
+            assert (got[place] == p[place]).all()
+            continue
+        of, o, factor = want[name]
+        expected = textbook(of, replace(o, lr=o.lr * factor), p[place], [x[place] * 0.5 for x in g])
+        np.testing.assert_allclose(got[place], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+    covered = np.zeros(layout.length, bool)
+    for place in layout.slices.values():
+        covered[place] = True
+    assert not got[~covered].any() and not any(slot[~covered].any() for slot in slots.values())
+
+
+def test_equal_neighbours_are_one_pass():
+    assert [run.names for run in optim.Groups(LAYOUT, optim.Adam()).runs] == [tuple(LAYOUT.shapes)]
+    assert len(optim.Groups(LAYOUT, optim.LAMB()).runs) == len(LAYOUT.shapes)
+    assert len(optim.Groups(LAYOUT, optim.Adam(), [optim.Rule("b.*", lr_factor=2)]).runs) == 3
+    frozen = optim.Groups(LAYOUT, optim.Adam(), freeze=["*"])
+    assert frozen.slots == () and "frozen" in repr(frozen)
+
+
+def test_a_pattern_without_a_match_is_named():
+    with pytest.raises(ConfigError, match=r"'d\.\*'.*a\.weight"):
+        optim.Groups(LAYOUT, optim.SGD(), [optim.Rule("d.*", frozen=True)])
