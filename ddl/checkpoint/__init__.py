@@ -1,0 +1,10 @@
+"""Checkpoints: named arrays on disk and in a node's memory, there whole or not at all.
+
+What the arrays mean, and when a checkpoint is taken, is train's."""
+
+from ddl.checkpoint.fence import Fence, Owner, owner_of
+from ddl.checkpoint.replica import newer_of, open_replica
+from ddl.checkpoint.store import Entry, Store
+from ddl.checkpoint.writer import Writer
+
+__all__ = ["Entry", "Fence", "Owner", "Store", "Writer", "newer_of", "open_replica", "owner_of"]

@@ -1,0 +1,139 @@
+"""A thread that writes checkpoints while training goes on, from a copy taken at a step boundary.
+
+What a checkpoint is on disk is store.py's; when one is taken is train's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Array, host
+from ddl.checkpoint.store import Store
+from ddl.errors import CheckpointError, DdlError
+
+Saved = Callable[[int, Path], None]
+
+
+def _ignore(*told: Any) -> None:
+    """Nobody listens."""
+
+
+class Writer:
+    """Writes to ``store`` (None where this rank writes no checkpoints to disk) and to the node's ``replica``.
+
+    One staging buffer, used again for every checkpoint: a step allocates nothing. One write at a time.
+    say: gets a line when a checkpoint could not be written. saved(step, path): called from the thread, after each."""
+
+    def __init__(
+        self,
+        store: Store | None,
+        replica: Store | None = None,
+        *,
+        say: Callable[[str], None] = _ignore,
+        saved: Saved = _ignore,
+    ):
+        self.store, self.replica, self.say, self.saved = store, replica, say, saved
+        self._staging = np.empty(0, np.uint8)
+        self._work: Callable[[], None] | None = None
+        self._error: DdlError | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="checkpoint writer", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        step: int,
+        arrays: Mapping[str, Array],
+        meta: Mapping[str, Any],
+        score: float | None = None,
+        *,
+        to_disk: bool = True,
+    ) -> None:
+        """Copy the state and return; the thread writes the copy. Waits first while an earlier write goes on.
+
+        Raises Fenced if an earlier write found the run folder in newer hands. A write that failed for another
+        reason (the disk is full) was told through ``say``: training goes on, the checkpoints before are untouched.
+        ``meta`` is not copied and must not change afterwards."""
+        self._idle()
+        if self._error is not None and not isinstance(self._error, CheckpointError):
+            raise self._error
+        copies = self._stage(arrays)
+        targets = [store for store in (self.replica, self.store if to_disk else None) if store is not None]
+
+        def work() -> None:
+            for store in targets:
+                path = store.save(step, copies, meta, score)
+                if store is self.store:
+                    self.saved(step, path)
+
+        with self._changed:
+            if self._closed:
+                raise CheckpointError("the checkpoint writer is closed")
+            self._error, self._work = None, work
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until the last submitted checkpoint is written. Raises what kept it from being written, once."""
+        self._idle()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Finish the write in progress and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _idle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._work is None)
+
+    def _stage(self, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        """Copies of the arrays in the staging buffer, by name."""
+        starts, end = {}, 0
+        for name, array in arrays.items():
+            starts[name] = end
+            end += -(-array.nbytes // 64) * 64
+        if self._staging.nbytes < end:
+            self._staging = np.empty(end, np.uint8)
+        copies = {}
+        for name, array in arrays.items():
+            place = self._staging[starts[name] : starts[name] + array.nbytes]
+            copies[name] = place.view(array.dtype).reshape(array.shape)
+            copies[name][...] = host(array)
+        return copies
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._work is not None or self._closed)
+                work = self._work
+            if work is None:
+                return
+            error: DdlError | None = None
+            try:
+                work()
+            except DdlError as failure:
+                error = failure
+            except Exception as failure:
+                error = CheckpointError(f"a checkpoint was not written: {failure!r}")
+                error.__cause__ = failure
+            if error is not None:
+                self.say(str(error))
+            with self._changed:
+                self._error, self._work = error, None
+                self._changed.notify_all()

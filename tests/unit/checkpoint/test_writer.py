@@ -1,0 +1,113 @@
+"""The writer takes a copy at once and writes it while training goes on."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
+from ddl.checkpoint.replica import FOLDER_VARIABLE
+from ddl.errors import CheckpointError, Fenced
+
+
+class Gate:
+    """A probe that holds the writer at its first write until it is opened."""
+
+    def __init__(self):
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, point):
+        if point == "checkpoint.write":
+            self.reached.set()
+            assert self.open.wait(20)
+
+
+def test_what_is_written_is_the_state_at_submission(tmp_path):
+    gate, x = Gate(), np.arange(4.0)
+    store = Store(tmp_path, probe=gate)
+    with Writer(store) as writer:
+        writer.submit(1, {"x": x, "t": x.reshape(2, 2).T}, {"at": 1})
+        assert gate.reached.wait(20)
+        x += 100  # training goes on
+        gate.open.set()
+        writer.wait()
+    arrays, meta = store.load()
+    np.testing.assert_array_equal(arrays["x"], [0, 1, 2, 3])
+    np.testing.assert_array_equal(arrays["t"], [[0, 2], [1, 3]])
+    assert meta == {"at": 1}
+
+
+def test_the_staging_buffer_is_used_again(tmp_path):
+    with Writer(Store(tmp_path)) as writer:
+        writer.submit(1, {"x": np.arange(1000.0)}, {})
+        writer.wait()
+        first = writer._staging
+        writer.submit(2, {"x": np.arange(999.0)}, {})
+        writer.wait()
+        assert writer._staging is first
+
+
+def test_saved_is_told_after_each(tmp_path):
+    told = []
+    with Writer(Store(tmp_path), saved=lambda step, path: told.append((step, path.name))) as writer:
+        for step in (1, 2):
+            writer.submit(step, {"x": np.zeros(1)}, {})
+    assert told == [(1, "step_00000001"), (2, "step_00000002")]
+
+
+def test_a_failed_write_is_told_and_training_goes_on(tmp_path):
+    said, full = [], True
+
+    def probe(point):
+        if full and point == "checkpoint.write":
+            raise OSError(28, "No space left on device")
+
+    store = Store(tmp_path, probe=probe)
+    with Writer(store, say=said.append) as writer:
+        writer.submit(1, {"x": np.zeros(1)}, {})
+        with pytest.raises(CheckpointError, match="disk is full"):
+            writer.wait()
+        writer.submit(2, {"x": np.zeros(1)}, {})
+        writer._idle()
+        full = False
+        writer.submit(3, {"x": np.zeros(1)}, {})
+        writer.wait()
+    assert len(said) == 2
+    assert store.load()[1] == {} and store.newest_step() == 3
+
+
+def test_a_fenced_writer_stops_at_the_next_checkpoint(tmp_path):
+    fence = Fence(tmp_path, "old")
+    with Writer(Store(tmp_path / "c", fence=fence)) as writer:
+        Fence(tmp_path, "new")
+        writer.submit(1, {"x": np.zeros(1)}, {})
+        writer._idle()
+        with pytest.raises(Fenced):
+            writer.submit(2, {"x": np.zeros(1)}, {})
+    assert Store(tmp_path / "c").newest() is None
+
+
+def test_a_closed_writer_takes_nothing(tmp_path):
+    writer = Writer(Store(tmp_path))
+    writer.close()
+    with pytest.raises(CheckpointError, match="closed"):
+        writer.submit(1, {}, {})
+
+
+def test_without_a_supervisor_there_is_no_replica():
+    assert open_replica({}) is None
+
+
+def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
+    disk = Store(tmp_path / "disk")
+    replica = open_replica({FOLDER_VARIABLE: str(tmp_path / "memory")})
+    assert newer_of(disk, None) is newer_of(disk, replica) is disk
+    with Writer(disk, replica) as writer:
+        writer.submit(1, {"x": np.zeros(1)}, {})
+        for step in (2, 3):
+            writer.submit(step, {"x": np.zeros(1)}, {}, to_disk=False)
+    assert newer_of(disk, replica) is replica
+    assert (disk.newest_step(), replica.newest_step()) == (1, 3)
+    assert len(replica.entries()) == 1
