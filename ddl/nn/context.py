@@ -35,6 +35,20 @@ class Context:
     announce: Callable[[Sequence[str]], None] = _nobody_listens
     arena: Arena = field(default_factory=Arena)
 
+    def begin(
+        self,
+        segments: Sequence[slice],
+        shards: Sequence[int],
+        step: int,
+        part: int = 0,
+        announce: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        """Turn to another batch: scratch arrays are reused, generators are keyed anew."""
+        self.arena.rewind()
+        self.__dict__.pop("generators", None)
+        self.segments, self.shards, self.step, self.part = segments, shards, step, part
+        self.announce = announce or _nobody_listens
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:
         """A scratch array of the arena, valid until the next step begins."""
         return self.arena.empty(shape, dtype)

@@ -1,0 +1,40 @@
+"""ddl: fault-tolerant data-parallel training over MPI.
+
+Rooms and names are imported when they are first asked for: ``python -m ddl.train --help`` needs neither
+NumPy nor MPI."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = ("arrays", "data", "nn", "models", "optim", "comm", "collectives", "parallel", "checkpoint", "metrics", "errors")
+_NAMES = {
+    "Trainer": "ddl.train.trainer",
+    "elastic": "ddl.elastic",
+    "init": "ddl.world",
+    "rank": "ddl.world",
+    "size": "ddl.world",
+    "local_rank": "ddl.world",
+    "allreduce": "ddl.world",
+    "broadcast": "ddl.world",
+    "DistributedOptimizer": "ddl.world",
+}
+
+if TYPE_CHECKING:
+    from ddl import arrays, collectives, comm, data, errors, metrics, models, nn, optim, parallel
+    from ddl.train.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"ddl.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'ddl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS, *_NAMES])

@@ -1,0 +1,279 @@
+"""The recovery loop: fence, revoke, shrink, agree, level, reassign - until a generation of survivors stands.
+
+What is levelled and reassigned belongs to the caller (a ``Recoverable``); what to do is decision.py's;
+which calls may be made after a death is comm's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ddl.comm import Group, Member
+from ddl.data import Plan, reassign
+from ddl.errors import DdlError, PeerLost, QuorumLost, Stop, UserCodeError
+from ddl.fault.decision import Action, Death, Situation, decide, fatal_error
+
+
+class Recoverable(Protocol):
+    """What recovery asks of the work that it saves."""
+
+    def position(self) -> tuple[int, int]:
+        """(committed step, stage): the largest among the survivors is the state that all will hold."""
+        ...
+
+    def flat_arrays(self) -> list[np.ndarray]:
+        """The state's arrays in host memory, in a fixed order; only read."""
+        ...
+
+    def meta(self) -> Any:
+        """The small rest of the state: picklable."""
+        ...
+
+    def take_over(self, arrays: list[np.ndarray], meta: Any) -> None:
+        """Replace the whole state by another rank's, at once: nothing in here waits for anybody."""
+        ...
+
+    def attach(self, group: Group, plan: Plan) -> DdlError | None:
+        """Bind to a new generation: open this rank's shards and the buffers of its sums. May raise PeerLost.
+
+        Returns, on every worker alike, the reason why the job cannot go on, if there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """min_ranks: fewer survivors stop the job. say: gets one line for each noteworthy turn."""
+
+    min_ranks: int = 1
+    fence_timeout_s: float = 10.0
+    notes: Callable[[int], dict[str, Any] | None] = lambda identity: None
+    beat: Callable[[str], None] = lambda phase: None
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class Report:
+    """What a recovery did: who died, how long each phase took (seconds), and who holds which shards now."""
+
+    generation: int
+    deaths: list[Death]
+    survivors: list[int]
+    step: int
+    phases: dict[str, float] = field(default_factory=dict)
+    moved: dict[int, list[int]] = field(default_factory=dict)  # identity -> shards it took over
+    promoted: list[int] = field(default_factory=list)  # spares that became workers
+    refusal: DdlError | None = None  # why the survivors, all of them, may not go on
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.phases.values())
+
+
+def start_time(pid: int) -> int:
+    """When a process of this host started, in clock ticks since boot; 0 if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def fence(member: Member, timeout_s: float) -> bool:
+    """Kill a process of this host and see it gone: True once it can touch nothing any more.
+
+    False for a process of another host, which nobody here can vouch for, or one that will not go."""
+    if member.host != socket.gethostname():
+        return False
+    if member.pid == os.getpid():
+        return True  # ranks as threads of one process: one that is gone has returned
+    deadline = time.monotonic() + timeout_s
+    while (started := start_time(member.pid)) and (not member.started or started == member.started):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What each worker of a new generation tells the others."""
+
+    identity: int
+    position: tuple[int, int]
+    confirmed: frozenset[int]
+    deaths: tuple[Death, ...]
+    has_state: bool
+
+
+class Recovery:
+    """Recovers again and again over a job's life; remembers the deaths so far and the plan by identity.
+
+    owners: shard -> identity of the worker that holds it."""
+
+    def __init__(self, work: Recoverable, plan: Plan, group: Group, settings: Settings):
+        self.work, self.settings = work, settings
+        self.owners = [group.members[rank].identity for rank in plan.owners]
+        self.history: list[Death] = []
+        self.has_state = not group.is_spare
+
+    def recover(self, group: Group, cause: PeerLost, agreed: bool = False) -> tuple[Group, Report]:
+        """A sealed group of the survivors, all holding the newest committed state, its shards spread among them.
+
+        The failed group is closed. agreed: the caller has been through the generation's closing agreement already.
+        ``report.refusal`` is QuorumLost, Stop (too few ranks left) or UserCodeError (the job itself is broken),
+        the same on every worker, where the survivors may not go on; the state is levelled then only for Stop."""
+        clock, phases = self.settings.clock, {}
+        last, mark = group, clock()
+        before = [member for member in group.members]
+        lost: set[int] = set(cause.ranks)
+
+        def lap(phase: str) -> None:
+            nonlocal mark
+            now = clock()
+            phases[phase] = phases.get(phase, 0.0) + now - mark
+            mark = now
+
+        def enter(phase: str) -> None:
+            self.settings.beat(phase)
+            group.probe(f"recover.{phase}")
+
+        while True:
+            enter("fence")
+            for rank in lost:
+                fence(group.members[rank], self.settings.fence_timeout_s)
+            lap("fence")
+            enter("revoke")
+            group.revoke()
+            lap("revoke")
+            enter("shrink")
+            if not agreed:  # every member leaves a generation through exactly one agreement: has it ended, or not
+                group.agree(0)
+            survivors = group.shrink()
+            group.close()
+            group, lost = survivors, set()  # ranks are those of a group: the numbers of the last one mean nothing here
+            lap("shrink")
+            try:
+                enter("agree")
+                report = self._settle(group, last, before, lap, enter)
+                done = 1
+            except PeerLost as again:
+                lost = set(again.ranks)
+                group.revoke()
+                done = 0
+            agreed = True
+            if group.agree(done):
+                self.has_state = self.has_state or not group.is_spare
+                self.history.extend(report.deaths)
+                report.phases = phases
+                return group, report
+
+    def _settle(self, group: Group, last: Group, before: Sequence[Member], lap: Callable, enter: Callable) -> Report:
+        """Everything between the shrink and the closing agreement; PeerLost means that it starts again."""
+        alive = {member.identity for member in group.members}
+        gone = [member for member in before if member.identity not in alive]
+        confirmed = frozenset(m.identity for m in gone if fence(m, self.settings.fence_timeout_s))
+        if group.is_spare:
+            return Report(group.generation, [], sorted(alive), 0)
+        deaths = tuple(self._death(m) for m in gone)
+        word = _Word(group.me.identity, self.work.position(), confirmed, deaths, self.has_state)
+        words: list[_Word] = group.gather_objects(word)
+        holders = [w for w in words if w.has_state]
+        if not holders:
+            lost = Stop("only spares are left and none holds the state: start again from the newest checkpoint")
+            return Report(group.generation, list(deaths), sorted(alive), 0, refusal=lost)
+        newest = max(w.position for w in holders)
+        leader = next(rank for rank, w in enumerate(words) if w.has_state and w.position == newest)
+        if not all(w.position[0] >= newest[0] - 1 for w in holders):
+            raise AssertionError(f"committed steps differ by more than one: {[w.position for w in words]}")
+        deaths = words[leader].deaths
+        now = Situation(
+            last=[m.identity for m in before],
+            alive=alive,
+            confirmed=frozenset().union(*(w.confirmed for w in words)),
+            minimum=self.settings.min_ranks,
+            committed=newest[0],
+            deaths=deaths,
+            history=self.history,
+        )
+        lap("agree")
+        action = decide(now)
+        refusal = self._refusal(action, now, group)
+        report = Report(group.generation, list(deaths), sorted(alive), newest[0], refusal=refusal)
+        if refusal is not None and action is not Action.STOP:
+            return report
+        enter("level")
+        self._level(group, words, newest, leader)
+        lap("level")
+        if refusal is None:  # otherwise the leader saves what is newest, and all leave
+            enter("reassign")
+            self._reassign(group, last, leader, report)
+            lap("reassign")
+        return report
+
+    def _death(self, member: Member) -> Death:
+        note = self.settings.notes(member.identity) or {}
+        return Death(
+            identity=member.identity,
+            host=member.host,
+            kind=note.get("kind", "crash"),
+            step=note.get("step", -1),
+            shards=frozenset(shard for shard, owner in enumerate(self.owners) if owner == member.identity),
+            error=note.get("error", ""),
+            traceback=note.get("traceback") or note.get("stack") or "",
+        )
+
+    @staticmethod
+    def _refusal(action: Action, now: Situation, group: Group) -> DdlError | None:
+        if action is Action.LEAVE:
+            return QuorumLost(
+                f"only {len(now.alive)} of {len(now.last)} ranks of the last generation can be reached and nobody "
+                "saw the others end; the other side may be going on, so this one leaves and writes nothing"
+            )
+        if action is Action.FAIL:
+            death = fatal_error(now)
+            assert death is not None
+            again = "" if now.committed == 0 else ", and it was not the first of its kind"
+            return UserCodeError(
+                f"rank {death.identity} raised {death.error} at step {death.step}{again}", death.traceback
+            )
+        if action is Action.STOP:
+            return Stop(f"{len(now.alive)} ranks are left, fault.min_ranks is {now.minimum}")
+        return None
+
+    def _level(self, group: Group, words: Sequence[_Word], newest: tuple[int, int], leader: int) -> None:
+        """The lowest survivor with the newest state gives it to those that are behind or have none."""
+        if all(w.has_state and w.position == newest for w in words):
+            return
+        meta = group.gather_objects(self.work.meta() if group.rank == leader else None)[leader]
+        # Received aside: when the leader dies in this, whoever is behind still holds its own, older state.
+        arrays = [flat if group.rank == leader else flat.copy() for flat in self.work.flat_arrays()]
+        for flat in arrays:
+            group.broadcast(flat, leader)
+        if not (words[group.rank].has_state and words[group.rank].position == newest):
+            self.work.take_over(arrays, meta)
+
+    def _reassign(self, group: Group, last: Group, leader: int, report: Report) -> None:
+        owners = group.gather_objects(self.owners if group.rank == leader else None)[leader]
+        rank_of = {member.identity: rank for rank, member in enumerate(group.members)}
+        old_rank = {identity: place for place, identity in enumerate(dict.fromkeys(owners))}
+        new_rank = {old_rank[i]: rank_of[i] for i in old_rank if i in rank_of and rank_of[i] < group.size}
+        plan = reassign(Plan(tuple(old_rank[i] for i in owners)), new_rank, group.size)
+        report.refusal = self.work.attach(group, plan)
+        now = [group.members[rank].identity for rank in plan.owners]
+        for shard, (old, new) in enumerate(zip(owners, now, strict=True)):
+            if old != new:
+                report.moved.setdefault(new, []).append(shard)
+        self.owners = now
+        workers_before = {member.identity for member in last.members[: last.size]}
+        report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]

@@ -1,0 +1,72 @@
+"""Evaluation spread over ranks: every sample once, nothing padded, exact at any number of ranks.
+
+When to evaluate is loop.py's; the door ``python -m ddl.evaluate`` is ddl/evaluate.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import partition
+from ddl.comm import Group
+from ddl.data import Source, Transform
+from ddl.models.model import Model
+from ddl.nn.context import Context
+from ddl.train.state import State
+
+
+def own_samples(source: Source, group: Group) -> range:
+    """The run of sample numbers that this rank evaluates."""
+    part = partition(len(source), group.size)[group.rank]
+    return range(part.start, part.stop)
+
+
+def batches(source: Source, own: range, rows: int, transforms: Sequence[Transform]):
+    """Batches of at most ``rows`` samples of ``own``, transformed as in training but for augmentation."""
+    for start in range(own.start, own.stop, rows):
+        indices = np.arange(start, min(start + rows, own.stop), dtype=np.int64)
+        batch: dict[str, np.ndarray] = source.gather(indices)
+        for transform in transforms:
+            batch = transform(batch, [slice(0, len(indices))], [])
+        yield batch
+
+
+def evaluate(
+    model: Model,
+    state: State,
+    source: Source,
+    group: Group,
+    *,
+    rows: int,
+    transforms: Sequence[Transform] = (),
+    beat: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost.
+
+    rows: samples per forward pass. transforms: normalisation and the like; they draw nothing."""
+    own = own_samples(source, group)
+    source.hold([own])
+    loss, weight, sums = 0.0, 0.0, {}
+    for batch in batches(source, own, rows, transforms):
+        beat()
+        group.probe("evaluate.batch")
+        count = len(next(iter(batch.values())))
+        context = Context(training=False, segments=[slice(0, count)], shards=[0])
+        batch = {name: state.device.array(value) for name, value in batch.items()}
+        got_loss, got_weight, got = model.loss_and_gradients(
+            state.params.views, state.averages.views, batch, None, context
+        )
+        loss, weight = loss + float(got_loss), weight + float(got_weight)
+        for name, value in got.items():
+            sums[name] = sums.get(name, 0) + value
+    parts = group.gather_objects((loss, weight, sums))  # summed by rank order: the same bits everywhere
+    loss, weight = sum(p[0] for p in parts), sum(p[1] for p in parts)
+    total: dict[str, Any] = {}
+    for _, _, part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0) + value
+    if weight == 0:
+        return {"loss": float("nan"), "samples": len(source)}
+    return {"loss": loss / weight, **model.metric_values(total, weight), "samples": len(source)}

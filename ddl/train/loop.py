@@ -1,0 +1,369 @@
+"""The loop of one rank: steps, evaluations and checkpoints through one generation after another.
+
+A step is step.py's, recovery is fault's; here stands what comes when, and what is done again after a failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Device, host
+from ddl.checkpoint import Writer
+from ddl.comm import Group
+from ddl.data import Loader, Normalise, Plan, assign, combine, moments
+from ddl.errors import DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
+from ddl.fault.recover import Recovery, Report
+from ddl.fault.recover import Settings as RecoverySettings
+from ddl.models.model import gradient_layout
+from ddl.parallel import GradientSum
+from ddl.train.evaluate import evaluate
+from ddl.train.journal import Journal
+from ddl.train.state import Progress, State
+from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
+from ddl.train.task import Task
+
+
+class _AllLeave(Exception):
+    """Raised on every worker alike at the same place: the job ends with ``error``, in good order."""
+
+    def __init__(self, error: DdlError):
+        self.error = error
+
+
+@dataclass
+class Wishes:
+    """What signals and clocks ask of the next step; a signal handler may set them at any time."""
+
+    stop: bool = False
+    checkpoint_every_s: float = 0.0
+    checkpoint_every_steps: int = 0
+    checkpoint_every_epochs: int = 0
+    last_checkpoint: float = field(default_factory=time.monotonic)
+
+    def checkpoint_due(self) -> bool:
+        return bool(self.checkpoint_every_s) and time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s
+
+
+class Loop:
+    """Trains ``task`` on the ranks of a group and of the groups that follow it when ranks die.
+
+    journal: where the leader writes what happened. writer: where it writes checkpoints (None: nowhere).
+    beat: told (step, phase) whenever this rank gets somewhere."""
+
+    def __init__(
+        self,
+        task: Task,
+        group: Group,
+        device: Device,
+        journal: Journal,
+        *,
+        writer: Callable[[], Writer] | None = None,
+        wishes: Wishes | None = None,
+        recovery: RecoverySettings | None = None,
+        beat: Callable[[int, str], None] = lambda step, phase: None,
+        span: Span = no_span,
+    ):
+        self.task, self.group, self.device, self.journal = task, group, device, journal
+        self.wishes, self.beat, self.span = wishes or Wishes(), beat, span
+        self._open_writer, self._writer = writer, None
+        self.state = State(task.model, task.optimizer.slots, task.dtype, task.seed, device)
+        if task.initial is not None:
+            task.initial(self.state)
+        self.plan = assign(task.order.shards, group.size)
+        self.recovery = Recovery(self, self.plan, group, recovery or RecoverySettings())
+        self.reports: list[Report] = []
+        self.step: Step | None = None
+        self.loader: Loader | None = None
+        self.total: GradientSum | None = None
+        self.status = "finished"
+        self.started = time.monotonic()
+
+    # What recovery asks for (fault.recover.Recoverable).
+
+    def position(self) -> tuple[int, int]:
+        return self.state.progress.position
+
+    def flat_arrays(self) -> list[np.ndarray]:
+        return [host(flat) for flat in self.state.flat_arrays()]
+
+    def meta(self) -> dict[str, Any]:
+        return self.state.progress.to_json()
+
+    def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
+        for flat, received in zip(self.state.flat_arrays(), arrays, strict=True):
+            flat[...] = self.device.array(received)
+        self.state.progress.become(Progress.from_json(meta))
+
+    def attach(self, group: Group, plan: Plan) -> DdlError | None:
+        """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
+        self._detach()
+        task, shards = self.task, plan.shards_of(group.rank)
+        problem: DdlError | None = None
+        try:
+            task.train.hold([task.order.shard_range(shard) for shard in shards])
+        except UserError as error:
+            problem = error
+        unknown = task.normalise != "none" and self.state.progress.normalise is None
+        told = group.gather_objects((problem, unknown))
+        for error, _ in told:
+            if error is not None:
+                return error
+        if any(lacks for _, lacks in told):
+            parts = group.gather_objects(moments(task.train, task.order, shards))
+            found = combine({shard: sums for part in parts for shard, sums in part.items()})
+            self.state.progress.normalise = found.to_json()
+        self.group, self.plan = group, plan
+        self.loader = Loader(
+            task.train,
+            task.order,
+            shards,
+            transforms=[*self.transforms, *task.augment],
+            prefetch=task.prefetch,
+            seed=task.seed,
+            parts=task.parts,
+        )
+        self.total = GradientSum(
+            group,
+            gradient_layout(task.model, task.dtype),
+            Step.header_length(task.model),
+            device=self.device,
+            algorithm=task.algorithm,
+            bucket_mib=task.bucket_mib,
+            overlap=task.overlap,
+        )
+        self.step = Step(
+            task.model,
+            self.state,
+            task.optimizer,
+            task.lr,
+            task.order,
+            self.loader,
+            shards,
+            group,
+            self.total,
+            seed=task.seed,
+            parts=task.parts,
+            clip_norm=task.clip_norm,
+            span=self.span,
+            beat=self.beat,
+        )
+        return None
+
+    def _detach(self) -> None:
+        for part in (self.loader, self.total):
+            if part is not None:
+                part.close()
+        self.loader = self.total = self.step = None
+
+    @property
+    def transforms(self) -> list[Normalise]:
+        """What evaluation, prediction and training all do to a batch."""
+        known = self.state.progress.normalise
+        return [] if known is None else [Normalise.from_json(known)]
+
+    # The loop itself.
+
+    def run(self) -> None:
+        """Train to the end, through any number of failures; returns on every survivor after the agreed end.
+
+        Raises Stop, Diverged, UserCodeError or UserError on all survivors alike."""
+        attached, failure = False, None
+        while True:
+            agreed = False
+            try:
+                if self.group.is_spare:
+                    self.group.wait_as_spare()
+                else:
+                    try:
+                        if failure is None and not attached:
+                            failure = self.attach(self.group, self.plan)
+                            attached = True
+                        if failure is None:
+                            self._train()
+                            self._finish()
+                    except _AllLeave as leave:
+                        failure = leave.error
+                    if failure is not None:
+                        self._abandon(failure)
+                    if self.group.is_leader:
+                        self.group.release_spares()
+                agreed = True
+                if self.group.agree(1):
+                    break
+                raise PeerLost([], self.group.generation, "the agreement on the end")
+            except PeerLost as lost:
+                failure = self._recover(lost, agreed) or failure
+                attached = not self.group.is_spare
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        self._detach()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _recover(self, lost: PeerLost, agreed: bool) -> DdlError | None:
+        """Bind to the next generation; what is returned is why all survivors must leave it again."""
+        began, last_step = time.monotonic(), self.state.progress.step
+        self._detach()
+        self.group, report = self.recovery.recover(self.group, lost, agreed)
+        self.reports.append(report)
+        if self.group.is_leader and not isinstance(report.refusal, QuorumLost):
+            self.journal.lead(self.group, self.plan, self.state.progress.step)
+            self.journal.recovered(report, time.monotonic() - began, self.state.progress.step == last_step)
+        return report.refusal
+
+    def _train(self) -> None:
+        """Steps until the last; after each, what is due by then. Everything due is told by the state alone,
+        so that after a recovery exactly what is missing is done."""
+        task, progress = self.task, self.state.progress
+        assert self.step is not None
+        self._after_epoch()
+        while progress.step < task.total_steps and not progress.ended and not self.wishes.stop:
+            due = self.group.is_leader and self.wishes.checkpoint_due()
+            outcome = self.step.run(stop=self.wishes.stop, checkpoint=due)
+            self._after_step(outcome)
+            self._after_epoch()
+
+    def _after_step(self, outcome: Outcome) -> None:
+        wishes, task = self.wishes, self.task
+        self.wishes.stop = outcome.stop
+        if self.group.is_leader:
+            self.journal.step(outcome, self.group, self.plan)
+            for callback in task.callbacks:
+                callback(outcome)
+        if outcome.skipped and self.state.progress.skipped_in_row >= task.skip_limit:
+            raise _AllLeave(
+                Diverged(
+                    f"{self.state.progress.skipped_in_row} steps in a row were not finite, the last of them step "
+                    f"{outcome.step} in shard(s) {list(outcome.bad_shards) or 'unknown'}; lower optim.lr, clip gradients "
+                    "(optim.clip_norm) or look at these samples"
+                )
+            )
+        if task.check_every and outcome.step % task.check_every == 0:
+            self._compare_replicas()
+        every = wishes.checkpoint_every_steps
+        if outcome.checkpoint or (every and outcome.step % every == 0):
+            self._checkpoint()
+
+    def _after_epoch(self) -> None:
+        """Evaluation and the epoch's checkpoint, where they are due and not yet done."""
+        task, progress = self.task, self.state.progress
+        epoch, rest = divmod(progress.step, task.order.steps_per_epoch)
+        if rest or progress.step == 0 or progress.evaluated_at == progress.step:
+            return
+        last = progress.step >= task.total_steps
+        if task.validation is not None and (last or (task.evaluate_every and epoch % task.evaluate_every == 0)):
+            found = self._evaluate(task.validation)
+            score = found["loss"]
+            improved = progress.best is None or score < progress.best
+            progress.results["validation"] = found
+            progress.best = score if improved else progress.best
+            progress.stale = 0 if improved else progress.stale + 1
+            progress.ended = bool(task.patience) and progress.stale >= task.patience
+        progress.results["train"] = self._epoch_means()
+        progress.evaluated_at = progress.step
+        progress.stage += 1
+        if self.group.is_leader:
+            self.journal.epoch(epoch, progress)
+        every = self.wishes.checkpoint_every_epochs
+        if every and epoch % every == 0:
+            self._checkpoint()
+
+    def _finish(self) -> None:
+        """The end's own work: last evaluation, checkpoint, summary; all of it done when the barrier returns."""
+        progress = self.state.progress
+        stopped = self.wishes.stop and progress.step < self.task.total_steps and not progress.ended
+        self.status = "stopped" if stopped else "finished"
+        if not stopped and self.task.test is not None and "test" not in progress.results:
+            progress.results["test"] = self._evaluate(self.task.test)
+            progress.stage += 1
+        if "train" not in progress.results and any(progress.epoch_sums):
+            progress.results["train"] = self._epoch_means()
+        self.group.probe("end.checkpoint")
+        self._checkpoint()
+        if self._writer is not None:
+            self._writer.wait()
+        if self.group.is_leader:
+            self.group.probe("end.summary")
+            self.journal.end(self, self.status)
+        self.group.probe("end.barrier")
+        self.beat(progress.step, "end")
+        self.group.barrier()
+
+    def _abandon(self, failure: DdlError) -> None:
+        """All leave before the end: what is newest is saved where this side may write at all."""
+        if isinstance(failure, QuorumLost):
+            return
+        self.status = "stopped" if isinstance(failure, Stop) else "failed"
+        if isinstance(failure, Stop):
+            self._checkpoint()
+            if self._writer is not None:
+                self._writer.wait()
+        if self.group.is_leader:
+            self.journal.end(self, self.status, failure)
+        self.group.barrier()
+
+    def _evaluate(self, source) -> dict[str, Any]:
+        self.beat(self.state.progress.step, "evaluate")
+        with self.span("evaluate"):
+            return evaluate(
+                self.task.model,
+                self.state,
+                source,
+                self.group,
+                rows=self.task.evaluate_rows,
+                transforms=self.transforms,
+                beat=lambda: self.beat(self.state.progress.step, "evaluate"),
+            )
+
+    def _epoch_means(self) -> dict[str, Any]:
+        """Loss and metrics of the running epoch, as summed step by step."""
+        sums = self.state.progress.epoch_sums
+        if not sums or not sums[WEIGHT]:
+            return {}
+        metrics = dict(zip(self.task.model.step_metrics, sums[FIXED:], strict=True))
+        return {"loss": sums[LOSS] / sums[WEIGHT], **self.task.model.metric_values(metrics, sums[WEIGHT])}
+
+    def _checkpoint(self) -> None:
+        """The leader hands a copy of the state to the writer; writing goes on in the background."""
+        self.wishes.last_checkpoint = time.monotonic()
+        if self._open_writer is None or not self.group.is_leader:
+            return
+        if self._writer is None:
+            self._writer = self._open_writer()
+        progress = self.state.progress
+        meta = {"progress": progress.to_json(), **self.task.settings}
+        score = progress.results.get("validation", {}).get("loss")
+        with self.span("checkpoint"):
+            self._writer.submit(progress.step, self.state.to_named(), meta, score)
+
+    def _compare_replicas(self) -> None:
+        """Every rank shows a hash of its state; a minority that differs takes over the majority's."""
+        digests = self.group.gather_objects(self.state.digest())
+        if len(set(digests)) == 1:
+            return
+        counts = {digest: digests.count(digest) for digest in digests}
+        majority = max(counts, key=lambda digest: counts[digest])
+        step = self.state.progress.step
+        if 2 * counts[majority] <= len(digests):
+            raise _AllLeave(
+                Diverged(
+                    f"after step {step} no majority of ranks holds the same state: {list(counts.values())} ranks each"
+                )
+            )
+        root = digests.index(majority)
+        wrong = [rank for rank, digest in enumerate(digests) if digest != majority]
+        meta = self.group.gather_objects(self.meta() if self.group.rank == root else None)[root]
+        arrays = [flat if self.group.rank == root else flat.copy() for flat in self.flat_arrays()]
+        for flat in arrays:
+            self.group.broadcast(flat, root)
+        if self.group.rank in wrong:
+            self.take_over(arrays, meta)
+        if self.group.is_leader:
+            names = [self.group.members[rank].identity for rank in wrong]
+            self.journal.warn(f"after step {step} rank(s) {names} held a different state; healed from the majority")

@@ -1,0 +1,222 @@
+"""One training step: compute own shards, sum over ranks, commit.
+
+The loop around it is loop.py's; what a failure means is fault's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddl.arrays import Arena, Array, FlatBuffer
+from ddl.comm import Group
+from ddl.data import Loader, Order
+from ddl.models.model import Model, gradient_layout
+from ddl.nn.context import Context
+from ddl.optim import Groups
+from ddl.parallel import GradientSum
+from ddl.train.state import State
+
+# The float64 header that travels with the gradients; step metrics follow.
+WEIGHT, LOSS, SAMPLES, STOP, CHECKPOINT, FIXED = 0, 1, 2, 3, 4, 6
+
+Span = Callable[[str], AbstractContextManager[None]]
+
+
+def no_span(name: str) -> AbstractContextManager[None]:
+    """Nobody traces."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a committed step tells: the same on every rank.
+
+    loss and metrics are means over the step's weight; they are NaN where the step was skipped."""
+
+    step: int
+    epoch: int
+    loss: float
+    metrics: dict[str, float]
+    weight: float
+    samples: int
+    lr: float
+    gradient_norm: float
+    skipped: bool
+    bad_shards: tuple[int, ...]
+    stop: bool
+    checkpoint: bool
+
+
+class Step:
+    """The step of one rank in one generation: bound to a group, a plan's shards and the state it commits to.
+
+    shards: those that this rank computes. parts: micro-batches per step (gradient accumulation)."""
+
+    def __init__(
+        self,
+        model: Model,
+        state: State,
+        optimizer: Groups,
+        lr: Callable[[int], float],
+        order: Order,
+        loader: Loader,
+        shards: Sequence[int],
+        group: Group,
+        total: GradientSum,
+        *,
+        seed: int,
+        parts: int = 1,
+        clip_norm: float = 0.0,
+        span: Span = no_span,
+        beat: Callable[[int, str], None] = lambda step, phase: None,
+    ):
+        self.model, self.state, self.optimizer, self.lr = model, state, optimizer, lr
+        self.order, self.loader, self.shards, self.group, self.total = order, loader, list(shards), group, total
+        self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
+        self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp))
+        self.metrics = list(model.step_metrics)
+        self.layout = gradient_layout(model, state.layout.dtype)
+        self._scratch: FlatBuffer | None = None
+
+    @staticmethod
+    def header_length(model: Model) -> int:
+        return FIXED + len(model.step_metrics)
+
+    def run(self, stop: bool = False, checkpoint: bool = False) -> Outcome:
+        """Compute, sum and commit the next step. Raises PeerLost with the state untouched.
+
+        stop, checkpoint: this rank's wishes; the outcome says what any rank wished."""
+        progress = self.state.progress
+        step = progress.step
+        epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
+        header = self.total.header
+        header[:] = 0
+        header[STOP], header[CHECKPOINT] = stop, checkpoint
+        self._compute(step, epoch, step_in_epoch, header)
+        self.beat(step, "sum")
+        self.group.probe("step.sum")
+        with self.span("sum"):
+            summed = self.total.finish()
+        finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
+        bad = () if finite else self._find_bad_shards(step, epoch, step_in_epoch)
+        self.beat(step, "update")
+        self.group.probe("step.commit")
+        with self.span("update"):
+            return self._commit(step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
+
+    def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
+        """Gradients of the sum over this rank's shards into ``total.local``, their sums into ``header``."""
+        local = self.total.local
+        for part in range(self.parts):
+            self.beat(step, "load")
+            self.group.probe("step.load")
+            with self.span("load"):
+                batch, segments = self.loader.batch(epoch, step_in_epoch, part)
+            rows = segments[-1].stop if segments else 0
+            last = part == self.parts - 1
+            target = local if part == 0 else self._scratch_buffer()
+            if rows == 0:
+                target.flat[...] = 0
+            else:
+                self.beat(step, "compute")
+                self.group.probe("step.compute")
+                with self.span("compute"):
+                    announce = self.total.announce if last and self.parts == 1 else None
+                    loss, weight, sums = self._gradients(batch, segments, self.shards, step, part, target, announce)
+                header[WEIGHT] += weight
+                header[LOSS] += loss
+                header[SAMPLES] += rows
+                for place, name in enumerate(self.metrics, FIXED):
+                    header[place] += float(sums[name])
+            if part > 0:
+                local.flat += target.flat
+
+    def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
+        ctx = self.context
+        ctx.begin(segments, shards, step, part, announce)
+        if self.state.device.is_gpu:
+            batch = {name: self.state.device.array(value) for name, value in batch.items()}
+        return self.model.loss_and_gradients(
+            self.state.params.views, self.state.averages.views, batch, target.views, ctx
+        )
+
+    def _scratch_buffer(self) -> FlatBuffer:
+        if self._scratch is None:
+            with self.state.device.activate():
+                self._scratch = FlatBuffer(self.layout, xp=self.state.device.xp)
+        return self._scratch
+
+    def _find_bad_shards(self, step: int, epoch: int, step_in_epoch: int) -> tuple[int, ...]:
+        """Which shards made the sum non-finite: every rank computes its own one by one and all compare.
+
+        Costs a step; it runs only after a non-finite sum, on every rank, since all see the same sum."""
+        scratch, bad = self._scratch_buffer(), []
+        for shard in self.shards:
+            for part in range(self.parts):
+                batch, segments = self.loader.direct(epoch, step_in_epoch, part, [shard])
+                if segments[-1].stop == 0:
+                    continue
+                loss, weight, _ = self._gradients(batch, segments, [shard], step, part, scratch)
+                if not (math.isfinite(loss) and math.isfinite(weight) and bool(np.isfinite(scratch.flat).all())):
+                    bad.append(shard)
+                    break
+        return tuple(sorted(shard for shards in self.group.gather_objects(bad) for shard in shards))
+
+    def _commit(
+        self,
+        step: int,
+        epoch: int,
+        gradient: Array,
+        header: np.ndarray,
+        squared_norm: float,
+        bad: tuple[int, ...],
+        skipped: bool,
+    ) -> Outcome:
+        """Law 2: everything changes here, and nothing in here can wait for or hear of another rank."""
+        progress, state = self.state.progress, self.state
+        weight, samples, lr = float(header[WEIGHT]), int(header[SAMPLES]) if not skipped else 0, self.lr(step)
+        norm = math.sqrt(squared_norm) / weight if not skipped and weight > 0 else math.nan
+        if not skipped and weight > 0:
+            scale = 1.0 / weight
+            if self.clip_norm and norm > self.clip_norm:
+                scale *= self.clip_norm / norm
+            size = state.layout.length
+            updates = step - progress.skipped
+            self.optimizer.update(state.params.flat, gradient[:size], state.slots, lr, updates, scale)
+            for name, average in self.model.averages.items():
+                kept, place = state.averages[name], self.layout.slices[name]
+                kept *= 1 - average.momentum
+                kept += gradient[place].reshape(average.shape) * (average.momentum / header[SAMPLES])
+        if step % self.order.steps_per_epoch == 0 or not progress.epoch_sums:
+            progress.epoch_sums = [0.0] * len(header)
+        if skipped:
+            progress.skipped += 1
+            progress.skipped_in_row += 1
+        else:
+            progress.epoch_sums = [a + float(b) for a, b in zip(progress.epoch_sums, header, strict=True)]
+            progress.skipped_in_row = 0
+            progress.samples += samples
+        progress.step = step + 1
+        return Outcome(
+            step=step + 1,
+            epoch=epoch,
+            loss=float(header[LOSS]) / weight if not skipped and weight else math.nan,
+            metrics={
+                name: float(self.model.metric_values({name: header[place]}, weight).get(name, math.nan))
+                for place, name in enumerate(self.metrics, FIXED)
+            }
+            if not skipped and weight
+            else {},
+            weight=weight,
+            samples=samples,
+            lr=lr,
+            gradient_norm=norm,
+            skipped=skipped,
+            bad_shards=bad,
+            stop=header[STOP] != 0,
+            checkpoint=header[CHECKPOINT] != 0,
+        )

@@ -1,0 +1,54 @@
+"""A task: all that a training job computes, as objects. What is settled here does not depend on ranks.
+
+build.py makes one from a job's settings; the Python API makes one from arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddl.data import Order, Source, Transform
+from ddl.models.model import Model
+from ddl.optim import Groups
+
+
+@dataclass(frozen=True)
+class Task:
+    """model ... order: what is learned, from what, in which order. total_steps: where training ends.
+
+    lr: step -> learning rate. parts: micro-batches per step. normalise: "none" or a name that data.moments knows.
+    evaluate_every: epochs between evaluations on the validation split (0: only at the end).
+    patience: evaluations without improvement after which training ends (0: never).
+    limits: skip_limit, check_every (steps between comparisons of replicas; 0: never)."""
+
+    model: Model
+    train: Source
+    validation: Source | None
+    test: Source | None
+    order: Order
+    optimizer: Groups
+    lr: Callable[[int], float]
+    total_steps: int
+    dtype: str = "float32"
+    seed: int = 0
+    parts: int = 1
+    clip_norm: float = 0.0
+    normalise: str = "none"
+    augment: Sequence[Transform] = ()
+    prefetch: int = 2
+    evaluate_rows: int = 256
+    evaluate_every: int = 1
+    patience: int = 0
+    skip_limit: int = 10
+    check_every: int = 0
+    algorithm: str = "auto"
+    bucket_mib: float = 4.0
+    overlap: str = "auto"
+    callbacks: Sequence[Callable[[Any], None]] = ()
+    initial: Callable[[Any], None] | None = None  # changes the fresh state: parameters of a trained model
+    settings: dict[str, Any] = field(default_factory=dict)  # plain values that the checkpoint keeps beside the state
+
+    @property
+    def epochs(self) -> float:
+        return self.total_steps / self.order.steps_per_epoch

@@ -1,0 +1,108 @@
+"""A loop of your own: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
+
+For those who come from Horovod. Whoever wants failures survived as well uses ``ddl.elastic``; whoever has a
+model and data uses ``ddl.Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Array, host
+from ddl.comm import Group
+from ddl.errors import DdlError
+from ddl.optim import Optimizer
+
+_group: Group | None = None
+
+
+def init() -> Group:
+    """Join the ranks that mpirun or srun started; one rank without them. Called again it changes nothing."""
+    global _group
+    if _group is None:
+        from ddl.comm import mpi
+
+        _group = mpi.start(tolerant="off")
+    return _group
+
+
+def group() -> Group:
+    """The group that ``init`` joined; raises DdlError before that."""
+    if _group is None:
+        raise DdlError("call ddl.init() first")
+    return _group
+
+
+def rank() -> int:
+    """This process's number, 0 .. size()-1."""
+    return group().rank
+
+
+def size() -> int:
+    """How many processes work together."""
+    return group().size
+
+
+def local_rank() -> int:
+    """This process's number among those of its node: the GPU to take."""
+    return group().local_ranks.index(group().rank)
+
+
+def allreduce(x: Array, average: bool = True) -> np.ndarray:
+    """The mean (or sum) of ``x`` over all ranks, as a new host array of the same shape; equal bits on every rank."""
+    from ddl.collectives import allreduce as sum_in_place
+
+    total = np.array(host(x), order="C", copy=True)
+    sum_in_place(total.reshape(-1), group())
+    if average:
+        total /= size()
+    return total
+
+
+def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
+    """Overwrite named host arrays by those of rank ``root``, in place; names and shapes must be the same everywhere.
+
+    Raises ValueError, on every rank and before anything is written, when they are not."""
+    described = {name: (x.shape, x.dtype.str) for name, x in arrays.items()}
+    everywhere = group().gather_objects(described)
+    for other, found in enumerate(everywhere):
+        if found != everywhere[root]:
+            wrong = sorted(set(found.items()) ^ set(everywhere[root].items()))
+            raise ValueError(f"rank {other} has other arrays than rank {root}: {wrong[:2]}")
+    for name in sorted(arrays):
+        whole = np.ascontiguousarray(arrays[name])
+        group().broadcast(whole, root)
+        arrays[name][...] = whole
+
+
+class DistributedOptimizer:
+    """An optimizer for a loop of your own: ``step`` averages the gradients over all ranks, then updates.
+
+    params: named host arrays, updated in place; every rank must begin with the same (see ``broadcast``)."""
+
+    def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], lr: float = 1e-3):
+        from ddl.arrays import FlatBuffer, Layout
+
+        dtypes = {x.dtype for x in params.values()}
+        if len(dtypes) != 1:
+            raise ValueError(f"parameters must share one dtype, got {sorted(map(str, dtypes))}")
+        self.optimizer, self.params, self.lr, self.steps = optimizer, dict(params), lr, 0
+        layout = Layout.of({name: x.shape for name, x in params.items()}, dtypes.pop())
+        self._params, self._grads = FlatBuffer(layout), FlatBuffer(layout)
+        self._slots = {name: np.zeros_like(self._params.flat) for name in optimizer.slots}
+
+    def step(self, grads: Mapping[str, Any]) -> None:
+        """One update with the mean over ranks of ``grads``, given by the parameters' names."""
+        from ddl.collectives import allreduce as sum_in_place
+
+        self._grads.assign({name: np.asarray(host(g)) for name, g in grads.items()})
+        sum_in_place(self._grads.flat, group())
+        self._params.assign(self.params)
+        self.optimizer.update(
+            self._params.flat, self._grads.flat, self._slots, self.lr, self.steps, 1.0 / size()
+        )
+        self.steps += 1
+        for name, x in self.params.items():
+            x[...] = self._params[name]

@@ -1,0 +1,175 @@
+"""Recovery on thread-ranks: whoever dies, wherever, the survivors hold the newest state and all shards."""
+
+import numpy as np
+import pytest
+
+from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.data import assign
+from ddl.errors import PeerLost, QuorumLost, Stop, UserCodeError
+from ddl.fault.recover import Recovery, Settings
+
+SHARDS, STEPS = 12, 4
+
+
+class Counting:
+    """Work whose right answer is known: every step adds, over all shards, (shard + 1) * (step + 1)."""
+
+    def __init__(self):
+        self.value, self.step, self.shards = np.zeros(3), 0, []
+
+    def position(self):
+        return self.step, 0
+
+    def flat_arrays(self):
+        return [self.value]
+
+    def meta(self):
+        return self.step
+
+    def take_over(self, arrays, meta):
+        self.value, self.step = arrays[0].copy(), meta
+
+    def attach(self, group, plan):
+        group.barrier()
+        self.shards = plan.shards_of(group.rank)
+        return None
+
+    def advance(self, group):
+        total = np.full(3, sum(shard + 1.0 for shard in self.shards) * (self.step + 1))
+        group.native_allreduce(total)
+        group.barrier()
+        self.value, self.step = self.value + total, self.step + 1
+
+
+def right_value(steps):
+    return sum(range(1, SHARDS + 1)) * sum(range(1, steps + 1))
+
+
+def job(group, settings=None):
+    work = Counting()
+    recovery = Recovery(work, assign(SHARDS, group.size), group, settings or Settings())
+    attached = group.is_spare
+    reports = []
+    while True:
+        agreed = False
+        try:
+            if group.is_spare:
+                group.wait_as_spare()
+            else:
+                if not attached:
+                    work.attach(group, assign(SHARDS, group.size))
+                    attached = True
+                while work.step < STEPS:
+                    work.advance(group)
+                group.barrier()
+                if group.is_leader:
+                    group.release_spares()
+            agreed = True
+            if group.agree(1):
+                return work, group, reports, recovery
+            raise PeerLost([], group.generation, "end")
+        except PeerLost as lost:
+            group, report = recovery.recover(group, lost, agreed)
+            reports.append(report)
+            if report.refusal is not None:
+                return report.refusal
+            attached = True
+
+
+def check(results):
+    done = [r for r in results if not isinstance(r, Killed)]
+    for result in done:
+        assert not isinstance(result, BaseException), repr(result)
+    workers = [r for r in done if not r[1].is_spare]
+    assert all((work.value == right_value(STEPS)).all() for work, *_ in workers)
+    # Whoever dies after the agreement on the end leaves its shards with nobody, and nobody needs them.
+    died_after_the_end = any(isinstance(r, Killed) and str(r).endswith("agree.done") for r in results)
+    if workers and not died_after_the_end:
+        held = sorted(shard for work, *_ in workers for shard in work.shards)
+        assert held == list(range(SHARDS))
+        counts = [len(work.shards) for work, *_ in workers]
+        assert max(counts) - min(counts) <= 1
+    return done
+
+
+def points_of(size, rank, **options):
+    """How many kill points ``rank`` passes in an undisturbed run."""
+    passed = [0]
+
+    def probe(number):
+        def count(point):
+            passed[0] += number == rank
+
+        return count
+
+    run_ranks(size, job, probe=probe, **options)
+    return passed[0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_death_at_any_point_costs_nothing(size):
+    for rank in {0, size - 1}:
+        for count in range(1, points_of(size, rank) + 1):
+            results = run_ranks(size, job, death=Death(rank, count))
+            assert sum(isinstance(r, Killed) for r in results) == 1
+            check(results)
+
+
+@pytest.mark.parametrize("first", [3, 20])
+def test_a_second_death_at_any_point_of_the_recovery_costs_nothing(first):
+    for count in range(first, first + 60):
+        results = run_ranks(4, job, death=[Death(3, first), Death(1, count)])
+        check(results)
+
+
+def test_all_but_one_may_die_one_after_another():
+    results = run_ranks(4, job, death=[Death(0, 8), Death(1, 60), Death(2, 120)])
+    check(results)
+
+
+def test_a_spare_steps_in_and_takes_the_state_from_a_survivor():
+    results = check(run_ranks(2, job, spares=1, death=Death(1, 20)))
+    assert [group.size for _, group, *_ in results] == [2, 2]
+    report = results[0][2][0]
+    assert report.promoted == [2] and sorted(report.moved[2]) == [6, 7, 8, 9, 10, 11]
+
+
+def test_a_dead_spare_is_let_go():
+    results = check(run_ranks(2, job, spares=2, death=Death(3, 1)))
+    assert len(results) == 3
+
+
+def test_below_the_minimum_all_survivors_stop():
+    results = run_ranks(3, lambda g: job(g, Settings(min_ranks=3)), death=Death(1, 20))
+    assert all(isinstance(r, Stop | Killed) for r in results)
+
+
+def test_the_report_names_the_dead_and_what_moved():
+    results = check(run_ranks(3, job, death=Death(1, 20)))
+    report = results[0][2][0]
+    assert [death.identity for death in report.deaths] == [1]
+    assert report.deaths[0].shards == {4, 5, 6, 7}
+    assert sorted(shard for shards in report.moved.values() for shard in shards) == [4, 5, 6, 7]
+    assert set(report.phases) >= {"fence", "revoke", "shrink", "agree", "level", "reassign"}
+
+
+def test_an_error_before_the_first_commit_ends_the_job_everywhere():
+    note = {"kind": "exception", "step": 0, "error": "ValueError: bad", "traceback": "Traceback ..."}
+    settings = Settings(notes=lambda identity: note)
+    results = run_ranks(3, lambda g: job(g, settings), death=Death(2, 2))
+    survivors = [r for r in results if not isinstance(r, Killed)]
+    assert all(isinstance(r, UserCodeError) and "ValueError: bad" in str(r) for r in survivors)
+
+
+def test_without_quorum_nobody_goes_on():
+    # The dead are members of hosts that nobody here can vouch for; the two left are the smaller side.
+    results = run_ranks(5, lambda g: job(abroad(g)), death=[Death(0, 9), Death(1, 9), Death(2, 9)])
+    survivors = [r for r in results if not isinstance(r, Killed)]
+    assert len(survivors) == 2 and all(isinstance(r, QuorumLost) for r in survivors)
+
+
+def abroad(group):
+    from dataclasses import replace
+
+    group.members[:] = [replace(m, host=f"host{m.identity}") for m in group.members]
+    return group
