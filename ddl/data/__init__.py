@@ -1,26 +1,51 @@
 """Data: sources and formats, shards and their plan, sample order, batches, augmentation, the ledger's format."""
 
+from ddl.data.balance import class_weights, multiplicity, oversample
 from ddl.data.digits import digits
+from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
+from ddl.data.named import make_transforms
+from ddl.data.normalise import Normalise, can_normalise, combine, moments
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
 from ddl.data.source import Batch, Field, Source
+from ddl.data.transforms import Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
 
 __all__ = [
     "Arrays",
+    "Audit",
     "Batch",
+    "Crop",
     "Field",
+    "Flip",
+    "Ledger",
     "Loader",
+    "Mixup",
+    "Noise",
+    "Normalise",
     "Order",
     "Plan",
+    "Record",
     "Shared",
+    "Shift",
     "Source",
+    "Start",
     "Subset",
+    "Transform",
+    "applies_in_evaluation",
     "as_dtype",
     "assign",
+    "audit",
     "auto_shards",
+    "can_normalise",
+    "class_weights",
+    "combine",
     "digits",
     "labels_of",
+    "make_transforms",
+    "moments",
+    "multiplicity",
+    "oversample",
     "reassign",
 ]

@@ -1,0 +1,271 @@
+"""The ledger: which steps were committed, by which plan; and the audit that proves from it what became of each sample.
+
+Sample numbers are computed from the keyed permutation (order.py), never stored. Printing is audit.py's, the door.
+
+A ledger is a JSONL file of two kinds of lines (the first is broken here to be read), in the order of writing:
+
+    {"start": 120, "launch": "a1", "generation": 0,
+     "samples": 1437, "shards": 24, "global_batch": 64, "seed": 0, "shuffle": true}
+    {"step": 120, "launch": "a1", "generation": 0, "plan": [0, 0, 1, 1], "skipped": false, "samples": 64}
+
+A start says that a launch goes on before that step (0, or that of the checkpoint it resumed from), and whatever
+stood in the ledger from that step on is no longer part of the job's history. ``plan`` is left out where it is
+that of the line before it. ``samples`` is what the ranks counted, summed over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ddl.data.order import Order
+from ddl.errors import DataError
+
+NAMED = 8  # how many samples or steps a problem names
+
+
+@dataclass(frozen=True)
+class Start:
+    """A launch begins before ``step``, with this order of samples."""
+
+    launch: str
+    generation: int
+    step: int
+    order: Order
+
+
+@dataclass(frozen=True)
+class Record:
+    """Step ``step`` (numbered from 0) was committed. samples: what the ranks counted; None where nobody did."""
+
+    launch: str
+    generation: int
+    step: int
+    plan: tuple[int, ...]
+    skipped: bool = False
+    samples: int | None = None
+
+
+class Ledger:
+    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file: TextIO | None = None
+        self._plan: tuple[int, ...] | None = None
+
+    def start(self, start: Start) -> None:
+        o = start.order
+        self._write(
+            start=start.step,
+            launch=start.launch,
+            generation=start.generation,
+            samples=o.samples,
+            shards=o.shards,
+            global_batch=o.global_batch,
+            seed=o.seed,
+            shuffle=o.shuffle,
+        )
+        self._plan = None
+
+    def append(self, record: Record) -> None:
+        line: dict[str, Any] = {"step": record.step, "launch": record.launch, "generation": record.generation}
+        if record.plan != self._plan:
+            line["plan"] = self._plan = record.plan
+        self._write(**line, skipped=record.skipped, samples=record.samples)
+
+    def _write(self, **line: Any) -> None:
+        if self._file is None:
+            cut = _ends_mid_line(self.path)
+            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - close() closes it
+            if cut:
+                self._file.write("\n")
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _ends_mid_line(path: Path) -> bool:
+    """A writer that was killed can leave half a line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def read(path: str | Path) -> list[Start | Record]:
+    """The lines of a ledger. Half a line, as a killed writer leaves it, counts as not written.
+
+    Raises DataError naming the line that is not a ledger's."""
+    try:
+        with open(path) as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    entries: list[Start | Record] = []
+    plan: tuple[int, ...] | None = None
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        try:
+            if "start" in line:
+                order = Order(line["samples"], line["shards"], line["global_batch"], line["seed"], line["shuffle"])
+                entries.append(Start(line["launch"], line["generation"], line["start"], order))
+                plan = None
+                continue
+            if "plan" in line:
+                plan = tuple(line["plan"])
+            if plan is None:
+                raise KeyError("plan")
+            entries.append(
+                Record(line["launch"], line["generation"], line["step"], plan, line["skipped"], line["samples"])
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"not a line of a ledger: {error}", path, number, "line") from error
+    return entries
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What became of the samples. Counts are of uses: a sample is to be used once in each epoch.
+
+    expected: uses up to the last step. used: those that went into a committed update. missing: in no
+    record. repeated: uses beyond the first within an epoch. skipped: in a step that was skipped.
+    expected = used - repeated + missing + skipped. problems: one line each, empty when all is well;
+    a skipped step is none."""
+
+    steps: int
+    epochs: float
+    expected: int
+    used: int
+    missing: int
+    repeated: int
+    skipped: int
+    launches: int
+    generations: int
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.problems
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """The five counts, as summary.json carries them."""
+        names = ("expected", "used", "missing", "repeated", "skipped")
+        return {name: getattr(self, name) for name in names}
+
+
+def lineage(entries: Iterable[Start | Record]) -> tuple[dict[int, Record], Order | None, list[str]]:
+    """The surviving history: step -> the record that counts, the order of samples, and contradictions.
+
+    A record takes the place of every earlier one of its step or of later steps; so does a start."""
+    surviving: dict[int, Record] = {}
+    order: Order | None = None
+    problems: list[str] = []
+    last = -1
+    for entry in entries:
+        for step in range(entry.step, last + 1):
+            surviving.pop(step, None)
+        last = entry.step - 1
+        if isinstance(entry, Record):
+            surviving[entry.step] = entry
+            last = entry.step
+        elif order is None:
+            order = entry.order
+        elif order != entry.order:
+            problems.append(f"launch {entry.launch} orders samples as {entry.order}, those before it as {order}")
+    return surviving, order, problems
+
+
+def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: int | None = None) -> Audit:
+    """Prove what happened to each sample, from the records alone.
+
+    order: where the ledger has no start line. steps: how many the job says it committed; by default those
+    up to the last record. Raises DataError where neither gives the order."""
+    surviving, own_order, problems = lineage(entries)
+    order = order or own_order
+    if order is None:
+        raise DataError("the ledger has no start line, so the order of samples is not known")
+    total = max(surviving, default=-1) + 1 if steps is None else steps
+    problems += _plan_problems(surviving, order)
+    beyond = [step for step in surviving if step >= total]
+    if beyond:
+        problems.append(f"records of steps {_few(beyond)}, but the job ended after {total}")
+    expected = used = missing = repeated = skipped = 0
+    for epoch in range(-(-total // order.steps_per_epoch)):
+        first = epoch * order.steps_per_epoch
+        uses = np.zeros(order.samples, np.int64)
+        table = order.table(epoch, range(order.shards))
+        lost: list[int] = []
+        lost_samples: list[int] = []
+        for step in range(first, min(first + order.steps_per_epoch, total)):
+            numbers, _ = table.row(step - first)
+            expected += len(numbers)
+            record = surviving.get(step)
+            if record is None:
+                lost.append(step)
+                lost_samples.extend(numbers.tolist())
+                missing += len(numbers)
+            elif record.skipped:
+                skipped += len(numbers)
+            else:
+                # A shard without an owner was computed by nobody; one sample counted is one sample used.
+                uses[numbers] += 1
+                counted = len(numbers) if record.samples is None else record.samples
+                used += counted
+                missing += max(len(numbers) - counted, 0)
+                repeated += max(counted - len(numbers), 0)
+                if counted != len(numbers):
+                    problems.append(f"step {step}: ranks counted {counted} samples, it has {len(numbers)}")
+        again = np.flatnonzero(uses > 1)
+        if len(again):
+            repeated += int((uses[again] - 1).sum())
+            problems.append(f"epoch {epoch}: samples {_few(again.tolist())} were used more than once")
+        if lost:
+            problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {_few(sorted(lost_samples))}")
+    return Audit(
+        steps=total,
+        epochs=total / order.steps_per_epoch,
+        expected=expected,
+        used=used,
+        missing=missing,
+        repeated=repeated,
+        skipped=skipped,
+        launches=len({entry.launch for entry in entries}),
+        generations=len({(entry.launch, entry.generation) for entry in entries}),
+        problems=problems,
+    )
+
+
+def _plan_problems(surviving: dict[int, Record], order: Order) -> list[str]:
+    """Plans that do not give every shard exactly one owner."""
+    problems, seen = [], set()
+    for step, record in surviving.items():
+        if record.plan in seen:
+            continue
+        seen.add(record.plan)
+        if len(record.plan) != order.shards or any(owner < 0 for owner in record.plan):
+            problems.append(f"step {step}: the plan gives owners to {len(record.plan)} of {order.shards} shards")
+    return problems
+
+
+def _few(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return ", ".join(map(str, numbers[:NAMED])) + more

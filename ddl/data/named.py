@@ -1,0 +1,70 @@
+"""Things named in a job: an entry of a table, or a user's own as "package.module:Name".
+
+What the things do is their own file's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ddl.data.source import Field
+from ddl.data.transforms import TRANSFORMS
+from ddl.errors import ConfigError
+
+
+def find(name: str, table: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+    """The entry ``name`` of ``table``, or the object that "package.module:Name" names.
+
+    Raises ConfigError when there is neither."""
+    if ":" not in name:
+        if name not in table:
+            raise ConfigError(
+                f"no {kind} is called {name!r}; there are {sorted(table)}, or name yours 'package.module:Name'"
+            )
+        return table[name]
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{kind} {name!r} cannot be found: {error}") from error
+
+
+def build(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
+    """``make(**options)``; options that it does not take are a ConfigError."""
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[str, Field]) -> list[Any]:
+    """Transforms from a job's list: "flip", {"name": "shift", "pixels": 2}, "shift(pixels=2)" or "package.module:Name".
+
+    A transform with a method ``for_fields`` is asked for one that suits the source's fields."""
+    made = []
+    for spec in specs:
+        name, options = _parse(spec)
+        transform = build(find(name, TRANSFORMS, "augmentation"), options, f"augmentation {name!r}")
+        made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
+    return made
+
+
+def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if not isinstance(spec, str):
+        options = dict(spec)
+        if "name" not in options:
+            raise ConfigError(f"an augmentation needs a name: {options}")
+        return str(options.pop("name")), options
+    name, _, arguments = spec.partition("(")
+    if arguments and not arguments.endswith(")"):
+        raise ConfigError(f"augmentation {spec!r} lacks its closing bracket")
+    options = {}
+    for argument in filter(None, (a.strip() for a in arguments[:-1].split(","))):
+        key, _, value = argument.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ConfigError(f"augmentation {spec!r}: {argument!r} is not of the form setting=number") from None
+        options[key.strip()] = int(number) if number.is_integer() and "." not in value else number
+    return name.strip(), options

@@ -1,0 +1,180 @@
+"""Transforms of batches: augmentation, and the protocol that a user's own follow.
+
+Normalisation by training statistics is normalise.py's; when they are called, loader.py's.
+
+A transform is called as ``transform(batch, segments, generators)`` and returns a batch. batch: field ->
+(rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one a segment,
+keyed by (seed, epoch, step, part, shard); every draw comes from its segment's, so that it does not depend on
+ranks. A transform that is to apply in evaluation too says ``training_only = False``; one that costs a few
+microseconds says ``is_cheap = True``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ddl.data.source import Field
+from ddl.errors import DataError
+
+Rows = dict[str, np.ndarray]
+Segments = Sequence[slice]
+Generators = Sequence[np.random.Generator]
+
+
+class Transform(Protocol):
+    """See the head of this file; ``training_only`` and ``is_cheap`` may be left out."""
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows: ...
+
+
+def applies_in_evaluation(transform: Transform) -> bool:
+    return not getattr(transform, "training_only", True)
+
+
+def _draw(
+    segments: Segments, generators: Generators, draw: Callable[[np.random.Generator, int], np.ndarray]
+) -> np.ndarray:
+    """One array over all rows, each segment's piece drawn from its own generator."""
+    pieces = [draw(generators[i], s.stop - s.start) for i, s in enumerate(segments) if s.stop > s.start]
+    return np.concatenate(pieces)
+
+
+def _images(batch: Rows, who: str) -> np.ndarray:
+    x = batch["x"]
+    if x.ndim not in (3, 4):
+        raise DataError(f"{who} needs images (height, width) or (height, width, channels), x has shape {x.shape[1:]}")
+    return x
+
+
+def _windows(x: np.ndarray, top: np.ndarray, left: np.ndarray, margin: int) -> np.ndarray:
+    """Each image moved within a margin of zeros: the window of its own size at (top, left) of the padded image."""
+    rows, height, width = x.shape[:3]
+    padded = np.zeros((rows, height + 2 * margin, width + 2 * margin, *x.shape[3:]), x.dtype)
+    padded[:, margin : margin + height, margin : margin + width] = x
+    i = top[:, None] + np.arange(height)
+    j = left[:, None] + np.arange(width)
+    return padded[np.arange(rows)[:, None, None], i[:, :, None], j[:, None, :]]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Move each image by up to ``pixels`` up, down, left and right; zeros come in."""
+
+    pixels: int = 1
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        x = _images(batch, "shift")
+        if len(x):
+            place = _draw(segments, generators, lambda g, n: g.integers(0, 2 * self.pixels + 1, (n, 2)))
+            batch["x"] = _windows(x, place[:, 0], place[:, 1], self.pixels)
+        return batch
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror each image left to right with ``probability``."""
+
+    probability: float = 0.5
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        x = _images(batch, "flip")
+        if len(x):
+            turn = _draw(segments, generators, lambda g, n: g.random(n)) < self.probability
+            x[turn] = x[turn][:, :, ::-1]
+        return batch
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cut a random window out of each image with ``padding`` zeros around it, of ``size`` (height, width).
+
+    size: None keeps the image's own."""
+
+    padding: int = 4
+    size: tuple[int, int] | None = None
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        x = _images(batch, "crop")
+        rows, height, width = x.shape[:3]
+        out_height, out_width = self.size or (height, width)
+        most_top, most_left = height + 2 * self.padding - out_height, width + 2 * self.padding - out_width
+        if most_top < 0 or most_left < 0:
+            raise DataError(
+                f"crop of {out_height}x{out_width} from images of {height}x{width} padded by {self.padding}"
+            )
+        padded = np.pad(
+            x, [(0, 0), (self.padding, self.padding), (self.padding, self.padding)] + [(0, 0)] * (x.ndim - 3)
+        )
+        if not rows:
+            batch["x"] = padded[:, :out_height, :out_width]
+            return batch
+        top = _draw(segments, generators, lambda g, n: g.integers(0, most_top + 1, n))
+        left = _draw(segments, generators, lambda g, n: g.integers(0, most_left + 1, n))
+        i, j = top[:, None] + np.arange(out_height), left[:, None] + np.arange(out_width)
+        batch["x"] = padded[np.arange(rows)[:, None, None], i[:, :, None], j[:, None, :]]
+        return batch
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add normal noise of standard deviation ``scale`` to x."""
+
+    scale: float = 0.1
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        x = batch["x"]
+        if x.dtype.kind != "f":
+            raise DataError(f"noise needs x of a floating type, it is {x.dtype}")
+        if len(x):
+            noise = _draw(segments, generators, lambda g, n: g.standard_normal((n, *x.shape[1:]), np.float32))
+            x += (self.scale * noise).astype(x.dtype, copy=False)
+        return batch
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Blend each sample with another of its shard: x and targets by the same weight, from Beta(alpha, alpha).
+
+    Class numbers become soft targets (rows, classes), which the cross-entropy takes; targets that are
+    values are blended as they are. classes: how many there are; the source's knowledge fills it in."""
+
+    alpha: float = 0.2
+    classes: int | None = None
+
+    def for_fields(self, fields: Mapping[str, Field]) -> Mixup:
+        return self if self.classes else replace(self, classes=fields["y"].size if "y" in fields else None)
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        x, y = batch["x"], batch["y"]
+        if x.dtype.kind != "f":
+            raise DataError(f"mixup needs x of a floating type, it is {x.dtype}")
+        if y.dtype.kind in "iu":
+            if not self.classes:
+                raise DataError("mixup needs to know the number of classes")
+            y = (y[:, None] == np.arange(self.classes)).astype(x.dtype)
+        if len(x):
+            weight = _draw(segments, generators, lambda g, n: g.beta(self.alpha, self.alpha, n)).astype(x.dtype)
+            other = np.concatenate(
+                [s.start + generators[i].permutation(s.stop - s.start) for i, s in enumerate(segments)]
+            )
+            x = _blend(x, other, weight)
+            y = _blend(y, other, weight)
+        batch["x"], batch["y"] = x, y
+        return batch
+
+
+def _blend(values: np.ndarray, other: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    weight = weight.reshape(-1, *[1] * (values.ndim - 1))
+    return (weight * values + (1 - weight) * values[other]).astype(values.dtype, copy=False)
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "shift": Shift,
+    "flip": Flip,
+    "crop": Crop,
+    "noise": Noise,
+    "mixup": Mixup,
+}
