@@ -2,14 +2,23 @@
 
 Two implementations share this contract: processes over MPI (mpi.py) and threads of one process
 (threads.py, for tests). Which algorithm sums gradients is collectives' business; what to do about a
-death is fault's."""
+death is fault's.
+
+Kill points. Every call passes ``<doing>.<call>`` before it begins and ``<doing>.<call>.done`` after it
+returned; ``doing`` is what the group is used for at the time (``group.doing``: "job", "allreduce", ...),
+``call`` one of
+
+    send receive exchange barrier native broadcast gather share agree revoke shrink
+
+and an algorithm adds ``block`` before each block that it sums in shared memory."""
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +30,27 @@ Probe = Callable[[str], None]
 
 def no_probe(point: str) -> None:
     """Nobody injects faults."""
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def kill_points(call: str) -> Callable[[_Method], _Method]:
+    """Make a method of a Group pass the kill points of ``call`` before and after."""
+
+    def wrap(method: _Method) -> _Method:
+        @functools.wraps(method)
+        def passing(self: Group, *args: Any, **named: Any) -> Any:
+            if self.probe is no_probe:
+                return method(self, *args, **named)
+            self.probe(f"{self.doing}.{call}")
+            result = method(self, *args, **named)
+            self.probe(f"{self.doing}.{call}.done")
+            return result
+
+        return cast(_Method, passing)
+
+    return wrap
 
 
 @dataclass(frozen=True)
@@ -39,8 +69,8 @@ class SharedMemory(ABC):
 
     Newly mapped for every generation and never touched again after the next one begins."""
 
-    slots: Sequence[np.ndarray]  # by index within the node: (slot_bytes,) uint8 each
-    common: np.ndarray  # (common_bytes,) uint8
+    slots: np.ndarray  # (workers on this node, at least slot_bytes) uint8, rows by index within the node
+    common: np.ndarray  # (at least common_bytes,) uint8
 
     @abstractmethod
     def close(self) -> None: ...
@@ -60,6 +90,20 @@ class Group(ABC):
     members: Sequence[Member]  # by rank: workers, then spares
     tolerant: bool  # deaths raise PeerLost here; otherwise a death ends the job
     probe: Probe
+    doing: str = "job"  # what the group is used for now: named in kill points and in PeerLost
+    element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
+
+    @functools.cached_property
+    def kept(self) -> dict[str, Any]:
+        """What collectives keep for this generation, such as mapped work space; empty at first."""
+        return {}
+
+    def scratch(self, nbytes: int) -> np.ndarray:
+        """(nbytes,) uint8, the same memory at every call: content is undefined, one user at a time."""
+        kept: np.ndarray | None = getattr(self, "_scratch", None)
+        if kept is None or kept.nbytes < nbytes:
+            kept = self._scratch = np.empty(nbytes, np.uint8)
+        return kept[:nbytes]
 
     @property
     def is_leader(self) -> bool:
@@ -74,7 +118,7 @@ class Group(ABC):
     def me(self) -> Member:
         return self.members[self.rank]
 
-    @property
+    @functools.cached_property
     def nodes(self) -> list[list[int]]:
         """Worker ranks by node, each list ascending, nodes in the order of their lowest rank."""
         found: dict[str, list[int]] = {}
@@ -82,7 +126,7 @@ class Group(ABC):
             found.setdefault(self.members[rank].node, []).append(rank)
         return list(found.values())
 
-    @property
+    @functools.cached_property
     def local_ranks(self) -> list[int]:
         """The workers on this worker's node, itself included."""
         return next(ranks for ranks in self.nodes if self.rank in ranks)
@@ -133,7 +177,8 @@ class Group(ABC):
 
     @abstractmethod
     def agree(self, flags: int) -> int:
-        """Bitwise AND of all surviving members' ``flags``; returns on every survivor, deaths or not."""
+        """Bitwise AND of all members' ``flags``, and 0 when a member is found dead: the same value on every
+        survivor. Always returns, even on a revoked group."""
 
     @abstractmethod
     def revoke(self) -> None:

@@ -1,0 +1,17 @@
+"""Who can be reached and what can be said: groups of ranks over MPI, and over threads of one process.
+
+The only room that imports mpi4py, and only when a group over MPI is started."""
+
+from ddl.comm.group import Group, Member, Probe, SharedMemory, no_probe
+from ddl.comm.launcher import fault_tolerance, launched_rank, launched_size
+
+__all__ = [
+    "Group",
+    "Member",
+    "Probe",
+    "SharedMemory",
+    "fault_tolerance",
+    "launched_rank",
+    "launched_size",
+    "no_probe",
+]

@@ -1,0 +1,128 @@
+"""What the launcher says before MPI starts: how many processes, and whether a death is survived.
+
+Imports no MPI, so that doors and the doctor can ask at once. The group itself is made in mpi.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ddl.comm.topology import cores
+from ddl.errors import UserError
+
+UNSAFE_COLL = "^han,adapt"
+"""After a death these two components return wrong sums as if all were well, so they are never used."""
+
+
+def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
+    """How many processes the launcher started; None when there was no launcher."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    # A batch script has SLURM_NTASKS as well; only the tasks of a step have PMIX_RANK beside it.
+    if "PMIX_RANK" in environment:
+        return int(environment.get("SLURM_NTASKS", "1"))
+    return None
+
+
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """This process's rank as the launcher numbers it, before MPI starts; 0 without a launcher."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return int(environment.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in environment else 0
+
+
+def local_size(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes the launcher started on this node."""
+    for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return int(environment.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].partition(",")[0] or 1)
+
+
+def check_world_size(world: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError when the launcher started another number of processes than MPI sees."""
+    launched = launched_size(environment)
+    if launched is not None and launched != world:
+        raise UserError(
+            f"{launched} processes were started but each sees a world of {world}: the launcher (mpirun, srun) belongs "
+            "to another MPI than the library that mpi4py loads. Use the mpirun of this environment, or with Slurm "
+            "`srun --mpi=pmix`; `python -m ddl.doctor` shows both"
+        )
+
+
+def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, str]:
+    """Whether this launch survives the death of a process, and the reason, in words.
+
+    Both halves are needed: the launcher must let the others live, and the library must report the
+    death. With one half alone the survivors would hang. Says what is known before MPI is imported."""
+    if environment.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true"):
+        return True, "launched with --with-ft ulfm"
+    if "OMPI_COMM_WORLD_SIZE" not in environment:
+        if launched_size(environment) is None:
+            return False, "a single process, started without mpirun"
+        return False, "not launched by Open MPI's mpirun: this launcher ends the job when a process dies"
+    needed = ("state_base_recoverable", "state_base_notify_errors")
+    if all(_is_true(environment.get(f"PRTE_MCA_{name}", "")) for name in needed):
+        return True, "launcher made recoverable by PRTE_MCA_state_base_* in the environment"
+    for path in _launcher_files(environment):
+        found = _parameters(path)
+        if all(_is_true(found.get(name, "")) for name in needed):
+            return True, f"launcher made recoverable by {path}"
+    return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+
+
+def _is_true(value: str) -> bool:
+    return value.strip().lower() in ("1", "true", "yes")
+
+
+def _launcher_files(environment: Mapping[str, str]) -> list[Path]:
+    """Parameter files that the mpirun (or its daemon on this node) that started us has read."""
+    files = []
+    try:
+        parent = Path(os.readlink(f"/proc/{os.getppid()}/exe"))
+        if parent.name in ("prterun", "prte", "prted", "mpirun", "mpiexec"):
+            files.append(parent.parent.parent / "etc" / "prte-mca-params.conf")
+    except OSError:
+        pass  # no /proc: the files cannot be known, so they do not count
+    if environment.get("HOME"):
+        files.append(Path(environment["HOME"]) / ".prte" / "mca-params.conf")
+    return files
+
+
+def _parameters(path: Path) -> dict[str, str]:
+    """``name = value`` lines of an MCA parameter file; nothing from a file that cannot be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split("#")[0].partition("=") for line in lines)
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Environment variables to set before MPI is imported. Raises UserError when the user's own choice is unsafe."""
+    chosen = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
+    coll = environment.get("OMPI_MCA_coll")
+    if coll is None:
+        chosen["OMPI_MCA_coll"] = UNSAFE_COLL
+    elif tolerant and _uses_han(coll):
+        raise UserError(
+            f"OMPI_MCA_coll={coll} leaves the collective component han in use, which returns wrong sums after a "
+            f"process died; use OMPI_MCA_coll={UNSAFE_COLL}, or --fault.tolerance off"
+        )
+    if tolerant:
+        chosen["OMPI_MCA_mpi_ft_enable"] = "1"
+        chosen.setdefault("OMPI_MCA_pml", environment.get("OMPI_MCA_pml", "ob1"))  # the one that reports deaths
+        chosen["MPI4PY_RC_FINALIZE"] = "0"  # MPI_Finalize can hang after a death
+    # Ranks that spin in MPI would take the cores from those that still compute.
+    if local_size(environment) > cores() and "OMPI_MCA_mpi_yield_when_idle" not in environment:
+        chosen["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    return chosen
+
+
+def _uses_han(coll: str) -> bool:
+    names = coll.lstrip("^").split(",")
+    return "han" not in names if coll.startswith("^") else "han" in names

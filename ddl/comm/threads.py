@@ -1,0 +1,366 @@
+"""A group whose ranks are threads of one process, with scripted deaths: for tests, and for a job of one rank.
+
+Speed is nobody's concern here; real processes talk in mpi.py. Collectives are made of single
+messages, so that a rank that dies inside one leaves some peers with a result and others without, as
+over MPI."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ddl.arrays import Array
+from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
+from ddl.errors import CommError, PeerLost
+
+WAIT_LIMIT_S = 20.0
+
+T = TypeVar("T")
+
+
+class Killed(BaseException):
+    """This rank is dead. A BaseException, so that no handler on the way mistakes it for an error."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """``rank`` (as launched) dies when it passes its ``count``-th kill point (from 1), of that name if one is given."""
+
+    rank: int
+    count: int
+    point: str | None = None
+
+
+class _Job:
+    """What outlives generations: the one lock, and who is gone."""
+
+    def __init__(self, wait_limit_s: float, can_share: bool):
+        self.changed = threading.Condition()
+        self.gone: set[int] = set()  # identities that died or returned
+        self.wait_limit_s, self.can_share = wait_limit_s, can_share
+
+    def leave(self, identity: int) -> None:
+        with self.changed:
+            self.gone.add(identity)
+            self.changed.notify_all()
+
+
+@dataclass
+class _Message:
+    payload: Any
+    taken: bool = False
+
+
+@dataclass
+class _World:
+    """What the members of one generation share."""
+
+    members: list[Member]
+    size: int
+    generation: int
+    revoked: bool = False
+    boxes: dict[tuple[str, int, int], deque[_Message]] = field(default_factory=dict)
+    flags: dict[int, dict[int, int]] = field(default_factory=dict)
+    agreed: dict[int, int] = field(default_factory=dict)
+    memory: dict[tuple[int, str], ThreadMemory] = field(default_factory=dict)
+    leaving: set[int] = field(default_factory=set)
+    successor: _World | None = None
+
+
+class ThreadMemory(SharedMemory):
+    """Threads share all their memory anyway."""
+
+    def __init__(self, workers: int, slot_bytes: int, common_bytes: int):
+        self.slots = np.zeros((workers, slot_bytes), np.uint8)
+        self.common = np.zeros(common_bytes, np.uint8)
+
+    def close(self) -> None:
+        """Nothing is held but memory, and its last user frees it."""
+
+
+class ThreadGroup(Group):
+    tolerant = True
+
+    def __init__(self, job: _Job, world: _World, rank: int, probe: Probe):
+        self._job, self._world = job, world
+        self.rank, self.size, self.generation, self.members = rank, world.size, world.generation, world.members
+        self.probe = probe
+        self._agreements = self._shares = 0
+
+    # Messages, the ground of everything else.
+    def _lost(self) -> PeerLost:
+        dead = [rank for rank, member in enumerate(self.members) if member.identity in self._job.gone]
+        return PeerLost(dead, self.generation, self.doing)
+
+    def _wait(self, ready: Callable[[], bool], lost: Callable[[], bool], doing: str) -> None:
+        """Sleep until ``ready``; raise PeerLost once ``lost``. The lock is held on entry and on return."""
+        deadline = time.monotonic() + self._job.wait_limit_s
+        while not ready():
+            if lost():
+                raise self._lost()
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not self._job.changed.wait(remaining):
+                raise CommError(f"rank {self.rank} waited {self._job.wait_limit_s:g} s in {self.doing}.{doing}")
+
+    def _is_gone(self, rank: int) -> bool:
+        return self.members[rank].identity in self._job.gone
+
+    def _post(self, channel: str, to: int, payload: Any) -> _Message:
+        message = _Message(payload)
+        with self._job.changed:
+            if self._world.revoked:
+                raise self._lost()
+            self._world.boxes.setdefault((channel, self.rank, to), deque()).append(message)
+            self._job.changed.notify_all()
+        return message
+
+    def _take(self, channel: str, source: int) -> Any:
+        with self._job.changed:
+            if self._world.revoked:
+                raise self._lost()
+            box = self._world.boxes.setdefault((channel, source, self.rank), deque())
+            self._wait(lambda: bool(box), lambda: self._world.revoked or self._is_gone(source), channel)
+            message = box.popleft()
+            message.taken = True
+            self._job.changed.notify_all()
+            return message.payload
+
+    def _await_taken(self, message: _Message, to: int) -> None:
+        """A send ends when it was received: a program that relies on buffering stands still here, not on a cluster."""
+        with self._job.changed:
+            self._wait(lambda: message.taken, lambda: self._world.revoked or self._is_gone(to), "send")
+
+    def _to_each(self, channel: str, ranks: Sequence[int], payload: Any) -> None:
+        for to in ranks:
+            if to != self.rank:
+                self._post(channel, to, payload)
+                self.probe(f"{self.doing}.{channel}.message")
+
+    # Point to point; nothing travels for an empty array.
+    @kill_points("send")
+    def send(self, x: Array, to: int) -> None:
+        if x.size:
+            self._await_taken(self._post("send", to, _frozen(x)), to)
+
+    @kill_points("receive")
+    def receive(self, x: Array, source: int) -> None:
+        if x.size:
+            _fill(x, self._take("send", source))
+
+    @kill_points("exchange")
+    def exchange(self, outgoing: Array, to: int, incoming: Array, source: int) -> None:
+        message = self._post("send", to, _frozen(outgoing)) if outgoing.size else None
+        if incoming.size:
+            _fill(incoming, self._take("send", source))
+        if message is not None:
+            self._await_taken(message, to)
+
+    # Collectives.
+    def _barrier(self, ranks: Sequence[int]) -> None:
+        """By dissemination: in round k everyone tells the rank 2^k further on."""
+        place, count, step = ranks.index(self.rank), len(ranks), 1
+        while step < count:
+            self._post("barrier", ranks[(place + step) % count], None)
+            self.probe(f"{self.doing}.barrier.message")
+            self._take("barrier", ranks[(place - step) % count])
+            step *= 2
+
+    @kill_points("barrier")
+    def barrier(self) -> None:
+        self._barrier(range(self.size))
+
+    @kill_points("barrier")
+    def node_barrier(self) -> None:
+        self._barrier(self.local_ranks)
+
+    def _gather(self, channel: str, value: Any) -> list[Any]:
+        self._to_each(channel, range(self.size), value)
+        return [value if rank == self.rank else self._take(channel, rank) for rank in range(self.size)]
+
+    @kill_points("native")
+    def native_allreduce(self, x: Array) -> None:
+        _contiguous(x)
+        parts = self._gather("native", x.copy())
+        x[...] = _sum(parts)
+
+    @kill_points("broadcast")
+    def broadcast(self, x: Array, root: int) -> None:
+        if self.rank == root:
+            self._to_each("broadcast", range(self.size), _frozen(x))
+        else:
+            _fill(x, self._take("broadcast", root))
+
+    @kill_points("gather")
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [pickle.loads(packed) for packed in self._gather("gather", pickle.dumps(value))]
+
+    @kill_points("share")
+    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+        self._shares += 1
+        key = (self._shares, self.me.node)
+        with self._job.changed:
+            if key not in self._world.memory:
+                self._world.memory[key] = ThreadMemory(len(self.local_ranks), slot_bytes, common_bytes)
+        self._barrier(range(self.size))
+        return self._world.memory[key] if self._job.can_share else None
+
+    # All members.
+    def wait_as_spare(self) -> None:
+        with self._job.changed:
+            box = self._world.boxes.setdefault(("release", 0, self.rank), deque())
+            self._wait(
+                lambda: bool(box),
+                lambda: self._world.revoked or any(self._is_gone(rank) for rank in range(len(self.members))),
+                "spare",
+            )
+
+    def release_spares(self) -> None:
+        self._to_each("release", range(self.size, len(self.members)), None)
+
+    @kill_points("agree")
+    def agree(self, flags: int) -> int:
+        number, self._agreements = self._agreements, self._agreements + 1
+        ranks = range(len(self.members))
+        with self._job.changed:
+            given = self._world.flags.setdefault(number, {})
+            given[self.rank] = flags
+            self._job.changed.notify_all()
+            self._wait(
+                lambda: number in self._world.agreed or all(r in given or self._is_gone(r) for r in ranks),
+                lambda: False,
+                "agree",
+            )
+            if number not in self._world.agreed:  # the first to see that all have spoken fixes it for all
+                whole = len(given) == len(self.members)
+                self._world.agreed[number] = int(np.bitwise_and.reduce(list(given.values()))) if whole else 0
+            return self._world.agreed[number]
+
+    @kill_points("revoke")
+    def revoke(self) -> None:
+        with self._job.changed:
+            self._world.revoked = True
+            self._job.changed.notify_all()
+
+    @kill_points("shrink")
+    def shrink(self, workers: int | None = None) -> Group:
+        world, ranks = self._world, range(len(self.members))
+        with self._job.changed:
+            world.leaving.add(self.rank)
+            self._job.changed.notify_all()
+            self._wait(
+                lambda: world.successor is not None or all(r in world.leaving or self._is_gone(r) for r in ranks),
+                lambda: False,
+                "shrink",
+            )
+            if world.successor is None:
+                alive = [self.members[rank] for rank in ranks if not self._is_gone(rank)]
+                size = min(self.size if workers is None else workers, len(alive))
+                world.successor = _World(alive, size, world.generation + 1)
+            successor = world.successor
+        group = ThreadGroup(self._job, successor, successor.members.index(self.me), self.probe)
+        group.doing, group.element_limit = self.doing, self.element_limit
+        return group
+
+    def close(self) -> None:
+        """Threads hold nothing that outlives them."""
+
+
+def _sum(parts: Sequence[Array]) -> Array:
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _contiguous(x: Array) -> None:
+    if not x.flags.c_contiguous:
+        raise ValueError("an array that travels must be contiguous")
+
+
+def _frozen(x: Array) -> Array:
+    _contiguous(x)
+    return x.copy()
+
+
+def _fill(x: Array, payload: Array) -> None:
+    _contiguous(x)
+    if x.size != payload.size or x.dtype != payload.dtype:
+        raise CommError(f"a message of {payload.size} x {payload.dtype} where {x.size} x {x.dtype} were expected")
+    x.reshape(-1)[...] = payload.reshape(-1)
+
+
+class _Script:
+    """Counts the kill points that one rank passes, and kills it at the scripted one."""
+
+    def __init__(self, deaths: Sequence[Death], also: Probe):
+        self.deaths, self.also, self.passed = deaths, also, 0
+        self.named: dict[str, int] = {}
+
+    def __call__(self, point: str) -> None:
+        self.also(point)
+        self.passed += 1
+        self.named[point] = self.named.get(point, 0) + 1
+        for death in self.deaths:
+            if (self.passed if death.point is None else self.named.get(point, 0)) == death.count and (
+                death.point in (None, point)
+            ):
+                raise Killed(point)
+
+
+def run_ranks(
+    size: int,
+    function: Callable[[Any], T],
+    *,
+    spares: int = 0,
+    death: Death | Sequence[Death] | None = None,
+    nodes: Sequence[int] | None = None,
+    can_share: bool = True,
+    wait_limit_s: float = WAIT_LIMIT_S,
+    probe: Callable[[int], Probe] | None = None,
+) -> list[Any]:
+    """Call ``function(group)`` in ``size`` workers and ``spares`` spares; their results by rank.
+
+    An exception becomes the result of the rank that raised it; Killed where a rank died. ``nodes``
+    gives each rank's node (default: all on one), ``probe`` makes a listener for each rank's kill points."""
+    deaths = [death] if isinstance(death, Death) else list(death or [])
+    job = _Job(wait_limit_s, can_share)
+    world = _World([_member(r, 0 if nodes is None else nodes[r]) for r in range(size + spares)], size, 0)
+    results: list[Any] = [None] * (size + spares)
+
+    def live(rank: int) -> None:
+        script = _Script([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
+        group = ThreadGroup(job, world, rank, script)
+        try:
+            results[rank] = function(group)
+        except BaseException as error:
+            results[rank] = error
+        finally:
+            job.leave(rank)
+
+    threads = [threading.Thread(target=live, args=(rank,), daemon=True) for rank in range(size + spares)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def alone(probe: Probe = no_probe) -> Group:
+    """The group of a job of one rank that was started without MPI."""
+    world = _World([_member(0, 0)], 1, 0)
+    group = ThreadGroup(_Job(WAIT_LIMIT_S, can_share=True), world, 0, probe)
+    group.tolerant = False
+    return group
+
+
+def _member(rank: int, node: int) -> Member:
+    return Member(identity=rank, host=socket.gethostname(), pid=os.getpid(), node=str(node))

@@ -1,0 +1,130 @@
+"""The reducer: one sum a step over all ranks' gradients and headers, during backward where that pays.
+
+Buckets are cut in buckets.py, summed in sums.py; what the header says is the training loop's business."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import numpy as np
+
+from ddl.arrays import Array, Device, FlatBuffer, Layout
+from ddl.collectives import Tuning
+from ddl.comm import Group
+from ddl.parallel.buckets import Progress, buckets
+from ddl.parallel.sums import make_sum
+
+BUCKET_MIB = 4.0
+
+
+@dataclass
+class Total:
+    """The sum over all ranks; valid until the next step's first announcement, or its ``finish``."""
+
+    gradient: Array  # (layout.length,)
+    header: np.ndarray  # (header_length,) float64
+    squared_norm: float  # of the gradient; not finite exactly when an element is not
+
+
+class GradientSum:
+    """Sums gradients and header of each step. All workers make it, and finish each step, together.
+
+    Write gradients into ``local`` and the header into ``header``; ``finish`` returns the sums. Between the
+    first announcement and the return of ``finish`` nobody else may use the group."""
+
+    local: FlatBuffer
+
+    def __init__(
+        self,
+        group: Group,
+        layout: Layout,
+        header_length: int,
+        *,
+        device: Device | None = None,
+        algorithm: str = "auto",
+        bucket_mib: float = BUCKET_MIB,
+        overlap: Literal["auto", "on", "off"] | bool = "auto",
+        tuning: Tuning | None = None,
+    ):
+        self.group, self._device = group, device or Device()
+        plan = buckets(layout, bucket_mib * (1 << 20)) if overlap not in ("off", False) and group.size > 1 else []
+        whole = slice(0, layout.length)
+        self._sum = make_sum(group, layout, header_length, [b.span for b in plan] or [whole], algorithm, tuning)
+        wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
+        self.overlaps = wanted and len(plan) > 1
+        self._parts = [bucket.span for bucket in plan] or [whole]
+        self._progress = Progress(plan) if self.overlaps else None
+        self._sender = _Sender(self._reduce) if self.overlaps else None
+        self.header = self._sum.header
+        self._total = Total(self._sum.result, self._sum.total, 0.0)
+        self.local = FlatBuffer(layout, self._sum.local)
+
+    def _reduce(self, number: int) -> None:
+        self._sum.reduce(number)
+
+    def announce(self, names: Iterable[str]) -> None:
+        """Backward has written the gradients ``names`` for the last time in this step."""
+        if self._progress is not None and self._sender is not None:
+            for number in self._progress.announce(names):
+                self._sender.submit(number)
+
+    def finish(self) -> Total:
+        """Sum what has not left yet; returns behind the closing barrier. Raises PeerLost; the sums are then garbage."""
+        self.group.doing = "allreduce"
+        if self._sender is not None and self._progress is not None:
+            rest = self._progress.flush()
+            self._sender.join()
+        else:
+            rest = range(len(self._parts))
+        for number in rest:
+            self._reduce(number)
+        self._total.squared_norm = self._sum.close()
+        self.group.doing = "job"
+        return self._total
+
+    def close(self) -> None:
+        """End the communication thread; the memory lives as long as the group and the arrays that view it."""
+        if self._sender is not None:
+            self._sender.close()
+
+
+class _Sender:
+    """A thread that owns the group from the first ``submit`` of a step to the return of ``join``."""
+
+    def __init__(self, work: Any):
+        self._work = work
+        self._orders: SimpleQueue[int | None] = SimpleQueue()
+        self._answers: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._pending = 0
+        self._thread = threading.Thread(target=self._run, name="ddl-communication", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        failed: BaseException | None = None
+        while (number := self._orders.get()) is not None:
+            if failed is None:
+                try:
+                    self._work(number)
+                except BaseException as error:  # surfaces in join, also a scripted death
+                    failed = error
+            self._answers.put(failed)
+
+    def submit(self, number: int) -> None:
+        self._pending += 1
+        self._orders.put(number)
+
+    def join(self) -> None:
+        """Wait until all that was submitted is done. Raises what went wrong."""
+        failed = None
+        while self._pending:
+            failed = self._answers.get() or failed
+            self._pending -= 1
+        if failed is not None:
+            raise failed
+
+    def close(self) -> None:
+        self._orders.put(None)

@@ -1,0 +1,180 @@
+"""Where the gradients of a generation lie, and how a part of them is summed: one class a way.
+
+When a part may leave is the reducer's business (reducer.py); the algorithms are collectives'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ddl.arrays import Layout
+from ddl.collectives import ring
+from ddl.collectives.allreduce import TABLE
+from ddl.collectives.choose import Topology, Tuning, choose
+from ddl.collectives.hierarchical import Lanes
+from ddl.collectives.shared import LINE_BYTES, Block, add, blocks, runs, squared_norm, squares
+from ddl.comm import Group, SharedMemory
+
+
+class Sum(Protocol):
+    """Sums one flat array and a float64 header over all workers, part by part."""
+
+    local: np.ndarray  # (length,) of this rank: write here
+    header: np.ndarray  # (header_length,) float64 of this rank: write here
+    result: np.ndarray  # (length,) the sum, from the return of ``close`` to the next ``reduce``; may be ``local``
+    total: np.ndarray  # (header_length,) float64, likewise
+    pays_to_overlap: bool  # whether sending during backward is worth a thread
+
+    def reduce(self, number: int) -> None:
+        """Sum part ``number``; all workers go through the parts in the same order."""
+
+    def close(self) -> float:
+        """Sum the header, wait for everybody; the squared norm of ``result``."""
+
+
+class Alone:
+    """One rank: the sum is what there is."""
+
+    pays_to_overlap = False
+
+    def __init__(self, layout: Layout, header_length: int):
+        self.local = self.result = np.zeros(layout.length, layout.dtype)
+        self.header = self.total = np.zeros(header_length)
+
+    def reduce(self, number: int) -> None:
+        """Nothing to add."""
+
+    def close(self) -> float:
+        return squares(self.result)
+
+
+class Flat:
+    """Memory of our own, summed in place by a ring or the library; the local gradient does not outlive it."""
+
+    pays_to_overlap = True
+
+    def __init__(
+        self,
+        group: Group,
+        layout: Layout,
+        header_length: int,
+        parts: Sequence[slice],
+        algorithm: str,
+        tuning: Tuning | None,
+    ):
+        self.group = group
+        self.local = self.result = np.zeros(layout.length, layout.dtype)
+        self.header, self.total = np.zeros(header_length), np.zeros(header_length)
+        topology = Topology.of(group.nodes, can_share=False)
+        self._todo = []
+        for part in parts:
+            x = self.local[part]
+            usable = algorithm if algorithm in ("ring", "native") else choose(x.nbytes, topology, tuning)
+            self._todo.append((TABLE[usable], x))
+
+    def reduce(self, number: int) -> None:
+        allreduce, x = self._todo[number]
+        allreduce(x, self.group)
+
+    def close(self) -> float:
+        self.total[...] = self.header
+        self.group.native_allreduce(self.total)
+        # A member may have left a collective while another still waits in it; a step counts only behind a barrier.
+        self.group.barrier()
+        return squares(self.result)
+
+
+class InNode:
+    """One node: gradients and headers lie in shared memory, and one pair of barriers serves both."""
+
+    pays_to_overlap = False
+
+    def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
+        self.group, self.me = group, group.local_ranks.index(group.rank)
+        ranks = len(group.local_ranks)
+        at = places(layout, header_length, ranks)
+        headers = memory.slots[:, : 8 * header_length].view(np.float64)
+        sources = memory.slots[:, at.slot : at.slot + layout.nbytes].view(layout.dtype)
+        self.local, self.header = sources[self.me], headers[self.me]
+        self.result = memory.common[at.common : at.common + layout.nbytes].view(layout.dtype)
+        self.total = np.zeros(header_length)
+        self._headers = headers
+        self._norms = memory.common[: 8 * ranks].view(np.float64)
+        self._todo = [self._blocks(sources, part, ranks) for part in parts]
+
+    def _blocks(self, sources: np.ndarray, part: slice, ranks: int) -> list[Block]:
+        mine = runs(part.stop - part.start, ranks, sources.itemsize)[self.me]
+        return blocks(sources, self.result, slice(part.start + mine.start, part.start + mine.stop))
+
+    def reduce(self, number: int) -> None:
+        self.group.node_barrier()
+        add(self._todo[number], self.group)
+
+    def close(self) -> float:
+        np.add.reduce(self._headers, axis=0, out=self.total)
+        self._norms[self.me] = sum(map(squared_norm, self._todo))
+        self.group.node_barrier()
+        return float(self._norms.sum())
+
+
+class BetweenNodes(InNode):
+    """Several nodes: shared memory inside each, rings between them, each rank on its own lane."""
+
+    pays_to_overlap = True
+
+    def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
+        super().__init__(group, memory, layout, header_length, parts)
+        self._lanes = Lanes(group)
+        self._results = [self.result[part] for part in parts]
+        self._first = [ranks[0] for ranks in group.nodes]
+        start = places(layout, header_length, len(group.local_ranks)).header
+        self._shared_total = memory.common[start : start + 8 * header_length].view(np.float64)
+
+    def reduce(self, number: int) -> None:
+        super().reduce(number)
+        self._lanes.carry(self._results[number])
+
+    def close(self) -> float:
+        self._norms[self.me] = 0.0
+        for result in self._results:
+            lane = self._lanes.lane(result.size, result.itemsize)
+            if lane is not None:
+                self._norms[self.me] += squares(result[lane])
+        if self.me == 0:
+            np.add.reduce(self._headers, axis=0, out=self._shared_total)
+            ring.allreduce(self._shared_total, self.group, self._first)
+        self.group.barrier()
+        self.total[...] = self._shared_total
+        return float(self._norms.sum())
+
+
+class _Places:
+    """Byte offsets: gradient in a slot (behind the header); header and gradient in the common part (behind norms)."""
+
+    def __init__(self, header_bytes: int, norm_bytes: int):
+        self.slot, self.header, self.common = header_bytes, norm_bytes, norm_bytes + header_bytes
+
+
+def places(layout: Layout, header_length: int, ranks: int) -> _Places:
+    return _Places(_lines(8 * header_length), _lines(8 * ranks))
+
+
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // LINE_BYTES) * LINE_BYTES
+
+
+def make_sum(
+    group: Group, layout: Layout, header_length: int, parts: Sequence[slice], algorithm: str, tuning: Tuning | None
+) -> Sum:
+    """The best way for this group; every worker calls it with the same arguments."""
+    if group.size == 1:
+        return Alone(layout, header_length)
+    if algorithm in ("auto", "shared", "hierarchical"):
+        at = places(layout, header_length, max(len(ranks) for ranks in group.nodes))
+        memory = group.share(at.slot + layout.nbytes, at.common + layout.nbytes)
+        if memory is not None:
+            way = InNode if len(group.nodes) == 1 else BetweenNodes
+            return way(group, memory, layout, header_length, parts)
+    return Flat(group, layout, header_length, parts, algorithm, tuning)
