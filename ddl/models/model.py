@@ -15,6 +15,7 @@ import numpy as np
 from ddl.arrays import Array, Layout, Views, generator
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Layer, Shape
+from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, where there is one, "y"
 Sums = Mapping[str, Any]  # metric name -> sum over the batch: a float or a small array
@@ -36,7 +37,9 @@ class Model(Protocol):
 
     @property
     def step_metrics(self) -> Sequence[str]:
-        """Names of the metrics that ``loss_and_gradients`` returns in training; each a float sum."""
+        """Names of the sums that ``loss_and_gradients`` returns in training, each a float.
+
+        A metric may need several (``accuracy``, ``accuracy/1``): ``metric_values`` wants them together."""
         ...
 
     def loss_and_gradients(
@@ -68,19 +71,6 @@ class Loss(Protocol):
     def backward(self, cache: Any) -> Array:
         """Gradient of the SUM with respect to ``outputs``."""
         ...
-
-
-class Metric(Protocol):
-    """A figure computed from sums, so that it is exact over any split of the samples.
-
-    ``name`` is its key. ``every_step`` says that it is one float, cheap enough for each training step."""
-
-    name: str
-    every_step: bool
-
-    def sums(self, outputs: Array, targets: Array) -> float | np.ndarray: ...
-
-    def value(self, sums: float | np.ndarray, weight: float) -> Any: ...
 
 
 def initial_values(model: Model, seed: int) -> dict[str, np.ndarray]:
@@ -124,7 +114,7 @@ class Supervised:
 
     @property
     def step_metrics(self) -> Sequence[str]:
-        return [m.name for m in self.metrics if m.every_step]
+        return [name for m in self.metrics for name in _step_names(m)]
 
     def _state(self, params: Views, buffers: Views) -> Views:
         """Parameters and averages in one set of views; kept, since it is the same at every step."""
@@ -143,7 +133,13 @@ class Supervised:
         outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
         loss, weight, kept = self.loss.forward(outputs, targets, ctx)
-        sums = {m.name: m.sums(outputs, targets) for m in self.metrics if m.every_step or not ctx.training}
+        sums: dict[str, Any] = {}
+        for metric in self.metrics:
+            if not ctx.training:
+                sums[metric.name] = metric.sums(outputs, targets, loss)
+            elif metric.every_step:
+                values = np.atleast_1d(metric.sums(outputs, targets, loss)).tolist()
+                sums.update(zip(_step_names(metric), values, strict=True))
         if grads is not None:
             backward = self.network.backward(state, grads, cache, self.loss.backward(kept))
             for names in backward:
@@ -155,4 +151,15 @@ class Supervised:
         return {"output": outputs}
 
     def metric_values(self, sums: Sums, weight: float) -> dict[str, Any]:
-        return {m.name: m.value(sums[m.name], weight) for m in self.metrics if m.name in sums}
+        values = {}
+        for metric in self.metrics:
+            if metric.name in sums:
+                parts = [sums[name] for name in _step_names(metric)[1:] if name in sums]
+                whole = np.array([sums[metric.name], *parts]) if parts else sums[metric.name]
+                values[metric.name] = metric.value(whole, weight)
+        return values
+
+
+def _step_names(metric: Metric) -> list[str]:
+    """Names of the floats that a metric sums at each training step: ``accuracy``, ``accuracy/1``, ..."""
+    return [metric.name if i == 0 else f"{metric.name}/{i}" for i in range(metric.every_step)]

@@ -205,10 +205,7 @@ class Step:
             step=step + 1,
             epoch=epoch,
             loss=float(header[LOSS]) / weight if not skipped and weight else math.nan,
-            metrics={
-                name: float(self.model.metric_values({name: header[place]}, weight).get(name, math.nan))
-                for place, name in enumerate(self.metrics, FIXED)
-            }
+            metrics=self.model.metric_values(dict(zip(self.metrics, map(float, header[FIXED:]))), weight)
             if not skipped and weight
             else {},
             weight=weight,
