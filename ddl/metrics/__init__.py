@@ -1,0 +1,46 @@
+"""Metrics: events that training emits, and the sinks that listen - console, files, timeline.
+
+Rooms below train never import this; they are handed a callable."""
+
+from ddl.metrics.console import Console
+from ddl.metrics.events import (
+    CheckpointSaved,
+    EpochDone,
+    Evaluated,
+    Event,
+    Finished,
+    JobStarted,
+    RankFailed,
+    Recovered,
+    StepDone,
+    Warned,
+)
+from ddl.metrics.hub import Hub, Sink
+from ddl.metrics.jsonl import JsonLines, read_lines
+from ddl.metrics.summary import Failure, Samples, Summary, versions, write_summary
+from ddl.metrics.trace import Trace, merge
+
+__all__ = [
+    "CheckpointSaved",
+    "Console",
+    "EpochDone",
+    "Evaluated",
+    "Event",
+    "Failure",
+    "Finished",
+    "Hub",
+    "JobStarted",
+    "JsonLines",
+    "RankFailed",
+    "Recovered",
+    "Samples",
+    "Sink",
+    "StepDone",
+    "Summary",
+    "Trace",
+    "Warned",
+    "merge",
+    "read_lines",
+    "versions",
+    "write_summary",
+]

@@ -1,0 +1,221 @@
+"""The console: what a person at the terminal sees of a job - a banner, a line of progress, the end.
+
+Only the leader has one. Files are jsonl.py's and summary.py's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from ddl.metrics.events import (
+    CheckpointSaved,
+    EpochDone,
+    Evaluated,
+    Event,
+    Finished,
+    JobStarted,
+    RankFailed,
+    Recovered,
+    StepDone,
+    Warned,
+)
+
+_PLAIN_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """5.2 s, 3:07, 1:02:45: as short as people write it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def figures(metrics: Mapping[str, Any]) -> str:
+    """loss 0.0312, accuracy 98.61 %: scalars only; shares of one as percent."""
+    shown = []
+    for name, value in metrics.items():
+        if name == "samples" or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        shown.append(f"{name} {100 * value:.2f} %" if name in _SHARES else f"{name} {value:.4g}")
+    return ", ".join(shown)
+
+
+_SHARES = ("accuracy", "top_k", "top5", "precision", "recall", "f1")
+
+
+class Console:
+    """Writes to ``out``; rewrites one line in place on a terminal, prints a plain line now and then elsewhere.
+
+    every_s: seconds between progress lines; 0: none. live: in place or not; default: as ``is_live`` finds."""
+
+    def __init__(
+        self,
+        every_s: float = 1.0,
+        out: TextIO | None = None,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.out = out if out is not None else sys.stdout
+        self.live = is_live() if live is None else live
+        self.every_s, self.clock = every_s if self.live else max(every_s, _PLAIN_EVERY_S) if every_s else 0.0, clock
+        self._started = self._shown_at = self._since = clock()
+        self._samples = 0
+        self._first: StepDone | None = None
+        self._job: JobStarted | None = None
+        self._width = 0
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, JobStarted):
+            self._job, self._first = event, None
+            self._started = self._shown_at = self._since = self.clock()
+            self._line(banner(event))
+        elif isinstance(event, EpochDone):
+            if event.validation and self._worth_a_line():
+                self._line(f"epoch {event.epoch}: train {figures(event.train)}; validation {figures(event.validation)}")
+        elif isinstance(event, Evaluated):
+            self._line(f"{event.split}: {figures(event.metrics)}")
+        elif isinstance(event, Warned):
+            self._line(f"warning: {event.message}")
+        elif isinstance(event, RankFailed):
+            what = f": {event.error}" if event.error else ""
+            self._line(f"lost rank {event.rank} on {event.host} at step {event.step} ({event.how}){what}")
+        elif isinstance(event, Recovered):
+            self._line(recovery(event))
+        elif isinstance(event, Finished):
+            self._line(ending(event))
+        elif isinstance(event, CheckpointSaved):
+            return  # it happens often and says nothing new; metrics.jsonl has it
+
+    def close(self) -> None:
+        if self._width:
+            self.out.write("\n")
+            self._width = 0
+        self.out.flush()
+
+    def _worth_a_line(self) -> bool:
+        """On a terminal an epoch is news when it took a while; a log gets a line now and then."""
+        now = self.clock()
+        if not self.every_s or now - self._shown_at < self.every_s:
+            return False
+        self._shown_at = now
+        return True
+
+    def _step(self, event: StepDone) -> None:
+        now = self.clock()
+        self._samples += event.samples
+        if self._first is None:
+            self._first, self._since, self._samples = event, now, 0  # the first step's time is start-up
+        if not self.every_s or now - self._shown_at < self.every_s:
+            return
+        rate = self._samples / (now - self._since) if now > self._since else 0.0
+        self._shown_at = now
+        self._progress(self._progress_text(event, rate, now))
+
+    def _progress_text(self, event: StepDone, rate: float, now: float) -> str:
+        job, first = self._job, self._first
+        assert first is not None
+        parts = [f"epoch {event.epoch + 1}", f"step {event.step}"]
+        left = ""
+        if job is not None:
+            parts = [
+                f"epoch {event.epoch + 1}/{-(-job.steps // job.steps_per_epoch)}",
+                f"step {event.step}/{job.steps}",
+            ]
+            done = event.step - first.step
+            if done > 0:
+                left = f"{duration((job.steps - event.step) * (now - self._since) / done)} left"
+        parts.append(figures({"loss": event.loss, **event.metrics}))
+        if rate:
+            parts.append(f"{rate:,.0f} samples/s")
+        return "  ".join([*parts, left]).rstrip()
+
+    def _progress(self, text: str) -> None:
+        if not self.live:
+            self._line(text)
+            return
+        self.out.write("\r" + text + " " * max(0, self._width - len(text)))
+        self.out.flush()
+        self._width = len(text)
+
+    def _line(self, text: str) -> None:
+        if self._width:  # a line of progress stands there: put the news in its place
+            self.out.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self.out.write(text + "\n")
+        self.out.flush()
+
+
+def is_live() -> bool:
+    """Does a person look at a terminal that can rewrite a line?
+
+    mpirun gives every rank a terminal of its own on stdout, even when its output goes to a file; but stdin and
+    stderr of the ranks are pipes then, and nothing here can tell where mpirun's own output goes. So under a
+    launcher lines are plain, unless the user says otherwise by DDL_LIVE=1."""
+    if (wish := os.environ.get("DDL_LIVE")) is not None:
+        return wish not in ("", "0")
+    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def banner(job: JobStarted) -> str:
+    hosts = ", ".join(f"{host}: {ranks}" for host, ranks in job.hosts.items())
+    versions = ", ".join(f"{name} {version}" for name, version in job.versions.items())
+    spares = f" and {job.spares} spare" if job.spares else ""
+    lines = [
+        f"{job.name}: {job.model}, {job.parameters:,} parameters, on {job.device}",
+        f"{job.ranks} ranks{spares} ({hosts}); {job.samples:,} samples in {job.shards} shards, "
+        f"{job.global_batch} a step, {job.steps:,} steps in {job.steps / job.steps_per_epoch:.4g} epochs",
+        versions,
+    ]
+    if job.tolerance:
+        lines.append(job.tolerance)
+    if job.step:
+        lines.append(f"goes on from step {job.step}")
+    lines.append(f"folder: {job.folder}")
+    return "\n".join(line for line in lines if line)
+
+
+def recovery(event: Recovered) -> str:
+    moved = "; ".join(f"shards {_runs(shards)} to rank {rank}" for rank, shards in event.moved.items())
+    phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items())
+    promoted = f"; spare(s) {list(event.promoted)} stepped in" if event.promoted else ""
+    return (
+        f"recovered in {1000 * event.seconds:.0f} ms ({phases}): {len(event.ranks)} ranks go on after step {event.step}"
+        + (f"; {moved}" if moved else "")
+        + promoted
+    )
+
+
+def _runs(numbers: Any) -> str:
+    """0-4, 7: whole numbers in order, neighbours joined."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
+
+
+def ending(event: Finished) -> str:
+    s = event.summary
+    lines = [
+        f"{event.status} after {s.get('steps', 0):,} steps, {s.get('epochs', 0):.4g} epochs, "
+        f"in {duration(s.get('wall_s', 0.0))} ({s.get('samples_per_s', 0.0):,.0f} samples/s)"
+    ]
+    for split in ("train", "validation", "test"):
+        if text := figures(s.get(split) or {}):
+            lines.append(f"  {split:<11}{text}")
+    if failures := s.get("failures"):
+        lines.append(f"  {len(failures)} rank(s) lost on the way, {s.get('ranks_finished')} finished")
+    if s.get("error"):
+        lines.append(f"  {s['error']}")
+    if event.folder:
+        lines.append(f"  {event.folder}")
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""Events: what training tells while it runs, as frozen values; the names and units that files carry.
+
+Who listens is hub.py's and the sinks'; when something is told is train's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Event:
+    """The root. ``kind`` is what ``event`` says in metrics.jsonl; fields go beside it under their own names."""
+
+    kind: ClassVar[str] = ""
+
+    def values(self) -> dict[str, Any]:
+        """Field -> value; metrics of any name are lifted to the top, where they hide no field."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        metrics = known.pop("metrics", None) or {}
+        return {**{name: value for name, value in metrics.items() if name not in known}, **known}
+
+
+@dataclass(frozen=True)
+class JobStarted(Event):
+    """The job begins, or goes on from ``step``. hosts: host -> ranks on it. batches: steps of one epoch."""
+
+    kind: ClassVar[str] = "start"
+    name: str
+    folder: str
+    launch: str
+    ranks: int
+    spares: int
+    hosts: Mapping[str, int]
+    device: str
+    model: str
+    parameters: int
+    samples: int
+    shards: int
+    global_batch: int
+    steps: int
+    steps_per_epoch: int
+    step: int = 0
+    tolerance: str = ""  # what is and what is not survived, in one line
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """A step was committed. loss and metrics are means; seconds is the step's wall time."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    samples: int
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    gradient_norm: float = 0.0
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class EpochDone(Event):
+    """An epoch ended; train: means over the epoch, validation: over the whole split, empty where not evaluated."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int
+    step: int
+    train: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """A split was evaluated as a whole."""
+
+    kind: ClassVar[str] = "evaluation"
+    step: int
+    split: str
+    metrics: Mapping[str, Any]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something that a person should know; training goes on."""
+
+    kind: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True)
+class RankFailed(Event):
+    """A rank was lost. how: "crash", "hang", "exception", ...; error: its exception in one line, if any."""
+
+    kind: ClassVar[str] = "failure"
+    step: int
+    rank: int
+    host: str
+    how: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Recovered(Event):
+    """A generation of survivors goes on. phases: name -> seconds; moved: rank -> shards it took over."""
+
+    kind: ClassVar[str] = "recovery"
+    step: int
+    generation: int
+    ranks: Sequence[int]
+    seconds: float
+    phases: Mapping[str, float] = field(default_factory=dict)
+    moved: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    promoted: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint was written whole."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+    path: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The job's end; summary: the contents of summary.json."""
+
+    kind: ClassVar[str] = "end"
+    status: str
+    summary: Mapping[str, Any]
+    folder: str = ""

@@ -1,0 +1,70 @@
+"""metrics.jsonl: one event a line, appended and flushed, so that a kill loses nothing that was told.
+
+The names of fields are events.py's."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddl.metrics.events import Event
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: arrays as lists, NaN and infinities as null, keys as strings."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, (Sequence, set, frozenset)):
+        return [plain(v) for v in value]
+    return str(value)
+
+
+class JsonLines:
+    """Appends events to a file as ``{"event": ..., "time": ..., ...}``, time in seconds since 1970.
+
+    A line that a killed writer left unfinished is closed first, so that readers lose that line alone."""
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] = time.time):
+        self.path, self.clock = Path(path), clock
+        torn = self.path.exists() and not _ends_with_newline(self.path)
+        # Unbuffered: each line is one write to the kernel, which survives the death of this process.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        if torn:
+            self._file.write(b"\n")
+
+    def write(self, event: Event) -> None:
+        line = {"event": event.kind, "time": round(self.clock(), 6), **plain(event.values())}
+        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The events of a file; lines that a kill cut short are passed over."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        if file.seek(0, 2) == 0:
+            return True
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"

@@ -1,0 +1,95 @@
+"""summary.json: what a launch came to, in the names that scripts read; written whole or not at all.
+
+The figures are train's; whether the job succeeded is what ``status`` says, not mpirun's exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ddl.metrics.jsonl import plain
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The ledger's verdict on all samples of the launch's lineage, counted in sample uses."""
+
+    expected: int = 0
+    used: int = 0
+    missing: int = 0
+    repeated: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A rank that was lost on the way. kind: crash, hang, exception; times in seconds."""
+
+    step: int
+    rank: int
+    host: str
+    kind: str
+    detect_s: float
+    recover_s: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """status: "finished" when training reached its end, "stopped" when it ended early, "failed" otherwise."""
+
+    status: str
+    launch: str
+    steps: int
+    epochs: float
+    global_batch: int
+    shards: int
+    ranks_started: int
+    ranks_finished: int
+    train: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
+    test: Mapping[str, Any] = field(default_factory=dict)
+    samples: Samples = field(default_factory=Samples)
+    failures: Sequence[Failure] = ()
+    parameters_sha256: str = ""
+    samples_per_s: float = 0.0
+    wall_s: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""  # why it ended, when it did not finish
+
+    def to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = plain(asdict(self))
+        return values
+
+
+def write_summary(folder: str | Path, summary: Summary) -> Path:
+    """Write ``folder``/summary.json: a reader sees the old one or the new one, never half of one."""
+    path = Path(folder) / "summary.json"
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(summary.to_json(), file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    return path
+
+
+def versions(mpi: str = "") -> dict[str, str]:
+    """name -> version of what computed this. mpi: the library's own words, which only comm knows."""
+    from ddl import __version__
+
+    found = {"ddl": __version__, "python": platform.python_version()}
+    for name in ("numpy", "mpi4py", "numba", "cupy-cuda12x"):
+        try:
+            found[name.partition("-")[0]] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if mpi:
+        found["mpi"] = mpi
+    return found
