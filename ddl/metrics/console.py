@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from ddl.metrics.events import (
@@ -24,6 +25,7 @@ from ddl.metrics.events import (
 )
 
 _PLAIN_EVERY_S = 10.0
+_LAUNCHERS = ("mpirun", "prterun", "prte", "mpiexec", "orterun")
 
 
 def duration(seconds: float) -> str:
@@ -152,15 +154,22 @@ class Console:
         self.out.flush()
 
 
-def is_live() -> bool:
+def is_live(process: Path = Path("/proc")) -> bool:
     """Does a person look at a terminal that can rewrite a line?
 
-    mpirun gives every rank a terminal of its own on stdout, even when its output goes to a file; but stdin and
-    stderr of the ranks are pipes then, and nothing here can tell where mpirun's own output goes. So under a
-    launcher lines are plain, unless the user says otherwise by DDL_LIVE=1."""
-    if (wish := os.environ.get("DDL_LIVE")) is not None:
-        return wish not in ("", "0")
-    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    mpirun gives every rank a terminal of its own on stdout, even where its own output goes to a file, and pipes
+    as stdin and stderr. The truth is with mpirun itself, the parent of the ranks on its host: the first rank asks
+    what its parent's stdout is. A rank elsewhere, or under something else, takes lines to be plain."""
+    if os.environ.get("TERM", "dumb") == "dumb" or not sys.stdout.isatty():
+        return False
+    if sys.stderr.isatty():
+        return True
+    parent = process / str(os.getppid())
+    try:
+        name, output = (parent / "comm").read_text().strip(), os.readlink(parent / "fd" / "1")
+    except OSError:
+        return False
+    return name in _LAUNCHERS and output.startswith(("/dev/pts/", "/dev/tty"))
 
 
 def banner(job: JobStarted) -> str:
