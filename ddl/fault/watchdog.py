@@ -1,0 +1,226 @@
+"""The rank's side of its watchdog: a heartbeat page that the companion reads, and notes about deaths.
+
+What counts as a hang is decided in companion.py, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import mmap
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddl.fault import companion as page_of
+from ddl.fault.companion import PAGE_BYTES, PHASES_AT, PHASES_END, SLOTS, STACK_SIGNAL, write_note
+
+REMEMBERED_STEPS = 21
+NOT_FOR_THE_COMPANION = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+
+
+class Heartbeat:
+    """Where this rank is, for its companion to see; a beat costs about a microsecond.
+
+    Made by ``start_companion``; without one it only keeps notes."""
+
+    def __init__(self, rank: int, page_fd: int | None = None):
+        size = PAGE_BYTES
+        self._map = mmap.mmap(-1, size) if page_fd is None else mmap.mmap(page_fd, size)
+        self._page = memoryview(self._map)
+        self._slots = self._page[: 8 * SLOTS].cast("q")
+        self._slots[page_of.RANK] = rank
+        self._phases: dict[str, int] = {}
+        self._beats, self._step = 0, -1
+        self._step_began_ns = 0
+        self._durations_ns: deque[int] = deque(maxlen=REMEMBERED_STEPS)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stack_fd = -1
+        self.rank = rank
+        self.notes: Path | None = None
+
+    @property
+    def companion_pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def limits(self, hang_timeout_s: float, recovery_timeout_s: float, stop_timeout_s: float = 2.0) -> None:
+        """Change the limits; 0 switches one off."""
+        for slot, limit_s in (
+            (page_of.HANG_MS, hang_timeout_s),
+            (page_of.RECOVERY_MS, recovery_timeout_s),
+            (page_of.STOP_MS, stop_timeout_s),
+        ):
+            self._slots[slot] = round(limit_s * 1e3)
+
+    def beat(self, step: int, phase: str) -> None:
+        """This rank got somewhere. The watch for hangs begins with the first beat: start-up takes what it takes."""
+        slots = self._slots
+        if step != self._step:
+            self._new_step(step)
+        number = self._phases.get(phase)
+        slots[page_of.PHASE] = self._new_phase(phase) if number is None else number
+        self._beats += 1
+        slots[page_of.BEATS] = self._beats
+
+    def wait(self, waiting: bool) -> None:
+        """Say that this rank waits for others in MPI from now on (True), or that it goes on (False).
+
+        While it waits it can be stopped or fail to recover, but not hang."""
+        self._slots[page_of.WAITING] = waiting
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """``with heartbeat.waiting():`` around a call that returns when the others have come as well."""
+        self.wait(True)
+        try:
+            yield
+        finally:
+            self.wait(False)
+
+    @contextlib.contextmanager
+    def recovering(self) -> Iterator[None]:
+        """Around a whole recovery: if it takes longer than the limit, the companion ends this rank."""
+        self._slots[page_of.RECOVERING] = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self._slots[page_of.RECOVERING] = 0
+            self._beats += 1
+            self._slots[page_of.BEATS] = self._beats
+
+    def leave_notes_in(self, folder: str | Path, rank: int | None = None) -> None:
+        """From now on this rank's death note goes there. One folder a launch: identities begin anew with each."""
+        if rank is not None:
+            self.rank = self._slots[page_of.RANK] = rank
+        path = os.path.abspath(folder)
+        text = path.encode()
+        if len(text) > PAGE_BYTES - page_of.NOTES_AT:
+            raise ValueError(f"the path of the notes is too long: {path}")
+        self._slots[page_of.NOTES_BYTES] = 0
+        self._page[page_of.NOTES_AT : page_of.NOTES_AT + len(text)] = text
+        self._slots[page_of.NOTES_BYTES] = len(text)
+        self.notes = Path(path)
+
+    def note_exception(self, error: BaseException, step: int, shard: int | None = None) -> dict[str, Any]:
+        """Leave a note that code of the user's raised; the caller then lets this rank die. Returns the note."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        message = "".join(traceback.format_exception_only(type(error), error)).strip()
+        note = {
+            "rank": self.rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": time.time(),
+            "kind": "exception",
+            "step": step,
+            "shard": shard,
+            "phase": self.phase,
+            # Two ranks that fail alike must give the same text, so no addresses in it.
+            "error": _ADDRESS.sub("0x", message) + place,
+            "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        }
+        if self.notes is not None:
+            with contextlib.suppress(OSError):
+                write_note(str(self.notes), note)
+        return note
+
+    @property
+    def phase(self) -> str:
+        return page_of.phase_of(self._page, self._slots) if self._phases else ""
+
+    def close(self) -> None:
+        """End the companion. Nothing watches this rank any more."""
+        if self._process is not None:
+            faulthandler.unregister(STACK_SIGNAL)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            os.close(self._stack_fd)
+        self._slots.release()
+        self._page.release()
+        self._map.close()
+
+    def _new_step(self, step: int) -> None:
+        now = time.monotonic_ns()
+        if self._step_began_ns and step == self._step + 1:
+            self._durations_ns.append(now - self._step_began_ns)
+            self._slots[page_of.MEDIAN_NS] = sorted(self._durations_ns)[len(self._durations_ns) // 2]
+        self._step, self._step_began_ns = step, now
+        self._slots[page_of.STEP] = step
+
+    def _new_phase(self, phase: str) -> int:
+        """Add a phase to the page's list of names; when that is full, further ones have no name."""
+        end = PHASES_AT + self._slots[page_of.PHASES_BYTES]
+        text = phase.replace("\n", " ").encode()
+        text = b"\n" + text if self._phases else text
+        number = self._phases[phase] = len(self._phases)
+        if end + len(text) <= PHASES_END:
+            self._page[end : end + len(text)] = text
+            self._slots[page_of.PHASES_BYTES] += len(text)
+        return number
+
+
+def start_companion(
+    rank: int, *, hang_timeout_s: float = 120.0, recovery_timeout_s: float = 30.0, stop_timeout_s: float = 2.0
+) -> Heartbeat:
+    """Start this rank's companion and return the heartbeat that it watches. To be called before MPI is imported:
+    a process that MPI has set up should not fork.
+
+    Where the system has no pidfd (Linux before 5.3) there is no companion: the heartbeat then only keeps notes."""
+    if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
+        return Heartbeat(rank)
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return Heartbeat(rank)
+    page_fd = os.memfd_create("ddl-heartbeat")
+    stack_fd = os.memfd_create("ddl-stack")
+    # These go to whole process groups and mean the rank; the companion inherits the mask and never hears them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_COMPANION)
+    try:
+        os.ftruncate(page_fd, PAGE_BYTES)
+        heartbeat = Heartbeat(rank, page_fd)
+        heartbeat.limits(hang_timeout_s, recovery_timeout_s, stop_timeout_s)
+        faulthandler.register(STACK_SIGNAL, file=stack_fd, all_threads=True)
+        heartbeat._stack_fd = stack_fd
+        # No output of its own: a pipe that stays open after a rank's death would hide that death from mpirun.
+        heartbeat._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", page_of.__file__, str(page_fd), str(stack_fd), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(page_fd, stack_fd),
+        )
+    except BaseException:
+        os.close(stack_fd)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(page_fd)
+    return heartbeat
+
+
+def read_note(folder: str | Path, rank: int) -> dict[str, Any] | None:
+    """The note about a rank's death, or None where it died without one."""
+    try:
+        note = json.loads((Path(folder) / f"rank-{rank}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
