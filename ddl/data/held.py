@@ -43,6 +43,10 @@ class Held:
         """How many samples are held."""
         return self._count
 
+    def numbers(self) -> np.ndarray:
+        """The held samples, ascending."""
+        return np.concatenate([np.arange(r.start, r.stop) for r in self.ranges] or [np.zeros(0, np.int64)])
+
     def places(self, indices: np.ndarray) -> np.ndarray:
         """Where each sample lies among the held. Raises IndexError naming the first that is not held."""
         if len(self.ranges) == 0:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -71,12 +73,14 @@ class Shared:
 
     def __init__(self, source: Source):
         self.source = source
-        self._wanted: dict[int, Sequence[range]] = {}
+        self._wanted: WeakKeyDictionary[Any, Sequence[range]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def hold_for(self, holder: object, ranges: Sequence[range]) -> None:
         with self._lock:
-            self._wanted[id(holder)] = ranges
+            if self._wanted.get(holder) == ranges:
+                return
+            self._wanted[holder] = ranges
             numbers = [np.arange(r.start, r.stop) for wanted in self._wanted.values() for r in wanted]
             self.source.hold(runs(np.concatenate(numbers)) if numbers else [])
 

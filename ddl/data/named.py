@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ddl.data.source import Field
@@ -39,32 +40,30 @@ def build(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> An
 
 
 def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[str, Field]) -> list[Any]:
-    """Transforms from a job's list: "flip", {"name": "shift", "pixels": 2}, "shift(pixels=2)" or "package.module:Name".
+    """Transforms from a job's list: "flip", "shift:2" (values in the order of its settings, by commas),
+    {"name": "shift", "pixels": 2} or "package.module:Name".
 
     A transform with a method ``for_fields`` is asked for one that suits the source's fields."""
     made = []
     for spec in specs:
-        name, options = _parse(spec)
-        transform = build(find(name, TRANSFORMS, "augmentation"), options, f"augmentation {name!r}")
+        name, values, options = _parse(spec)
+        make = partial(find(name, TRANSFORMS, "augmentation"), *values)
+        transform = build(make, options, f"augmentation {name!r}")
         made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
     return made
 
 
-def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _parse(spec: str | Mapping[str, Any]) -> tuple[str, list[float], dict[str, Any]]:
+    """(name, values by order, options by name)."""
     if not isinstance(spec, str):
         options = dict(spec)
         if "name" not in options:
             raise ConfigError(f"an augmentation needs a name: {options}")
-        return str(options.pop("name")), options
-    name, _, arguments = spec.partition("(")
-    if arguments and not arguments.endswith(")"):
-        raise ConfigError(f"augmentation {spec!r} lacks its closing bracket")
-    options = {}
-    for argument in filter(None, (a.strip() for a in arguments[:-1].split(","))):
-        key, _, value = argument.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ConfigError(f"augmentation {spec!r}: {argument!r} is not of the form setting=number") from None
-        options[key.strip()] = int(number) if number.is_integer() and "." not in value else number
-    return name.strip(), options
+        return str(options.pop("name")), [], options
+    name, _, values = spec.partition(":")
+    if not values or name not in TRANSFORMS:
+        return spec, [], {}
+    try:
+        return name, [int(v) if v.strip().isdigit() else float(v) for v in values.split(",")], {}
+    except ValueError:
+        raise ConfigError(f"augmentation {spec!r}: {values!r} are not numbers") from None

@@ -16,7 +16,8 @@ from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
 PIECE = 1024  # samples
-COUNT, MEAN, SQUARES, LEAST, MOST = range(5)
+KINDS = ("feature", "all", "unit")
+COUNT, MEAN, SQUARES, LEAST, MOST, BAD = range(6)
 
 
 def _columns(shape: tuple[int, ...]) -> int:
@@ -30,62 +31,77 @@ def can_normalise(field: Field) -> bool:
 
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
-    """shard -> (5, columns) float64: count, mean, sum of squares about the mean, least and most of x.
-
-    Raises DataError naming the first sample whose x is not finite."""
+    """shard -> (6, columns) float64: count, mean, sum of squares about the mean, least and most of x, and the
+    first sample that is not finite (infinity where there is none): ``combine`` raises for it, on every rank alike."""
     source.hold([order.shard_range(shard) for shard in shards])
     columns = _columns(source.fields["x"].shape)
     found = {}
     for shard in shards:
         numbers = order.shard_range(shard)
-        total = np.zeros((5, columns))
-        total[LEAST], total[MOST] = np.inf, -np.inf
+        total = np.zeros((6, columns))
+        total[LEAST], total[MOST], total[BAD] = np.inf, -np.inf, np.inf
         for start in range(numbers.start, numbers.stop, PIECE):
             indices = np.arange(start, min(start + PIECE, numbers.stop))
             x = source.gather(indices)["x"].astype(np.float64).reshape(len(indices), -1, columns)
-            if not np.isfinite(x).all():
-                bad = int(indices[~np.isfinite(x).all(axis=(1, 2))][0])
-                raise DataError(f"x of training sample {bad} is not finite")
-            total = _merge(total, _of_piece(x.reshape(-1, columns)))
+            finite = np.isfinite(x).all(axis=(1, 2))
+            if not finite.all():
+                total[BAD] = np.minimum(total[BAD], indices[~finite][0])
+                x = x[finite]
+            if len(x):
+                total = _merge(total, _of_piece(x.reshape(-1, columns)))
         found[shard] = total
     return found
 
 
 def _of_piece(x: np.ndarray) -> np.ndarray:
     mean = x.mean(axis=0)
-    return np.stack([np.full_like(mean, len(x)), mean, ((x - mean) ** 2).sum(axis=0), x.min(axis=0), x.max(axis=0)])
+    squares = ((x - mean) ** 2).sum(axis=0)
+    return np.stack(
+        [np.full_like(mean, len(x)), mean, squares, x.min(axis=0), x.max(axis=0), np.full_like(mean, np.inf)]
+    )
 
 
 def _merge(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Moments of two sets together (Chan, Golub and LeVeque, 1979): sums about the mean do not cancel."""
     count = a[COUNT] + b[COUNT]
     if not count.all():
-        return a
+        return np.where(np.arange(6)[:, None] == BAD, np.minimum(a, b), a)
     step = b[MEAN] - a[MEAN]
     squares = a[SQUARES] + b[SQUARES] + step**2 * (a[COUNT] * b[COUNT] / count)
     mean = a[MEAN] + step * (b[COUNT] / count)
-    return np.stack([count, mean, squares, np.minimum(a[LEAST], b[LEAST]), np.maximum(a[MOST], b[MOST])])
+    least, most = np.minimum(a[LEAST], b[LEAST]), np.maximum(a[MOST], b[MOST])
+    return np.stack([count, mean, squares, least, most, np.minimum(a[BAD], b[BAD])])
 
 
-def combine(all_moments: Mapping[int, np.ndarray], kind: str = "standard") -> Normalise:
+def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature") -> Normalise:
     """The normalisation from the moments of all shards.
 
-    kind: "standard" gives mean 0 and deviation 1, "unit" the range 0 .. 1, by the least and most of the
-    training part over all columns. A column that never varies is left at 0."""
-    total: np.ndarray | None = None
-    for shard in sorted(all_moments):
-        total = all_moments[shard] if total is None else _merge(total, all_moments[shard])
-    if total is None:
+    kind: "feature" gives each feature of a vector and each channel of an image mean 0 and deviation 1, "all"
+    all values together, "unit" the range 0 .. 1 by the least and most of the training part. What never varies
+    becomes 0. Raises DataError naming a sample that is not finite."""
+    if kind not in KINDS:
+        raise DataError(f"no normalisation is called {kind!r}; there are {list(KINDS)}")
+    if not all_moments:
         raise DataError("no shard to take statistics from")
+    total = _merge_all([all_moments[shard] for shard in sorted(all_moments)])
+    if np.isfinite(total[BAD]).any():
+        raise DataError(f"x of training sample {int(total[BAD].min())} is not finite")
     if kind == "unit":
         least, most = total[LEAST].min(), total[MOST].max()
         return Normalise([float(least)], [float(most - least) or 1.0])
-    if kind != "standard":
-        raise DataError(f"no normalisation is called {kind!r}; there are 'standard' and 'unit'")
+    if kind == "all":
+        total = _merge_all([total[:, column : column + 1] for column in range(total.shape[1])])
     deviation = np.sqrt(total[SQUARES] / total[COUNT])
     # Rounding leaves a deviation where there is none.
-    flat = deviation <= 1e-12 * np.maximum(np.abs(total[MEAN]), 1e-300)
+    flat = deviation <= 1e-12 * np.abs(total[MEAN])
     return Normalise(total[MEAN].tolist(), np.where(flat, 1.0, deviation).tolist())
+
+
+def _merge_all(parts: Sequence[np.ndarray]) -> np.ndarray:
+    total = parts[0]
+    for part in parts[1:]:
+        total = _merge(total, part)
+    return total
 
 
 @dataclass(frozen=True)
