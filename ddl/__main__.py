@@ -1,0 +1,44 @@
+"""The command ``ddl VERB ...``, the same as ``python -m ddl.VERB ...``.
+
+Each verb is a door of its own; nothing is decided here."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+VERBS = {
+    "train": "train a model; under mpirun on all its ranks",
+    "evaluate": "loss and metrics of a trained run",
+    "predict": "outputs of a trained run for a file of inputs",
+    "launch": "train under supervision: restarts what mpirun does not survive",
+    "bench": "measure allreduce, step, scaling and recovery",
+    "audit": "prove that every sample was used exactly once",
+    "doctor": "what was found on this machine, and a self-test under mpirun",
+}
+
+
+def usage() -> str:
+    lines = [f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items()]
+    return "\n".join(["usage: ddl VERB ...    (ddl VERB --help says more)", "", *lines])
+
+
+def main() -> int:
+    """Run the verb's module as a program; its exit status becomes this process's."""
+    verb, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if verb in ("", "-h", "--help"):
+        print(usage())
+        return 0 if verb else 2
+    if verb not in VERBS:
+        print(f"ddl: there is no verb {verb}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does: models of the user's own are found there
+    sys.argv = [f"ddl.{verb}", *rest]
+    runpy.run_module(f"ddl.{verb}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

