@@ -31,7 +31,8 @@ ACTS = {
     "raise": "an exception in what looks like code of the user's",
     "hang": "sleeps for ever and beats no more",
 }
-_CALLS = [
+_CALLS = ["send", "receive", "exchange", "barrier", "native", "broadcast", "gather", "share"]
+_CALLS += ["agree", "revoke", "shrink"]
     "send",
     "receive",
     "exchange",
@@ -206,7 +207,7 @@ class _Trigger:
 
 @dataclass
 class _Probe:
-    """Counts the points that a rank passes (``seen``: a sweep then knows how many there are), and acts by the script."""
+    """Counts the points that a rank passes (``seen``: so a sweep knows them), and acts by the script."""
 
     triggers: list[_Trigger]
     step: Callable[[], int]
