@@ -36,8 +36,8 @@ import ctypes, json, sys
 import mpi4py
 mpi4py.rc.thread_level = "serialized"
 from mpi4py import MPI
-found = {"library": MPI.Get_library_version().split("\\0")[0].splitlines()[0].split(", package")[0], "standard": MPI.Get_version(),
-         "threads": MPI.Query_thread(), "serialized": MPI.THREAD_SERIALIZED,
+version = MPI.Get_library_version().split("\\0")[0].splitlines()[0].split(", package")[0]
+found = {"library": version, "standard": MPI.Get_version(), "threads": MPI.Query_thread(), "serialized": MPI.THREAD_SERIALIZED,
          "ulfm": MPI.ERR_REVOKED != MPI.ERR_UNKNOWN, "paths": []}
 try:
     found["cuda"] = bool(ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support())
