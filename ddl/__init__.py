@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("arrays", "data", "nn", "models", "optim", "comm", "collectives", "parallel", "checkpoint", "metrics", "errors")
+_ROOMS = (
+    "arrays",
+    "data",
+    "nn",
+    "models",
+    "optim",
+    "comm",
+    "collectives",
+    "parallel",
+    "checkpoint",
+    "metrics",
+    "errors",
+    "elastic",
+)
 _NAMES = {
     "Trainer": "ddl.train.trainer",
-    "elastic": "ddl.elastic",
     "init": "ddl.world",
     "rank": "ddl.world",
     "size": "ddl.world",
@@ -24,8 +36,17 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from ddl import arrays, collectives, comm, data, errors, metrics, models, nn, optim, parallel
-    from ddl.train.trainer import Trainer
+    from ddl import arrays as arrays
+    from ddl import collectives as collectives
+    from ddl import comm as comm
+    from ddl import data as data
+    from ddl import errors as errors
+    from ddl import metrics as metrics
+    from ddl import models as models
+    from ddl import nn as nn
+    from ddl import optim as optim
+    from ddl import parallel as parallel
+    from ddl.train.trainer import Trainer as Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -100,9 +100,7 @@ class DistributedOptimizer:
         self._grads.assign({name: np.asarray(host(g)) for name, g in grads.items()})
         sum_in_place(self._grads.flat, group())
         self._params.assign(self.params)
-        self.optimizer.update(
-            self._params.flat, self._grads.flat, self._slots, self.lr, self.steps, 1.0 / size()
-        )
+        self.optimizer.update(self._params.flat, self._grads.flat, self._slots, self.lr, self.steps, 1.0 / size())
         self.steps += 1
         for name, x in self.params.items():
             x[...] = self._params[name]

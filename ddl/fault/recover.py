@@ -11,9 +11,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from ddl.comm import Group, Member
 from ddl.data import Plan, reassign
 from ddl.errors import DdlError, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, Death, Situation, decide, fatal_error
+
+T = TypeVar("T")
 
 
 class Recoverable(Protocol):
@@ -57,6 +60,7 @@ class Settings:
     fence_timeout_s: float = 10.0
     notes: Callable[[int], dict[str, Any] | None] = lambda identity: None
     beat: Callable[[str], None] = lambda phase: None
+    recovering: Callable[[], AbstractContextManager[None]] = nullcontext  # around a recovery: watched by the companion
     clock: Callable[[], float] = time.monotonic
 
 
@@ -116,6 +120,26 @@ class _Word:
     has_state: bool
 
 
+def survive(group: Group, action: Callable[[Group], T]) -> tuple[Group, T | None]:
+    """Do what can be done again from its beginning, such as setting up, until all workers have done it.
+
+    The group is that of the survivors afterwards. A spare does nothing and gets None."""
+    while True:
+        value, done = None, 1
+        try:
+            if not group.is_spare:
+                value = action(group)
+        except PeerLost:
+            group.revoke()
+            done = 0
+        if group.agree(done):
+            return group, value
+        group.revoke()
+        survivors = group.shrink()
+        group.close()
+        group = survivors
+
+
 class Recovery:
     """Recovers again and again over a job's life; remembers the deaths so far and the plan by identity.
 
@@ -133,9 +157,13 @@ class Recovery:
         The failed group is closed. agreed: the caller has been through the generation's closing agreement already.
         ``report.refusal`` is QuorumLost, Stop (too few ranks left) or UserCodeError (the job itself is broken),
         the same on every worker, where the survivors may not go on; the state is levelled then only for Stop."""
+        with self.settings.recovering():
+            return self._recover(group, cause, agreed)
+
+    def _recover(self, group: Group, cause: PeerLost, agreed: bool) -> tuple[Group, Report]:
         clock, phases = self.settings.clock, {}
         last, mark = group, clock()
-        before = [member for member in group.members]
+        before = list(group.members)
         lost: set[int] = set(cause.ranks)
 
         def lap(phase: str) -> None:

@@ -1,15 +1,217 @@
 """The journal: what the leader tells people and files while a job runs.
 
-Any rank may have to take it up; what it says in metrics.jsonl, the ledger and summary.json is one story."""
+Any rank may have to take it up, and what it then says in metrics.jsonl, the ledger and summary.json goes on
+with what the leader before it said. How things look on a screen is metrics' business."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddl.comm import Group
 from ddl.data import Plan
+from ddl.data.ledger import Ledger, Record, audit, read
+from ddl.data.ledger import Start as LedgerStart
+from ddl.errors import DdlError
+from ddl.fault.recover import Report
+from ddl.metrics import (
+    CheckpointSaved,
+    EpochDone,
+    Event,
+    Failure,
+    Finished,
+    Hub,
+    JobStarted,
+    JsonLines,
+    RankFailed,
+    Recovered,
+    Samples,
+    Sink,
+    StepDone,
+    Summary,
+    Warned,
+    read_lines,
+    versions,
+    write_summary,
+)
+from ddl.train.state import Progress
+from ddl.train.step import Outcome
+from ddl.train.task import Task
+
+if TYPE_CHECKING:
+    from ddl.train.loop import Loop
+
+
+class Journal:
+    """Silent until ``lead`` makes this rank the one that writes.
+
+    sinks: makes what listens beside the files (a console). Without a folder nothing is written to disk."""
+
+    def __init__(
+        self, task: Task, sinks: Callable[[], Sequence[Sink]] = tuple, say: Callable[[str], None] | None = None
+    ):
+        self.task, self._sinks, self._say = task, sinks, say
+        self.launch = ""
+        self.folder: Path | None = None
+        self.ranks_started = 0
+        self.failures: list[Failure] = []
+        self.began = time.time()
+        self._hub: Hub | None = None
+        self._ledger: Ledger | None = None
+        self._mark = time.monotonic()
+
+    # What a newcomer must know to take it up.
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "launch": self.launch,
+            "folder": None if self.folder is None else str(self.folder),
+            "ranks_started": self.ranks_started,
+            "began": self.began,
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def become(self, values: Mapping[str, Any]) -> None:
+        self.launch, self.ranks_started = values["launch"], values["ranks_started"]
+        self.folder = None if values["folder"] is None else Path(values["folder"])
+        self.began = values["began"]
+        self.failures = [Failure(**failure) for failure in values["failures"]]
+
+    # The leader's voice.
+
+    def lead(self) -> bool:
+        """This rank writes from now on; whether it takes over from another."""
+        if self._hub is not None:
+            return False
+        sinks = list(self._sinks())
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sinks.append(JsonLines(self.folder / "metrics.jsonl"))
+            self._ledger = Ledger(self.folder / "ledger.jsonl")
+        self._hub = Hub(sinks, self._say or (lambda message: None))
+        self._mark = time.monotonic()
+        return True
+
+    @property
+    def leads(self) -> bool:
+        return self._hub is not None
+
+    def emit(self, event: Event) -> None:
+        if self._hub is not None:
+            self._hub.emit(event)
+
+    def warn(self, message: str) -> None:
+        self.emit(Warned(message))
+
+    def started(self, event: JobStarted) -> None:
+        self.emit(event)
+        if self._ledger is not None:
+            self._ledger.start(LedgerStart(self.launch, 0, event.step, self.task.order))
+        self._mark = time.monotonic()
+
+    def step(self, outcome: Outcome, group: Group, plan: Plan) -> None:
+        """Tell of a committed step, and enter it in the ledger."""
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        if self.folder is not None and self._ledger is not None:
+            owners = tuple(group.members[rank].identity for rank in plan.owners)
+            samples = None if outcome.skipped else outcome.samples
+            self._ledger.append(
+                Record(self.launch, group.generation, outcome.step - 1, owners, outcome.skipped, samples)
+            )
+        self.emit(
+            StepDone(
+                step=outcome.step,
+                epoch=outcome.epoch + 1,
+                loss=outcome.loss,
+                lr=outcome.lr,
+                samples=outcome.samples,
+                seconds=seconds,
+                metrics=outcome.metrics,
+                gradient_norm=outcome.gradient_norm,
+                skipped=outcome.skipped,
+            )
+        )
+        if outcome.skipped:
+            named = f"shard(s) {list(outcome.bad_shards)}" if outcome.bad_shards else "a shard that could not be named"
+            self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
+
+    def missed(self, outcome: Outcome | None, group: Group, plan: Plan, step: int) -> None:
+        """A new leader tells what the last one may not have come to tell: its last committed step."""
+        if outcome is None or outcome.step != step or self.folder is None:
+            return
+        told = read_lines(self.folder / "metrics.jsonl")[-50:]
+        if not any(line.get("event") == "step" and line.get("step") == step for line in told):
+            self.step(outcome, group, plan)
+
+    def epoch(self, epoch: int, progress: Progress) -> None:
+        results = progress.results
+        self.emit(EpochDone(epoch, progress.step, results.get("train", {}), results.get("validation", {})))
+
+    def checkpointed(self, step: int, path: Path) -> None:
+        self.emit(CheckpointSaved(step, str(path)))
+
+    def recovered(self, report: Report, detect_s: float) -> None:
+        """Every rank keeps the failure, since any may have to sum up; the leader tells of it.
+
+        detect_s: from the last committed step to the beginning of recovery."""
+        for death in report.deaths:
+            failure = Failure(report.step, death.identity, death.host, death.kind, detect_s, report.seconds)
+            self.failures.append(failure)
+            self.emit(RankFailed(report.step, death.identity, death.host, death.kind, death.error))
+        self.emit(
+            Recovered(
+                report.step,
+                report.generation,
+                report.survivors,
+                report.seconds,
+                {"detect": detect_s, **report.phases},
+                report.moved,
+                report.promoted,
+            )
+        )
+        self._mark = time.monotonic()
+
+    def end(self, loop: Loop, status: str, failure: DdlError | None = None) -> None:
+        """Write summary.json and say how it ended."""
+        progress, order = loop.state.progress, self.task.order
+        wall = time.time() - self.began
+        summary = Summary(
+            status=status,
+            launch=self.launch,
+            steps=progress.step,
+            epochs=round(progress.step / order.steps_per_epoch, 4),
+            global_batch=order.global_batch,
+            shards=order.shards,
+            ranks_started=self.ranks_started,
+            ranks_finished=loop.group.size,
+            train=progress.results.get("train", {}),
+            validation=progress.results.get("validation", {}),
+            test=progress.results.get("test", {}),
+            samples=self._samples_of(progress),
+            failures=self.failures,
+            parameters_sha256=loop.state.parameters_digest(),
+            samples_per_s=round(loop.samples / loop.train_seconds, 1) if loop.train_seconds else 0.0,
+            wall_s=round(wall, 3),
+            versions=versions(),
+            error="" if failure is None else str(failure),
+        )
+        if self.folder is not None:
+            write_summary(self.folder, summary)
+        self.emit(Finished(status, summary.to_json(), "" if self.folder is None else str(self.folder)))
+
+    def _samples_of(self, progress: Progress) -> Samples:
+        """What the ledger proves; without one, what the counters say."""
+        if self.folder is None or self._ledger is None:
+            return Samples(expected=progress.samples, used=progress.samples)
+        found = audit(read(self.folder / "ledger.jsonl"), self.task.order, progress.step)
+        return Samples(**found.samples)
+
+    def close(self) -> None:
+        if self._hub is not None:
+            self._hub.close()
+        if self._ledger is not None:
+            self._ledger.close()

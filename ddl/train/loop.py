@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,28 +52,28 @@ class Wishes:
 class Loop:
     """Trains ``task`` on the ranks of a group and of the groups that follow it when ranks die.
 
-    journal: where the leader writes what happened. writer: where it writes checkpoints (None: nowhere).
-    beat: told (step, phase) whenever this rank gets somewhere."""
+    state: fresh or restored, equal on all workers. journal: where the leader writes what happened.
+    open_writer: makes what writes checkpoints (None: none are written). beat: told (step, phase) whenever this
+    rank gets somewhere. waiting: around waits for other ranks."""
 
     def __init__(
         self,
         task: Task,
         group: Group,
         device: Device,
+        state: State,
         journal: Journal,
         *,
-        writer: Callable[[], Writer] | None = None,
+        open_writer: Callable[[], Writer] | None = None,
         wishes: Wishes | None = None,
         recovery: RecoverySettings | None = None,
         beat: Callable[[int, str], None] = lambda step, phase: None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         span: Span = no_span,
     ):
-        self.task, self.group, self.device, self.journal = task, group, device, journal
-        self.wishes, self.beat, self.span = wishes or Wishes(), beat, span
-        self._open_writer, self._writer = writer, None
-        self.state = State(task.model, task.optimizer.slots, task.dtype, task.seed, device)
-        if task.initial is not None:
-            task.initial(self.state)
+        self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
+        self.wishes, self.beat, self.waiting, self.span = wishes or Wishes(), beat, waiting, span
+        self._open_writer, self._writer = open_writer, None
         self.plan = assign(task.order.shards, group.size)
         self.recovery = Recovery(self, self.plan, group, recovery or RecoverySettings())
         self.reports: list[Report] = []
@@ -80,7 +81,15 @@ class Loop:
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.status = "finished"
-        self.started = time.monotonic()
+        self.samples, self.train_seconds = 0, 0.0
+        self._stepped = time.monotonic()  # when the last step was committed
+        self._last: Outcome | None = None
+
+    def start(self, group: Group) -> None:
+        """The group that came out of setting up; from here on ``run`` looks after it."""
+        self.group = group
+        self.plan = assign(self.task.order.shards, group.size)
+        self.recovery = Recovery(self, self.plan, group, self.recovery.settings)
 
     # What recovery asks for (fault.recover.Recoverable).
 
@@ -91,12 +100,13 @@ class Loop:
         return [host(flat) for flat in self.state.flat_arrays()]
 
     def meta(self) -> dict[str, Any]:
-        return self.state.progress.to_json()
+        return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json()}
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
         for flat, received in zip(self.state.flat_arrays(), arrays, strict=True):
             flat[...] = self.device.array(received)
-        self.state.progress.become(Progress.from_json(meta))
+        self.state.progress.become(Progress.from_json(meta["progress"]))
+        self.journal.become(meta["journal"])
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
@@ -114,7 +124,7 @@ class Loop:
                 return error
         if any(lacks for _, lacks in told):
             parts = group.gather_objects(moments(task.train, task.order, shards))
-            found = combine({shard: sums for part in parts for shard, sums in part.items()})
+            found = combine({shard: sums for part in parts for shard, sums in part.items()}, task.normalise)
             self.state.progress.normalise = found.to_json()
         self.group, self.plan = group, plan
         self.loader = Loader(
@@ -150,6 +160,7 @@ class Loop:
             clip_norm=task.clip_norm,
             span=self.span,
             beat=self.beat,
+            waiting=self.waiting,
         )
         return None
 
@@ -167,10 +178,11 @@ class Loop:
 
     # The loop itself.
 
-    def run(self) -> None:
+    def run(self) -> DdlError | None:
         """Train to the end, through any number of failures; returns on every survivor after the agreed end.
 
-        Raises Stop, Diverged, UserCodeError or UserError on all survivors alike."""
+        What is returned is why the job ended early: Stop, Diverged, UserCodeError or UserError, on all workers alike.
+        An exception that is raised is this rank's alone."""
         attached, failure = False, None
         while True:
             agreed = False
@@ -193,13 +205,11 @@ class Loop:
                         self.group.release_spares()
                 agreed = True
                 if self.group.agree(1):
-                    break
+                    return failure
                 raise PeerLost([], self.group.generation, "the agreement on the end")
             except PeerLost as lost:
                 failure = self._recover(lost, agreed) or failure
                 attached = not self.group.is_spare
-        if failure is not None:
-            raise failure
 
     def close(self) -> None:
         self._detach()
@@ -208,13 +218,15 @@ class Loop:
 
     def _recover(self, lost: PeerLost, agreed: bool) -> DdlError | None:
         """Bind to the next generation; what is returned is why all survivors must leave it again."""
-        began, last_step = time.monotonic(), self.state.progress.step
+        detect_s = time.monotonic() - self._stepped
         self._detach()
         self.group, report = self.recovery.recover(self.group, lost, agreed)
         self.reports.append(report)
-        if self.group.is_leader and not isinstance(report.refusal, QuorumLost):
-            self.journal.lead(self.group, self.plan, self.state.progress.step)
-            self.journal.recovered(report, time.monotonic() - began, self.state.progress.step == last_step)
+        leads = self.group.is_leader and not isinstance(report.refusal, QuorumLost)
+        if leads and self.journal.lead() and self._last is not None:
+            self.journal.missed(self._last, self.group, self.plan, self.state.progress.step)
+        self.journal.recovered(report, detect_s)
+        self._stepped = time.monotonic()
         return report.refusal
 
     def _train(self) -> None:
@@ -223,6 +235,7 @@ class Loop:
         task, progress = self.task, self.state.progress
         assert self.step is not None
         self._after_epoch()
+        self._stepped = time.monotonic()
         while progress.step < task.total_steps and not progress.ended and not self.wishes.stop:
             due = self.group.is_leader and self.wishes.checkpoint_due()
             outcome = self.step.run(stop=self.wishes.stop, checkpoint=due)
@@ -231,6 +244,9 @@ class Loop:
 
     def _after_step(self, outcome: Outcome) -> None:
         wishes, task = self.wishes, self.task
+        now = time.monotonic()
+        self.samples, self.train_seconds = self.samples + outcome.samples, self.train_seconds + now - self._stepped
+        self._stepped, self._last = now, outcome
         self.wishes.stop = outcome.stop
         if self.group.is_leader:
             self.journal.step(outcome, self.group, self.plan)
@@ -240,8 +256,8 @@ class Loop:
             raise _AllLeave(
                 Diverged(
                     f"{self.state.progress.skipped_in_row} steps in a row were not finite, the last of them step "
-                    f"{outcome.step} in shard(s) {list(outcome.bad_shards) or 'unknown'}; lower optim.lr, clip gradients "
-                    "(optim.clip_norm) or look at these samples"
+                    f"{outcome.step} in shard(s) {list(outcome.bad_shards) or 'unknown'}; lower optim.lr, "
+                    "clip gradients (optim.clip_norm) or look at these samples"
                 )
             )
         if task.check_every and outcome.step % task.check_every == 0:
@@ -340,7 +356,7 @@ class Loop:
         meta = {"progress": progress.to_json(), **self.task.settings}
         score = progress.results.get("validation", {}).get("loss")
         with self.span("checkpoint"):
-            self._writer.submit(progress.step, self.state.to_named(), meta, score)
+            self._writer.submit(progress.step, self.state.to_named(), meta, None if score is None else -score)
 
     def _compare_replicas(self) -> None:
         """Every rank shows a hash of its state; a minority that differs takes over the majority's."""

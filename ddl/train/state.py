@@ -76,7 +76,7 @@ class State:
         return [self.params.flat, self.averages.flat, *self.slots.values()]
 
     def to_named(self) -> dict[str, np.ndarray]:
-        """Host views or copies by name, as a checkpoint stores them: ``params/...``, ``averages/...``, ``<slot>/...``."""
+        """Host views or copies by name, as a checkpoint stores them: ``params/``, ``averages/``, ``<slot>/``."""
         named = {f"params/{name}": host(view) for name, view in self.params.views.items()}
         named.update({f"averages/{name}": host(view) for name, view in self.averages.views.items()})
         for slot, flat in self.slots.items():

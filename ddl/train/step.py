@@ -73,10 +73,11 @@ class Step:
         clip_norm: float = 0.0,
         span: Span = no_span,
         beat: Callable[[int, str], None] = lambda step, phase: None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.model, self.state, self.optimizer, self.lr = model, state, optimizer, lr
         self.order, self.loader, self.shards, self.group, self.total = order, loader, list(shards), group, total
-        self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
+        self.parts, self.clip_norm, self.span, self.beat, self.waiting = parts, clip_norm, span, beat, waiting
         self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp))
         self.metrics = list(model.step_metrics)
         self.layout = gradient_layout(model, state.layout.dtype)
@@ -99,7 +100,7 @@ class Step:
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
-        with self.span("sum"):
+        with self.span("sum"), self.waiting():
             summed = self.total.finish()
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
         bad = () if finite else self._find_bad_shards(step, epoch, step_in_epoch)

@@ -1,0 +1,177 @@
+"""From settings to objects: the one place where a job's configuration is read and becomes a task.
+
+What the settings may be is config's; what the objects do is their rooms'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ddl.arrays import Layout
+from ddl.config import Job
+from ddl.data import Order, Splits, auto_shards, make_transforms, open_dataset
+from ddl.errors import CheckpointError, ConfigError
+from ddl.models import build as build_model
+from ddl.models.model import Model
+from ddl.optim import Groups, Rule, scaled_lr, schedule
+from ddl.optim import build as build_optimizer
+from ddl.train.named import load_object
+from ddl.train.task import Task
+
+# Settings of [optim] that are an optimizer's own, and the optimizers that have them.
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("momentum", "nesterov"),
+    "adam": ("beta1", "beta2", "eps"),
+    "adamw": ("beta1", "beta2", "eps"),
+    "rmsprop": ("decay", "eps"),
+    "adagrad": ("eps",),
+    "lamb": ("beta1", "beta2", "eps"),
+    "lars": ("momentum",),
+}
+
+
+def build_task(job: Job) -> Task:
+    """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    splits = build_data(job)
+    model = build_model(
+        job.model.name,
+        splits.train.fields,
+        loss=None if job.model.loss == "auto" else job.model.loss,
+        metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
+        options=job.model.options,
+    )
+    samples, batch = len(splits.train), job.train.global_batch
+    shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
+    order = Order(samples, shards, batch, job.run.seed, job.data.shuffle)
+    total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
+    optimizer = build_groups(job, model)
+    return Task(
+        model=model,
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        order=order,
+        optimizer=optimizer,
+        lr=learning_rate(job, total_steps),
+        total_steps=total_steps,
+        dtype=job.train.dtype,
+        seed=job.run.seed,
+        parts=job.train.accumulate,
+        clip_norm=job.optim.clip_norm,
+        normalise=job.data.normalize,
+        augment=make_transforms(job.data.augment, splits.train.fields),
+        prefetch=job.data.prefetch,
+        evaluate_rows=job.data.batch_eval,
+        evaluate_every=job.train.evaluate_every,
+        patience=job.train.patience,
+        skip_limit=job.fault.skip_limit,
+        check_every=job.fault.check_every,
+        algorithm=job.comm.algorithm,
+        bucket_mib=job.comm.bucket_mib,
+        overlap=job.comm.overlap,
+        callbacks=[load_object(name, "train.callbacks") for name in job.train.callbacks],
+        initial=start_from(job),
+        settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": job.run.seed},
+    )
+
+
+def build_data(job: Job) -> Splits:
+    """The job's training, validation and test samples."""
+    data = job.data
+    return open_dataset(
+        data.source,
+        path=data.path or None,
+        targets=data.targets or None,
+        format=data.format,
+        validation=data.validation,
+        test=data.test,
+        stratify=data.stratify,
+        seed=job.run.seed,
+        options=data.options,
+    )
+
+
+def build_groups(job: Job, model: Model) -> Groups:
+    """The job's optimizers over the model's parameters."""
+    optim = job.optim
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, job.train.dtype)
+    lr = scaled_lr(optim.lr, job.train.global_batch, optim.scale_lr_by_batch) if optim.scale_lr_by_batch else optim.lr
+    main = _optimizer(optim.name, lr, asdict(optim))
+    rules = []
+    for group in optim.groups:
+        wanted = dict(group)
+        match, frozen = wanted.pop("match", None), wanted.pop("frozen", False)
+        if not isinstance(match, str):
+            raise ConfigError(f"each of optim.groups needs match = PATTERN, got {group}")
+        settings = {**asdict(optim), **wanted}
+        unknown = sorted(set(wanted) - set(asdict(optim)))
+        if unknown:
+            raise ConfigError(f"optim.groups: [{match}] has no setting {unknown}")
+        own = _optimizer(str(settings["name"]), float(wanted.get("lr", lr)), settings)
+        rules.append(Rule(match, own, frozen=bool(frozen)))
+    no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
+    return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
+
+
+def _matches(pattern: str, layout: Layout) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(name, pattern) for name in layout.shapes)
+
+
+def _optimizer(name: str, lr: float, settings: Mapping[str, Any]):
+    if ":" in name:
+        return load_object(name, "optim.name")(lr=lr)
+    options = {option: settings[option] for option in (*_OPTIONS.get(name, ()), "weight_decay")}
+    return build_optimizer(name, {"lr": lr, **options})
+
+
+def learning_rate(job: Job, total_steps: int) -> Callable[[int], float]:
+    """step -> learning rate."""
+    optim = job.optim
+    lr = scaled_lr(optim.lr, job.train.global_batch, optim.scale_lr_by_batch) if optim.scale_lr_by_batch else optim.lr
+    factor = schedule(
+        optim.schedule,
+        total_steps,
+        warmup_steps=optim.warmup_steps,
+        floor=min(optim.min_lr / lr, 1.0) if lr > 0 else 0.0,
+        step_every=optim.step_every,
+        step_factor=optim.step_factor,
+    )
+    return lambda step: lr * factor(step)
+
+
+def start_from(job: Job) -> Callable[[Any], None] | None:
+    """What copies the parameters of ``model.from`` into a fresh state, by name; None where nothing is asked.
+
+    Strict: every parameter must be found with its shape. Otherwise what matches is taken. Raises ConfigError
+    that names what did not match."""
+    if not job.model.from_:
+        return None
+    from ddl.checkpoint import Store
+
+    path = Path(job.model.from_)
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    try:
+        arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+    except CheckpointError as error:
+        raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
+
+    def take(state: Any) -> None:
+        wrong = []
+        for name, view in state.params.views.items():
+            found = arrays.get(f"params/{name}")
+            if found is None:
+                wrong.append(f"{name} is not there")
+            elif found.shape != view.shape:
+                wrong.append(f"{name} has shape {found.shape} there and {view.shape} here")
+            else:
+                view[...] = state.device.array(found)
+        if wrong and (job.model.strict or len(wrong) == len(state.params.views)):
+            hint = "" if not job.model.strict else "; model.strict = false takes what matches"
+            raise ConfigError(f"model.from = {job.model.from_!r}: " + ", ".join(wrong[:4]) + hint)
+
+    return take

@@ -1,0 +1,370 @@
+"""A job from its settings to its exit status, on one rank: start, resume, train, end.
+
+The settings come from a door (``python -m ddl.train``) or the Python API; the loop is loop.py's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ddl.arrays import Device, device
+from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
+from ddl.comm import Group, fault_tolerance, launched_rank, mpi
+from ddl.config import Job
+from ddl.config import write as write_config
+from ddl.errors import CheckpointError, ConfigError, DdlError, Stop, UserCodeError, UserError
+from ddl.fault import inject
+from ddl.fault.recover import Settings as RecoverySettings
+from ddl.fault.recover import survive
+from ddl.fault.watchdog import Heartbeat, read_note, start_companion
+from ddl.metrics import Console, JobStarted, Sink, Trace, versions
+from ddl.train.build import build_task
+from ddl.train.folder import holds_run, new_launch, run_folder
+from ddl.train.journal import Journal
+from ddl.train.loop import Loop, Wishes
+from ddl.train.state import Progress, State
+from ddl.train.step import no_span
+from ddl.train.task import Task
+
+
+def run(job: Job, make_task: Callable[[Job], Task] = build_task) -> int:
+    """Train ``job``; the exit status that this process should end with.
+
+    Where failures are tolerated, and the job ran under mpirun, ``finish`` has to end the process with it."""
+    runner = Runner(job, make_task)
+    status = runner.run()
+    mpi.finish(runner.group, status)
+    return status
+
+
+class Runner:
+    """One rank's way through a job. What it opened is closed when ``run`` returns."""
+
+    def __init__(self, job: Job, make_task: Callable[[Job], Task]):
+        self.job, self.make_task = job, make_task
+        self.wishes = Wishes(
+            checkpoint_every_s=job.checkpoint.every_s,
+            checkpoint_every_steps=job.checkpoint.every_steps,
+            checkpoint_every_epochs=job.checkpoint.every_epochs,
+        )
+        self.heartbeat: Heartbeat | None = None
+        self.group: Group
+        self.loop: Loop | None = None
+        self.journal: Journal | None = None
+        self._fence: Fence | None = None
+        self._trace: Trace | None = None
+        self._warnings: list[str] = []
+
+    def run(self) -> int:
+        job = self.job
+        task, problem = self._make_task()
+        chaos = inject.parse(job.fault.chaos) if job.fault.chaos else None
+        if job.fault.tolerance != "off":
+            # Before MPI: a process that MPI has set up should not fork.
+            self.heartbeat = start_companion(
+                launched_rank(),
+                hang_timeout_s=job.fault.hang_timeout_s,
+                recovery_timeout_s=job.fault.recovery_timeout_s,
+            )
+        try:
+            self.group = mpi.start(job.fault.spares, job.fault.tolerance)
+        except UserError as error:
+            return self._refuse(error, launched_rank() == 0)
+        with Signals(self.wishes):
+            try:
+                return self._train(task, problem, chaos)
+            except Exception as error:
+                self._die(error)
+            finally:
+                self._close()
+
+    def _make_task(self) -> tuple[Task | None, DdlError | None]:
+        """The task, or why there is none; all ranks talk before one of them ends, or the others would wait in MPI."""
+        try:
+            return self.make_task(self.job), None
+        except UserError as error:
+            return None, error
+
+    def _train(self, task: Task | None, problem: DdlError | None, chaos: Any) -> int:
+        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)))
+        if problem is not None or task is None:
+            return self._refuse(problem, self.group.is_leader)
+        local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
+        try:
+            where, missing = device(self.job.comm.device, local), None
+        except LookupError as error:
+            where, missing = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
+        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(missing)))
+        if problem is not None:
+            return self._refuse(problem, self.group.is_leader)
+        state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
+        journal = self.journal = Journal(task, self._sinks, self._say)
+        loop = self.loop = Loop(
+            task,
+            self.group,
+            where,
+            state,
+            journal,
+            wishes=self.wishes,
+            open_writer=self._open_writer,
+            recovery=self._recovery_settings(state),
+            beat=self._beat,
+            waiting=self.heartbeat.waiting if self.heartbeat else nullcontext,
+            span=self._trace.span if self._trace else no_span,
+        )
+        self.group, problem = survive(self.group, lambda group: self._set_up(group, loop))
+        if problem is not None:
+            return self._refuse(problem, self.group.is_leader)
+        loop.start(self.group)
+        if self.group.is_leader:
+            self._announce(loop, where)
+        if chaos is not None:
+            self.group.probe = chaos.probe(self.group.me.identity, lambda: state.progress.step)
+        failure = loop.run()
+        self.group = loop.group
+        if failure is not None:
+            return self._refuse(failure, self.group.is_leader)
+        return Stop.exit_status if loop.status == "stopped" else 0
+
+    def _set_up(self, group: Group, loop: Loop) -> DdlError | None:
+        """Choose the run folder, claim it and load the newest checkpoint: the leader reads, all receive.
+
+        May be done again when a rank dies in it. Returns, on every worker, why the job cannot begin."""
+        journal, state = loop.journal, loop.state
+        told: DdlError | dict[str, Any] | None = None
+        arrays: dict[str, np.ndarray] | None = None
+        if group.is_leader:
+            try:
+                folder = run_folder(self.job)
+                launch = journal.launch or new_launch()
+                self._claim(folder, launch, group)
+                arrays, meta = self._find_checkpoint(folder)
+                if loop.task.initial is not None and arrays is None:
+                    loop.task.initial(state)
+                if arrays is not None:
+                    self._restore(state, arrays, meta, loop.task)
+                journal.launch, journal.folder, journal.ranks_started = launch, folder, len(group.members)
+                told = loop.meta()
+            except UserError as error:
+                told = error
+            except OSError as error:
+                told = ConfigError(f"run.dir = {str(run_folder(self.job))!r} cannot be used: {error}")
+        told = group.gather_objects(told)[0]
+        if isinstance(told, DdlError):
+            return told
+        received = loop.flat_arrays()
+        for flat in received:
+            group.broadcast(flat, 0)
+        if not group.is_leader:
+            loop.take_over(received, told)
+        return None
+
+    def _claim(self, folder: Path, launch: str, group: Group) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.job.run.dir and self.job.checkpoint.resume == "none" and holds_run(folder):
+            raise ConfigError(
+                f"run.dir = {str(folder)!r} holds a run already, and checkpoint.resume is none; "
+                "choose another folder, or checkpoint.resume = auto to go on"
+            )
+        self._fence = Fence(folder, launch, group.generation, group.me.identity)
+        write_config(self.job, folder / "config.toml")
+
+    def _find_checkpoint(self, folder: Path) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+        """Arrays and meta of the checkpoint to go on from; None where training begins anew."""
+        resume = self.job.checkpoint.resume
+        if resume == "none":
+            return None, {}
+        try:
+            if resume != "auto":
+                path = Path(resume)
+                inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+                if inner.name == "checkpoints":
+                    return Store(inner, say=self._say).load()
+                return Store(inner.parent, say=self._say).load(inner)
+            store = newer_of(Store(folder / "checkpoints", say=self._say), open_replica(say=self._say))
+            if store.newest() is None:
+                return None, {}
+            return store.load()
+        except CheckpointError as error:
+            raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
+
+    def _restore(self, state: State, arrays: dict[str, np.ndarray], meta: dict[str, Any], task: Task) -> None:
+        """Raises ConfigError when the checkpoint is of another job: other shards, samples, batch or parameters."""
+        for key in ("shards", "samples", "global_batch", "seed"):
+            if key in meta and meta[key] != task.settings.get(key, meta[key]):
+                raise ConfigError(
+                    f"the checkpoint was made with {key} = {meta[key]}, this job has {task.settings[key]}: "
+                    "its order of samples would be another one; set it back, or begin anew with another run.dir"
+                )
+        try:
+            state.load_named(arrays)
+        except ValueError as error:
+            raise ConfigError(f"the checkpoint does not fit this model: {error}") from error
+        state.progress.become(Progress.from_json(meta["progress"]))
+        state.progress.ended = False
+
+    def _announce(self, loop: Loop, where: Device) -> None:
+        task, group, journal = loop.task, loop.group, loop.journal
+        hosts: dict[str, int] = {}
+        for member in group.members[: group.size]:
+            hosts[member.host] = hosts.get(member.host, 0) + 1
+        _, reason = fault_tolerance()
+        survived = "a rank's death is survived" if group.tolerant else "a rank's death ends the job"
+        journal.lead()
+        journal.started(
+            JobStarted(
+                name=self.job.run.name,
+                folder=str(journal.folder),
+                launch=journal.launch,
+                ranks=group.size,
+                spares=len(group.members) - group.size,
+                hosts=hosts,
+                device=str(where),
+                model=self.job.model.name,
+                parameters=loop.state.layout.size,
+                samples=task.order.samples,
+                shards=task.order.shards,
+                global_batch=task.order.global_batch,
+                steps=task.total_steps,
+                steps_per_epoch=task.order.steps_per_epoch,
+                step=loop.state.progress.step,
+                tolerance=f"{survived} ({reason})",
+                versions=versions(mpi.library_version()),
+            )
+        )
+        if group.size > task.order.shards:
+            journal.warn(
+                f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "
+                "have nothing to compute (data.shards)"
+            )
+        for line in self._warnings:
+            journal.warn(line)
+
+    def _recovery_settings(self, state: State) -> RecoverySettings:
+        return RecoverySettings(
+            min_ranks=self.job.fault.min_ranks,
+            notes=lambda identity: read_note(self._notes(), identity),
+            beat=lambda phase: self._beat(state.progress.step, f"recover {phase}"),
+            recovering=self.heartbeat.recovering if self.heartbeat else nullcontext,
+        )
+
+    def _notes(self) -> Path:
+        """Where this launch's ranks leave word of how they died."""
+        assert self.journal is not None and self.journal.folder is not None
+        return self.journal.folder / "notes" / self.journal.launch
+
+    def _beat(self, step: int, phase: str) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.beat(step, phase)
+
+    def _open_writer(self) -> Writer:
+        assert self.journal is not None and self.journal.folder is not None and self.loop is not None
+        group, journal, settings = self.loop.group, self.journal, self.job.checkpoint
+        if self._fence is None:
+            self._fence = Fence(journal.folder, journal.launch, group.generation, group.me.identity)
+        store = Store(
+            journal.folder / "checkpoints",
+            settings.keep,
+            settings.keep_best,
+            fence=self._fence,
+            say=self._say,
+            probe=group.probe,
+        )
+        return Writer(
+            store,
+            open_replica(say=self._say) if settings.replica else None,
+            say=journal.warn,
+            saved=journal.checkpointed,
+        )
+
+    def _sinks(self) -> list[Sink]:
+        if not self.job.metrics.console_every_s:
+            return []
+        return [Console(self.job.metrics.console_every_s)]
+
+    def _say(self, message: str) -> None:
+        """A line that people should see; before the journal speaks it waits for the banner."""
+        if self.journal is not None and self.journal.leads:
+            self.journal.warn(message)
+        else:
+            self._warnings.append(message)
+
+    def _refuse(self, error: DdlError | None, speaks: bool) -> int:
+        """One line from one rank, and the status that goes with the error."""
+        assert error is not None
+        if speaks:
+            if isinstance(error, UserCodeError) and error.traceback:
+                sys.stderr.write(error.traceback.rstrip() + "\n")
+            print(f"ddl.train: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return error.exit_status
+
+    def _die(self, error: Exception) -> NoReturn:
+        """An exception of this rank alone: it leaves a note and ends, the others go on where that is possible.
+
+        The first rank to fail with an error prints it, and dies as if killed, so that a job that survives it
+        ends with status 0. Whoever fails with the same error again knows that the job cannot: status 1."""
+        group, status = self.group, error.exit_status if isinstance(error, DdlError) else 1
+        first = True
+        if self.heartbeat is not None and self.journal is not None and self.journal.folder is not None:
+            step = self.loop.state.progress.step if self.loop else -1
+            note = self.heartbeat.note_exception(error, step)
+            others = [read_note(self._notes(), m.identity) for m in group.members if m is not group.me]
+            first = not any(other and other.get("error") == note["error"] for other in others)
+        if first:
+            text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+            print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
+        alone = len(group.members) == 1
+        if group.tolerant and not alone and first and self.loop is not None and self.loop.state.progress.step > 0:
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        mpi.fail(group, status)
+        raise SystemExit(status)
+
+    def _close(self) -> None:
+        if self.loop is not None:
+            self.loop.close()
+        if self.journal is not None:
+            self.journal.close()
+        if self._trace is not None:
+            self._trace.close()
+        if self.heartbeat is not None:
+            self.heartbeat.close()
+
+
+def _first(values: list[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+class Signals:
+    """While inside: USR1, USR2, TERM and INT ask for a checkpoint and a good end; a second TERM or INT ends at once.
+
+    Handlers set a flag and nothing else, so no step is ever torn by one."""
+
+    def __init__(self, wishes: Wishes):
+        self.wishes = wishes
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._wish)
+        return self
+
+    def _wish(self, number: int, frame: Any) -> None:
+        if self.wishes.stop and number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.wishes.stop = True
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
