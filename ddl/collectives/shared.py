@@ -7,6 +7,7 @@ Summing between nodes is hierarchical.py's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,9 +44,10 @@ def blocks(sources: np.ndarray, out: np.ndarray, part: slice) -> list[Block]:
     return [Block(out[cut], [row[cut] for row in sources]) for cut in cuts]
 
 
-def add(todo: Sequence[Block], group: Group) -> None:
-    """Sum each block. Overflow is not an error here: the caller looks at the sum."""
-    silent = group.probe is no_probe
+def add(todo: Sequence[Block], group: Group, with_norm: bool = False) -> float:
+    """Sum each block. ``with_norm`` also returns the sum's squared norm, taken while a block is in the cache;
+    it is not finite exactly when an element is not. Overflow is no error here: the caller looks at the sum."""
+    silent, norm = group.probe is no_probe, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for out, sources in todo:
             if not silent:
@@ -59,22 +61,21 @@ def add(todo: Sequence[Block], group: Group) -> None:
                 np.add(total, source, out=total)
             if total is not out:
                 out[...] = total
+            if with_norm:
+                norm += squares(out)
+    return norm
 
 
-def squared_norm(todo: Sequence[Block]) -> float:
-    """The sum of squares of what ``add`` has written; not finite exactly when one of its elements is not."""
-    return sum(squares(block.out) for block in todo)
-
-
-def squares(x: np.ndarray) -> float:
-    """The sum of the squares of ``x``; large finite numbers do not overflow."""
+def squares(x: Array) -> float:
+    """The sum of the squares of ``x`` (length,); in float64 where large numbers would overflow."""
     if x.dtype == np.float16:
         x = x.astype(np.float32)
-    found = float(np.dot(x, x))
-    if np.isfinite(found):
-        return found
-    wide = x.astype(np.float64)
-    return float(np.dot(wide, wide))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(x.dot(x))
+        if not math.isfinite(found):
+            wide = x.astype(np.float64)
+            found = float(wide.dot(wide))
+    return found
 
 
 class Workspace:

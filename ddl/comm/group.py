@@ -64,6 +64,10 @@ class Member:
     started: int = 0  # start time of the process in clock ticks: tells a recycled pid from the process
 
 
+_STAYS = 1 << 30
+"""The bit of a vote that says: I do not shrink."""
+
+
 class SharedMemory(ABC):
     """Memory that all workers of a node have mapped: one slot a worker, and one common part.
 
@@ -92,6 +96,8 @@ class Group(ABC):
     probe: Probe
     doing: str = "job"  # what the group is used for now: named in kill points and in PeerLost
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
+
+    _is_ended: bool = False  # members may only shrink now
 
     @functools.cached_property
     def kept(self) -> dict[str, Any]:
@@ -175,19 +181,38 @@ class Group(ABC):
     def release_spares(self) -> None:
         """The leader's word to the spares that the work is done."""
 
-    @abstractmethod
+    @kill_points("agree")
     def agree(self, flags: int) -> int:
-        """Bitwise AND of all members' ``flags``, and 0 when a member is found dead: the same value on every
-        survivor. Always returns, even on a revoked group."""
+        """Bitwise AND of all members' ``flags`` (below 2^30), the same value on every survivor; always returns,
+        even on a revoked group. 0 on all when a member is found dead or has turned to ``shrink``."""
+        vote = 0 if self._is_ended else self._vote(flags | _STAYS)
+        # Whoever waits in an agreement that a peer has given up for ``shrink`` would wait for ever. So shrink
+        # begins with a vote of its own, which meets ours, and after which nobody votes again in this group.
+        self._is_ended = not vote & _STAYS
+        return vote & ~_STAYS
+
+    @kill_points("shrink")
+    def shrink(self, workers: int | None = None) -> Group:
+        """The survivors as the next generation, in their old order: the first ``workers`` of them (default: as
+        many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned."""
+        if not self._is_ended:
+            self._vote(0)
+            self._is_ended = True
+        group = self._next(self.size if workers is None else workers)
+        group.doing, group.element_limit = self.doing, self.element_limit
+        return group
+
+    @abstractmethod
+    def _vote(self, flags: int) -> int:
+        """Bitwise AND over all members; 0 on every survivor when a member is found dead."""
+
+    @abstractmethod
+    def _next(self, workers: int) -> Group:
+        """The survivors as a sealed group, of which at most ``workers`` are workers. All survivors call it."""
 
     @abstractmethod
     def revoke(self) -> None:
         """Make every call that is pending or comes later on this group raise PeerLost, on all members."""
-
-    @abstractmethod
-    def shrink(self, workers: int | None = None) -> Group:
-        """The survivors as the next generation, in their old order: the first ``workers`` of them (default: as
-        many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned."""
 
     @abstractmethod
     def close(self) -> None:

@@ -26,6 +26,11 @@ def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
     return None
 
 
+def has_process_manager(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a process manager that an MPI library could talk to started us."""
+    return any(name in environment for name in ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PMI_PORT"))
+
+
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank as the launcher numbers it, before MPI starts; 0 without a launcher."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
@@ -58,7 +63,7 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
 
     Both halves are needed: the launcher must let the others live, and the library must report the
     death. With one half alone the survivors would hang. Says what is known before MPI is imported."""
-    if environment.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true"):
+    if library_is_tolerant(environment):
         return True, "launched with --with-ft ulfm"
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         if launched_size(environment) is None:
@@ -72,6 +77,11 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
         if all(_is_true(found.get(name, "")) for name in needed):
             return True, f"launcher made recoverable by {path}"
     return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+
+
+def library_is_tolerant(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether MPI is told to report deaths: by mpirun --with-ft ulfm, or by ``settings``."""
+    return _is_true(environment.get("OMPI_MCA_mpi_ft_enable", ""))
 
 
 def _is_true(value: str) -> bool:
@@ -115,7 +125,8 @@ def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dic
         )
     if tolerant:
         chosen["OMPI_MCA_mpi_ft_enable"] = "1"
-        chosen.setdefault("OMPI_MCA_pml", environment.get("OMPI_MCA_pml", "ob1"))  # the one that reports deaths
+        if "OMPI_MCA_pml" not in environment:
+            chosen["OMPI_MCA_pml"] = "ob1"  # the one that reports deaths
         chosen["MPI4PY_RC_FINALIZE"] = "0"  # MPI_Finalize can hang after a death
     # Ranks that spin in MPI would take the cores from those that still compute.
     if local_size(environment) > cores() and "OMPI_MCA_mpi_yield_when_idle" not in environment:

@@ -6,6 +6,7 @@ launcher told us is launcher.py's; who is where topology.py's."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -48,11 +49,11 @@ class MpiGroup(Group):
         self._mpi, self._everyone, self._me = mpi, everyone, me
         self.rank, self.size, self.generation = everyone.Get_rank(), size, generation
         self.tolerant, self.probe = tolerant, probe
-        self._workers = self._node = None
+        self._node: Any = None
         self._memory: list[SharedMemory] = []
         everyone.Set_errhandler(mpi.ERRORS_RETURN)
         self.members = everyone.allgather(me)
-        self._workers = self._part(everyone, self.rank < size, size == everyone.Get_size())
+        self._workers: Any = self._part(everyone, self.rank < size, size == everyone.Get_size())
         if not self.is_spare:
             first = self.local_ranks[0]
             self._node = self._part(self._workers, True, len(self.nodes) == 1, color=first)
@@ -157,10 +158,8 @@ class MpiGroup(Group):
         first, descriptor, memory = self.rank == local[0], -1, None
         try:
             if first:
-                try:
+                with contextlib.suppress(OSError):  # the next line tells everybody: -1
                     descriptor = shared_memory.create(len(local), slot_bytes, common_bytes)
-                except OSError:
-                    pass  # told to all in the next line: -1
             offered = self._workers.allgather(descriptor)[local[0]]
             try:
                 if not first and offered >= 0:
@@ -192,8 +191,7 @@ class MpiGroup(Group):
         for rank in range(self.size, len(self.members)):
             self._everyone.Send(np.ones(1, np.uint8), rank, RELEASE_TAG)
 
-    @kill_points("agree")
-    def agree(self, flags: int) -> int:
+    def _vote(self, flags: int) -> int:
         return _agree(self._mpi, self._everyone, flags, self.tolerant)
 
     @kill_points("revoke")
@@ -201,38 +199,23 @@ class MpiGroup(Group):
         if not self._revocable:
             return
         for comm in self._communicators():
-            try:
-                comm.Revoke()
-            except self._mpi.Exception:
-                pass  # revoked already, by another member
+            _quietly(self._mpi, comm.Revoke)
 
     @property
     def _revocable(self) -> bool:
-        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and _library_tolerant()
+        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and launcher.library_is_tolerant()
 
-    @kill_points("shrink")
-    def shrink(self, workers: int | None = None) -> Group:
-        wanted = self.size if workers is None else workers
-        group = _sealed(
-            self._mpi, self._everyone.Shrink(), self._me, wanted, self.generation + 1, self.tolerant, self.probe
-        )
-        group.doing, group.element_limit = self.doing, self.element_limit
-        return group
+    def _next(self, workers: int) -> Group:
+        smaller = self._everyone.Shrink()
+        return _sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
 
     def close(self) -> None:
         for memory in self._memory:
             memory.close()
         self._memory.clear()
         for comm in reversed(self._communicators()):
-            try:
-                comm.Free()
-            except self._mpi.Exception:
-                pass  # a dead member cannot answer; what can be freed here is freed
+            _quietly(self._mpi, comm.Free)
         self._everyone = self._workers = self._node = None
-
-
-def _library_tolerant() -> bool:
-    return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")
 
 
 def _agree(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:
@@ -276,10 +259,9 @@ def _sealed(mpi: Any, comm: Any, me: Member, wanted: int, generation: int, toler
 
 
 def _quietly(mpi: Any, call: Callable[[], Any]) -> None:
-    try:
+    """Call what may fail because its communicator is broken, which is why it is called."""
+    with contextlib.suppress(mpi.Exception):
         call()
-    except mpi.Exception:
-        pass  # the communicator is broken, which is why it was called
 
 
 def start(
@@ -295,15 +277,13 @@ def start(
     possible, reason = launcher.fault_tolerance()
     if tolerant == "on" and not possible:
         raise UserError(f"fault.tolerance is on, but a death would not be survived: {reason}")
-    launched = launcher.launched_size()
-    if launched is None and "mpi4py.MPI" not in sys.modules:
+    wanted = possible and tolerant != "off"
+    imported = "mpi4py.MPI" in sys.modules
+    if not imported and not launcher.has_process_manager():
+        launcher.check_world_size(1)
         if spares:
             raise UserError(f"fault.spares = {spares} leaves no worker: this is a job of one process")
         return threads.alone(probe)
-    if launched is not None and launched > 1 and not _has_server():
-        launcher.check_world_size(1)
-    wanted = possible and tolerant != "off"
-    imported = "mpi4py.MPI" in sys.modules
     if not imported:
         # A launcher that lets survivors live needs a library that tells them, wanted or not.
         os.environ.update(launcher.settings(possible))
@@ -315,7 +295,7 @@ def start(
     launcher.check_world_size(world.Get_size())
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise CommError("MPI was started below thread level SERIALIZED")
-    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not _library_tolerant())):
+    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not launcher.library_is_tolerant())):
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False
@@ -327,11 +307,6 @@ def start(
     group = _sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
     _end_on_exception(group)
     return group
-
-
-def _has_server() -> bool:
-    """Whether a process manager that an MPI library can talk to started us."""
-    return any(name in os.environ for name in ("PMIX_RANK", "PMIX_NAMESPACE", "PMI_RANK", "PMI_FD", "PMI_PORT"))
 
 
 def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
@@ -369,7 +344,7 @@ def finish(group: Group, status: int = 0) -> None:
         group.close()
         return
     mpi, everyone = group._mpi, group._everyone
-    if _library_tolerant():
+    if launcher.library_is_tolerant():
         _quietly(mpi, everyone.Barrier)  # leaving early would look like a death to the others
         _leave(status)
     group.close()
@@ -381,7 +356,7 @@ def fail(group: Group, status: int = 1) -> None:
     """The end of this process alone, when deaths are tolerated; otherwise of the whole job, at once."""
     if not isinstance(group, MpiGroup):
         return
-    if _library_tolerant():
+    if launcher.library_is_tolerant():
         if not group.tolerant:
             group.revoke()  # the launcher would let the others wait for ever
         _leave(status)

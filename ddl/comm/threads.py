@@ -226,8 +226,7 @@ class ThreadGroup(Group):
     def release_spares(self) -> None:
         self._to_each("release", range(self.size, len(self.members)), None)
 
-    @kill_points("agree")
-    def agree(self, flags: int) -> int:
+    def _vote(self, flags: int) -> int:
         number, self._agreements = self._agreements, self._agreements + 1
         ranks = range(len(self.members))
         with self._job.changed:
@@ -250,8 +249,7 @@ class ThreadGroup(Group):
             self._world.revoked = True
             self._job.changed.notify_all()
 
-    @kill_points("shrink")
-    def shrink(self, workers: int | None = None) -> Group:
+    def _next(self, workers: int) -> Group:
         world, ranks = self._world, range(len(self.members))
         with self._job.changed:
             world.leaving.add(self.rank)
@@ -263,12 +261,9 @@ class ThreadGroup(Group):
             )
             if world.successor is None:
                 alive = [self.members[rank] for rank in ranks if not self._is_gone(rank)]
-                size = min(self.size if workers is None else workers, len(alive))
-                world.successor = _World(alive, size, world.generation + 1)
+                world.successor = _World(alive, min(workers, len(alive)), world.generation + 1)
             successor = world.successor
-        group = ThreadGroup(self._job, successor, successor.members.index(self.me), self.probe)
-        group.doing, group.element_limit = self.doing, self.element_limit
-        return group
+        return ThreadGroup(self._job, successor, successor.members.index(self.me), self.probe)
 
     def close(self) -> None:
         """Threads hold nothing that outlives them."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ddl.arrays import Layout
 
@@ -23,7 +24,7 @@ def buckets(layout: Layout, bucket_bytes: float, order: Sequence[str] | None = N
 
     order: the names as backward yields them (default: forward's order, reversed). A bucket is closed
     when it has reached ``bucket_bytes``, or where the order jumps to another place in memory."""
-    names = list(reversed(layout.shapes) if order is None else order)
+    names = list(reversed(list(layout.shapes)) if order is None else order)
     if sorted(names) != sorted(layout.shapes):
         raise ValueError(f"the order must hold each name once; differs by {sorted(set(names) ^ set(layout.shapes))}")
     spans = _spans(layout)
@@ -42,8 +43,8 @@ def buckets(layout: Layout, bucket_bytes: float, order: Sequence[str] | None = N
 
 def _spans(layout: Layout) -> dict[str, slice]:
     """Each name's slice with the gap behind it, so that the spans cover the buffer without a hole."""
-    names, starts = list(layout.slices), [s.start for s in layout.slices.values()]
-    return {name: slice(a, b) for name, a, b in zip(names, starts, [*starts[1:], layout.length], strict=True)}
+    edges = [*(place.start for place in layout.slices.values()), layout.length]
+    return {name: slice(a, b) for name, (a, b) in zip(layout.slices, pairwise(edges), strict=True)}
 
 
 def _bytes(span: slice, layout: Layout) -> int:

@@ -5,10 +5,10 @@ Buckets are cut in buckets.py, summed in sums.py; what the header says is the tr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -33,8 +33,11 @@ class Total:
 class GradientSum:
     """Sums gradients and header of each step. All workers make it, and finish each step, together.
 
-    Write gradients into ``local`` and the header into ``header``; ``finish`` returns the sums. Between the
-    first announcement and the return of ``finish`` nobody else may use the group."""
+    Write gradients into ``local`` (on ``device``) and the header into ``header``; ``finish`` returns the sums.
+    Between the first announcement and the return of ``finish`` nobody else may use the group.
+
+    overlap: send a bucket while backward still runs: "auto" where that pays (between nodes, from a GPU).
+    After PeerLost it is closed and another one made for the next generation."""
 
     local: FlatBuffer
 
@@ -50,38 +53,40 @@ class GradientSum:
         overlap: Literal["auto", "on", "off"] | bool = "auto",
         tuning: Tuning | None = None,
     ):
-        self.group, self._device = group, device or Device()
+        self.group, device = group, device or Device()
         plan = buckets(layout, bucket_mib * (1 << 20)) if overlap not in ("off", False) and group.size > 1 else []
-        whole = slice(0, layout.length)
-        self._sum = make_sum(group, layout, header_length, [b.span for b in plan] or [whole], algorithm, tuning)
+        self._parts = [bucket.span for bucket in plan] or [slice(0, layout.length)]
+        self._sum = make_sum(group, layout, header_length, self._parts, algorithm, tuning, device)
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
-        self.overlaps = wanted and len(plan) > 1
-        self._parts = [bucket.span for bucket in plan] or [whole]
-        self._progress = Progress(plan) if self.overlaps else None
-        self._sender = _Sender(self._reduce) if self.overlaps else None
+        self._progress = Progress(plan)
+        self._sender = _Sender(self._sum.reduce) if wanted and len(plan) > 1 else None
         self.header = self._sum.header
-        self._total = Total(self._sum.result, self._sum.total, 0.0)
         self.local = FlatBuffer(layout, self._sum.local)
+        self._total = Total(self._sum.result, self._sum.total, 0.0)
 
-    def _reduce(self, number: int) -> None:
-        self._sum.reduce(number)
+    @property
+    def overlaps(self) -> bool:
+        return self._sender is not None
 
     def announce(self, names: Iterable[str]) -> None:
         """Backward has written the gradients ``names`` for the last time in this step."""
-        if self._progress is not None and self._sender is not None:
+        if self._sender is not None:
             for number in self._progress.announce(names):
+                self.group.doing = "allreduce"
+                self._sum.stage(number)
                 self._sender.submit(number)
 
     def finish(self) -> Total:
         """Sum what has not left yet; returns behind the closing barrier. Raises PeerLost; the sums are then garbage."""
-        self.group.doing = "allreduce"
-        if self._sender is not None and self._progress is not None:
+        rest = range(len(self._parts))
+        if self._sender is not None:
             rest = self._progress.flush()
             self._sender.join()
-        else:
-            rest = range(len(self._parts))
+        self.group.doing = "allreduce"
         for number in rest:
-            self._reduce(number)
+            self._sum.stage(number)
+        for number in rest:
+            self._sum.reduce(number)
         self._total.squared_norm = self._sum.close()
         self.group.doing = "job"
         return self._total
@@ -90,12 +95,14 @@ class GradientSum:
         """End the communication thread; the memory lives as long as the group and the arrays that view it."""
         if self._sender is not None:
             self._sender.close()
+            self._sender = None
+        self._sum.release()
 
 
 class _Sender:
     """A thread that owns the group from the first ``submit`` of a step to the return of ``join``."""
 
-    def __init__(self, work: Any):
+    def __init__(self, work: Callable[[int], None]):
         self._work = work
         self._orders: SimpleQueue[int | None] = SimpleQueue()
         self._answers: SimpleQueue[BaseException | None] = SimpleQueue()

@@ -5,27 +5,32 @@ When a part may leave is the reducer's business (reducer.py); the algorithms are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ddl.arrays import Layout
+from ddl.arrays import Array, Device, Layout
 from ddl.collectives import ring
 from ddl.collectives.allreduce import TABLE
 from ddl.collectives.choose import Topology, Tuning, choose
 from ddl.collectives.hierarchical import Lanes
-from ddl.collectives.shared import LINE_BYTES, Block, add, blocks, runs, squared_norm, squares
+from ddl.collectives.shared import LINE_BYTES, Block, add, blocks, runs, squares
 from ddl.comm import Group, SharedMemory
+from ddl.parallel.staging import Staged
 
 
 class Sum(Protocol):
     """Sums one flat array and a float64 header over all workers, part by part."""
 
-    local: np.ndarray  # (length,) of this rank: write here
+    local: Array  # (length,) of this rank: write here
     header: np.ndarray  # (header_length,) float64 of this rank: write here
-    result: np.ndarray  # (length,) the sum, from the return of ``close`` to the next ``reduce``; may be ``local``
+    result: Array  # (length,) the sum, from the return of ``close`` to the next ``reduce``; may be ``local``
     total: np.ndarray  # (header_length,) float64, likewise
     pays_to_overlap: bool  # whether sending during backward is worth a thread
+
+    def stage(self, number: int) -> None:
+        """Part ``number`` of ``local`` is written; called by the thread that wrote it, before ``reduce``."""
 
     def reduce(self, number: int) -> None:
         """Sum part ``number``; all workers go through the parts in the same order."""
@@ -33,14 +38,27 @@ class Sum(Protocol):
     def close(self) -> float:
         """Sum the header, wait for everybody; the squared norm of ``result``."""
 
+    def release(self) -> None:
+        """Give back what the garbage collector does not know of."""
 
-class Alone:
+
+class _OnHost:
+    """What is written on the host needs no staging and is freed with its last view."""
+
+    def stage(self, number: int) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+class Alone(_OnHost):
     """One rank: the sum is what there is."""
 
     pays_to_overlap = False
 
-    def __init__(self, layout: Layout, header_length: int):
-        self.local = self.result = np.zeros(layout.length, layout.dtype)
+    def __init__(self, layout: Layout, header_length: int, xp: ModuleType = np):
+        self.local = self.result = xp.zeros(layout.length, layout.dtype)
         self.header = self.total = np.zeros(header_length)
 
     def reduce(self, number: int) -> None:
@@ -50,7 +68,7 @@ class Alone:
         return squares(self.result)
 
 
-class Flat:
+class Flat(_OnHost):
     """Memory of our own, summed in place by a ring or the library; the local gradient does not outlive it."""
 
     pays_to_overlap = True
@@ -86,7 +104,7 @@ class Flat:
         return squares(self.result)
 
 
-class InNode:
+class InNode(_OnHost):
     """One node: gradients and headers lie in shared memory, and one pair of barriers serves both."""
 
     pays_to_overlap = False
@@ -94,7 +112,7 @@ class InNode:
     def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
         self.group, self.me = group, group.local_ranks.index(group.rank)
         ranks = len(group.local_ranks)
-        at = places(layout, header_length, ranks)
+        at = places(header_length, ranks)
         headers = memory.slots[:, : 8 * header_length].view(np.float64)
         sources = memory.slots[:, at.slot : at.slot + layout.nbytes].view(layout.dtype)
         self.local, self.header = sources[self.me], headers[self.me]
@@ -103,6 +121,7 @@ class InNode:
         self._headers = headers
         self._norms = memory.common[: 8 * ranks].view(np.float64)
         self._todo = [self._blocks(sources, part, ranks) for part in parts]
+        self._squares = [0.0] * len(parts)
 
     def _blocks(self, sources: np.ndarray, part: slice, ranks: int) -> list[Block]:
         mine = runs(part.stop - part.start, ranks, sources.itemsize)[self.me]
@@ -110,11 +129,11 @@ class InNode:
 
     def reduce(self, number: int) -> None:
         self.group.node_barrier()
-        add(self._todo[number], self.group)
+        self._squares[number] = add(self._todo[number], self.group, with_norm=True)
 
     def close(self) -> float:
         np.add.reduce(self._headers, axis=0, out=self.total)
-        self._norms[self.me] = sum(map(squared_norm, self._todo))
+        self._norms[self.me] = sum(self._squares)
         self.group.node_barrier()
         return float(self._norms.sum())
 
@@ -129,11 +148,12 @@ class BetweenNodes(InNode):
         self._lanes = Lanes(group)
         self._results = [self.result[part] for part in parts]
         self._first = [ranks[0] for ranks in group.nodes]
-        start = places(layout, header_length, len(group.local_ranks)).header
+        start = places(header_length, len(group.local_ranks)).header
         self._shared_total = memory.common[start : start + 8 * header_length].view(np.float64)
 
     def reduce(self, number: int) -> None:
-        super().reduce(number)
+        self.group.node_barrier()
+        add(self._todo[number], self.group)
         self._lanes.carry(self._results[number])
 
     def close(self) -> float:
@@ -150,15 +170,17 @@ class BetweenNodes(InNode):
         return float(self._norms.sum())
 
 
-class _Places:
-    """Byte offsets: gradient in a slot (behind the header); header and gradient in the common part (behind norms)."""
+class Places(NamedTuple):
+    """Byte offsets. A slot holds header, gradient; the common part holds norms, header, gradient."""
 
-    def __init__(self, header_bytes: int, norm_bytes: int):
-        self.slot, self.header, self.common = header_bytes, norm_bytes, norm_bytes + header_bytes
+    slot: int  # the gradient in a slot
+    header: int  # the header in the common part
+    common: int  # the gradient in the common part
 
 
-def places(layout: Layout, header_length: int, ranks: int) -> _Places:
-    return _Places(_lines(8 * header_length), _lines(8 * ranks))
+def places(header_length: int, ranks: int) -> Places:
+    header, norms = _lines(8 * header_length), _lines(8 * ranks)
+    return Places(slot=header, header=norms, common=norms + header)
 
 
 def _lines(nbytes: int) -> int:
@@ -166,13 +188,26 @@ def _lines(nbytes: int) -> int:
 
 
 def make_sum(
+    group: Group,
+    layout: Layout,
+    header_length: int,
+    parts: Sequence[slice],
+    algorithm: str,
+    tuning: Tuning | None,
+    device: Device,
+) -> Sum:
+    """The best way for this group; every worker calls it with the same arguments, each with its own device."""
+    if group.size == 1:
+        return Alone(layout, header_length, device.xp)
+    on_host = _on_host(group, layout, header_length, parts, algorithm, tuning)
+    return Staged(on_host, device, parts) if device.is_gpu else on_host
+
+
+def _on_host(
     group: Group, layout: Layout, header_length: int, parts: Sequence[slice], algorithm: str, tuning: Tuning | None
 ) -> Sum:
-    """The best way for this group; every worker calls it with the same arguments."""
-    if group.size == 1:
-        return Alone(layout, header_length)
     if algorithm in ("auto", "shared", "hierarchical"):
-        at = places(layout, header_length, max(len(ranks) for ranks in group.nodes))
+        at = places(header_length, max(len(ranks) for ranks in group.nodes))
         memory = group.share(at.slot + layout.nbytes, at.common + layout.nbytes)
         if memory is not None:
             way = InNode if len(group.nodes) == 1 else BetweenNodes

@@ -1,0 +1,53 @@
+"""The choice among algorithms is arithmetic that all ranks do alike."""
+
+import pytest
+
+from ddl.collectives import Topology, Tuning, choose
+from ddl.collectives.choose import ALGORITHMS, Rule
+from ddl.errors import UserError
+
+NODE = Topology((4,), can_share=True)
+CLUSTER = Topology((2, 2), can_share=True)
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "topology", "expected"),
+    [
+        (16, NODE, "native"),
+        (MIB, NODE, "shared"),
+        (MIB, Topology((4,), can_share=False), "native"),
+        (16 * MIB, Topology((4,), can_share=False), "ring"),
+        (MIB, CLUSTER, "hierarchical"),
+        (MIB, Topology((1, 1), can_share=True), "ring"),
+        (MIB, Topology((2, 2), can_share=False), "ring"),
+        (16 << 10, CLUSTER, "native"),
+        (MIB, Topology((1,), can_share=True), "native"),
+    ],
+)
+def test_rules_of_thumb(nbytes, topology, expected):
+    assert choose(nbytes, topology) == expected
+
+
+def test_a_measured_table_comes_first_where_it_was_measured(tmp_path):
+    tuning = Tuning((Rule(1, 4, 0, "native"), Rule(1, 4, 1000, "ring"), Rule(2, 4, 0, "shared")))
+    tuning.save(tmp_path / "tuning.json")
+    tuning = Tuning.load(tmp_path / "tuning.json")
+    assert [choose(n, NODE, tuning) for n in (999, 1000)] == ["native", "ring"]
+    assert choose(MIB, Topology((3,), can_share=True), tuning) == "shared"  # not measured: the rule of thumb
+    assert choose(MIB, CLUSTER, tuning) == "hierarchical"  # shared is impossible between nodes
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"rules": [{"nodes": 1}]}', '{"rules": 3}'])
+def test_a_file_that_is_no_table_is_named(tmp_path, text):
+    path = tmp_path / "tuning.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"tuning\.json"):
+        Tuning.load(path)
+
+
+def test_an_unknown_algorithm_in_a_table_is_named(tmp_path):
+    Tuning((Rule(1, 1, 0, "tree"),)).save(tmp_path / "t.json")
+    with pytest.raises(UserError, match="tree"):
+        Tuning.load(tmp_path / "t.json")
+    assert set(ALGORITHMS) == {"native", "ring", "shared", "hierarchical"}

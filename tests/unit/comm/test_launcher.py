@@ -1,0 +1,93 @@
+"""What is read from the environment before MPI starts."""
+
+import pytest
+
+from ddl.comm import launcher
+from ddl.errors import UserError
+
+MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_RANK": "2"}
+RECOVERABLE = {"PRTE_MCA_state_base_recoverable": "1", "PRTE_MCA_state_base_notify_errors": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        ({}, None),
+        (MPIRUN, 4),
+        ({"PMI_SIZE": "3", "PMI_RANK": "0"}, 3),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script, not a task
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"SLURM_NTASKS": "4", "PMIX_RANK": "1"}, 4),
+        ({**MPIRUN, "SLURM_STEP_NUM_TASKS": "1"}, 4),  # mpirun's daemon is a step of Slurm's
+    ],
+)
+def test_launched_size(environment, size):
+    assert launcher.launched_size(environment) == size
+
+
+def test_four_singletons_are_told_what_is_wrong():
+    with pytest.raises(UserError, match="4 processes were started but each sees a world of 1"):
+        launcher.check_world_size(1, MPIRUN)
+    launcher.check_world_size(4, MPIRUN)
+    launcher.check_world_size(1, {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "possible"),
+    [
+        ({}, False),
+        (MPIRUN, False),
+        ({**MPIRUN, "OMPI_MCA_mpi_ft_enable": "1"}, True),
+        ({**MPIRUN, **RECOVERABLE}, True),
+        ({**MPIRUN, "PRTE_MCA_state_base_recoverable": "1"}, False),  # with this half alone survivors hang
+        ({**RECOVERABLE, "PMIX_RANK": "0", "SLURM_NTASKS": "2"}, False),  # srun ends the step
+        ({**RECOVERABLE, "PMI_SIZE": "4"}, False),
+    ],
+)
+def test_both_halves_of_fault_tolerance_must_be_known(environment, possible):
+    found, reason = launcher.fault_tolerance(environment)
+    assert found is possible and reason
+
+
+@pytest.mark.parametrize(
+    ("text", "possible"),
+    [
+        ("state_base_recoverable = 1\nstate_base_notify_errors=1\n", True),
+        ("state_base_recoverable = 1\n# state_base_notify_errors = 1\n", False),
+        ("", False),
+    ],
+)
+def test_the_launchers_parameter_file_counts(tmp_path, text, possible):
+    (tmp_path / ".prte").mkdir()
+    (tmp_path / ".prte" / "mca-params.conf").write_text(text)
+    assert launcher.fault_tolerance({**MPIRUN, "HOME": str(tmp_path)})[0] is possible
+
+
+def test_settings_keep_wrong_sums_and_wrong_threads_away():
+    chosen = launcher.settings(True, MPIRUN)
+    assert chosen["MPI4PY_RC_THREAD_LEVEL"] == "serialized"
+    assert chosen["OMPI_MCA_coll"] == "^han,adapt"
+    assert chosen["OMPI_MCA_mpi_ft_enable"] == "1" and chosen["OMPI_MCA_pml"] == "ob1"
+    assert "OMPI_MCA_mpi_ft_enable" not in launcher.settings(False, MPIRUN)
+
+
+@pytest.mark.parametrize("coll", ["^han,adapt", "^han", "tuned,libnbc"])
+def test_the_users_own_components_stay(coll):
+    assert "OMPI_MCA_coll" not in launcher.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
+
+
+@pytest.mark.parametrize("coll", ["han,basic", "^adapt"])
+def test_han_is_refused_only_where_deaths_are_tolerated(coll):
+    with pytest.raises(UserError, match="han"):
+        launcher.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
+    launcher.settings(False, {**MPIRUN, "OMPI_MCA_coll": coll})
+
+
+def test_more_ranks_than_cores_yield_the_core_while_they_wait(monkeypatch):
+    monkeypatch.setattr(launcher, "cores", lambda: 1)
+    assert launcher.settings(False, MPIRUN)["OMPI_MCA_mpi_yield_when_idle"] == "1"
+    assert "OMPI_MCA_mpi_yield_when_idle" not in launcher.settings(
+        False, {**MPIRUN, "OMPI_MCA_mpi_yield_when_idle": "0"}
+    )
+    monkeypatch.setattr(launcher, "cores", lambda: 2)
+    assert "OMPI_MCA_mpi_yield_when_idle" not in launcher.settings(False, MPIRUN)

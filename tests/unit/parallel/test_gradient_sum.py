@@ -1,0 +1,125 @@
+"""One sum a step: gradients, header and norm, the same on all ranks whatever way they take."""
+
+import numpy as np
+import pytest
+
+from ddl.arrays import Layout
+from ddl.collectives import ring
+from ddl.comm.threads import run_ranks
+from ddl.errors import PeerLost
+from ddl.parallel import GradientSum
+
+LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
+TOPOLOGIES = [[0], [0, 0], [0, 0, 0, 0, 0], [0, 1], [0, 0, 1], [0, 1, 0, 1], [0, 1, 2, 2, 1]]
+
+
+def gradients(rank, step, dtype=np.float32):
+    return np.random.default_rng([rank, step]).integers(-9, 10, LAYOUT.length).astype(dtype)
+
+
+def steps(group, count, layout=LAYOUT, **how):
+    """``count`` steps as training does them; copies of what they gave."""
+    reducer = GradientSum(group, layout, 5, **how)
+    found = []
+    for step in range(count):
+        for name in reversed(list(layout.shapes)):
+            place = layout.slices[name]
+            reducer.local.flat[place] = gradients(group.rank, step, layout.dtype)[place]
+            reducer.announce([name])
+        reducer.header[:] = group.rank + step
+        total = reducer.finish()
+        found.append((total.gradient.copy(), total.header.copy(), total.squared_norm))
+    reducer.close()
+    return found
+
+
+def expected(size, step, layout=LAYOUT):
+    covered = np.zeros(layout.length, bool)
+    for place in layout.slices.values():
+        covered[place] = True
+    whole = sum(gradients(rank, step, np.float64) for rank in range(size)) * covered
+    return whole, np.full(5, sum(rank + step for rank in range(size)), float), float((whole**2).sum())
+
+
+@pytest.mark.parametrize("nodes", TOPOLOGIES, ids=str)
+@pytest.mark.parametrize("can_share", [True, False])
+@pytest.mark.parametrize("overlap", ["auto", "on", "off"])
+def test_every_step_gives_every_rank_the_sums(nodes, can_share, overlap):
+    results = run_ranks(
+        len(nodes),
+        lambda group: steps(group, 3, overlap=overlap, bucket_mib=1e-4),
+        nodes=nodes,
+        can_share=can_share,
+    )
+    for got in results:
+        for step, (gradient, header, norm) in enumerate(got):
+            want = expected(len(nodes), step)
+            assert np.array_equal(gradient, want[0]) and np.array_equal(header, want[1])
+            assert norm == pytest.approx(want[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "native", "shared", "hierarchical"])
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
+def test_every_dtype_and_algorithm(dtype, algorithm, nodes):
+    layout = Layout(LAYOUT.shapes, np.dtype(dtype))
+    for got in run_ranks(3, lambda group: steps(group, 1, layout, algorithm=algorithm), nodes=nodes):
+        assert np.array_equal(got[0][0], expected(3, 0)[0]) and got[0][0].dtype == dtype
+
+
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
+def test_poison_on_one_rank_shows_in_the_norm_of_all(nodes):
+    def work(group):
+        reducer = GradientSum(group, LAYOUT, 1)
+        reducer.local["w1"][3, 3] = np.nan if group.rank == 1 else 0
+        return reducer.finish().squared_norm
+
+    assert not np.isfinite(run_ranks(3, work, nodes=nodes)).any()
+
+
+def test_in_shared_memory_the_local_gradient_survives_the_sum():
+    def work(group):
+        reducer = GradientSum(group, LAYOUT, 1)
+        reducer.local.flat[:] = group.rank
+        reducer.finish()
+        return set(reducer.local.flat.tolist())
+
+    assert run_ranks(3, work) == [{0.0}, {1.0}, {2.0}]
+
+
+def test_a_failure_of_the_communication_thread_surfaces_in_finish(monkeypatch):
+    def lost(*_):
+        raise PeerLost([1], 0, "allreduce")
+
+    def work(group):
+        reducer = GradientSum(group, LAYOUT, 1, algorithm="ring", overlap="on", bucket_mib=0)
+        assert reducer.overlaps
+        monkeypatch.setattr(ring, "reduce_scatter", lost)
+        reducer.announce(["b2"])
+        with pytest.raises(PeerLost):
+            reducer.finish()
+        reducer.close()
+        return "told"
+
+    assert run_ranks(2, work) == ["told"] * 2
+
+
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
+def test_all_ranks_end_with_the_same_bits(nodes):
+    def work(group):
+        reducer = GradientSum(group, LAYOUT, 1)
+        reducer.local.flat[:] = np.random.default_rng(group.rank).normal(size=LAYOUT.length)
+        total = reducer.finish()
+        return total.gradient.copy(), total.squared_norm
+
+    (first, norm), *others = run_ranks(3, work, nodes=nodes)
+    assert all(np.array_equal(first, other) and norm == theirs for other, theirs in others)
+
+
+def test_a_model_without_parameters_still_exchanges_headers():
+    def work(group):
+        reducer = GradientSum(group, Layout.of({}), 2)
+        reducer.header[:] = 1
+        return reducer.finish().header.tolist()
+
+    assert run_ranks(3, work) == [[3.0, 3.0]] * 3
