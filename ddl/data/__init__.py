@@ -1,7 +1,9 @@
 """Data: sources and formats, shards and their plan, sample order, batches, augmentation, the ledger's format."""
 
 from ddl.data.balance import class_weights, multiplicity, oversample
+from ddl.data.dataset import SOURCES, Splits, open_dataset
 from ddl.data.digits import digits
+from ddl.data.formats import FORMATS
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
@@ -10,9 +12,12 @@ from ddl.data.normalise import Normalise, can_normalise, combine, moments
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
 from ddl.data.source import Batch, Field, Source
+from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.transforms import Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
 
 __all__ = [
+    "FORMATS",
+    "SOURCES",
     "Arrays",
     "Audit",
     "Batch",
@@ -30,6 +35,7 @@ __all__ = [
     "Shared",
     "Shift",
     "Source",
+    "Splits",
     "Start",
     "Subset",
     "Transform",
@@ -46,6 +52,10 @@ __all__ = [
     "make_transforms",
     "moments",
     "multiplicity",
+    "open_dataset",
     "oversample",
+    "random_split",
     "reassign",
+    "sequential_split",
+    "stratified_split",
 ]

@@ -4,19 +4,21 @@ Texts that are predicted rather than classified are corpus.py's."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from ddl.data.arrayfile import first_bytes
 from ddl.data.held import Held
-from ddl.data.lines import LineIndex
+from ddl.data.lines import LineIndex, clean
 from ddl.data.source import Field
 from ddl.errors import DataError
 
@@ -57,19 +59,22 @@ class TextList:
         _same_names(self.names, names, None)
 
 
-class JsonLines:
-    """One JSON object a line, with a text and a class (a text or a whole number) under the given keys."""
+class RecordLines:
+    """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number)."""
 
-    def __init__(self, path: Path, text: str = "text", label: str = "label"):
-        self.path, self._text, self._label = path, text, label
-        self._found: set[str | int] = set()
-        self._lines = LineIndex(path, 0, lambda number, line: self._found.add(self._parse(line, number)[1]))
-        if len(self._found) > MOST_CLASSES:
-            raise DataError(f"over {MOST_CLASSES} different classes under {label!r}", path)
-        if len({type(value) for value in self._found}) > 1:
-            raise DataError(f"classes under {label!r} are partly texts and partly numbers", path)
-        ordered = sorted(self._found)  # type: ignore[type-var]
-        self.names = tuple(map(str, ordered))
+    def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int]], skip: int = 0):
+        self.path, self._parse = path, parse
+        found: set[str | int] = set()
+
+        def check(number: int, line: bytes) -> None:
+            found.add(parse(line, number)[1])
+            if len(found) > MOST_CLASSES:
+                raise DataError(f"over {MOST_CLASSES} different classes", path, number, "line")
+
+        self._lines = LineIndex(path, skip, check)
+        if len({type(value) for value in found}) > 1:
+            raise DataError("classes are partly texts and partly numbers", path)
+        self.names = tuple(map(str, sorted(found)))  # type: ignore[type-var]
         self._code = {name: place for place, name in enumerate(self.names)}
 
     def __len__(self) -> int:
@@ -84,17 +89,49 @@ class JsonLines:
         _same_names(self.names, names, self.path)
         self.names, self._code = names, {name: place for place, name in enumerate(names)}
 
-    def _parse(self, line: bytes, number: int) -> tuple[str, Any]:
+
+def json_lines(path: Path, text: str = "text", label: str = "label") -> RecordLines:
+    """One JSON object a line, with a text and a class (a text or a whole number) under these keys."""
+
+    def parse(line: bytes, number: int) -> tuple[str, str | int]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise DataError(f"not a line of JSON: {error}", self.path, number, "line") from error
-        for key, kinds in ((self._text, str), (self._label, (str, int))):
+            raise DataError(f"not a line of JSON: {error}", path, number, "line") from error
+        for key, kinds in ((text, str), (label, (str, int))):
             if not isinstance(record, dict) or key not in record:
-                raise DataError(f"no {key!r} in the record", self.path, number, "line")
+                raise DataError(f"no {key!r} in the record", path, number, "line")
             if not isinstance(record[key], kinds):
-                raise DataError(f"{key!r} is {record[key]!r}", self.path, number, "line")
-        return record[self._text], record[self._label]
+                raise DataError(f"{key!r} is {record[key]!r}", path, number, "line")
+        return record[text], record[label]
+
+    return RecordLines(path, parse)
+
+
+def csv_lines(path: Path, text: str = "text", label: str = "label", delimiter: str = ",") -> RecordLines:
+    """A CSV file whose first line names its columns, with a text and a class in these. Texts end in their line."""
+    first_bytes(path)
+
+    def cells(line: bytes, number: int) -> list[str]:
+        try:
+            return next(csv.reader([line.decode()], delimiter=delimiter, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"not a line of CSV: {error}", path, number, "line") from error
+
+    with open(path, "rb") as file:
+        columns = cells(clean(file.readline(), 1), 1)
+    for name in (text, label):
+        if name not in columns:
+            raise DataError(f"no column {name!r}: there are {columns}", path, 1, "line")
+    places = columns.index(text), columns.index(label)
+
+    def parse(line: bytes, number: int) -> tuple[str, str | int]:
+        found = cells(line, number)
+        if len(found) != len(columns):
+            raise DataError(f"{len(found)} columns where there are {len(columns)}", path, number, "line")
+        return found[places[0]], found[places[1]]
+
+    return RecordLines(path, parse, skip=1)
 
 
 def _same_names(own: tuple[str, ...], wanted: tuple[str, ...], path: Path | None) -> None:

@@ -5,6 +5,7 @@ What the things do is their own file's."""
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -34,9 +35,10 @@ def find(name: str, table: Mapping[str, Callable[..., Any]], kind: str) -> Calla
 def build(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
     """``make(**options)``; options that it does not take are a ConfigError."""
     try:
-        return make(**options)
+        inspect.signature(make).bind(**options)
     except TypeError as error:
         raise ConfigError(f"{what}: {error}") from error
+    return make(**options)
 
 
 def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[str, Field]) -> list[Any]:

@@ -1,0 +1,152 @@
+"""A job's dataset: a source by name or from files, cut into training, validation and test parts.
+
+Formats are formats.py's, generated sources generated.py's; shards of the training part are shards.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.data.balance import oversample as oversampled
+from ddl.data.digits import digits
+from ddl.data.formats import Request, open_files
+from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
+from ddl.data.memory import Shared, Subset, as_dtype, labels_of
+from ddl.data.named import build, find
+from ddl.data.source import Source
+from ddl.data.split import random_split, sequential_split, stratified_split
+from ddl.errors import ConfigError, DataError
+
+SOURCES: dict[str, Callable[..., Any]] = {
+    "digits": digits,
+    "linear": linear,
+    "diabetes": diabetes,
+    "stdlib_lines": stdlib_lines,
+    "stdlib_text": stdlib_text,
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a dataset. All have the same fields. names: what its classes are called, where they have names."""
+
+    train: Source
+    validation: Source | None = None
+    test: Source | None = None
+    names: Sequence[str] = ()
+
+
+def open_dataset(
+    source: str = "digits",
+    *,
+    path: str = "",
+    targets: str = "",
+    format: str = "auto",
+    validation: float | str = 0.1,
+    test: float | str = 0.2,
+    stratify: bool = True,
+    seed: int = 0,
+    dtype: np.dtype | str = "float32",
+    oversample: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> Splits:
+    """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
+
+    source: a name from SOURCES, "files" with ``path`` (a file, folder or pattern), or "package.module:Name": what it
+    returns is a source, a dict of sources by part, or Splits. targets: a file of targets, or columns of a CSV file.
+    validation, test: a fraction of the samples, drawn by ``seed``, or a file; where the data bring a part of their
+    own, that one is used instead of a fraction. stratify: fractions keep the share of each class. dtype: of
+    floating fields. oversample: see balance.py. options: further arguments of the source or format.
+
+    Raises ConfigError for an impossible request and DataError for a file that is not what it should be."""
+    request = Request(targets, np.dtype(dtype), options or {})
+    opened = _open(source, path, format, request)
+    if isinstance(opened, Splits):
+        return opened
+    parts: dict[str, Source] = dict(opened) if isinstance(opened, Mapping) else {"train": opened}
+    if "train" not in parts:
+        raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
+    fractions: dict[str, float] = {}
+    for name, wanted in (("validation", validation), ("test", test)):
+        if isinstance(wanted, str) and wanted:
+            parts[name] = _only(open_files(wanted, format, request), wanted)
+        elif name not in parts:
+            fractions[name] = float(wanted or 0)
+    return _split(parts, fractions, stratify, seed, np.dtype(dtype), oversample)
+
+
+def _open(source: str, path: str, format: str, request: Request) -> Any:
+    if source == "files":
+        if not path:
+            raise ConfigError("data.source is 'files', but data.path names none")
+        return open_files(path, format, request)
+    options = dict(request.options)
+    if path:
+        if source in SOURCES:
+            raise ConfigError(f"data.path is given, but data.source is {source!r}: it reads files when it is 'files'")
+        options["path"] = path
+    return build(find(source, SOURCES, "data source"), options, f"data source {source!r}")
+
+
+def _only(opened: Any, path: str) -> Source:
+    if isinstance(opened, dict):
+        raise DataError("holds several parts where one is wanted", path)
+    return opened
+
+
+def _split(
+    parts: dict[str, Source], fractions: dict[str, float], stratify: bool, seed: int, dtype: np.dtype, strength: float
+) -> Splits:
+    whole = parts["train"]
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"data.{name} = {fraction} is not a fraction of the samples")
+    rest = 1 - sum(fractions.values())
+    if rest <= 0:
+        raise ConfigError(f"validation and test take {1 - rest:.3g} of the samples: nothing is left to train on")
+    indices = _indices(whole, [rest, *fractions.values()], stratify, seed)
+    if not len(indices[0]):
+        raise DataError(f"of {len(whole)} samples none is left to train on")
+    if hasattr(whole, "fit"):
+        whole.fit(indices[0])
+    for name, part in parts.items():
+        if name != "train" and hasattr(part, "like"):
+            part.like(whole)
+    if strength:
+        indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
+    names = getattr(whole, "names", ())
+    shared = Shared(as_dtype(whole, dtype))
+    made: dict[str, Source | None] = {name: as_dtype(part, dtype) for name, part in parts.items() if name != "train"}
+    for name, own in zip(fractions, indices[1:], strict=True):
+        made[name] = Subset(shared, own) if len(own) else None
+    is_all = len(indices[0]) == len(whole) and not strength
+    train = shared.source if is_all else Subset(shared, indices[0])
+    for name, other in made.items():
+        if other is not None:
+            _check_alike(train, other, name)
+    return Splits(train, made.get("validation"), made.get("test"), names)
+
+
+def _indices(source: Source, fractions: Sequence[float], stratify: bool, seed: int) -> list[np.ndarray]:
+    samples = len(source)
+    if sum(fraction > 0 for fraction in fractions) == 1:
+        return [np.arange(samples if fraction else 0) for fraction in fractions]
+    if getattr(source, "is_sequential", False):
+        return sequential_split(samples, fractions)
+    target = source.fields.get("y")
+    if stratify and target is not None and target.shape == () and target.dtype.kind in "iu":
+        return stratified_split(labels_of(source), fractions, seed)
+    return random_split(samples, fractions, seed)
+
+
+def _check_alike(train: Source, other: Source, name: str) -> None:
+    for key, field in train.fields.items():
+        found = other.fields.get(key)
+        if found is None or found.shape != field.shape:
+            shape = "nothing" if found is None else f"shape {found.shape}"
+            raise DataError(f"{key} of the {name} part has {shape}, that of the training part {field.shape}")
+        if field.size is not None and (found.size or 0) > field.size:
+            raise DataError(f"{key} of the {name} part goes up to {found.size}, the training part has {field.size}")
