@@ -1,18 +1,19 @@
 """What may not be, or not go together: every mistake of a job that can be told before MPI starts.
 
-Each check is one line that names the setting; whether a file holds what it should is the data room's."""
+Each check is one line that names the setting. What a file holds is the data room's to check; which models,
+optimizers, losses and sources there are is known to the rooms that have them, when train builds the job."""
 
 from __future__ import annotations
 
 import glob
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ddl.config import names
 from ddl.config.launched import launched_size
 from ddl.config.sections import SECTIONS, Job
 from ddl.errors import ConfigError
@@ -55,18 +56,7 @@ POSITIVE = (
 BELOW_ONE = ("optim.momentum", "optim.beta1", "optim.beta2", "optim.decay")  # from 0 on
 FRACTIONS = ("data.validation", "data.test")
 FILES = ("data.path", "data.targets", "data.validation", "data.test", "comm.tuning")
-NAMED: Mapping[str, tuple[str, ...]] = {
-    "data.source": names.SOURCES,
-    "data.format": names.FORMATS,
-    "data.normalize": names.NORMALISATIONS,
-    "model.name": names.MODELS,
-    "model.loss": names.LOSSES,
-    "model.metrics": names.METRICS,
-    "optim.name": names.OPTIMIZERS,
-    "optim.schedule": names.SCHEDULES,
-    "comm.algorithm": names.ALGORITHMS,
-}
-OWN_ALLOWED = ("data.source", "model.name", "model.loss", "model.metrics", "optim.name")
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # "package.module:Name"
 
 
 def check(job: Job, ranks: int | None = None) -> Job:
@@ -91,7 +81,6 @@ def _label(name: str) -> str:
 
 def _mistakes(job: Job, ranks: int) -> Iterator[str]:
     yield from _single_values(job)
-    yield from _known_names(job)
     yield from _missing_files(job)
     yield from _contradictions(job)
     yield from _ranks(job, ranks)
@@ -120,20 +109,8 @@ def _single_values(job: Job) -> Iterator[str]:
         yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
     if not job.run.name or Path(job.run.name).name != job.run.name:
         yield f'[run] name is "{job.run.name}": it must be a plain file name; run.dir names a folder'
-
-
-def _known_names(job: Job) -> Iterator[str]:
-    for name, known in NAMED.items():
-        value = _get(job, name)
-        for one in value if isinstance(value, tuple) else [value]:
-            if one not in known and not (name in OWN_ALLOWED and names.is_own(one)):
-                own = ', or your own as "package.module:Name"' if name in OWN_ALLOWED else ""
-                yield f'{_label(name)} is "{one}"; known are {sorted(known)}{own}'
-    for one in job.data.augment:
-        if one.split(":")[0] not in names.AUGMENTATIONS and not names.is_own(one):
-            yield f'[data] augment has "{one}"; known are {sorted(names.AUGMENTATIONS)}, or your own'
     for one in job.train.callbacks:
-        if not names.is_own(one):
+        if not _OWN.fullmatch(one):
             yield f'[train] callbacks has "{one}": a callback is named as "package.module:Name"'
 
 
@@ -148,8 +125,6 @@ def _missing_files(job: Job) -> Iterator[str]:
         yield f"[checkpoint] resume: there is no {job.checkpoint.resume}; it is auto, none or a checkpoint's path"
     if job.run.dir and os.path.exists(job.run.dir) and not os.path.isdir(job.run.dir):
         yield f"[run] dir: {job.run.dir} is not a folder"
-    if job.data.source == "files" and not job.data.path:
-        yield '[data] source is "files", but path is empty'
 
 
 def _contradictions(job: Job) -> Iterator[str]:

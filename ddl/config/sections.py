@@ -33,7 +33,7 @@ class Run:
 class Data:
     """What is learned from, how it is split, and how it is cut into shards."""
 
-    source: str = setting("digits", 'a name from the table of sources, "files", or your own "package.module:Name"')
+    source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
     path: str = setting("", "file, folder or pattern of the samples, for source files")
     targets: str = setting("", "file of the targets, where they are not in the samples' file")
     format: str = setting("auto", "format of the files; auto: told by their names and first bytes")
@@ -41,9 +41,10 @@ class Data:
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
     stratify: bool = setting(True, "splits by fraction keep the share of each class")
-    normalize: str = setting(
-        "none",
-        'from the training split\'s statistics: "none", "feature" (each its own) or "all" (one for all features)',
+    normalize: Literal["none", "feature", "all", "unit"] = setting(
+        "feature",
+        "by the training split alone: mean 0 and deviation 1 of each feature or channel, or of all values together; "
+        "or the range 0 to 1",
     )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
@@ -58,7 +59,7 @@ class Data:
 class Model:
     """What is trained, on which loss, and what is measured beside it."""
 
-    name: str = setting("cnn", 'a name from the zoo, or your own "package.module:Name"')
+    name: str = setting("cnn", 'a model of the zoo by name, or your own as "package.module:Name"')
     options: dict[str, Any] = setting({}, "further arguments of the model, by name")
     loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: the one that goes with the model')
     metrics: tuple[str, ...] = setting(("auto",), "metrics by name; auto: those that go with the loss")
@@ -81,7 +82,9 @@ class Optim:
     decay: float = setting(0.9, "decay of the squared gradients, for rmsprop")
     weight_decay: float = setting(0.0, "L2 penalty; for adamw and lamb decoupled from the gradient")
     no_decay: tuple[str, ...] = setting(("*bias", "*gamma", "*beta"), "patterns of names without weight decay")
-    schedule: str = setting("cosine", "how the learning rate goes over the steps: constant, step or cosine")
+    schedule: Literal["constant", "step", "linear", "cosine"] = setting(
+        "cosine", "how the learning rate goes over the steps"
+    )
     warmup_steps: int = setting(0, "steps over which the learning rate rises from near 0")
     min_lr: float = setting(0.0, "learning rate at the end of a cosine")
     step_every: int = setting(0, "steps between two falls of the step schedule")
@@ -113,7 +116,9 @@ class Comm:
     """How ranks compute and sum."""
 
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU where there is one")
-    algorithm: str = setting("auto", "how gradients are summed: auto, shared, ring, hierarchical or native")
+    algorithm: Literal["auto", "shared", "ring", "hierarchical", "native"] = setting(
+        "auto", "how gradients are summed; auto: by bytes, ranks and nodes"
+    )
     bucket_mib: float = setting(4.0, "size in MiB of the pieces that leave while backward still runs")
     overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that pays")
     gpu: Literal["auto", "direct", "staged"] = setting("auto", "GPU memory given to MPI, or staged through the host")

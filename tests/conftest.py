@@ -1,0 +1,23 @@
+"""What all tests share: a generator, the array backends of this machine, and no leftovers between tests."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+from ddl.arrays.namespace import gpu_count
+
+BACKENDS = ["numpy"] + [pytest.param("cupy", marks=pytest.mark.gpu)] * (gpu_count() > 0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture(params=BACKENDS)
+def xp(request: pytest.FixtureRequest):
+    """numpy, and cupy where a GPU can be used."""
+    return importlib.import_module(request.param)

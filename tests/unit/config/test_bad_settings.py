@@ -1,0 +1,132 @@
+"""Bad settings: each gives one line that names the setting, and status 2, from one rank alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ddl.config import check, load, load_or_exit
+from ddl.errors import ConfigError
+
+BAD_WORDS = {
+    "a section that there is not": (["--optmi.lr", "1"], r"no section \[optmi\]; there are \['checkpoint'"),
+    "a setting that there is not": (["--comm.bucket_mb", "4"], r"\[comm\] has no setting \['bucket_mb'\]; it has \["),
+    "a setting below one that has none": (["--optim.lr.x", "1"], r"\[optim\] has no setting \['lr.x'\]"),
+    "no value": (["--optim.lr"], r"--optim.lr needs a value"),
+    "no value before the next": (["--optim.lr", "--run.seed", "1"], r"--optim.lr needs a value"),
+    "an option of another program": (["-n", "4"], r"no option -n"),
+    "two job files": (["a.toml", "b.toml"], r"two job files"),
+    "a job file that there is not": (["missing.toml"], r"no job file missing.toml"),
+    "text for a number": (["--optim.lr", "fast"], r"\[optim\] lr is fast: it must be a number"),
+    "a fraction for a whole number": (["--train.steps", "1.5"], r"\[train\] steps is 1.5: it must be a whole number"),
+    "a number for a choice": (["--train.dtype", "8"], r"\[train\] dtype is 8: it must be one of float32\|float64"),
+    "text for yes or no": (["--data.shuffle", "maybe"], r"\[data\] shuffle is maybe"),
+    "not a number": (["--optim.lr", "nan"], r"\[optim\] lr is nan"),
+    "infinity": (["--optim.lr", "inf"], r"\[optim\] lr is inf"),
+    "a table that is none": (["--model.options", "7"], r"\[model\] options is 7: it must be a table"),
+    "an unknown schedule": (["--optim.schedule", "cosinus"], r"schedule is cosinus: it must be one of constant\|step"),
+    "an unknown algorithm": (["--comm.algorithm", "tree"], r"\[comm\] algorithm is tree: .*hierarchical"),
+    "a batch of no samples": (["--train.global_batch", "0"], r"\[train\] global_batch is 0"),
+    "a negative rate": (["--optim.lr", "-1"], r"\[optim\] lr is -1.0: it must be at least 0"),
+    "a negative rate with equals": (["--optim.lr=-1"], r"\[optim\] lr is -1.0"),
+    "momentum of one": (["--optim.momentum", "1"], r"\[optim\] momentum is 1.0"),
+    "beta above one": (["--optim.beta2", "1.5"], r"\[optim\] beta2 is 1.5"),
+    "eps of zero": (["--optim.eps", "0"], r"\[optim\] eps is 0.0: it must be above 0"),
+    "a negative seed": (["--run.seed", "-3"], r"\[run\] seed is -3"),
+    "a name that is a path": (["--run.name", "a/b"], r'\[run\] name is "a/b"'),
+    "an empty name": (["--run.name", ""], r"\[run\] name"),
+    "nothing to train": (["--train.epochs", "0"], r"nothing to train"),
+    "a fraction above one": (["--data.validation", "1.5"], r"\[data\] validation is 1.5"),
+    "a negative fraction": (["--data.test", "-0.1"], r"\[data\] test is -0.1"),
+    "nothing left to train on": (["--data.validation", "0.5", "--data.test", "0.5"], r"nothing is left to train on"),
+    "no shards": (["--data.shards", "0"], r"\[data\] shards is 0"),
+    "more shards than samples in a step": (["--data.shards", "100", "--train.global_batch", "64"], r"shards is 100"),
+    "more micro-batches than samples": (["--train.accumulate", "65"], r"\[train\] accumulate is 65"),
+    "more micro-batches than a share": (["--data.shards", "32", "--train.accumulate", "3"], r"only 2 samples"),
+    "no micro-batch": (["--train.accumulate", "0"], r"\[train\] accumulate is 0"),
+    "no checkpoint kept": (["--checkpoint.keep", "0"], r"\[checkpoint\] keep is 0"),
+    "a checkpoint that there is not": (["--checkpoint.resume", "/nowhere/x"], r"\[checkpoint\] resume: there is no"),
+    "a run to start from that there is not": (["--model.from", "/nowhere"], r"\[model\] from: there is no /nowhere"),
+    "data that is not there": (["--data.path", "/nowhere/x.npy"], r"\[data\] path: there is no /nowhere/x.npy"),
+    "a test file that is not there": (["--data.test", "/nowhere/t.npz"], r"\[data\] test: there is no"),
+    "a tuning table that is not there": (["--comm.tuning", "/nowhere"], r"\[comm\] tuning: there is no"),
+    "a bucket of nothing": (["--comm.bucket_mib", "0"], r"\[comm\] bucket_mib is 0.0"),
+    "patience without validation": (["--train.patience", "3", "--data.validation", "0"], r"patience is 3"),
+    "a step schedule without steps": (["--optim.schedule", "step"], r"step_every is 0"),
+    "a floor above the rate": (["--optim.lr", "0.1", "--optim.min_lr", "0.2"], r"min_lr is 0.2, above lr"),
+    "a warm-up longer than the job": (["--train.steps", "5", "--optim.warmup_steps", "6"], r"warmup_steps is 6"),
+    "nesterov without momentum": (["--optim.nesterov", "true"], r"nesterov .*momentum"),
+    "a callback that names nothing": (["--train.callbacks", "mine"], r'callbacks has "mine"'),
+    "no patience with hangs": (["--fault.hang_timeout_s", "0"], r"\[fault\] hang_timeout_s is 0.0"),
+    "no rank needed": (["--fault.min_ranks", "0"], r"\[fault\] min_ranks is 0"),
+}
+BAD_FILES = {
+    "not TOML": ("[train\nsteps = 1", r"is not TOML"),
+    "an unknown section": ("[trian]\nsteps = 1", r"no section \[trian\]"),
+    "an unknown setting": ("[train]\nstep = 1", r"\[train\] has no setting \['step'\]; it has \['accumulate'"),
+    "a setting outside a section": ("train = 5", r"train is a section"),
+    "a string for a number": ('[optim]\nlr = "0.1"', r'\[optim\] lr is "0.1": it must be a number'),
+    "a number for a string": ("[run]\nname = 5", r"\[run\] name is 5: it must be a string"),
+    "yes for a number": ("[train]\nsteps = true", r"\[train\] steps is True: it must be a whole number"),
+    "a number for yes": ("[data]\nshuffle = 1", r"\[data\] shuffle is 1: it must be a true\|false|one of true"),
+    "a list of numbers for names": (
+        "[data]\naugment = [1]",
+        r"\[data\] augment is \[1\]: it must be a list of strings",
+    ),
+    "data beside the job that is not there": ('[data]\npath = "x.npy"', r"\[data\] path: there is no .*x.npy"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WORDS)
+def test_a_bad_word_is_told_by_its_setting(case, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words, told = BAD_WORDS[case]
+    with pytest.raises(ConfigError, match=told):
+        load(words)
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_told_by_its_setting(case, tmp_path):
+    text, told = BAD_FILES[case]
+    (tmp_path / "job.toml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load([str(tmp_path / "job.toml")])
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "told"),
+    [
+        (["--data.shards", "2"], 4, r"\[data\] shards is 2, but 4 ranks were started"),
+        (["--fault.spares", "2"], 2, r"\[fault\] spares is 2, but only 2 ranks"),
+        (["--fault.min_ranks", "5"], 4, r"\[fault\] min_ranks is 5, but only 4 ranks"),
+    ],
+)
+def test_what_cannot_be_with_so_many_ranks(words, ranks, told, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", str(ranks))
+    with pytest.raises(ConfigError, match=told):
+        load(words)
+
+
+def test_spares_need_no_shard(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert load(["--data.shards", "2", "--fault.spares", "2"]).data.shards == 2
+
+
+def test_a_resumed_job_may_have_fewer_shards_than_ranks(tmp_path):
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    job = load(["--data.shards", "2", "--run.dir", str(tmp_path)])
+    assert check(job, ranks=4) is job
+    with pytest.raises(ConfigError, match="shards is 2"):
+        check(job.override(**{"checkpoint.resume": "none"}), ranks=4)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (3, 0)])
+def test_one_rank_says_one_line_and_all_end_with_status_2(rank, lines, monkeypatch, capsys):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    with pytest.raises(SystemExit) as end:
+        load_or_exit(["--comm.bucket_mb", "4"])
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert said.out == "" and len(said.err.splitlines()) == lines
+    assert not lines or re.match(r"ddl.train: \[comm\] has no setting \['bucket_mb'\]; it has \[", said.err)

@@ -1,0 +1,30 @@
+"""Choices that the settings spell out are those that the rooms have."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from ddl.config.convert import types_of
+from ddl.config.sections import SECTIONS
+
+
+def choices(section: str, field: str) -> set[str]:
+    return set(get_args(types_of(SECTIONS[section])[field]))
+
+
+def test_schedules():
+    from ddl.optim import SCHEDULES
+
+    assert choices("optim", "schedule") == set(SCHEDULES)
+
+
+def test_normalisations():
+    from ddl.data.normalise import KINDS
+
+    assert choices("data", "normalize") == {"none", *KINDS}
+
+
+def test_algorithms():
+    from ddl.collectives.choose import ALGORITHMS
+
+    assert choices("comm", "algorithm") == {"auto", *ALGORITHMS}

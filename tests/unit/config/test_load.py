@@ -1,0 +1,163 @@
+"""Settings from files and words, their order of precedence, and their way back to TOML."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddl.config import Job, load, load_or_exit, read, to_toml, write
+from ddl.config.sections import SECTIONS
+from ddl.errors import ConfigError
+
+
+@pytest.fixture
+def job_file(tmp_path):
+    path = tmp_path / "jobs" / "job.toml"
+    path.parent.mkdir()
+
+    def make(text: str) -> str:
+        path.write_text(text)
+        return str(path)
+
+    return make
+
+
+def test_without_arguments_a_job_has_the_defaults():
+    assert load([]) == Job()
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(job_file):
+    path = job_file("[optim]\nlr = 0.5\nmomentum = 0.8\n")
+    job = load([path, "--optim.lr", "0.25"])
+    assert (job.optim.lr, job.optim.momentum, job.optim.beta1) == (0.25, 0.8, Job().optim.beta1)
+
+
+def test_the_words_may_come_before_the_file(job_file):
+    assert load(["--train.steps=7", job_file("[train]\nsteps = 3\n")]).train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "field", "value"),
+    [
+        (["--optim.lr", "1e-3"], "optim", "lr", 1e-3),
+        (["--optim.lr", "1"], "optim", "lr", 1.0),
+        (["--data.shards", "12"], "data", "shards", 12),
+        (["--data.shards", "auto"], "data", "shards", "auto"),
+        (["--data.shuffle", "off"], "data", "shuffle", False),
+        (["--data.augment", "shift:1,flip"], "data", "augment", ("shift:1", "flip")),
+        (["--data.augment", '["shift:1", "flip"]'], "data", "augment", ("shift:1", "flip")),
+        (["--model.freeze", ""], "model", "freeze", ()),
+        (["--data.validation", "0.25"], "data", "validation", 0.25),
+        (["--model.options", "{hidden = [8, 4]}"], "model", "options", {"hidden": [8, 4]}),
+        (["--model.options.hidden", "[8, 4]"], "model", "options", {"hidden": [8, 4]}),
+        (["--model.options.a.b", "1", "--model.options.a.c", "text"], "model", "options", {"a": {"b": 1, "c": "text"}}),
+        (["--optim.groups", '[{match = "conv*", lr = 0.1}]'], "optim", "groups", ({"match": "conv*", "lr": 0.1},)),
+        (["--trace", "t.json"], "metrics", "trace", "t.json"),
+        (["--chaos", "kill rank 1 at step 3"], "fault", "chaos", "kill rank 1 at step 3"),
+        (["--train.callbacks", "my.module:Name"], "train", "callbacks", ("my.module:Name",)),
+    ],
+)
+def test_a_word_is_read_as_the_type_of_its_setting(words, section, field, value):
+    got = getattr(getattr(load(words), section), field)
+    assert got == value and type(got) is type(value)
+
+
+def test_model_from_is_written_without_the_underscore_of_python(tmp_path, job_file):
+    assert load(["--model.from", str(tmp_path)]).model.from_ == str(tmp_path)
+    assert load([job_file(f'[model]\nfrom = "{tmp_path}"\n')]).model.from_ == str(tmp_path)
+
+
+def test_files_of_a_job_file_are_relative_to_it_and_those_of_words_to_the_current_folder(
+    tmp_path, job_file, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = job_file('[data]\npath = "x.npy"\n')
+    (tmp_path / "jobs" / "x.npy").touch()
+    (tmp_path / "y.npy").touch()
+    job = load([path, "--data.targets", "y.npy"])
+    assert job.data.path == str(tmp_path / "jobs" / "x.npy")
+    assert job.data.targets == str(tmp_path / "y.npy")
+    assert load(["--run.dir", "out"]).run.dir == "out"
+
+
+def test_a_split_may_be_a_file(tmp_path):
+    (tmp_path / "held.npz").touch()
+    assert load(["--data.test", str(tmp_path / "held.npz")]).data.test == str(tmp_path / "held.npz")
+
+
+def test_a_written_job_reads_back_equal(tmp_path):
+    job = load(
+        [
+            *("--model.options", '{hidden = [8], name = "ä\\"\\\\"}'),
+            *("--optim.groups", '[{match = "*.bias", lr = 0.1}]'),
+            *("--data.augment", "shift:1"),
+            *("--run.name", "quote'd"),
+        ]
+    )
+    write(job, tmp_path / "config.toml")
+    assert read(tmp_path / "config.toml") == job
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.toml"]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.text(), st.lists(st.text()), st.integers(-(2**62), 2**62))
+def test_any_value_survives_toml(tmp_path_factory, number, text, words, whole):
+    path = tmp_path_factory.mktemp("job") / "config.toml"
+    job = Job()
+    for name, section, value in [("lr", "optim", number), ("name", "run", text), ("seed", "run", whole)]:
+        object.__setattr__(getattr(job, section), name, value)
+    object.__setattr__(job.data, "augment", tuple(words))
+    write(job, path)
+    assert read(path) == job
+
+
+def test_override_gives_another_checked_job():
+    job = Job()
+    changed = job.override(**{"train.steps": 5, "optim.lr": 1})
+    assert (changed.train.steps, changed.optim.lr) == (5, 1.0)
+    assert job == Job()
+    with pytest.raises(ConfigError, match="global_batch"):
+        job.override(**{"train.global_batch": 0})
+
+
+def test_a_job_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Job().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_help_names_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        load_or_exit(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name, section in SECTIONS.items():
+        for field in fields(section):
+            assert f"--{name}.{field.name.rstrip('_')} " in text
+            assert field.metadata["meaning"] in text
+
+
+def test_print_config_is_a_job_file(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        load_or_exit(["--train.steps", "3", "--print_config"])
+    assert end.value.code == 0
+    (tmp_path / "job.toml").write_text(capsys.readouterr().out)
+    assert load([str(tmp_path / "job.toml")]).train.steps == 3
+
+
+def test_reading_settings_imports_neither_numpy_nor_mpi():
+    code = (
+        "import sys; from ddl.config import load, to_toml; to_toml(load([])); "
+        "print([m for m in ('numpy', 'mpi4py', 'numba', 'cupy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_toml_of_a_job_has_every_section():
+    assert [line[1:-1] for line in to_toml(Job()).splitlines() if line.startswith("[") and "." not in line] == list(
+        SECTIONS
+    )
