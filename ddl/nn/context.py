@@ -18,13 +18,20 @@ def _nobody_listens(names: Sequence[str]) -> None:
     pass
 
 
+def _one_rank(x: Array) -> Array:
+    return x
+
+
 @dataclass
 class Context:
     """One forward (and backward) pass over one batch.
 
     segments: the rows of each shard, in the batch's order, together all rows; empty segments may occur.
     shards: the shard of each segment. part: the micro-batch within the step.
-    announce: called with the names of gradients that are whole, while backward still runs."""
+    announce: called with the names of gradients that are whole, while backward still runs.
+    data: the array that came from the batch, if its gradient is of no use; a layer that passes it on in another shape
+    puts that shape here. mask: (batch, time) booleans, False where a sequence is padding; set by Embedding, dropped by
+    the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch."""
 
     training: bool = False
     segments: Sequence[slice] = ()
@@ -34,6 +41,9 @@ class Context:
     part: int = 0
     announce: Callable[[Sequence[str]], None] = _nobody_listens
     arena: Arena = field(default_factory=Arena)
+    data: Array | None = None
+    mask: Array | None = None
+    sum_over_ranks: Callable[[Array], Array] = _one_rank
 
     def begin(
         self,
@@ -48,6 +58,11 @@ class Context:
         self.__dict__.pop("generators", None)
         self.segments, self.shards, self.step, self.part = segments, shards, step, part
         self.announce = announce or _nobody_listens
+        self.data = self.mask = None
+
+    def wants_gradient_of(self, x: Array) -> bool:
+        """Whether backward must return the gradient of a layer's input ``x``."""
+        return x is not self.data
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:
         """A scratch array of the arena, valid until the next step begins."""
@@ -58,22 +73,24 @@ class Context:
         """One generator a segment, keyed by (seed, step, part, shard); layers draw from it in forward's order."""
         return [generator(self.seed, "compute", self.step, self.part, shard) for shard in self.shards]
 
-    def uniform(self, rows: int, *shape: int) -> np.ndarray:
+    def uniform(self, rows: int, *shape: int) -> Array:
         """(rows, *shape) float32 in [0, 1), each segment's rows from its own generator."""
-        out = np.empty((rows, *shape), np.float32)
-        self._fill(out, lambda g, view: g.random(out=view, dtype=np.float32))
-        return out
+        return self._drawn((rows, *shape), lambda g, view: g.random(out=view, dtype=np.float32))
 
-    def normal(self, rows: int, *shape: int) -> np.ndarray:
+    def normal(self, rows: int, *shape: int) -> Array:
         """(rows, *shape) float32 standard normal, each segment's rows from its own generator."""
-        out = np.empty((rows, *shape), np.float32)
-        self._fill(out, lambda g, view: g.standard_normal(out=view, dtype=np.float32))
-        return out
+        return self._drawn((rows, *shape), lambda g, view: g.standard_normal(out=view, dtype=np.float32))
 
-    def _fill(self, out: np.ndarray, draw: Callable[[np.random.Generator, np.ndarray], object]) -> None:
+    def _drawn(self, shape: tuple[int, ...], draw: Callable[[np.random.Generator, np.ndarray], object]) -> Array:
+        """Generators fill host memory, so a GPU gets the same numbers as a CPU."""
+        on_device = self.empty(shape, np.float32)
+        out = on_device if isinstance(on_device, np.ndarray) else np.empty(shape, np.float32)
         covered = 0
         for segment, random in zip(self.segments, self.generators, strict=True):
             draw(random, out[segment])
             covered += segment.stop - segment.start
         if covered != len(out):
             raise ValueError(f"segments cover {covered} of {len(out)} rows: random layers need a batch's segments")
+        if out is not on_device:
+            on_device.set(out)
+        return on_device

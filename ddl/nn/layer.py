@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddl.arrays import Array, Views
+from ddl.arrays import Array, Views, namespace_of
 from ddl.nn.context import Context
 
 Shape = tuple[int, ...]
@@ -61,8 +61,14 @@ class Layer(Protocol):
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         """Write gradients of the SUM of the loss into ``grads``, yield their names, return the input's gradient.
 
+        ``dy`` may be overwritten. None is returned where ``ctx.wants_gradient_of(x)`` said no.
         In training a layer with averages writes their sums into ``grads`` as well."""
         ...
+
+
+def contiguous(x: Array) -> Array:
+    """``x`` in C order; a copy only where it is not."""
+    return x if x.flags.c_contiguous else namespace_of(x).ascontiguousarray(x)
 
 
 def prefixed(scope: str, backward: Backward) -> Backward:
@@ -120,4 +126,6 @@ class Sequential:
     def backward(self, params: Views, grads: Views, cache: list[Any], dy: Array) -> Backward:
         for (name, layer), kept in zip(reversed(self.layers.items()), reversed(cache), strict=True):
             dy = yield from prefixed(name, layer.backward(params.at(name), grads.at(name), kept, dy))
+            if dy is None:  # the layers before this one only passed the data on
+                return None
         return dy

@@ -1,0 +1,64 @@
+"""The choice between a kernel compiled by Numba and its plain twin.
+
+A plain function ``f`` of ``ddl.arrays.X``, marked by ``@kernel``, has a compiled twin ``f`` in
+``ddl.arrays.X_compiled``; both are tested equal. What they compute is said in X alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from ddl.errors import ConfigError
+
+_wanted = "auto"
+_available: bool | None = None
+
+
+def use_compiled(mode: str) -> None:
+    """Choose for this process: "auto" (compiled where Numba is installed), "on" or "off".
+
+    Raises ConfigError for "on" without Numba, and for any other word."""
+    global _wanted
+    if mode not in ("auto", "on", "off"):
+        raise ConfigError(f"compiled = {mode!r} is unknown; known are auto, on, off")
+    if mode == "on" and not _numba_is_there():
+        raise ConfigError("compiled = 'on' needs Numba: pip install 'ddl-mpi[fast]'")
+    _wanted = mode
+
+
+def is_compiled() -> bool:
+    """Whether kernels of NumPy arrays run compiled."""
+    return _wanted != "off" and _numba_is_there()
+
+
+def _numba_is_there() -> bool:
+    global _available
+    if _available is None:
+        try:
+            importlib.import_module("numba")
+            _available = True
+        except ImportError:
+            _available = False
+    return _available
+
+
+def kernel(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Run the compiled twin of ``plain`` where the first argument is a NumPy array of float32 or float64."""
+    twin: Callable[..., Any] | None = None
+
+    @wraps(plain)
+    def call(*arguments: Any) -> Any:
+        nonlocal twin
+        x = arguments[0]
+        if type(x) is not np.ndarray or x.dtype.char not in "fd" or not is_compiled():
+            return plain(*arguments)
+        if twin is None:
+            twin = getattr(importlib.import_module(plain.__module__ + "_compiled"), plain.__name__)
+        return twin(*arguments)
+
+    call.plain = plain  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,54 @@
+"""Layers (forward beside backward), losses, metrics and initial values.
+
+Ready-made networks are models' business."""
+
+from ddl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from ddl.nn.context import Context
+from ddl.nn.conv import Conv2D, ConvTranspose2D
+from ddl.nn.dense import Dense
+from ddl.nn.dropout import Dropout
+from ddl.nn.initial import INITIALISERS, initialiser
+from ddl.nn.layer import Average, Backward, Initialiser, Layer, Sequential, Shape, Spec
+from ddl.nn.losses import LOSSES, MAE, MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Huber
+from ddl.nn.norm import BatchNorm, LayerNorm
+from ddl.nn.pool import AvgPool2D, GlobalAvgPool, MaxPool2D, TokenMean
+from ddl.nn.shape import Flatten, Reshape, Residual
+
+__all__ = [
+    "GELU",
+    "INITIALISERS",
+    "LOSSES",
+    "MAE",
+    "MSE",
+    "Average",
+    "AvgPool2D",
+    "Backward",
+    "BatchNorm",
+    "BinaryCrossEntropy",
+    "Context",
+    "Conv2D",
+    "ConvTranspose2D",
+    "CrossEntropy",
+    "Dense",
+    "Distillation",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool",
+    "Huber",
+    "Initialiser",
+    "Layer",
+    "LayerNorm",
+    "LeakyReLU",
+    "MaxPool2D",
+    "ReLU",
+    "Reshape",
+    "Residual",
+    "Sequential",
+    "Shape",
+    "Sigmoid",
+    "Softmax",
+    "Spec",
+    "Tanh",
+    "TokenMean",
+    "initialiser",
+]

@@ -1,0 +1,59 @@
+"""The dense layer: every output sees every input, along the last axis.
+
+Its activation, where it has one, is activation.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ddl.arrays import Array, Views, namespace_of
+from ddl.errors import ConfigError
+from ddl.nn.activation import check_fused, finish, finish_backward
+from ddl.nn.context import Context
+from ddl.nn.initial import initialiser, zeros
+from ddl.nn.layer import Backward, Shape, Spec, contiguous
+
+
+@dataclass(frozen=True)
+class Dense:
+    """(..., inputs) -> (..., units): activation(x @ weight + bias).
+
+    activation: linear, relu, tanh or sigmoid. initial: name of an initialiser; "auto" is he for relu, else glorot."""
+
+    units: int
+    activation: str = "linear"
+    bias: bool = True
+    initial: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fused(self.activation)
+
+    def spec(self, shape: Shape) -> Spec:
+        if not shape:
+            raise ConfigError("a dense layer needs samples with at least one axis")
+        name = self.initial if self.initial != "auto" else ("he" if self.activation == "relu" else "glorot")
+        params: dict[str, Any] = {"weight": ((shape[-1], self.units), initialiser(name))}
+        if self.bias:
+            params["bias"] = ((self.units,), zeros)
+        return Spec((*shape[:-1], self.units), params)
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        rows = contiguous(x).reshape(-1, x.shape[-1])
+        y = ctx.empty((len(rows), self.units), params["weight"].dtype)
+        namespace_of(x).matmul(rows, params["weight"], out=y)
+        finish(y, params["bias"] if self.bias else None, self.activation)
+        return y.reshape(*x.shape[:-1], self.units), (ctx, rows, x.shape, y, ctx.wants_gradient_of(x))
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        ctx, rows, shape, y, wanted = cache
+        xp = namespace_of(dy)
+        dy = contiguous(dy).reshape(y.shape)
+        finish_backward(dy, y, grads["bias"] if self.bias else None, self.activation, ctx)
+        xp.matmul(rows.T, dy, out=grads["weight"])
+        yield ("bias", "weight") if self.bias else ("weight",)
+        if not wanted:
+            return None
+        dx = ctx.empty(rows.shape, dy.dtype)
+        xp.matmul(dy, params["weight"].T, out=dx)
+        return dx.reshape(shape)

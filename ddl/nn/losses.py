@@ -1,0 +1,195 @@
+"""Losses: the sum over a batch, the weight that its mean divides by, and the gradient of the sum.
+
+Classes are given as logits; targets below 0 are padding and not counted. What people read of a result is metric.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Array, namespace_of
+from ddl.arrays.rowwise import cross_entropy
+from ddl.errors import ConfigError, DataError
+from ddl.nn.context import Context
+from ddl.nn.layer import contiguous
+
+
+class _GradientInForward:
+    """Losses whose forward has the gradient at hand: it is the cache."""
+
+    def backward(self, cache: Any) -> Array:
+        return cache
+
+
+@dataclass(frozen=True)
+class CrossEntropy(_GradientInForward):
+    """Softmax cross-entropy of outputs (..., classes).
+
+    targets: (...) class numbers, or (..., classes) probabilities. label_smoothing: the share of a target that is
+    spread evenly over all classes. class_weights: one per class; the weight of a batch is then their sum over the
+    targets."""
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing = {self.label_smoothing} must be at least 0 and below 1")
+        object.__setattr__(self, "class_weights", tuple(float(w) for w in self.class_weights))
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        classes = outputs.shape[-1]
+        logits = contiguous(outputs).reshape(-1, classes)
+        gradient = ctx.empty(logits.shape, logits.dtype)
+        if targets.shape == outputs.shape and targets.dtype.kind == "f":
+            loss, weight = self._soft(logits, targets.reshape(logits.shape), gradient)
+            return loss, weight, gradient.reshape(outputs.shape)
+        if self.class_weights and len(self.class_weights) != classes:
+            raise ConfigError(f"class_weights has {len(self.class_weights)} entries for {classes} classes")
+        labels = targets.reshape(-1)
+        if len(labels) != len(logits):
+            raise DataError(f"{len(labels)} targets for {len(logits)} outputs of {classes} classes")
+        if labels.dtype.kind == "f":
+            labels = labels.astype(np.int64)
+        if len(labels) and int(labels.max()) >= classes:
+            raise DataError(f"target {int(labels.max())} where the model has classes 0 to {classes - 1}")
+        weights = namespace_of(outputs).asarray(self.class_weights, dtype=outputs.dtype)
+        loss, weight = cross_entropy(logits, labels, weights, self.label_smoothing, gradient)
+        return loss, weight, gradient.reshape(outputs.shape)
+
+    def _soft(self, logits: Array, targets: Array, gradient: Array) -> tuple[float, float]:
+        """The same for targets that are probabilities; a row of class weights is averaged by them."""
+        xp = namespace_of(logits)
+        classes = logits.shape[-1]
+        shares = targets * (1 - self.label_smoothing) + self.label_smoothing / classes
+        each = targets @ xp.asarray(self.class_weights, dtype=logits.dtype) if self.class_weights else None
+        log_share = logits - logits.max(axis=1, keepdims=True)
+        log_share -= xp.log(xp.exp(log_share).sum(axis=1, keepdims=True))
+        losses = -(shares * log_share).sum(axis=1)
+        gradient[...] = xp.exp(log_share) * shares.sum(axis=1, keepdims=True) - shares
+        if each is None:
+            return float(losses.sum(dtype=np.float64)), float(len(logits))
+        gradient *= each[:, None]
+        return float((losses * each).sum(dtype=np.float64)), float(each.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(_GradientInForward):
+    """Sigmoid cross-entropy, one logit a target; targets in [0, 1], below 0 is padding.
+
+    positive_weight: how much a target of 1 counts, against 1 for a target of 0."""
+
+    positive_weight: float = 1.0
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        xp = namespace_of(outputs)
+        truth = _like(outputs, targets)
+        counted = truth >= 0
+        each = xp.where(counted, 1 + (self.positive_weight - 1) * truth, 0).astype(outputs.dtype)
+        # log(1 + exp(x)) - t x, in the form that cannot overflow; of a soft target the positive part is weighted.
+        falling = xp.exp(-xp.abs(outputs))
+        rest = xp.log1p(falling)
+        positive, negative = rest - xp.minimum(outputs, 0), rest + xp.maximum(outputs, 0)
+        share = xp.where(counted, truth, 0)
+        losses = self.positive_weight * share * positive + xp.where(counted, 1 - share, 0) * negative
+        probability = xp.where(outputs >= 0, 1, falling) / (1 + falling)
+        gradient = ctx.empty(outputs.shape, outputs.dtype)
+        gradient[...] = each * probability - self.positive_weight * share
+        return float(losses.sum(dtype=np.float64)), float(each.sum(dtype=np.float64)), gradient
+
+
+def _like(outputs: Array, targets: Array) -> Array:
+    """Targets in the shape and dtype of the outputs; the shapes may differ by axes of length 1."""
+    if targets.size != outputs.size or len(targets) != len(outputs):
+        raise DataError(f"targets of shape {targets.shape} do not match outputs of shape {outputs.shape}")
+    return targets.reshape(outputs.shape).astype(outputs.dtype, copy=False)
+
+
+def _difference(outputs: Array, targets: Array, ctx: Context) -> Array:
+    difference = ctx.empty(outputs.shape, outputs.dtype)
+    namespace_of(outputs).subtract(outputs, _like(outputs, targets), out=difference)
+    return difference
+
+
+def _square(x: Array) -> float:
+    """The sum of squares, without a temporary of the size of x."""
+    flat = x.reshape(-1)
+    return float(namespace_of(x).dot(flat, flat))
+
+
+@dataclass(frozen=True)
+class MSE(_GradientInForward):
+    """The mean squared error over all values of all samples."""
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        gradient = _difference(outputs, targets, ctx)
+        loss = _square(gradient)
+        gradient *= 2
+        return loss, float(outputs.size), gradient
+
+
+@dataclass(frozen=True)
+class MAE(_GradientInForward):
+    """The mean absolute error over all values of all samples."""
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        xp = namespace_of(outputs)
+        gradient = _difference(outputs, targets, ctx)
+        loss = float(xp.abs(gradient).sum(dtype=np.float64))
+        xp.sign(gradient, out=gradient)
+        return loss, float(outputs.size), gradient
+
+
+@dataclass(frozen=True)
+class Huber(_GradientInForward):
+    """Half the squared error up to ``delta``, beyond it delta * (error - delta / 2): outliers pull less."""
+
+    delta: float = 1.0
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        xp = namespace_of(outputs)
+        error = _difference(outputs, targets, ctx)
+        gradient = ctx.empty(error.shape, error.dtype)
+        xp.clip(error, -self.delta, self.delta, out=gradient)
+        # delta * (|error| - delta / 2) and error**2 / 2 alike are gradient * (error - gradient / 2).
+        loss = float((gradient * (error - gradient / 2)).sum(dtype=np.float64))
+        return loss, float(error.size), gradient
+
+
+@dataclass(frozen=True)
+class Distillation(_GradientInForward):
+    """How far the outputs' softmax is from a teacher's: the KL divergence, both softened by ``temperature``.
+
+    outputs, targets: (..., classes) logits. Multiplied by temperature**2, so that gradients keep their scale."""
+
+    temperature: float = 2.0
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        xp = namespace_of(outputs)
+        ours = self._log_softmax(outputs)
+        theirs = self._log_softmax(_like(outputs, targets))
+        teacher = xp.exp(theirs)
+        scale = self.temperature
+        loss = scale * scale * float((teacher * (theirs - ours)).sum(dtype=np.float64))
+        gradient = ctx.empty(outputs.shape, outputs.dtype)
+        gradient[...] = (xp.exp(ours) - teacher) * scale
+        return loss, float(outputs.size // outputs.shape[-1]), gradient
+
+    def _log_softmax(self, x: Array) -> Array:
+        xp = namespace_of(x)
+        x = x / self.temperature
+        x = x - x.max(axis=-1, keepdims=True)
+        return x - xp.log(xp.exp(x).sum(axis=-1, keepdims=True))
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "mse": MSE,
+    "mae": MAE,
+    "huber": Huber,
+    "distillation": Distillation,
+}
