@@ -37,8 +37,9 @@ import mpi4py
 mpi4py.rc.thread_level = "serialized"
 from mpi4py import MPI
 version = MPI.Get_library_version().split("\\0")[0].splitlines()[0].split(", package")[0]
-found = {"library": version, "standard": MPI.Get_version(), "threads": MPI.Query_thread(), "serialized": MPI.THREAD_SERIALIZED,
-         "ulfm": MPI.ERR_REVOKED != MPI.ERR_UNKNOWN, "paths": []}
+found = {"library": version, "standard": MPI.Get_version(), "paths": [],
+         "threads": MPI.Query_thread(), "serialized": MPI.THREAD_SERIALIZED,
+         "ulfm": MPI.ERR_REVOKED != MPI.ERR_UNKNOWN}
 try:
     found["cuda"] = bool(ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support())
 except AttributeError:

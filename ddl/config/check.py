@@ -55,7 +55,7 @@ POSITIVE = (
 )
 BELOW_ONE = ("optim.momentum", "optim.beta1", "optim.beta2", "optim.decay")  # from 0 on
 FRACTIONS = ("data.validation", "data.test")
-FILES = ("data.path", "data.targets", "data.validation", "data.test", "comm.tuning")
+FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # "package.module:Name"
 
 
@@ -105,6 +105,8 @@ def _single_values(job: Job) -> Iterator[str]:
         value = _get(job, name)
         if isinstance(value, float) and not 0 <= value < 1:
             yield f"{_label(name)} is {value}: a fraction of the samples is at least 0 and below 1"
+    if not 0 <= job.data.oversample <= 1:
+        yield f"[data] oversample is {job.data.oversample}: it must be from 0 to 1"
     if job.data.shards != "auto" and job.data.shards < 1:
         yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
     if not job.run.name or Path(job.run.name).name != job.run.name:

@@ -192,4 +192,7 @@ def _located(name: str, value: Any, folder: Path) -> Any:
     is_file = name in INPUT_PATHS or (name == "checkpoint.resume" and value not in ("auto", "none"))
     if not is_file or not isinstance(value, str) or not value:
         return value
-    return str(folder / Path(value).expanduser())
+    path = folder / Path(value).expanduser()
+    if name == "data.targets" and not path.exists():
+        return value  # columns of the samples' own file
+    return str(path)

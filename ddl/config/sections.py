@@ -35,12 +35,15 @@ class Data:
 
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
     path: str = setting("", "file, folder or pattern of the samples, for source files")
-    targets: str = setting("", "file of the targets, where they are not in the samples' file")
+    targets: str = setting("", "file of the targets, or columns of a CSV file; otherwise as the format says")
     format: str = setting("auto", "format of the files; auto: told by their names and first bytes")
     validation: float | str = setting(0.1, "validation split: a fraction of the samples, or a file; 0: none")
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
     stratify: bool = setting(True, "splits by fraction keep the share of each class")
+    oversample: float = setting(
+        0.0, "repeat samples of rare classes: 1 brings each to the size of the largest, 0: none"
+    )
     normalize: Literal["none", "feature", "all", "unit"] = setting(
         "feature",
         "by the training split alone: mean 0 and deviation 1 of each feature or channel, or of all values together; "
