@@ -83,13 +83,15 @@ def build_data(job: Job) -> Splits:
     data = job.data
     return open_dataset(
         data.source,
-        path=data.path or None,
-        targets=data.targets or None,
+        path=data.path,
+        targets=data.targets,
         format=data.format,
         validation=data.validation,
         test=data.test,
         stratify=data.stratify,
         seed=job.run.seed,
+        dtype=job.train.dtype,
+        oversample=data.oversample,
         options=data.options,
     )
 

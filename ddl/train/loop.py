@@ -236,7 +236,7 @@ class Loop:
         assert self.step is not None
         self._after_epoch()
         self._stepped = time.monotonic()
-        while progress.step < task.total_steps and not progress.ended and not self.wishes.stop:
+        while progress.step < task.total_steps and not progress.ended and not progress.stopping:
             due = self.group.is_leader and self.wishes.checkpoint_due()
             outcome = self.step.run(stop=self.wishes.stop, checkpoint=due)
             self._after_step(outcome)
@@ -247,7 +247,6 @@ class Loop:
         now = time.monotonic()
         self.samples, self.train_seconds = self.samples + outcome.samples, self.train_seconds + now - self._stepped
         self._stepped, self._last = now, outcome
-        self.wishes.stop = outcome.stop
         if self.group.is_leader:
             self.journal.step(outcome, self.group, self.plan)
             for callback in task.callbacks:
@@ -293,7 +292,7 @@ class Loop:
     def _finish(self) -> None:
         """The end's own work: last evaluation, checkpoint, summary; all of it done when the barrier returns."""
         progress = self.state.progress
-        stopped = self.wishes.stop and progress.step < self.task.total_steps and not progress.ended
+        stopped = progress.stopping and progress.step < self.task.total_steps and not progress.ended
         self.status = "stopped" if stopped else "finished"
         if not stopped and self.task.test is not None and "test" not in progress.results:
             progress.results["test"] = self._evaluate(self.task.test)

@@ -49,7 +49,8 @@ def run(job: Job, make_task: Callable[[Job], Task] = build_task) -> int:
 class Runner:
     """One rank's way through a job. What it opened is closed when ``run`` returns."""
 
-    def __init__(self, job: Job, make_task: Callable[[Job], Task]):
+    def __init__(self, job: Job, make_task: Callable[[Job], Task] = build_task, group: Group | None = None):
+        """group: that of an earlier run of this process, which can be started only once."""
         self.job, self.make_task = job, make_task
         self.wishes = Wishes(
             checkpoint_every_s=job.checkpoint.every_s,
@@ -57,7 +58,9 @@ class Runner:
             checkpoint_every_epochs=job.checkpoint.every_epochs,
         )
         self.heartbeat: Heartbeat | None = None
+        self._running = group
         self.group: Group
+        self.failure: DdlError | None = None
         self.loop: Loop | None = None
         self.journal: Journal | None = None
         self._fence: Fence | None = None
@@ -66,9 +69,8 @@ class Runner:
 
     def run(self) -> int:
         job = self.job
-        task, problem = self._make_task()
-        chaos = inject.parse(job.fault.chaos) if job.fault.chaos else None
-        if job.fault.tolerance != "off":
+        task, chaos, problem = self._make_task()
+        if job.fault.tolerance != "off" and self._running is None:
             # Before MPI: a process that MPI has set up should not fork.
             self.heartbeat = start_companion(
                 launched_rank(),
@@ -76,25 +78,28 @@ class Runner:
                 recovery_timeout_s=job.fault.recovery_timeout_s,
             )
         try:
-            self.group = mpi.start(job.fault.spares, job.fault.tolerance)
+            self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
             return self._refuse(error, launched_rank() == 0)
         with Signals(self.wishes):
             try:
-                return self._train(task, problem, chaos)
+                return self._train(task, chaos, problem)
             except Exception as error:
                 self._die(error)
             finally:
                 self._close()
 
-    def _make_task(self) -> tuple[Task | None, DdlError | None]:
-        """The task, or why there is none; all ranks talk before one of them ends, or the others would wait in MPI."""
-        try:
-            return self.make_task(self.job), None
-        except UserError as error:
-            return None, error
+    def _make_task(self) -> tuple[Task | None, inject.Script, DdlError | None]:
+        """The task and the faults to inject, or why there is no task.
 
-    def _train(self, task: Task | None, problem: DdlError | None, chaos: Any) -> int:
+        All ranks talk before one of them ends for that: the others would wait for it in MPI."""
+        try:
+            task = self.make_task(self.job)
+            return task, inject.parse(self.job.fault.chaos, steps=task.total_steps), None
+        except UserError as error:
+            return None, inject.Script(), error
+
+    def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
         self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)))
         if problem is not None or task is None:
             return self._refuse(problem, self.group.is_leader)
@@ -127,7 +132,7 @@ class Runner:
         loop.start(self.group)
         if self.group.is_leader:
             self._announce(loop, where)
-        if chaos is not None:
+        if chaos.faults:
             self.group.probe = chaos.probe(self.group.me.identity, lambda: state.progress.step)
         failure = loop.run()
         self.group = loop.group
@@ -210,7 +215,7 @@ class Runner:
         except ValueError as error:
             raise ConfigError(f"the checkpoint does not fit this model: {error}") from error
         state.progress.become(Progress.from_json(meta["progress"]))
-        state.progress.ended = False
+        state.progress.ended = state.progress.stopping = False
 
     def _announce(self, loop: Loop, where: Device) -> None:
         task, group, journal = loop.task, loop.group, loop.journal
@@ -301,6 +306,7 @@ class Runner:
     def _refuse(self, error: DdlError | None, speaks: bool) -> int:
         """One line from one rank, and the status that goes with the error."""
         assert error is not None
+        self.failure = error
         if speaks:
             if isinstance(error, UserCodeError) and error.traceback:
                 sys.stderr.write(error.traceback.rstrip() + "\n")

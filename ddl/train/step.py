@@ -47,7 +47,6 @@ class Outcome:
     gradient_norm: float
     skipped: bool
     bad_shards: tuple[int, ...]
-    stop: bool
     checkpoint: bool
 
 
@@ -112,6 +111,9 @@ class Step:
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
         """Gradients of the sum over this rank's shards into ``total.local``, their sums into ``header``."""
         local = self.total.local
+        if not self.shards:  # more ranks than shards: this one only takes part in the sums
+            local.flat[...] = 0
+            return
         for part in range(self.parts):
             self.beat(step, "load")
             self.group.probe("step.load")
@@ -201,6 +203,7 @@ class Step:
             progress.epoch_sums = [a + float(b) for a, b in zip(progress.epoch_sums, header, strict=True)]
             progress.skipped_in_row = 0
             progress.samples += samples
+        progress.stopping = header[STOP] != 0
         progress.step = step + 1
         return Outcome(
             step=step + 1,
@@ -215,6 +218,5 @@ class Step:
             gradient_norm=norm,
             skipped=skipped,
             bad_shards=bad,
-            stop=header[STOP] != 0,
             checkpoint=header[CHECKPOINT] != 0,
         )

@@ -1,0 +1,102 @@
+"""The door ``python -m ddl.predict RUN --input FILE --output FILE``: a trained run's outputs, alone or under mpirun.
+
+With ``--prompt`` a language model goes on with a text; with ``--samples`` a generator draws new samples."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.config import complain
+from ddl.errors import ConfigError, DdlError
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("ddl.predict", description="Outputs of a trained run for new inputs.")
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("--input", help="samples in any format that training reads (.npy, .npz, .csv, ...)")
+    parser.add_argument("--output", help="where outputs go: .npy, .npz or .csv")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
+    parser.add_argument("--prompt", help="a text that a language model goes on with")
+    parser.add_argument("--tokens", type=int, default=200, help="how many tokens to generate after the prompt")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, help="choose among this many likeliest tokens; 0: among all")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    return parser.parse_args(argv)
+
+
+def write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
+    """One array as .npy or .csv, any number of them as .npz; written aside and renamed."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    first = next(iter(outputs.values()))
+    try:
+        with open(aside, "wb") as file:
+            if path.suffix == ".npz":
+                np.savez(file, **outputs)  # type: ignore[arg-type]
+            elif path.suffix == ".npy":
+                np.save(file, first)
+            elif path.suffix == ".csv":
+                np.savetxt(file, first.reshape(len(first), -1), delimiter=",", fmt="%.9g")
+            else:
+                raise ConfigError(f"--output {path}: the name must end with .npy, .npz or .csv")
+        os.replace(aside, path)
+    except OSError as error:
+        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    from ddl.comm import mpi
+
+    try:
+        group = mpi.start()
+    except DdlError as error:
+        complain("ddl.predict", error)
+        return error.exit_status
+    status = 0
+    try:
+        told = _predict(arguments, group)
+        if group.is_leader:
+            print(told, flush=True)
+    except DdlError as error:
+        complain("ddl.predict", error)
+        status = error.exit_status
+    mpi.finish(group, status)
+    return status
+
+
+def _predict(arguments: argparse.Namespace, group: Any) -> str:
+    from ddl.train.trained import Trained
+
+    trained = Trained(arguments.run, arguments.checkpoint)
+    if arguments.prompt is not None:
+        from ddl.models import generate
+
+        return generate(
+            trained.model,
+            trained.state.params.views,
+            arguments.prompt,
+            tokens=arguments.tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            seed=arguments.seed,
+        )
+    if not arguments.input or not arguments.output:
+        raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT)")
+    source = trained.open_inputs(arguments.input)
+    outputs = trained.predict(source, group)
+    if outputs is not None:
+        write_outputs(Path(arguments.output), outputs)
+    return f"{len(source)} outputs in {arguments.output}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""The Python API: train a model on data, on as many ranks as the script was started on.
+
+    run = ddl.Trainer(model=ddl.models.MLP([64, 128, 10]), loss="cross_entropy",
+                      optimizer=ddl.optim.Adam(lr=1e-3), data=ddl.data.Arrays(x, y), global_batch=256)
+    run.fit(epochs=10)
+
+The same script runs alone, under mpirun and under srun; what it does is what a job file does."""
+
+from __future__ import annotations
+
+import atexit
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Layout
+from ddl.comm import Group, mpi
+from ddl.config import Job
+from ddl.data import Arrays, Order, Source, auto_shards
+from ddl.errors import DdlError, UserError
+from ddl.models import build as build_model
+from ddl.optim import Adam, Groups, Optimizer, schedule
+from ddl.train.evaluate import evaluate
+from ddl.train.run import Runner
+from ddl.train.state import State
+from ddl.train.task import Task
+
+
+class Trainer:
+    """model: of ``ddl.models``, a network of ``ddl.nn`` layers, or anything with the Model protocol; or a zoo name.
+
+    data, validation, test: sources of ``ddl.data``, or pairs (x, y). loss, metrics: names or objects; None: what goes
+    with model and data. schedule: a name of ``ddl.optim.SCHEDULES``, over the steps of ``fit``. settings: any other
+    setting of a job by name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    Raises UserError for what does not fit together."""
+
+    def __init__(
+        self,
+        model: Any,
+        data: Source | tuple[Any, Any],
+        *,
+        loss: Any = None,
+        optimizer: Optimizer | None = None,
+        metrics: Sequence[Any] | None = None,
+        validation: Source | tuple[Any, Any] | None = None,
+        test: Source | tuple[Any, Any] | None = None,
+        global_batch: int = 64,
+        shards: int | str = "auto",
+        seed: int = 0,
+        schedule: str = "constant",
+        clip_norm: float = 0.0,
+        normalize: str = "none",
+        augment: Sequence[Any] = (),
+        callbacks: Sequence[Callable[[Any], None]] = (),
+        settings: Mapping[str, Any] | None = None,
+    ):
+        self.data, self.validation, self.test = _source(data), _source(validation), _source(test)
+        if self.data is None:
+            raise UserError("a Trainer needs data")
+        self.model = build_model(model, self.data.fields, loss, metrics)
+        self.optimizer = optimizer or Adam()
+        self.schedule, self.clip_norm, self.normalize = schedule, clip_norm, normalize
+        self.augment, self.callbacks = list(augment), list(callbacks)
+        known = {"run.name": "python", "run.seed": seed, "train.global_batch": global_batch, "data.shards": shards}
+        self.job = Job().override(**{**known, **(settings or {})})
+        self.summary: dict[str, Any] = {}
+        self._runner: Runner | None = None
+
+    def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
+        """Train; what summary.json holds. Survives failures as a job does.
+
+        Returns on every rank that is left. Raises what ended the job early: Stop, Diverged, UserCodeError."""
+        length = {"train.epochs": epochs or self.job.train.epochs, "train.steps": steps or 0}
+        job = self.job.override(**length)
+        before = self._runner
+        self._runner = Runner(job, self._task, None if before is None else before.group)
+        self._runner.run()
+        if before is None:
+            atexit.register(self._leave)
+        if self._runner.failure is not None:
+            raise self._runner.failure
+        folder = self.folder
+        if folder is not None:
+            self.summary = json.loads((folder / "summary.json").read_text())
+        return self.summary
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the last ``fit``."""
+        journal = self._runner.journal if self._runner is not None else None
+        return None if journal is None else journal.folder
+
+    @property
+    def group(self) -> Group:
+        """The ranks of the last ``fit``. Raises DdlError before the first."""
+        if self._runner is None:
+            raise DdlError("there is no group before fit()")
+        return self._runner.group
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """Copies of the trained parameters by name. Raises DdlError before the first ``fit``."""
+        from ddl.arrays import host
+
+        return {name: np.array(host(view)) for name, view in self._state.params.views.items()}
+
+    def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
+        """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them."""
+        source = _source(data)
+        assert source is not None and self._runner is not None and self._runner.loop is not None
+        loop = self._runner.loop
+        return evaluate(
+            self.model, self._state, source, self.group, rows=self.job.data.batch_eval, transforms=loop.transforms
+        )
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The model's output for samples ``x`` (rows, ...), computed on this rank alone."""
+        from ddl.arrays import host
+        from ddl.nn import Context
+
+        assert self._runner is not None and self._runner.loop is not None
+        batch: dict[str, Any] = {"x": np.array(x)}
+        for transform in self._runner.loop.transforms:
+            batch = transform(batch, [slice(0, len(x))], [])
+        state, context = self._state, Context(segments=[slice(0, len(x))], shards=[0])
+        batch = {name: state.device.array(value) for name, value in batch.items()}
+        outputs = self.model.predict(state.params.views, state.averages.views, batch, context)
+        return np.array(host(next(iter(outputs.values()))))
+
+    @property
+    def _state(self) -> State:
+        if self._runner is None or self._runner.loop is None:
+            raise DdlError("there are no parameters before fit()")
+        return self._runner.loop.state
+
+    def _task(self, job: Job) -> Task:
+        assert self.data is not None
+        samples, batch, seed = len(self.data), job.train.global_batch, job.run.seed
+        shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
+        order = Order(samples, shards, batch, seed, job.data.shuffle)
+        total = job.train.steps or job.train.epochs * order.steps_per_epoch
+        layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
+        factor = schedule(self.schedule, total, warmup_steps=job.optim.warmup_steps)
+        lr = self.optimizer.lr
+        return Task(
+            model=self.model,
+            train=self.data,
+            validation=self.validation,
+            test=self.test,
+            order=order,
+            optimizer=Groups(layout, self.optimizer),
+            lr=lambda step: lr * factor(step),
+            total_steps=total,
+            dtype=job.train.dtype,
+            seed=seed,
+            parts=job.train.accumulate,
+            clip_norm=self.clip_norm,
+            normalise=self.normalize,
+            augment=self.augment,
+            prefetch=job.data.prefetch,
+            evaluate_rows=job.data.batch_eval,
+            evaluate_every=job.train.evaluate_every,
+            patience=job.train.patience,
+            skip_limit=job.fault.skip_limit,
+            check_every=job.fault.check_every,
+            algorithm=job.comm.algorithm,
+            bucket_mib=job.comm.bucket_mib,
+            overlap=job.comm.overlap,
+            callbacks=self.callbacks,
+            settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": seed},
+        )
+
+    def _leave(self) -> None:
+        """At the interpreter's end: all ranks part together, so that nobody takes it for a death."""
+        if self._runner is not None:
+            mpi.finish(self._runner.group, 0)
+
+
+def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
+    if isinstance(data, tuple):
+        return Arrays(*data)
+    return data

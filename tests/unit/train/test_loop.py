@@ -1,0 +1,220 @@
+"""The training loop on thread-ranks: the same steps, samples and parameters at any number of ranks, deaths or not."""
+
+import numpy as np
+import pytest
+
+from ddl.arrays import Device, Layout
+from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.data import Arrays, Order
+from ddl.errors import Diverged, UserCodeError
+from ddl.fault.recover import Settings
+from ddl.models import MLP
+from ddl.models import build as build_model
+from ddl.optim import Adam, Groups, Momentum
+from ddl.train.journal import Journal
+from ddl.train.loop import Loop, Wishes
+from ddl.train.state import State
+from ddl.train.task import Task
+
+SAMPLES, SHARDS, BATCH = 50, 6, 16
+
+
+def dataset(seed=3, samples=SAMPLES):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(samples, 5)).astype(np.float64)
+    y = (x[:, 0] + x[:, 1] > 0).astype(np.int64) + (x[:, 2] > 1)
+    return x, y
+
+
+def task(optimizer=None, steps=7, **changes):
+    x, y = changes.pop("arrays", None) or dataset()
+    source = Arrays(x, y)
+    model = build_model(changes.pop("network", MLP([5, 8, 3])), source.fields, "cross_entropy", None)
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, "float64")
+    order = Order(len(x), SHARDS, BATCH, 1)
+    defaults = {
+        "model": model,
+        "train": source,
+        "validation": Arrays(x[:20], y[:20]),
+        "test": Arrays(x[20:33], y[20:33]),
+        "order": order,
+        "optimizer": Groups(layout, optimizer or Adam(lr=0.01)),
+        "lr": lambda step: 0.01,
+        "total_steps": steps,
+        "dtype": "float64",
+        "prefetch": 0,
+        "evaluate_rows": 7,
+    }
+    return Task(**{**defaults, **changes})
+
+
+def train(group, make=task, recovery=None, **changes):
+    work = make(**changes)
+    state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
+    journal = Journal(work)
+    wishes = Wishes()
+    loop = Loop(work, group, Device(), state, journal, wishes=wishes, recovery=recovery)
+    try:
+        failure = loop.run()
+    finally:
+        loop.close()
+    return loop, failure
+
+
+def parameters(result):
+    return result[0].state.params.flat
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run_ranks(1, train)[0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_any_number_of_ranks_ends_at_the_same_parameters(size, alone):
+    for result in run_ranks(size, train):
+        assert np.allclose(parameters(result), parameters(alone), rtol=1e-10, atol=1e-13)
+        assert result[0].state.progress.step == 7
+        for split in ("validation", "test"):
+            mine, theirs = result[0].state.progress.results[split], alone[0].state.progress.results[split]
+            assert mine["accuracy"] == theirs["accuracy"] and np.isclose(mine["loss"], theirs["loss"], rtol=1e-10)
+
+
+def test_ranks_hold_the_same_bits():
+    results = run_ranks(3, train)
+    assert len({result[0].state.digest() for result in results}) == 1
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_accumulated_micro_batches_make_the_same_step(parts, alone):
+    for result in run_ranks(2, lambda g: train(g, parts=parts)):
+        assert np.allclose(parameters(result), parameters(alone), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_death_at_any_point_of_a_job_changes_nothing(rank, alone):
+    passed = [0]
+
+    def counting(number):
+        def probe(point):
+            passed[0] += number == rank
+
+        return probe
+
+    run_ranks(3, train, probe=counting)
+    assert passed[0] > 100
+    for count in range(1, passed[0] + 1):
+        for result in run_ranks(3, train, death=Death(rank, count)):
+            if isinstance(result, Killed):
+                continue
+            assert not isinstance(result, BaseException), (count, repr(result))
+            assert result[1] is None and result[0].status == "finished"
+            assert np.allclose(parameters(result), parameters(alone), rtol=1e-9, atol=1e-12), count
+            assert (
+                result[0].state.progress.results["test"]["accuracy"]
+                == (alone[0].state.progress.results["test"]["accuracy"])
+            )
+
+
+@pytest.mark.parametrize("count", range(20, 120, 9))
+def test_ranks_may_die_until_one_is_left(count, alone):
+    deaths = [Death(0, count), Death(2, 2 * count), Death(3, 2 * count + 5)]
+    survivors = [r for r in run_ranks(4, train, death=deaths) if not isinstance(r, Killed)]
+    assert survivors
+    for result in survivors:
+        assert np.allclose(parameters(result), parameters(alone), rtol=1e-9, atol=1e-12)
+
+
+def test_a_spare_takes_over(alone):
+    results = run_ranks(2, train, spares=1, death=Death(0, 60))
+    for result in results[1:]:
+        assert np.allclose(parameters(result), parameters(alone), rtol=1e-9, atol=1e-12)
+        assert result[0].group.size == 2
+
+
+def test_a_poisoned_sample_costs_its_step_and_its_shard_is_named():
+    x, y = dataset()
+    x = x.copy()
+    x[11, 2] = np.nan
+    outcomes = []
+    bad = Order(SAMPLES, SHARDS, BATCH, 1)
+    shard = next(s for s in range(SHARDS) if 11 in bad.shard_range(s))
+    results = run_ranks(3, lambda g: train(g, arrays=(x, y), steps=4, callbacks=[outcomes.append]))
+    for loop, failure in results:
+        assert failure is None
+        assert loop.state.progress.skipped == 1 and np.isfinite(loop.state.params.flat).all()
+    skipped = [outcome for outcome in outcomes if outcome.skipped]
+    assert [outcome.bad_shards for outcome in skipped] == [(shard,)]
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_job():
+    x, y = dataset()
+    poisoned = np.full_like(x, np.nan)
+    for _, failure in run_ranks(2, lambda g: train(g, arrays=(poisoned, y), skip_limit=3)):
+        assert isinstance(failure, Diverged) and "3 steps in a row" in str(failure)
+
+
+def damaged(group, where):
+    """A training whose rank ``where`` changes a parameter behind everybody's back after step 2."""
+
+    def damage(outcome):
+        if outcome.step == 2:
+            marked["loop"].state.params.flat[0] += 1
+
+    marked = {}
+    work = task(check_every=4, steps=6)
+    state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
+    loop = marked["loop"] = Loop(work, group, Device(), state, Journal(work))
+    after = loop._after_step
+
+    def after_step(outcome):
+        if group.rank in where:
+            damage(outcome)
+        after(outcome)
+
+    loop._after_step = after_step
+    return loop, loop.run()
+
+
+def test_a_replica_that_differs_is_healed_from_the_majority():
+    results = run_ranks(3, lambda g: damaged(g, [1]))
+    assert len({loop.state.digest() for loop, _ in results}) == 1
+    assert all(failure is None for _, failure in results)
+
+
+def test_two_equal_halves_stop_the_job():
+    for _, failure in run_ranks(2, lambda g: damaged(g, [1])):
+        assert isinstance(failure, Diverged) and "no majority" in str(failure)
+
+
+def test_the_same_exception_twice_ends_the_job():
+    note = {"kind": "exception", "step": 3, "error": "ValueError: x", "traceback": "T"}
+    settings = Settings(notes=lambda identity: note)
+    results = run_ranks(3, lambda g: train(g, recovery=settings), death=[Death(1, 70), Death(2, 110)])
+    survivors = [r for r in results if not isinstance(r, Killed)]
+    assert survivors and all(isinstance(r[1], UserCodeError) for r in survivors)
+
+
+def test_a_wish_to_stop_ends_all_ranks_at_the_same_step():
+    def stopping(group):
+        work = task(steps=1000)
+        state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
+        wishes = Wishes()
+
+        def wish(outcome):
+            wishes.stop = outcome.step >= 5
+
+        loop = Loop(work, group, Device(), state, Journal(work), wishes=wishes)
+        after = loop._after_step
+        loop._after_step = lambda outcome: (after(outcome), wish(outcome) if group.rank == 1 else None)
+        return loop, loop.run()
+
+    results = run_ranks(3, stopping)
+    assert {loop.status for loop, _ in results} == {"stopped"}
+    assert {loop.state.progress.step for loop, _ in results} == {6}  # wished after step 5, agreed in step 6
+
+
+def test_momentum_is_the_same_on_three_ranks():
+    one = run_ranks(1, lambda g: train(g, optimizer=Momentum(lr=0.01)))[0]
+    for result in run_ranks(3, lambda g: train(g, optimizer=Momentum(lr=0.01))):
+        assert np.allclose(parameters(result), parameters(one), rtol=1e-10, atol=1e-13)
