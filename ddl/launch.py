@@ -63,6 +63,7 @@ class Ended:
     restarts_left: int = 0
     asked: str = ""
     overdue_s: float = 0.0
+    hosts: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def decide(now: Ended) -> Verdict:
         return Verdict(1, f"failed after step {step}{error}")
     if now.returncode == EX_USAGE and not now.progressed:
         return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
+    if now.returncode == 1 and not now.progressed and now.hosts == 1 and not now.failed_at:
+        return Verdict(1, "failed before its first step")  # a mistake in code, not the death of a machine
     what = f"ended early after step {step}{error}" if status == "stopped" else f"lost after step {step}"
     if now.overdue_s:
         what = f"made no progress for {now.overdue_s:.0f} s after step {step} and was killed"
@@ -251,6 +254,7 @@ class Supervisor:
             self.restarts - attempt,
             self.asked,
             overdue_s,
+            max(len(self.hosts), 1),
         )
 
     def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object) -> float:
@@ -370,7 +374,7 @@ def parser() -> argparse.ArgumentParser:
         usage="python -m ddl.launch [-n RANKS] [options] [job.toml] [--section.key value ...]",
         description="Trains under supervision: mpirun with all that surviving a death needs, started again from the "
         "newest state when it ends early. Settings are those of ddl.train (python -m ddl.train --help).",
-        epilog="Exit status: 0 trained to the end; 75 ended early, starting again goes on; 2 a mistake in the job; 1 else.",
+        epilog="Exit status: 0 trained to the end; 75 ended early, starting again goes on; 2 a mistake; 1 else.",
         allow_abbrev=False,
     )
     ranks = os.environ.get("SLURM_NTASKS", "4")

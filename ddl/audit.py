@@ -1,0 +1,69 @@
+"""The door ``python -m ddl.audit RUN``: prove from a run's ledger that each sample was used exactly once an epoch.
+
+The proof is data/ledger.py's; here it is told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddl.data.ledger import Audit, audit, read
+from ddl.errors import EX_USAGE, DataError
+
+LEDGER = "ledger.jsonl"
+
+
+def report(run: Path) -> Audit:
+    """The audit of a run folder. A run that is not going on must have committed what its summary says.
+
+    Raises DataError where there is no ledger, or one that cannot be understood."""
+    steps = None
+    try:
+        steps = int(json.loads((run / "summary.json").read_bytes())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the run goes on, or ended without a summary: the ledger alone is believed
+    return audit(read(run / LEDGER), steps=steps)
+
+
+def lines(found: Audit) -> list[str]:
+    """What a person should know, the verdict last."""
+    told = [
+        f"{found.steps} steps, {found.epochs:.4g} epochs, {found.launches} launch(es), {found.generations} generation(s)",
+        f"samples: {found.expected} expected, {found.used} used, {found.missing} missing, "
+        f"{found.repeated} repeated, {found.skipped} skipped",
+        *found.problems,
+    ]
+    if found.is_exact and found.skipped:
+        told.append("exact: every sample was used once an epoch, but for the skipped steps")
+    elif found.is_exact:
+        told.append("exact: every sample was used once an epoch")
+    else:
+        told.append("NOT exact")
+    return told
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the audit; status 0 when it is exact, 1 when it is not, 2 when there is nothing to audit."""
+    made = argparse.ArgumentParser(
+        prog="ddl.audit", description="Prove from a run's ledger that every sample was used exactly once an epoch."
+    )
+    made.add_argument("run", type=Path, help="a run's folder, as in runs/NAME")
+    made.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
+    options = made.parse_args(argv)
+    try:
+        found = report(options.run)
+    except DataError as error:
+        print(f"ddl.audit: {error}", file=sys.stderr)
+        return EX_USAGE
+    if options.json:
+        print(json.dumps({**found.samples, "steps": found.steps, "exact": found.is_exact, "problems": found.problems}))
+    else:
+        print("\n".join(lines(found)))
+    return 0 if found.is_exact else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,123 @@
+"""mpirun's command line, and what is made of its output."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ddl.errors import ConfigError
+from ddl.mpirun import Filter, Host, command_line, parse_hosts, read_hostfile, remove_segments, segments
+
+RULE = "-" * 74 + "\n"
+
+
+@pytest.fixture
+def open_mpi(tmp_path):
+    (tmp_path / "prterun").touch()
+    return str(tmp_path / "mpirun")
+
+
+def after(words, flag):
+    return words[words.index(flag) + 1]
+
+
+def test_everything_that_surviving_needs_is_there(open_mpi):
+    words = command_line(open_mpi, ["python", "x.py"], 4, environ={})
+    assert after(words, "--with-ft") == "ulfm"
+    assert after(words, "coll") == "^han,adapt"
+    assert after(words, "state_base_recoverable") == "1"
+    assert words[-2:] == ["python", "x.py"] and after(words, "-n") == "4"
+    assert ("--allow-run-as-root" in words) == (os.geteuid() == 0)
+    assert "plm_slurm_args" not in words
+
+
+def test_without_tolerance_a_death_ends_the_job(open_mpi):
+    assert "--with-ft" not in command_line(open_mpi, ["x"], 4, tolerant=False, environ={})
+
+
+def test_inside_slurm_a_second_step_may_start_beside_a_dead_one(open_mpi):
+    assert (
+        after(command_line(open_mpi, ["x"], 4, environ={"SLURM_JOB_ID": "1"}), "plm_slurm_args") == "--overlap --mem=0"
+    )
+
+
+def test_only_variables_that_are_set_are_exported(open_mpi):
+    words = command_line(open_mpi, ["x"], 4, exported=["A", "B"], environ={"A": "1"})
+    assert after(words, "-x") == "A" and words.count("-x") == 1
+
+
+def test_a_silent_host_is_noticed_when_there_are_several(open_mpi):
+    assert "oob_tcp_keepalive_time" in command_line(open_mpi, ["x"], 4, [Host("a", 2), Host("b", 2)], environ={})
+    assert "oob_tcp_keepalive_time" not in command_line(open_mpi, ["x"], 4, [Host("a", 2)], environ={})
+
+
+def test_another_mpi_gets_no_flag_it_does_not_know(tmp_path):
+    assert command_line(str(tmp_path / "mpirun"), ["x"], 4, environ={}) == [str(tmp_path / "mpirun"), "-n", "4", "x"]
+
+
+def test_hosts_share_the_ranks_unless_told():
+    assert parse_hosts("a,b", 5) == [Host("a", 3), Host("b", 3)]
+    assert parse_hosts("a:1, b:4", 5) == [Host("a", 1), Host("b", 4)]
+    with pytest.raises(ConfigError):
+        parse_hosts(" , ", 5)
+
+
+def test_a_hostfile_is_read_as_mpirun_reads_it(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# ours\na slots=2 # the fast one\n\nb slots=1\n")
+    assert read_hostfile(path, 3) == [Host("a", 2), Host("b", 1)]
+    path.write_text("# nobody\n")
+    with pytest.raises(ConfigError, match="names no host"):
+        read_hostfile(path, 3)
+
+
+def shown(text, verbose=False):
+    quiet = Filter(verbose)
+    lines = [line for given in text.splitlines(keepends=True) for line in quiet.feed(given)]
+    return "".join([*lines, *quiet.flush()])
+
+
+def test_ordinary_lines_pass_as_they_are():
+    text = "epoch 1  loss 0.5\nTraceback (most recent call last):\n  File x\n"
+    assert shown(text) == text
+
+
+def test_known_noise_is_silent_unless_asked_for():
+    noise = "[warn] Epoll MOD(1) on fd 27 failed: Bad file descriptor\n[h:1] NBC_Progress: an error 75 was found\n"
+    assert shown(noise) == ""
+    assert shown(noise, verbose=True) == noise
+
+
+def test_a_known_block_becomes_one_line():
+    block = RULE + "PRTE has lost communication with a remote daemon.\0\n\n  HNP daemon : [x]\n" + RULE
+    assert shown(block) == "ddl.launch: mpirun lost a host, or its daemon there, and ends\n"
+
+
+def test_the_obituary_of_a_survived_rank_is_silent():
+    block = RULE + "prterun noticed that process rank 2 with PID 7 on node h exited on\nsignal 9 (Killed).\n" + RULE
+    assert shown("a\n" + block + "b\n") == "a\nb\n"
+
+
+def test_an_unknown_block_passes_whole():
+    block = RULE + "There are not enough slots available in the system\n" + RULE
+    assert shown(block) == block
+    assert shown(RULE + "cut off here\n") == RULE + "cut off here\n"
+
+
+def test_a_table_with_one_rule_is_not_held_back_for_ever():
+    text = RULE + "row\n" * 100
+    quiet = Filter()
+    lines = [line for given in text.splitlines(keepends=True) for line in quiet.feed(given)]
+    assert len(lines) == 101
+
+
+def test_only_new_segments_that_nobody_maps_are_removed(tmp_path):
+    import mmap
+
+    for name in ("sm_segment.h.old", "sm_segment.h.mapped", "sm_segment.h.left"):
+        (tmp_path / name).write_bytes(b"x" * 4096)
+    before = {tmp_path / "sm_segment.h.old"}
+    with open(tmp_path / "sm_segment.h.mapped", "r+b") as file, mmap.mmap(file.fileno(), 4096):
+        remove_segments(before, tmp_path)
+    assert {path.name for path in segments(tmp_path)} == {"sm_segment.h.old", "sm_segment.h.mapped"}
