@@ -123,11 +123,11 @@ class Console:
     def _progress_text(self, event: StepDone, rate: float, now: float) -> str:
         job, first = self._job, self._first
         assert first is not None
-        parts = [f"epoch {event.epoch + 1}", f"step {event.step}"]
+        parts = [f"epoch {event.epoch}", f"step {event.step}"]
         left = ""
         if job is not None:
             parts = [
-                f"epoch {event.epoch + 1}/{-(-job.steps // job.steps_per_epoch)}",
+                f"epoch {event.epoch}/{-(-job.steps // job.steps_per_epoch)}",
                 f"step {event.step}/{job.steps}",
             ]
             done = event.step - first.step

@@ -48,7 +48,7 @@ class JobStarted(Event):
 
 @dataclass(frozen=True)
 class StepDone(Event):
-    """A step was committed. loss and metrics are means; seconds is the step's wall time."""
+    """A step was committed: steps and epochs count from 1. loss and metrics are means; seconds is wall time."""
 
     kind: ClassVar[str] = "step"
     step: int

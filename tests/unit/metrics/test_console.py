@@ -1,0 +1,186 @@
+"""What people see: progress in place or as lines, the banner, failures, the end."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import pytest
+
+from ddl.metrics import Console, EpochDone, Evaluated, Finished, JobStarted, RankFailed, Recovered, StepDone, Warned
+from ddl.metrics.console import duration, figures, is_live
+
+JOB = JobStarted(
+    name="digits",
+    folder="runs/digits",
+    launch="x",
+    ranks=4,
+    spares=1,
+    hosts={"here": 4},
+    device="cpu",
+    model="cnn",
+    parameters=12345,
+    samples=1258,
+    shards=24,
+    global_batch=64,
+    steps=40,
+    steps_per_epoch=20,
+    versions={"ddl": "0.1.0"},
+)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def step(number: int, **more) -> StepDone:
+    return StepDone(
+        step=number,
+        epoch=(number - 1) // 20 + 1,
+        loss=0.5,
+        lr=0.1,
+        samples=64,
+        seconds=0.1,
+        metrics={"accuracy": 0.9},
+        **more,
+    )
+
+
+def run(console: Console, clock: Clock, steps: int, seconds: float) -> None:
+    for number in range(1, steps + 1):
+        clock.now += seconds
+        console.write(step(number))
+
+
+def test_progress_says_epoch_step_loss_accuracy_rate_and_time_left(clock):
+    out = io.StringIO()
+    console = Console(every_s=1.0, out=out, live=True, clock=clock)
+    console.write(JOB)
+    run(console, clock, 10, 0.5)
+    last = out.getvalue().split("\r")[-1].split("  ")
+    # 9 steps of 64 samples since the first, in 4.5 s; 30 steps to go at half a second each
+    assert last[:3] == ["epoch 1/2", "step 10/40", "loss 0.5, accuracy 90.00 %"]
+    assert last[3:] == ["128 samples/s", "15.0 s left"]
+
+
+def test_in_place_a_shorter_line_leaves_nothing_of_a_longer_one(clock):
+    out = io.StringIO()
+    console = Console(every_s=1.0, out=out, live=True, clock=clock)
+    console.write(JOB)
+    run(console, clock, 4, 1.0)
+    console.write(Warned("look"))
+    console.close()
+    assert "\n" not in out.getvalue().split("\r", 1)[1].split("warning")[0]
+    assert out.getvalue().endswith("\rwarning: look\n")
+
+
+def test_elsewhere_lines_are_plain_and_rare(clock):
+    out = io.StringIO()
+    console = Console(every_s=1.0, out=out, live=False, clock=clock)
+    console.write(JOB)
+    run(console, clock, 40, 1.0)
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("epoch")]
+    assert len(lines) == 4 and "\r" not in out.getvalue()
+
+
+def test_no_progress_lines_when_none_are_wanted(clock):
+    out = io.StringIO()
+    console = Console(every_s=0, out=out, live=True, clock=clock)
+    run(console, clock, 40, 1.0)
+    console.write(EpochDone(1, 20, {"loss": 1.0}, {"loss": 1.0}))
+    assert out.getvalue() == ""
+
+
+def test_the_banner_says_what_runs_where_and_on_what(clock):
+    out = io.StringIO()
+    Console(out=out, live=False, clock=clock).write(JOB)
+    for part in ("digits: cnn, 12,345 parameters, on cpu", "4 ranks and 1 spare (here: 4)", "24 shards", "40 steps"):
+        assert part in out.getvalue()
+
+
+def test_a_failure_and_its_recovery_are_a_line_each(clock):
+    out = io.StringIO()
+    console = Console(out=out, live=False, clock=clock)
+    console.write(RankFailed(step=7, rank=2, host="here", how="crash"))
+    console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {0: [4, 5, 6], 3: [8]}))
+    first, second = out.getvalue().splitlines()
+    assert first == "lost rank 2 on here at step 7 (crash)"
+    assert second == (
+        "recovered in 42 ms (shrink 40): 3 ranks go on after step 7; shards 4-6 to rank 0; shards 8 to rank 3"
+    )
+
+
+def test_the_end_sums_up(clock):
+    out = io.StringIO()
+    summary = {
+        "steps": 40,
+        "epochs": 2.0,
+        "wall_s": 3725.0,
+        "samples_per_s": 1234.5,
+        "test": {"loss": 0.1, "accuracy": 0.975, "samples": 360},
+        "failures": [{}],
+        "ranks_finished": 3,
+    }
+    Console(out=out, live=False, clock=clock).write(Finished("finished", summary, "runs/digits"))
+    assert out.getvalue().splitlines() == [
+        "finished after 40 steps, 2 epochs, in 1:02:05 (1,234 samples/s)",
+        "  test       loss 0.1, accuracy 97.50 %",
+        "  1 rank(s) lost on the way, 3 finished",
+        "  runs/digits",
+    ]
+
+
+def test_an_evaluation_leaves_out_what_is_no_figure(clock):
+    out = io.StringIO()
+    metrics = {"loss": 0.25, "accuracy": 1.0, "confusion": [[1, 0], [0, 1]], "samples": 2}
+    Console(out=out, live=False, clock=clock).write(Evaluated(3, "test", metrics))
+    assert out.getvalue() == "test: loss 0.25, accuracy 100.00 %\n"
+    assert figures({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (187, "3:07"), (3599.6, "1:00:00"), (3765, "1:02:45")]
+)
+def test_times_are_as_short_as_people_write_them(seconds, shown):
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "live"),
+    [
+        ("prterun", "/dev/pts/3", True),
+        ("prterun", "/tmp/log", False),
+        ("prterun", "pipe:[1]", False),
+        ("bash", "/dev/pts/3", False),
+    ],
+)
+def test_under_mpirun_its_own_stdout_tells_whether_a_person_looks(name, target, live, tmp_path, monkeypatch):
+    parent = tmp_path / str(os.getppid())
+    (parent / "fd").mkdir(parents=True)
+    (parent / "comm").write_text(f"{name}\n")
+    (parent / "fd" / "1").symlink_to(target)
+
+    class Out(io.StringIO):
+        def __init__(self, terminal: bool):
+            super().__init__()
+            self.terminal = terminal
+
+        def isatty(self) -> bool:
+            return self.terminal
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Out(True))  # mpirun gives each rank a terminal of its own
+    monkeypatch.setattr(sys, "stderr", Out(False))
+    assert is_live(tmp_path) is live
+    monkeypatch.setattr(sys, "stdout", Out(False))
+    assert is_live(tmp_path) is False
