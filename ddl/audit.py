@@ -5,6 +5,7 @@ The proof is data/ledger.py's; here it is told."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,21 +18,22 @@ LEDGER = "ledger.jsonl"
 
 
 def report(run: Path) -> Audit:
-    """The audit of a run folder. A run that is not going on must have committed what its summary says.
+    """The audit of a run folder. What its last launch's summary claims has to be in the ledger.
 
     Raises DataError where there is no ledger, or one that cannot be understood."""
-    steps = None
-    try:
-        steps = int(json.loads((run / "summary.json").read_bytes())["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # the run goes on, or ended without a summary: the ledger alone is believed
-    return audit(read(run / LEDGER), steps=steps)
+    entries, steps = read(run / LEDGER), None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        summary = json.loads((run / "summary.json").read_bytes())
+        if entries and summary["launch"] == entries[-1].launch:  # else a newer launch is under way, or was killed
+            steps = int(summary["steps"])
+    return audit(entries, steps=steps)
 
 
 def lines(found: Audit) -> list[str]:
     """What a person should know, the verdict last."""
     told = [
-        f"{found.steps} steps, {found.epochs:.4g} epochs, {found.launches} launch(es), {found.generations} generation(s)",
+        f"{found.steps} steps, {found.epochs:.4g} epochs, "
+        f"{found.launches} launch(es), {found.generations} generation(s)",
         f"samples: {found.expected} expected, {found.used} used, {found.missing} missing, "
         f"{found.repeated} repeated, {found.skipped} skipped",
         *found.problems,

@@ -48,8 +48,14 @@ def test_a_lost_step_is_named(tmp_path, capsys):
 
 def test_a_summary_that_claims_more_steps_is_not_believed(tmp_path):
     write(tmp_path, range(6))
-    (tmp_path / "summary.json").write_text(json.dumps({"steps": 7}))
+    (tmp_path / "summary.json").write_text(json.dumps({"steps": 7, "launch": "a"}))
     assert main([str(tmp_path)]) == 1
+
+
+def test_the_summary_of_an_earlier_launch_is_not_asked(tmp_path):
+    write(tmp_path, range(6))
+    (tmp_path / "summary.json").write_text(json.dumps({"steps": 3, "launch": "before"}))
+    assert main([str(tmp_path)]) == 0
 
 
 def test_skipped_steps_are_told(tmp_path, capsys):
