@@ -85,6 +85,7 @@ class Loader:
         self._free: deque[int] = deque()  # numbers of slots that nobody uses
         self._given: deque[int] = deque()  # slots of the last two batches handed out
         self._ready: deque[tuple[Key, int, Any]] = deque()  # key, slot, batch or exception
+        self._turn = 0
         self._next: Key | None = None  # what the thread makes next; None: nothing
         self._changed = threading.Condition()
         self._closed = False
@@ -97,9 +98,12 @@ class Loader:
         key = (epoch, step_in_epoch, part)
         if not self._slots:
             self._make_slots(epoch)
+        if self._closed:
+            raise ValueError("the loader is closed")
+        if not self.prefetch:  # nobody else has the slots: they take turns
+            self._turn = (self._turn + 1) % len(self._slots)
+            return self._make(key, self._slots[self._turn])
         with self._changed:
-            if self._closed:
-                raise ValueError("the loader is closed")
             if len(self._given) == 2:
                 self._free.append(self._given.popleft())
             ready = self._take_ready(key)
@@ -108,7 +112,7 @@ class Loader:
                 # price of an order that nobody could foresee.
                 self._free.extend(slot for _, slot, _ in self._ready)
                 self._ready.clear()
-                self._next = self._after(key) if self.prefetch else None
+                self._next = self._after(key)
                 slot = self._free.popleft()
                 self._changed.notify_all()
         if ready is not None:
@@ -118,7 +122,7 @@ class Loader:
                 raise made
             return made
         self._given.append(slot)
-        if self.prefetch and self._thread is None:
+        if self._thread is None:
             self._thread = threading.Thread(target=self._read_ahead, name="ddl-prefetch", daemon=True)
             self._thread.start()
         return self._make(key, self._slots[slot])

@@ -128,7 +128,7 @@ class Order:
         cuts = (
             first[:, None] + (last - first)[:, None] * np.arange(parts + 1)[:, None] // parts
         )  # (steps, parts + 1, own)
-        begin = cuts[:, :-1].reshape(-1, len(own))
+        begin = cuts[:, :-1].reshape(self.steps_per_epoch * parts, len(own))
         counts = np.diff(cuts, axis=1).reshape(begin.shape)
         ends = np.cumsum(counts, axis=None).reshape(begin.shape)
         places = ends - counts
