@@ -79,20 +79,17 @@ class Heartbeat:
         self._beats += 1
         slots[page_of.BEATS] = self._beats
 
-    def wait(self, waiting: bool) -> None:
-        """Say that this rank waits for others in MPI from now on (True), or that it goes on (False).
-
-        While it waits it can be stopped or fail to recover, but not hang."""
-        self._slots[page_of.WAITING] = waiting
-
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """``with heartbeat.waiting():`` around a call that returns when the others have come as well."""
-        self.wait(True)
+        """``with heartbeat.waiting():`` around a call that returns when the others have come as well. May be nested.
+
+        While a rank waits it can be found stopped, or fail to recover, but not hang."""
+        before = self._slots[page_of.WAITING]
+        self._slots[page_of.WAITING] = 1
         try:
             yield
         finally:
-            self.wait(False)
+            self._slots[page_of.WAITING] = before
 
     @contextlib.contextmanager
     def recovering(self) -> Iterator[None]:

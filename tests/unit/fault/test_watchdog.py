@@ -122,7 +122,7 @@ def test_a_rank_that_waits_for_others_is_not_the_victim(rank):
 
 
 def test_a_waiting_rank_can_still_be_found_stopped(rank):
-    waiting = rank("beat.wait(True); print(1, flush=True); time.sleep(1000)", hang=0.3, stop=0.3)
+    waiting = rank("with beat.waiting(): print(1, flush=True); time.sleep(1000)", hang=0.3, stop=0.3)
     waiting.process.stdout.readline()
     os.kill(waiting.process.pid, signal.SIGSTOP)
     assert waiting.end() == -signal.SIGKILL
@@ -258,6 +258,15 @@ def test_each_recovery_counts_from_its_own_beginning():
 def test_waiting_for_others_is_life():
     assert judge(1000, HANG_MS=2000, WAITING=1)[0] == ""
     assert WAITING != HANG_MS != STOP_MS != MEDIAN_NS
+
+
+def test_waiting_may_be_nested():
+    heartbeat = Heartbeat(0)
+    with heartbeat.waiting():
+        with heartbeat.waiting():
+            pass
+        assert heartbeat._slots[WAITING]
+    assert not heartbeat._slots[WAITING]
 
 
 def test_the_median_step_is_that_of_the_steps(monkeypatch):
