@@ -16,7 +16,7 @@ from ddl.arrays import Device, host
 from ddl.checkpoint import Writer
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, assign, combine, moments
-from ddl.errors import DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
+from ddl.errors import CheckpointError, DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
 from ddl.fault.recover import Recovery, Report
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.models.model import gradient_layout
@@ -300,19 +300,26 @@ class Loop:
         if "train" not in progress.results and any(progress.epoch_sums):
             progress.results["train"] = self._epoch_means()
         self.group.probe("end.checkpoint")
-        self._checkpoint()
-        if self._writer is not None:
-            self._writer.wait()
+        problem: DdlError | None = None
+        try:
+            self._checkpoint()
+            if self._writer is not None:
+                self._writer.wait()
+        except CheckpointError as error:
+            problem, self.status = error, "failed"
         if self.group.is_leader:
             self.group.probe("end.summary")
-            self.journal.end(self, self.status)
+            self.journal.end(self, self.status, problem)
         self.group.probe("end.barrier")
         self.beat(progress.step, "end")
-        self.group.barrier()
+        # Whoever returns from this knows that the leader's work is done, or what it failed with.
+        for error in self.group.gather_objects(problem):
+            if error is not None:
+                raise _AllLeave(error)
 
     def _abandon(self, failure: DdlError) -> None:
         """All leave before the end: what is newest is saved where this side may write at all."""
-        if isinstance(failure, QuorumLost):
+        if isinstance(failure, QuorumLost | CheckpointError):
             return
         self.status = "stopped" if isinstance(failure, Stop) else "failed"
         if isinstance(failure, Stop):

@@ -19,6 +19,7 @@ import numpy as np
 from ddl.arrays import Device, device
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
 from ddl.comm import Group, fault_tolerance, launched_rank, mpi
+from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.config import write as write_config
 from ddl.errors import CheckpointError, ConfigError, DdlError, Stop, UserCodeError, UserError
@@ -243,7 +244,7 @@ class Runner:
                 steps_per_epoch=task.order.steps_per_epoch,
                 step=loop.state.progress.step,
                 tolerance=f"{survived} ({reason})",
-                versions=versions(mpi.library_version()),
+                versions=versions(library_version()),
             )
         )
         if group.size > task.order.shards:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, Device, FlatBuffer, Layout, host
+from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
 
 
@@ -48,7 +49,8 @@ class Progress:
         self.__dict__.update(copy.deepcopy(other.__dict__))
 
     def to_json(self) -> dict[str, Any]:
-        return copy.deepcopy(self.__dict__)
+        values: dict[str, Any] = plain(self.__dict__)
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:

@@ -203,7 +203,7 @@ class Step:
             progress.epoch_sums = [a + float(b) for a, b in zip(progress.epoch_sums, header, strict=True)]
             progress.skipped_in_row = 0
             progress.samples += samples
-        progress.stopping = header[STOP] != 0
+        progress.stopping = bool(header[STOP])
         progress.step = step + 1
         return Outcome(
             step=step + 1,
@@ -218,5 +218,5 @@ class Step:
             gradient_norm=norm,
             skipped=skipped,
             bad_shards=bad,
-            checkpoint=header[CHECKPOINT] != 0,
+            checkpoint=bool(header[CHECKPOINT]),
         )

@@ -1,0 +1,14 @@
+"""What the loaded MPI library says of itself. Which launcher started us is launcher.py's."""
+
+from __future__ import annotations
+
+import sys
+
+
+def library_version() -> str:
+    """The MPI library in its own words, such as "Open MPI v5.0.11"; "" in a job that runs without MPI."""
+    if "mpi4py.MPI" not in sys.modules:
+        return ""
+    from mpi4py import MPI
+
+    return str(MPI.Get_library_version()).partition(",")[0].strip("\0 \n")
