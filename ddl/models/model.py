@@ -130,6 +130,7 @@ class Supervised:
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
         state = self._state(params, buffers)
+        ctx.data = batch["x"]
         outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
         loss, weight, kept = self.loss.forward(outputs, targets, ctx)

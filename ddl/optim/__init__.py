@@ -10,7 +10,7 @@ from typing import Any
 
 from ddl.errors import ConfigError
 from ddl.optim.clip import gradient_scale
-from ddl.optim.elementwise import Optimizer, use_compiled
+from ddl.optim.elementwise import Optimizer
 from ddl.optim.groups import Groups, Rule
 from ddl.optim.layerwise import LAMB, LARS
 from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, RMSprop
@@ -76,5 +76,4 @@ __all__ = [
     "gradient_scale",
     "scaled_lr",
     "schedule",
-    "use_compiled",
 ]

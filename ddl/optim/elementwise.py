@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from ddl.arrays import Array, Device, namespace_of
+from ddl.arrays.kernels import is_compiled
 
 # Elements of a block in the plain path: parameters, gradient, two slots and two scratch arrays of
 # one block (6 x 32 KiB in float32) stay in a core's L2 cache through all the passes of a rule.
@@ -116,30 +117,13 @@ def _cuda_kernel(rule: str, constants: tuple[str, ...], slots: tuple[str, ...], 
     return Device(0).xp.ElementwiseKernel(inputs, outputs, code, f"ddl_{rule}")
 
 
-_compiled = "auto"
-
-
-def use_compiled(mode: str) -> None:
-    """Choose between the compiled loops and plain NumPy, which give the same bits: "auto", "on" or "off".
-
-    "auto" takes the loops where Numba is installed; "on" raises ImportError where it is not."""
-    global _compiled
-    if mode == "on":
-        import numba  # noqa: F401
-    _compiled = mode
-
-
 def _loop(rule: str) -> Callable[..., None] | None:
-    if _compiled == "off":
-        return None
-    loops = _loops()
-    return None if loops is None else getattr(loops, rule)
+    """The rule as a compiled loop, where compiled kernels are wanted and can be had."""
+    return getattr(_loops(), rule) if is_compiled() else None
 
 
 @cache
-def _loops() -> ModuleType | None:
-    try:
-        from ddl.optim import compiled
-    except ImportError:
-        return None
+def _loops() -> ModuleType:
+    from ddl.optim import compiled
+
     return compiled

@@ -10,6 +10,7 @@ import pytest
 
 from ddl import optim
 from ddl.arrays import Layout
+from ddl.arrays.kernels import use_compiled
 from ddl.errors import ConfigError
 
 ALL = {
@@ -85,9 +86,9 @@ def run(optimizer, p, gradients, scale=1.0, slots=None, first=0):
 def spelling(request):
     if request.param == "compiled":
         pytest.importorskip("numba")
-    optim.use_compiled("on" if request.param == "compiled" else "off")
+    use_compiled("on" if request.param == "compiled" else "off")
     yield request.param
-    optim.use_compiled("auto")
+    use_compiled("auto")
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.03])
@@ -116,10 +117,10 @@ def test_compiled_and_plain_give_the_same_bits(kind, dtype, weight_decay):
     gradients = [rng.normal(size=9001).astype(dtype) for _ in range(4)]
     results = []
     for mode in ("on", "off"):
-        optim.use_compiled(mode)
+        use_compiled(mode)
         slots = {name: np.zeros_like(p) for name in optimizer.slots}
         results.append([run(optimizer, p, gradients, 0.37, slots), *slots.values()])
-    optim.use_compiled("auto")
+    use_compiled("auto")
     for compiled, plain in zip(*results, strict=True):
         assert compiled.tobytes() == plain.tobytes()
 

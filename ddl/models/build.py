@@ -1,0 +1,159 @@
+"""From a name (or an object of the user's) and the data's fields to a Model: network, loss and metrics that fit.
+
+What each model is stands in the zoo's files; ``build`` is the one function that train calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddl.errors import ConfigError
+from ddl.models.adversarial import gan
+from ddl.models.blueprint import Blueprint, FieldLike, Problem
+from ddl.models.model import Loss, Model, Supervised
+from ddl.models.named import find, make
+from ddl.models.zoo import autoencoder, cnn, linear, mlp
+from ddl.nn.layer import Shape
+from ddl.nn.losses import LOSSES
+from ddl.nn.metric import METRICS, Metric
+
+MODELS = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+    "autoencoder": autoencoder,
+    "gan": gan,
+}
+
+_OF_CLASSES = ("cross_entropy", "kl_divergence")  # compare (..., classes) with class numbers or rows of shares
+
+
+def build(
+    model: Any,
+    fields: Mapping[str, FieldLike],
+    loss: str | Loss | None = None,
+    metrics: Sequence[str | Metric] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Model:
+    """The Model for data with these fields.
+
+    model: a name of the zoo; "package.module:Name" of the user's; or an object: a Model, a network (Layer), or
+    a function (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses what goes
+    with the model and the targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values.
+    options: the builder's; besides ``classes`` and ``vocabulary`` where the data does not tell them, and ``loss``, a
+    table of the loss's own options. Raises ConfigError, in one line, for whatever does not fit together."""
+    settings = dict(options or {})
+    of_loss = settings.pop("loss", {})
+    name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
+    found = find(model, MODELS, "model.name") if isinstance(model, str) else model
+    takes = set(inspect.signature(found).parameters) if callable(found) else set()
+    known = {key: settings.pop(key, None) for key in ("classes", "vocabulary") if key not in takes}
+    problem = _problem(fields, loss, known.get("classes"), known.get("vocabulary"))
+    made = _made(found, name, problem, settings)
+    if _is_model(made):
+        if loss is not None or metrics is not None:
+            raise ConfigError(f"model {name!r} brings its own loss and metrics: leave model.loss and model.metrics out")
+        return made
+    blueprint = made if isinstance(made, Blueprint) else Blueprint(made)
+    if not _is_layer(blueprint.network):
+        raise ConfigError(f"model {name!r} is a {type(blueprint.network).__name__}, neither a Model nor a network")
+    return _supervised(blueprint, problem, name, loss, metrics, of_loss)
+
+
+def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -> Any:
+    """What the builder returns, or the object itself where it needs no building."""
+    if not inspect.isclass(found) and (_is_model(found) or _is_layer(found) or isinstance(found, Blueprint)):
+        if options:
+            raise ConfigError(f"model {name!r} is an object and takes no options, got {sorted(options)}")
+        return found
+    if not callable(found):
+        raise ConfigError(f"model {name!r} is a {type(found).__name__}, neither a Model, a network nor a builder")
+    first = next(iter(inspect.signature(found).parameters), "")
+    given: Mapping[str, Any] = {"problem": problem, "fields": problem.fields}
+    return make(found, options, f"model {name!r}", *([given[first]] if first in given else []))
+
+
+def _is_model(thing: Any) -> bool:
+    return not inspect.isclass(thing) and callable(getattr(thing, "loss_and_gradients", None))
+
+
+def _is_layer(thing: Any) -> bool:
+    return not inspect.isclass(thing) and all(hasattr(thing, part) for part in ("spec", "forward", "backward"))
+
+
+def _problem(
+    fields: Mapping[str, FieldLike], loss: str | Loss | None, classes: int | None, vocabulary: int | None
+) -> Problem:
+    if "x" not in fields:
+        raise ConfigError(f"the data has fields {sorted(fields)}; a model needs one called 'x'")
+    x = fields["x"]
+    if vocabulary is None and x.dtype.kind in "iu":
+        vocabulary = x.size or (256 if x.dtype.itemsize == 1 else None)
+    y = fields.get("y")
+    outputs = None if y is None else _outputs(y, _default_loss(y) if loss is None else loss, classes)
+    return Problem(tuple(x.shape), vocabulary, outputs, fields)
+
+
+def _default_loss(y: FieldLike) -> str:
+    return "cross_entropy" if y.dtype.kind in "iub" else "mse"
+
+
+def _outputs(y: FieldLike, loss: str | Loss, classes: int | None) -> Shape:
+    """The shape of one output that ``loss`` compares with targets ``y``; raises ConfigError where it cannot."""
+    is_whole, what = y.dtype.kind in "iub", f"targets are {y.dtype} of shape {tuple(y.shape)}"
+    if loss in _OF_CLASSES:
+        if not is_whole:
+            if not y.shape:
+                raise ConfigError(f"loss {loss!r} needs class numbers, or a row of shares a sample; {what}")
+            return tuple(y.shape)
+        count = classes or y.size
+        if not count:
+            raise ConfigError(f"loss {loss!r} needs to know how many classes there are: set model.options.classes")
+        return (*y.shape, count)
+    if loss == "binary_cross_entropy" and is_whole and (classes or y.size or 2) > 2:
+        raise ConfigError(f"loss {loss!r} needs targets 0 and 1; these go up to {(classes or y.size or 2) - 1}")
+    if isinstance(loss, str) and loss in LOSSES:
+        return tuple(y.shape)
+    return (*y.shape, count) if is_whole and (count := classes or y.size) else tuple(y.shape)
+
+
+def _supervised(
+    blueprint: Blueprint,
+    problem: Problem,
+    name: str,
+    loss: str | Loss | None,
+    metrics: Sequence[str | Metric] | None,
+    of_loss: Mapping[str, Any],
+) -> Model:
+    target = problem.fields.get(blueprint.target)
+    if target is None:
+        raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
+    chosen = loss or blueprint.loss or _default_loss(target)
+    of_metrics = metrics if metrics is not None else blueprint.metrics
+    if of_metrics is None:
+        of_metrics = _default_metrics(chosen, target)
+    made_loss = (
+        make(find(chosen, LOSSES, "model.loss"), of_loss, f"loss {chosen!r}") if isinstance(chosen, str) else chosen
+    )
+    made_metrics = [_metric(metric) for metric in of_metrics]
+    model = Supervised(blueprint.network, made_loss, problem.shape, made_metrics, blueprint.target)
+    output, wanted = model.spec.output, problem.outputs if blueprint.target == "y" else tuple(target.shape)
+    if isinstance(chosen, str) and chosen in LOSSES and output != wanted:
+        raise ConfigError(
+            f"model {name!r} gives outputs of shape {output}, but loss {chosen!r} with these targets needs {wanted}"
+        )
+    return model
+
+
+def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
+    if loss in ("cross_entropy", "binary_cross_entropy"):
+        return ["accuracy"]
+    return ["r2"] if loss in ("mse", "mae", "huber") and target.dtype.kind == "f" else []
+
+
+def _metric(metric: str | Metric) -> Metric:
+    if not isinstance(metric, str):
+        return metric
+    found = find(metric, METRICS, "model.metrics")
+    return make(found, {}, f"metric {metric!r}") if callable(found) else found

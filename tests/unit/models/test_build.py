@@ -1,0 +1,141 @@
+"""models.build: what it chooses by itself, what it takes from users, and how it tells mistakes."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ddl import models, nn
+from ddl.errors import ConfigError
+from ddl.models import MLP, Blueprint, Supervised, build
+from ddl.nn.losses import MSE, CrossEntropy, Huber
+from ddl.nn.metric import Accuracy
+
+
+@dataclass(frozen=True)
+class Field:
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    size: int | None = None
+
+
+def fields(x=(8, 8, 1), y=(), dtype="int64", size=10, x_dtype="float32", x_size=None):
+    named = {"x": Field(x, np.dtype(x_dtype), x_size)}
+    return named if y is None else {**named, "y": Field(y, np.dtype(dtype), size)}
+
+
+def metric_names(model):
+    return [metric.name for metric in model.metrics]
+
+
+def test_whole_numbers_are_classified_and_values_are_fitted():
+    model = build("cnn", fields())
+    assert isinstance(model.loss, CrossEntropy) and model.spec.output == (10,) and metric_names(model) == ["accuracy"]
+    model = build("mlp", fields((5,), (), "float32", None))
+    assert isinstance(model.loss, MSE) and model.spec.output == () and metric_names(model) == ["r2"]
+    assert build("linear", fields((5,), (3,), "float32", None)).spec.output == (3,)
+    assert build("linear", fields((5,), (3,), "float32", None), "cross_entropy").spec.output == (3,)
+    assert build("mlp", fields((5,), (), size=2), "binary_cross_entropy").spec.output == ()
+    assert build("autoencoder", fields(y=None)).target == "x"
+
+
+def test_a_network_of_the_users_gets_loss_and_metrics():
+    model = build(MLP([64, 128, 10]), fields(), "cross_entropy")
+    assert isinstance(model, Supervised) and metric_names(model) == ["accuracy"]
+    assert {name: shape for name, (shape, _) in model.params.items()} == {
+        "dense1.weight": (64, 128),
+        "dense1.bias": (128,),
+        "dense2.weight": (128, 10),
+        "dense2.bias": (10,),
+    }
+    assert build(model, fields()) is model
+    assert build(nn.Sequential(nn.Flatten(), nn.Dense(10)), fields(), CrossEntropy(0.1), [Accuracy()]).metrics
+
+
+def test_options_reach_model_and_loss():
+    model = build("mlp", fields(), options={"hidden": [7], "loss": {"label_smoothing": 0.1}, "classes": 12})
+    assert model.loss.label_smoothing == 0.1 and model.params["dense2.weight"][0] == (7, 12)
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """A module of a user's."""
+    module = types.ModuleType("mine")
+
+    def network(problem, *, units: int = 3):
+        return nn.Sequential(nn.Flatten(), nn.Dense(units), nn.Dense(problem.outputs[0]))
+
+    def by_fields(fields, depth: int = 1):
+        return Blueprint(MLP([64, *[9] * depth, 10]), loss="huber", metrics=["mae"])
+
+    class Loss(Huber):
+        pass
+
+    class Share(Accuracy):
+        pass
+
+    class Whole(models.GAN):
+        def __init__(self, noise: int = 2):
+            super().__init__(nn.Sequential(nn.Dense(4)), nn.Sequential(nn.Dense(1)), (4,), noise)
+
+    for thing in (network, by_fields, Loss, Share, Whole):
+        setattr(module, thing.__name__, thing)
+    module.instance, module.number = MLP([64, 10]), 5
+    monkeypatch.setitem(sys.modules, "mine", module)
+    return module
+
+
+def test_models_losses_and_metrics_of_the_users_by_name(mine):
+    model = build("mine:network", fields(), "mine:Loss", ["mine:Share", "top3"], {"units": 5})
+    assert isinstance(model.loss, mine.Loss) and metric_names(model) == ["accuracy", "top3"]
+    assert model.params["dense1.weight"][0] == (64, 5)
+    assert isinstance(build("mine:Whole", fields((4,), None), options={"noise": 3}), mine.Whole)
+    assert build("mine:instance", fields()).network is mine.instance
+    got = build("mine:by_fields", fields(y=(10,), dtype="float32", size=None), options={"depth": 2})
+    assert isinstance(got.loss, Huber) and metric_names(got) == ["mae"] and "dense3.weight" in got.params
+    assert build(mine.network, fields()).spec.output == (10,)
+
+
+MISTAKES = {
+    "unknown model": (("cmm", fields()), {}, ["cmm", "autoencoder", "cnn"]),
+    "unknown loss": (("cnn", fields(), "cross"), {}, ["cross_entropy"]),
+    "unknown metric": (("cnn", fields(), None, ["acuracy"]), {}, ["accuracy"]),
+    "unknown option": (("mlp", fields()), {"hiden": [3]}, ["hiden", "hidden", "dropout"]),
+    "wrong type": (("mlp", fields()), {"hidden": 64}, ["hidden", "64", "int"]),
+    "wrong item": (("mlp", fields()), {"hidden": ["a"]}, ["hidden"]),
+    "not a number": (("mlp", fields()), {"dropout": "half"}, ["dropout", "float"]),
+    "not a choice": (("mlp", fields()), {"activation": "rely"}, ["activation", "relu"]),
+    "unknown loss option": (("mlp", fields()), {"loss": {"smooth": 1}}, ["smooth", "label_smoothing"]),
+    "no targets": (("cnn", fields(y=None)), {}, ["targets"]),
+    "no x": (("cnn", {"y": Field((), np.dtype("int64"), 3)}), {}, ["'x'"]),
+    "classes unknown": (("cnn", fields(size=None)), {}, ["classes"]),
+    "values for cross-entropy": (("mlp", fields(dtype="float32", size=None), "cross_entropy"), {}, ["float32"]),
+    "classes for binary": (("mlp", fields(), "binary_cross_entropy"), {}, ["0 and 1", "9"]),
+    "no image": (("cnn", fields((12,))), {}, ["height"]),
+    "network too wide": ((MLP([64, 11]), fields(), "cross_entropy"), {}, ["(11,)", "(10,)"]),
+    "network of other inputs": ((MLP([60, 10]), fields(), "cross_entropy"), {}, ["60"]),
+    "not a model": (("mine:number", fields()), {}, ["int"]),
+    "no module": (("their:model", fields()), {}, ["their"]),
+    "no attribute": (("mine:nothing", fields()), {}, ["nothing"]),
+    "a loss for a model that has one": (("gan", fields(), "mse"), {}, ["gan", "own loss"]),
+    "a stride that does not divide": (("autoencoder", fields()), {"channels": [2, 2, 2, 2]}, ["8 x 8"]),
+    "an object with options": ((MLP([64, 10]), fields()), {"hidden": [3]}, ["options"]),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_are_told_in_one_line(kind, mine):
+    arguments, options, says = MISTAKES[kind]
+    with pytest.raises(ConfigError) as caught:
+        build(*arguments, options=options)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in says), message
+
+
+def test_the_readme_line_of_the_python_interface():
+    model = build(models.MLP([64, 128, 10]), fields((64,)), "cross_entropy")
+    assert model.spec.output == (10,)
