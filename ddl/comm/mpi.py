@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm import launcher, shared_memory, threads
+from ddl.comm import ending, launcher, shared_memory, threads
 from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
 from ddl.comm.topology import this_process
 from ddl.errors import CommError, PeerLost, UserError
@@ -51,6 +51,7 @@ class MpiGroup(Group):
         self.tolerant, self.probe = tolerant, probe
         self._node: Any = None
         self._memory: list[SharedMemory] = []
+        self._waiting: tuple[Any, np.ndarray] | None = None
         everyone.Set_errhandler(mpi.ERRORS_RETURN)
         self.members = everyone.allgather(me)
         self._workers: Any = self._part(everyone, self.rank < size, size == everyone.Get_size())
@@ -183,6 +184,7 @@ class MpiGroup(Group):
     def wait_as_spare(self) -> None:
         word = np.zeros(1, np.uint8)
         request = self._everyone.Irecv(word, self._mpi.ANY_SOURCE, RELEASE_TAG)
+        self._waiting = (request, word)  # both must outlive an error: MPI may still hold them
         while not request.Test():
             time.sleep(SPARE_POLL_S)
 
@@ -305,7 +307,7 @@ def start(
         comm.Set_errhandler(MPI.ERRORS_RETURN)
     me = this_process(world.Get_rank(), node)
     group = _sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
-    _end_on_exception(group)
+    _tell_of_every_end(group)
     return group
 
 
@@ -324,8 +326,10 @@ def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
     return world.Shrink()
 
 
-def _end_on_exception(group: MpiGroup) -> None:
-    """An exception that nobody catches must not leave this process's peers waiting."""
+def _tell_of_every_end(group: MpiGroup) -> None:
+    """However this process ends, its peers must not wait for it."""
+    if launcher.library_is_tolerant():
+        ending.report_every_exit(lambda: None if group.tolerant else group.revoke())
     previous = sys.excepthook
 
     def hook(*what: Any) -> None:
@@ -346,7 +350,7 @@ def finish(group: Group, status: int = 0) -> None:
     mpi, everyone = group._mpi, group._everyone
     if launcher.library_is_tolerant():
         _quietly(mpi, everyone.Barrier)  # leaving early would look like a death to the others
-        _leave(status)
+        ending.leave(status)
     group.close()
     if not mpi.Is_finalized():
         mpi.Finalize()
@@ -356,16 +360,10 @@ def fail(group: Group, status: int = 1) -> None:
     """The end of this process alone, when deaths are tolerated; otherwise of the whole job, at once."""
     if not isinstance(group, MpiGroup):
         return
+    if group.tolerant:
+        ending.die()
     if launcher.library_is_tolerant():
-        if not group.tolerant:
-            group.revoke()  # the launcher would let the others wait for ever
-        _leave(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        group.revoke()  # the launcher would let the others wait for ever
+        ending.leave(status)
+    ending.flush()
     group._mpi.COMM_WORLD.Abort(status)
-
-
-def _leave(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
