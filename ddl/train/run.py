@@ -130,6 +130,8 @@ class Runner:
         self.group, problem = survive(self.group, lambda group: self._set_up(group, loop))
         if problem is not None:
             return self._refuse(problem, self.group.is_leader)
+        if self.heartbeat is not None:
+            self.heartbeat.leave_notes_in(self._notes(), self.group.me.identity)
         loop.start(self.group)
         if self.group.is_leader:
             self._announce(loop, where)
