@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
 """The compiled twins of rowwise.py.
 
 Sums may be reordered by blocks, but no flag assumes that NaN or infinity cannot occur."""

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
 """The compiled twins of windows.py.
 
 Sums and comparisons keep their order and their NaN: no fastmath."""

@@ -3,23 +3,29 @@
 Ready-made networks are models' business."""
 
 from ddl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from ddl.nn.attention import MultiHeadAttention
 from ddl.nn.context import Context
 from ddl.nn.conv import Conv2D, ConvTranspose2D
 from ddl.nn.dense import Dense
 from ddl.nn.dropout import Dropout
+from ddl.nn.embedding import Embedding, PositionalEmbedding
 from ddl.nn.initial import INITIALISERS, initialiser
 from ddl.nn.layer import Average, Backward, Initialiser, Layer, Sequential, Shape, Spec
 from ddl.nn.losses import LOSSES, MAE, MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Huber
 from ddl.nn.norm import BatchNorm, LayerNorm
 from ddl.nn.pool import AvgPool2D, GlobalAvgPool, MaxPool2D, TokenMean
+from ddl.nn.recurrent import GRU, LSTM, RNN
 from ddl.nn.shape import Flatten, Reshape, Residual
 
 __all__ = [
     "GELU",
+    "GRU",
     "INITIALISERS",
     "LOSSES",
+    "LSTM",
     "MAE",
     "MSE",
+    "RNN",
     "Average",
     "AvgPool2D",
     "Backward",
@@ -32,6 +38,7 @@ __all__ = [
     "Dense",
     "Distillation",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GlobalAvgPool",
     "Huber",
@@ -40,6 +47,8 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "MaxPool2D",
+    "MultiHeadAttention",
+    "PositionalEmbedding",
     "ReLU",
     "Reshape",
     "Residual",

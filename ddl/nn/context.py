@@ -64,7 +64,7 @@ class Context:
         """Whether backward must return the gradient of a layer's input ``x``."""
         return x is not self.data
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:
+    def empty(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> Array:
         """A scratch array of the arena, valid until the next step begins."""
         return self.arena.empty(shape, dtype)
 

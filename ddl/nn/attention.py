@@ -1,0 +1,99 @@
+"""Multi-head self-attention over sequences (batch, time, width).
+
+The softmax under its masks is arrays/rowwise.py's; what stands around attention is models/transformer.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Array, Views, namespace_of
+from ddl.arrays.rowwise import masked_softmax, softmax_backward
+from ddl.errors import ConfigError
+from ddl.nn.context import Context
+from ddl.nn.initial import glorot, zeros
+from ddl.nn.layer import Backward, Shape, Spec, contiguous
+
+
+def _three(shape: Shape, random: np.random.Generator) -> np.ndarray:
+    """Queries, keys and values drawn as three square matrices."""
+    return np.concatenate([glorot((shape[0], shape[0]), random) for _ in range(3)], axis=1)
+
+
+@dataclass(frozen=True)
+class MultiHeadAttention:
+    """Each place gathers the values of other places, weighted by how its query meets their keys.
+
+    causal: a place sees itself and earlier ones only. Places that the context's mask calls padding are not seen.
+    weight: (width, 3 * width) for queries, keys, values; output_weight: (width, width)."""
+
+    heads: int
+    causal: bool = False
+
+    def spec(self, shape: Shape) -> Spec:
+        if len(shape) != 2 or shape[1] % self.heads:
+            raise ConfigError(f"attention with {self.heads} heads cannot take samples of (time, width) = {shape}")
+        width = shape[1]
+        params: dict[str, Any] = {
+            "weight": ((width, 3 * width), _three),
+            "bias": ((3 * width,), zeros),
+            "output_weight": ((width, width), glorot),
+            "output_bias": ((width,), zeros),
+        }
+        return Spec(shape, params)
+
+    def _heads(self, projected: Array, batch: int, time: int) -> tuple[Array, Array, Array]:
+        """Queries, keys, values as views (batch, heads, time, width / heads)."""
+        parts = projected.reshape(batch, time, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        return parts[0], parts[1], parts[2]
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        xp, dtype = namespace_of(x), params["weight"].dtype
+        batch, time, width = x.shape
+        rows = contiguous(x).reshape(-1, width)
+        projected = ctx.empty((len(rows), 3 * width), dtype)
+        xp.matmul(rows, params["weight"], out=projected)
+        projected += params["bias"]
+        queries, keys, values = self._heads(projected, batch, time)
+        shares = ctx.empty((batch, self.heads, time, time), dtype)
+        xp.matmul(queries, keys.swapaxes(2, 3), out=shares)
+        mask = xp.zeros((0, 0), bool) if ctx.mask is None else contiguous(ctx.mask)
+        masked_softmax(shares, mask, self._scale(width), self.causal)
+        gathered = ctx.empty((batch, time, self.heads, width // self.heads), dtype)
+        xp.matmul(shares, values, out=gathered.transpose(0, 2, 1, 3))
+        gathered = gathered.reshape(-1, width)
+        y = ctx.empty((len(rows), width), dtype)
+        xp.matmul(gathered, params["output_weight"], out=y)
+        y += params["output_bias"]
+        return y.reshape(x.shape), (ctx, rows, projected, shares, gathered, x.shape)
+
+    def _scale(self, width: int) -> float:
+        return float((width // self.heads) ** -0.5)
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        ctx, rows, projected, shares, gathered, (batch, time, width) = cache
+        xp = namespace_of(dy)
+        dy = contiguous(dy).reshape(-1, width)
+        xp.matmul(gathered.T, dy, out=grads["output_weight"])
+        xp.sum(dy, axis=0, out=grads["output_bias"])
+        yield "output_weight", "output_bias"
+        queries, keys, values = self._heads(projected, batch, time)
+        dprojected = ctx.empty(projected.shape, dy.dtype)
+        dqueries, dkeys, dvalues = self._heads(dprojected, batch, time)
+        dgathered = ctx.empty((batch, time, self.heads, width // self.heads), dy.dtype)
+        xp.matmul(dy, params["output_weight"].T, out=dgathered.reshape(-1, width))
+        slopes = dgathered.transpose(0, 2, 1, 3)
+        xp.matmul(shares.swapaxes(2, 3), slopes, out=dvalues)
+        dshares = ctx.empty(shares.shape, dy.dtype)
+        xp.matmul(slopes, values.swapaxes(2, 3), out=dshares)
+        softmax_backward(dshares, shares, self._scale(width))
+        xp.matmul(dshares, keys, out=dqueries)
+        xp.matmul(dshares.swapaxes(2, 3), queries, out=dkeys)
+        xp.matmul(rows.T, dprojected, out=grads["weight"])
+        xp.sum(dprojected, axis=0, out=grads["bias"])
+        yield "weight", "bias"
+        dx = ctx.empty(rows.shape, dy.dtype)
+        xp.matmul(dprojected, params["weight"].T, out=dx)
+        return dx.reshape(batch, time, width)

@@ -1,0 +1,256 @@
+"""Recurrent layers: RNN, LSTM, GRU over sequences (batch, time, features).
+
+A step of the gated cells is arrays/cells.py's; attention is attention.py's. Inside, time comes first: all inputs
+meet their weights in one product before the loop, and the weights get their gradients in one after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ddl.arrays import Array, Views, namespace_of
+from ddl.arrays.cells import gru_cell, gru_cell_backward, lstm_cell, lstm_cell_backward
+from ddl.errors import ConfigError
+from ddl.nn.context import Context
+from ddl.nn.initial import glorot, orthogonal, zeros
+from ddl.nn.layer import Backward, Shape, Spec
+
+
+def _gated(gates: int, initial: Any) -> Any:
+    """Each gate's matrix drawn on its own."""
+    return lambda shape, random: np.concatenate(
+        [initial((shape[0], shape[1] // gates), random) for _ in range(gates)], axis=1
+    )
+
+
+@dataclass(frozen=True)
+class _Recurrent:
+    """(time, features) -> (units,), the last state; or (time, units), all of them, with sequences.
+
+    At a step that the context's mask calls padding the state stays as it is, so the last state is that of the last
+    token. weight: (features, gates * units), recurrent: (units, gates * units), bias: (gates * units,)."""
+
+    units: int
+    sequences: bool = False
+
+    gates: ClassVar[int] = 1
+    extra: ClassVar[tuple[str, ...]] = ()
+
+    def spec(self, shape: Shape) -> Spec:
+        if len(shape) != 2:
+            raise ConfigError(f"{type(self).__name__} needs samples of (time, features), got {shape}")
+        width = self.gates * self.units
+        params: dict[str, Any] = {
+            "weight": ((shape[1], width), _gated(self.gates, glorot)),
+            "recurrent": ((self.units, width), _gated(self.gates, orthogonal)),
+            "bias": ((width,), self._bias),
+        }
+        params.update(dict.fromkeys(self.extra, ((self.units,), zeros)))
+        return Spec((shape[0], self.units) if self.sequences else (self.units,), params)
+
+    def _bias(self, shape: Shape, random: np.random.Generator) -> np.ndarray:
+        return np.zeros(shape)
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        xp, dtype = namespace_of(x), params["weight"].dtype
+        batch, time, features = x.shape
+        masks = xp.zeros((time, 0), bool)
+        if ctx.mask is not None:
+            masks = ctx.empty((time, batch), bool)
+            masks[...] = ctx.mask.T
+        inputs = ctx.empty((time, batch, features), dtype)
+        inputs[...] = x.transpose(1, 0, 2)
+        gates = ctx.empty((time, batch, self.gates * self.units), dtype)
+        xp.matmul(inputs.reshape(-1, features), params["weight"], out=gates.reshape(-1, gates.shape[2]))
+        states = ctx.empty((time + 1, batch, self.units), dtype)
+        states[0] = 0
+        kept = self._run(params, gates, states, masks, ctx)
+        if self.sequences:
+            y = ctx.empty((batch, time, self.units), dtype)
+            y[...] = states[1:].transpose(1, 0, 2)
+        else:
+            y = states[time]
+            ctx.mask = None
+        return y, (ctx, inputs, gates, states, masks, kept, ctx.wants_gradient_of(x))
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        ctx, inputs, gates, states, masks, kept, wanted = cache
+        xp = namespace_of(dy)
+        time, batch, features = inputs.shape
+        dh = ctx.empty((batch, self.units), dy.dtype)
+        dh[...] = 0 if self.sequences else dy
+        through = self._run_backward(params, grads, gates, states, masks, kept, dh, dy, ctx)
+        flat, through = gates.reshape(-1, gates.shape[2]), through.reshape(-1, gates.shape[2])
+        xp.matmul(inputs.reshape(-1, features).T, flat, out=grads["weight"])
+        xp.matmul(states[:-1].reshape(-1, self.units).T, through, out=grads["recurrent"])
+        xp.sum(flat, axis=0, out=grads["bias"])
+        yield ("weight", "recurrent", "bias", *self.extra)
+        if not wanted:
+            return None
+        by_time = ctx.empty(inputs.shape, dy.dtype)
+        xp.matmul(flat, params["weight"].T, out=by_time.reshape(-1, features))
+        dx = ctx.empty((batch, time, features), dy.dtype)
+        dx[...] = by_time.transpose(1, 0, 2)
+        return dx
+
+    def _run(self, params: Views, gates: Array, states: Array, masks: Array, ctx: Context) -> Any:
+        """Fill states[1:] and turn ``gates`` into what backward needs; returns what else it needs."""
+        raise NotImplementedError
+
+    def _run_backward(
+        self,
+        params: Views,
+        grads: Views,
+        gates: Array,
+        states: Array,
+        masks: Array,
+        kept: Any,
+        dh: Array,
+        dy: Array,
+        ctx: Context,
+    ) -> Array:
+        """Turn ``gates`` into the gradient of the input's part; returns that of the recurrent part."""
+        raise NotImplementedError
+
+    def _earlier(self, through: Array, params: Views, back: Array, dh: Array, mask: Array) -> None:
+        """dh = through @ recurrent.T, plus dh itself where the state was kept."""
+        xp = namespace_of(dh)
+        xp.matmul(through, params["recurrent"].T, out=back)
+        if len(mask):
+            dh *= ~mask[:, None]
+            dh += back
+        else:
+            dh[...] = back
+
+
+@dataclass(frozen=True)
+class RNN(_Recurrent):
+    """state = tanh(x @ weight + state @ recurrent + bias)."""
+
+    def _run(self, params: Views, gates: Array, states: Array, masks: Array, ctx: Context) -> Any:
+        xp = namespace_of(gates)
+        gates += params["bias"]
+        for t in range(len(gates)):
+            h = states[t + 1]
+            xp.matmul(states[t], params["recurrent"], out=h)
+            h += gates[t]
+            xp.tanh(h, out=h)
+            if masks.shape[1]:
+                xp.copyto(h, states[t], where=~masks[t][:, None])
+        return None
+
+    def _run_backward(
+        self,
+        params: Views,
+        grads: Views,
+        gates: Array,
+        states: Array,
+        masks: Array,
+        kept: Any,
+        dh: Array,
+        dy: Array,
+        ctx: Context,
+    ) -> Array:
+        xp = namespace_of(gates)
+        back = ctx.empty(dh.shape, dh.dtype)
+        for t in range(len(gates) - 1, -1, -1):
+            if self.sequences:
+                dh += dy[:, t]
+            slope = gates[t]
+            xp.multiply(states[t + 1], states[t + 1], out=slope)
+            xp.subtract(1, slope, out=slope)
+            slope *= dh
+            if masks.shape[1]:
+                slope *= masks[t][:, None]
+            self._earlier(slope, params, back, dh, masks[t])
+        return gates
+
+
+@dataclass(frozen=True)
+class LSTM(_Recurrent):
+    """Long short-term memory with input, forget, candidate and output gates; the forget gate starts open (bias 1)."""
+
+    gates: ClassVar[int] = 4
+
+    def _bias(self, shape: Shape, random: np.random.Generator) -> np.ndarray:
+        bias = np.zeros(shape)
+        bias[self.units : 2 * self.units] = 1
+        return bias
+
+    def _run(self, params: Views, gates: Array, states: Array, masks: Array, ctx: Context) -> Any:
+        xp = namespace_of(gates)
+        cells, squashed = ctx.empty(states.shape, states.dtype), ctx.empty(states[1:].shape, states.dtype)
+        cells[0] = 0
+        recurrent = ctx.empty(gates.shape[1:], gates.dtype)
+        for t in range(len(gates)):
+            xp.matmul(states[t], params["recurrent"], out=recurrent)
+            old, new = (cells[t], states[t]), (cells[t + 1], states[t + 1])
+            lstm_cell(gates[t], recurrent, params["bias"], masks[t], old, new, squashed[t])
+        return cells, squashed
+
+    def _run_backward(
+        self,
+        params: Views,
+        grads: Views,
+        gates: Array,
+        states: Array,
+        masks: Array,
+        kept: Any,
+        dh: Array,
+        dy: Array,
+        ctx: Context,
+    ) -> Array:
+        cells, squashed = kept
+        back, dc = ctx.empty(dh.shape, dh.dtype), ctx.empty(dh.shape, dh.dtype)
+        dc[...] = 0
+        for t in range(len(gates) - 1, -1, -1):
+            if self.sequences:
+                dh += dy[:, t]
+            lstm_cell_backward(gates[t], squashed[t], cells[t], masks[t], dh, dc)
+            self._earlier(gates[t], params, back, dh, masks[t])
+        return gates
+
+
+@dataclass(frozen=True)
+class GRU(_Recurrent):
+    """Gated recurrent unit: reset gate, update gate, candidate.
+
+    candidate = tanh(x W + b + reset * (state U + recurrent_bias))."""
+
+    gates: ClassVar[int] = 3
+    extra: ClassVar[tuple[str, ...]] = ("recurrent_bias",)
+
+    def _run(self, params: Views, gates: Array, states: Array, masks: Array, ctx: Context) -> Any:
+        xp = namespace_of(gates)
+        recurrent = ctx.empty(gates.shape, gates.dtype)
+        gates += params["bias"]
+        for t in range(len(gates)):
+            xp.matmul(states[t], params["recurrent"], out=recurrent[t])
+            recurrent[t][:, 2 * self.units :] += params["recurrent_bias"]
+            gru_cell(gates[t], recurrent[t], masks[t], states[t], states[t + 1])
+        return recurrent
+
+    def _run_backward(
+        self,
+        params: Views,
+        grads: Views,
+        gates: Array,
+        states: Array,
+        masks: Array,
+        kept: Any,
+        dh: Array,
+        dy: Array,
+        ctx: Context,
+    ) -> Array:
+        xp = namespace_of(gates)
+        back = ctx.empty(dh.shape, dh.dtype)
+        for t in range(len(gates) - 1, -1, -1):
+            if self.sequences:
+                dh += dy[:, t]
+            gru_cell_backward(gates[t], kept[t], masks[t], states[t], dh)
+            xp.matmul(kept[t], params["recurrent"].T, out=back)
+            dh += back
+        xp.sum(kept[:, :, 2 * self.units :], axis=(0, 1), out=grads["recurrent_bias"])
+        return kept

@@ -1,0 +1,132 @@
+"""Sequence layers: gradients under masks, and outputs against one step after another in plain NumPy."""
+
+import numpy as np
+import pytest
+from check_gradients import check_layer, context, made, run_backward
+
+from ddl import nn
+from ddl.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("compiled")
+LENGTHS = np.array([4, 1, 2])
+
+
+def masked(lengths, time):
+    def prepare(ctx):
+        ctx.mask = np.arange(time) < np.asarray(lengths)[:, None]
+
+    return prepare
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def one_by_one(layer, params, x, lengths):
+    """All states (batch, time, units), one sample and one step after another."""
+    out = np.zeros((*x.shape[:2], layer.units))
+    w, u, b = params["weight"], params["recurrent"], params["bias"]
+    for n in range(len(x)):
+        h = c = np.zeros(layer.units)
+        for t in range(x.shape[1]):
+            if t < lengths[n]:
+                a, r = x[n, t] @ w + b, h @ u
+                if isinstance(layer, nn.RNN):
+                    h = np.tanh(a + r)
+                elif isinstance(layer, nn.LSTM):
+                    i, f, g, o = np.split(a + r, 4)
+                    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                    h = sigmoid(o) * np.tanh(c)
+                else:
+                    (ar, az, an), (rr, rz, rn) = np.split(a, 3), np.split(r, 3)
+                    z = sigmoid(az + rz)
+                    h = (1 - z) * np.tanh(an + sigmoid(ar + rr) * (rn + params["recurrent_bias"])) + z * h
+            out[n, t] = h
+    return out
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_recurrent(kind, sequences, lengths):
+    x = np.random.default_rng(0).standard_normal((3, 4, 2))
+    layer = kind(5, sequences)
+    y = check_layer(layer, x, prepare=None if lengths is None else masked(lengths, 4))
+    params, _, _ = made(layer, x.shape[1:])
+    wanted = one_by_one(layer, params, x, [4] * 3 if lengths is None else lengths)
+    np.testing.assert_allclose(y, wanted if sequences else wanted[:, -1], atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [None, LENGTHS, [0, 3, 4]])
+def test_attention(causal, lengths):
+    x = np.random.default_rng(0).standard_normal((3, 4, 6))
+    layer = nn.MultiHeadAttention(2, causal)
+    y = check_layer(layer, x, prepare=None if lengths is None else masked(lengths, 4))
+    params, _, _ = made(layer, x.shape[1:])
+    wanted = np.zeros_like(y)
+    for n in range(3):
+        q, k, v = np.split(x[n] @ params["weight"] + params["bias"], 3, axis=1)
+        rows = np.zeros((4, 6))
+        for h in (slice(0, 3), slice(3, 6)):
+            for i in range(4):
+                seen = [j for j in range(4) if (not causal or j <= i) and (lengths is None or j < lengths[n])]
+                if seen:
+                    e = np.exp(q[i, h] @ k[seen, h].T / np.sqrt(3))
+                    rows[i, h] = (e / e.sum()) @ v[seen, h]
+        wanted[n] = rows @ params["output_weight"] + params["output_bias"]
+    np.testing.assert_allclose(y, wanted, atol=1e-12)
+
+
+def test_embedding():
+    tokens = np.array([[1, 4, 1], [0, 0, 2]])
+    layer = nn.Embedding(5, 3, padding=0)
+    y = check_layer(layer, tokens, skip_input=True)
+    np.testing.assert_array_equal(y, made(layer, (3,))[0]["weight"][tokens])
+    ctx = context(2)
+    layer.forward(made(layer, (3,))[0], tokens, ctx)
+    np.testing.assert_array_equal(ctx.mask, tokens != 0)
+    for wrong in ([[5]], [[-1]], [[0.5]]):
+        with pytest.raises(DataError):
+            layer.forward(made(layer, (1,))[0], np.array(wrong), ctx)
+
+
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_positions(kind):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    layer = nn.PositionalEmbedding(kind)
+    y = check_layer(layer, x)
+    if kind == "sinusoidal":
+        wanted = np.array([[np.sin(t), np.cos(t), np.sin(t / 100), np.cos(t / 100)] for t in range(3)])
+        np.testing.assert_allclose(y - x, np.broadcast_to(wanted, x.shape), atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 0]])
+def test_token_mean(lengths):
+    x = np.random.default_rng(0).standard_normal((2, 4, 3))
+    y = check_layer(nn.TokenMean(), x, prepare=lengths and masked(lengths, 4))
+    wanted = x.mean(axis=1) if lengths is None else [x[0, :3].mean(axis=0), np.zeros(3)]
+    np.testing.assert_allclose(y, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [nn.LSTM(4)],
+        [nn.GRU(4, sequences=True), nn.RNN(3)],
+        [nn.PositionalEmbedding(), nn.Residual(nn.LayerNorm(), nn.MultiHeadAttention(2)), nn.TokenMean()],
+    ],
+)
+def test_padding_changes_nothing(rest):
+    """A sequence gives the same result alone and filled up beside a longer one; gradients too."""
+    net = nn.Sequential(nn.Embedding(9, 4, padding=0), *rest, nn.Dense(2))
+    full = np.array([[3, 5, 8, 2, 1], [7, 4, 6, 0, 0]])
+    params, grads, _ = made(net, (5,))
+    y, cache = net.forward(params, full, context(2))
+    run_backward(net.backward(params, grads, cache, np.array([[0.0, 0], [1, 2]])))
+    together = {n: np.array(g) for n, g in grads.items()}
+    alone, cache = net.forward(params, full[1:, :3], context(1))
+    run_backward(net.backward(params, grads, cache, np.array([[1.0, 2]])))
+    np.testing.assert_allclose(y[1:], alone, atol=1e-12)
+    for name in together:
+        np.testing.assert_allclose(together[name], grads[name], atol=1e-12, err_msg=name)
