@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,18 +31,50 @@ class FieldLike(Protocol):
     def size(self) -> int | None: ...
 
 
+def default_loss(target: FieldLike) -> str:
+    """The loss that suits targets: cross-entropy for whole numbers, MSE for values."""
+    return "cross_entropy" if target.dtype.kind in "iub" else "mse"
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a builder is told of the data.
 
     shape: of one sample's "x". vocabulary: how many tokens "x" may hold, None where it holds measured values.
-    outputs: the shape of one sample's output that the loss compares with the target: (classes,), or a target's
-    own shape; None where the data has no target. fields: all that the source describes."""
+    fields: all that the source describes. loss: as asked for, None where the choice is open. classes: how many
+    there are, where the job says it."""
 
     shape: Shape
     vocabulary: int | None
-    outputs: Shape | None
     fields: Mapping[str, FieldLike]
+    loss: Any = None
+    classes: int | None = None
+
+    @cached_property
+    def outputs(self) -> Shape | None:
+        """The shape of one sample's output that the loss compares with the target: (classes,), or a target's own.
+
+        None where the data has no target. Raises ConfigError where targets and loss do not go together."""
+        y = self.fields.get("y")
+        if y is None:
+            return None
+        loss = self.loss or default_loss(y)
+        is_whole, classes = y.dtype.kind in "iub", self.classes or y.size
+        if loss == "cross_entropy":
+            if is_whole and not classes:
+                raise ConfigError(f"loss {loss!r} needs to know how many classes there are: set model.options.classes")
+            if not is_whole and not y.shape:
+                raise ConfigError(
+                    f"loss {loss!r} needs class numbers, or a row of shares a sample; targets are {y.dtype}"
+                )
+        elif loss == "binary_cross_entropy":
+            if is_whole and (classes or 2) > 2:
+                raise ConfigError(f"loss {loss!r} needs targets 0 and 1; these go up to {(classes or 2) - 1}")
+            return tuple(y.shape)
+        elif loss in ("mse", "mae", "huber", "distillation"):
+            return tuple(y.shape)
+        # Cross-entropy, or a loss of the user's: whole numbers are taken for classes.
+        return (*y.shape, classes) if is_whole and classes else tuple(y.shape)
 
     def need_outputs(self, model: str) -> Shape:
         """``outputs``; raises ConfigError where the data has no target."""

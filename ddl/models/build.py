@@ -10,11 +10,12 @@ from typing import Any
 
 from ddl.errors import ConfigError
 from ddl.models.adversarial import gan
-from ddl.models.blueprint import Blueprint, FieldLike, Problem
+from ddl.models.blueprint import Blueprint, FieldLike, Problem, default_loss
 from ddl.models.model import Loss, Model, Supervised
 from ddl.models.named import find, make
+from ddl.models.sequence import gru, lstm, rnn, text
+from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
-from ddl.nn.layer import Shape
 from ddl.nn.losses import LOSSES
 from ddl.nn.metric import METRICS, Metric
 
@@ -22,11 +23,14 @@ MODELS = {
     "linear": linear,
     "mlp": mlp,
     "cnn": cnn,
+    "rnn": rnn,
+    "lstm": lstm,
+    "gru": gru,
+    "text": text,
+    "transformer": transformer,
     "autoencoder": autoencoder,
     "gan": gan,
 }
-
-_OF_CLASSES = ("cross_entropy", "kl_divergence")  # compare (..., classes) with class numbers or rows of shares
 
 
 def build(
@@ -90,32 +94,7 @@ def _problem(
     x = fields["x"]
     if vocabulary is None and x.dtype.kind in "iu":
         vocabulary = x.size or (256 if x.dtype.itemsize == 1 else None)
-    y = fields.get("y")
-    outputs = None if y is None else _outputs(y, _default_loss(y) if loss is None else loss, classes)
-    return Problem(tuple(x.shape), vocabulary, outputs, fields)
-
-
-def _default_loss(y: FieldLike) -> str:
-    return "cross_entropy" if y.dtype.kind in "iub" else "mse"
-
-
-def _outputs(y: FieldLike, loss: str | Loss, classes: int | None) -> Shape:
-    """The shape of one output that ``loss`` compares with targets ``y``; raises ConfigError where it cannot."""
-    is_whole, what = y.dtype.kind in "iub", f"targets are {y.dtype} of shape {tuple(y.shape)}"
-    if loss in _OF_CLASSES:
-        if not is_whole:
-            if not y.shape:
-                raise ConfigError(f"loss {loss!r} needs class numbers, or a row of shares a sample; {what}")
-            return tuple(y.shape)
-        count = classes or y.size
-        if not count:
-            raise ConfigError(f"loss {loss!r} needs to know how many classes there are: set model.options.classes")
-        return (*y.shape, count)
-    if loss == "binary_cross_entropy" and is_whole and (classes or y.size or 2) > 2:
-        raise ConfigError(f"loss {loss!r} needs targets 0 and 1; these go up to {(classes or y.size or 2) - 1}")
-    if isinstance(loss, str) and loss in LOSSES:
-        return tuple(y.shape)
-    return (*y.shape, count) if is_whole and (count := classes or y.size) else tuple(y.shape)
+    return Problem(tuple(x.shape), vocabulary, fields, loss, classes)
 
 
 def _supervised(
@@ -129,7 +108,7 @@ def _supervised(
     target = problem.fields.get(blueprint.target)
     if target is None:
         raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
-    chosen = loss or blueprint.loss or _default_loss(target)
+    chosen = loss or blueprint.loss or default_loss(target)
     of_metrics = metrics if metrics is not None else blueprint.metrics
     if of_metrics is None:
         of_metrics = _default_metrics(chosen, target)

@@ -41,6 +41,22 @@ def test_whole_numbers_are_classified_and_values_are_fitted():
     assert build("linear", fields((5,), (3,), "float32", None), "cross_entropy").spec.output == (3,)
     assert build("mlp", fields((5,), (), size=2), "binary_cross_entropy").spec.output == ()
     assert build("autoencoder", fields(y=None)).target == "x"
+    assert build("autoencoder", fields(size=None), "binary_cross_entropy").target == "x"
+
+
+def test_sequences():
+    tokens = {"x_dtype": "int32", "x_size": 50}
+    model = build("transformer", fields((12,), (12,), size=50, **tokens))
+    assert model.spec.output == (12, 50) and metric_names(model) == ["accuracy", "perplexity"]
+    model = build("transformer", fields((12,), (12,), size=256, x_dtype="uint8"))
+    assert metric_names(model)[-1] == "bits_per_byte"
+    assert build("transformer", fields((12,), **tokens)).spec.output == (10,)
+    assert build("text", fields((12,), x_dtype="int64"), options={"vocabulary": 30}).params["embedding1.weight"][0] == (
+        30,
+        64,
+    )
+    assert build("lstm", fields((8, 8))).params["lstm1.weight"][0] == (8, 256)
+    assert build("gru", fields((9,))).params["gru1.weight"][0] == (1, 192)
 
 
 def test_a_network_of_the_users_gets_loss_and_metrics():
@@ -115,6 +131,14 @@ MISTAKES = {
     "classes unknown": (("cnn", fields(size=None)), {}, ["classes"]),
     "values for cross-entropy": (("mlp", fields(dtype="float32", size=None), "cross_entropy"), {}, ["float32"]),
     "classes for binary": (("mlp", fields(), "binary_cross_entropy"), {}, ["0 and 1", "9"]),
+    "a float for tokens": (("text", fields((12,))), {}, ["tokens", "float32"]),
+    "vocabulary unknown": (("text", fields((12,), x_dtype="int64")), {}, ["vocabulary"]),
+    "heads": (("transformer", fields((12,), x_dtype="uint8")), {"width": 10}, ["width", "heads"]),
+    "tied": (
+        ("transformer", fields((12,), (12,), x_dtype="uint8", size=9)),
+        {},
+        ["tied", "9", "256"],
+    ),
     "no image": (("cnn", fields((12,))), {}, ["height"]),
     "network too wide": ((MLP([64, 11]), fields(), "cross_entropy"), {}, ["(11,)", "(10,)"]),
     "network of other inputs": ((MLP([60, 10]), fields(), "cross_entropy"), {}, ["60"]),

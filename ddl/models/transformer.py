@@ -1,0 +1,152 @@
+"""Transformers: a decoder that predicts the next token, an encoder that classifies a text.
+
+Attention itself is nn's; drawing text from a trained decoder is generate.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ddl.arrays import Array, Views, namespace_of
+from ddl.errors import ConfigError
+from ddl.models.blueprint import Blueprint, Problem
+from ddl.models.sequence import embed
+from ddl.models.zoo import head
+from ddl.nn import (
+    GELU,
+    Dense,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    MultiHeadAttention,
+    PositionalEmbedding,
+    Residual,
+    Sequential,
+    TokenMean,
+)
+from ddl.nn.context import Context
+from ddl.nn.layer import Backward, Layer, Shape, Spec, merged, prefixed
+
+
+def transformer(
+    problem: Problem,
+    *,
+    layers: int = 4,
+    width: int = 128,
+    heads: int = 4,
+    dropout: float = 0.0,
+    positions: Literal["learned", "sinusoidal"] = "learned",
+    tied: bool = True,
+    padding: int = 0,
+) -> Blueprint:
+    """Attention is all it has: each place of a text gathers from the others what it needs, layer by layer.
+
+    Which of two it is, the targets say. One target a token (y like x): a decoder, a language model that sees
+    only what stands to the left and gives scores for the next token. One target a text: an encoder, which
+    sees the whole text and classifies the mean of its places.
+
+    layers: blocks of attention and dense part. width: of a token's vector, a multiple of heads. heads: patterns of
+    attention in parallel. dropout: of what each part adds. positions: how a place is told from another. tied
+    (decoder): the same matrix embeds a token and scores it. padding (encoder): the token that fills short texts and
+    is left out of the mean (-1: none)."""
+    vocabulary, outputs = problem.need_vocabulary("transformer"), problem.need_outputs("transformer")
+    if width % heads:
+        raise ConfigError(f"transformer: width = {width} must be a multiple of heads = {heads}")
+    is_decoder = len(outputs) == 2 and outputs[0] == problem.shape[0]
+    blocks = [block(width, heads, dropout, causal=is_decoder) for _ in range(layers)]
+    trunk = Sequential(
+        PositionalEmbedding(kind=positions), *([Dropout(dropout)] if dropout else []), *blocks, LayerNorm()
+    )
+    if not is_decoder:
+        embedding = embed(vocabulary, width, padding)
+        return Blueprint(Sequential(embedding=embedding, trunk=trunk, mean=TokenMean(), out=Sequential(*head(outputs))))
+    if tied and outputs[1] != vocabulary:
+        raise ConfigError(f"transformer: tied output needs as many classes ({outputs[1]}) as tokens ({vocabulary})")
+    bits = ("bits_per_byte",) if vocabulary == 256 else ()
+    return Blueprint(Decoder(vocabulary, width, trunk, tied), metrics=("accuracy", "perplexity", *bits))
+
+
+def block(width: int, heads: int, dropout: float, causal: bool) -> Layer:
+    """One layer: attention, then a dense part of four times the width; each adds to what it was given.
+
+    Normalised before each part (pre-norm), which trains without warm-up."""
+    drop: list[Layer] = [Dropout(dropout)] if dropout else []
+    return Sequential(
+        attend=Residual(Sequential(LayerNorm(), MultiHeadAttention(heads, causal=causal), *drop)),
+        think=Residual(Sequential(LayerNorm(), Dense(4 * width), GELU(), Dense(width), *drop)),
+    )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Tokens (rows, length) -> scores of the next token (rows, length, vocabulary).
+
+    tied: the embedding's matrix scores the tokens as well, so its gradient has two parts."""
+
+    vocabulary: int
+    width: int
+    trunk: Layer
+    tied: bool = True
+
+    @property
+    def embedding(self) -> Layer:
+        return Embedding(self.vocabulary, self.width)
+
+    @property
+    def scores(self) -> Layer:
+        return Dense(self.vocabulary)
+
+    def spec(self, shape: Shape) -> Spec:
+        embedded = self.embedding.spec(shape)
+        specs = {"embedding": embedded, "trunk": self.trunk.spec(embedded.output)}
+        if not self.tied:
+            specs["scores"] = self.scores.spec(embedded.output)
+        return merged(specs, (*shape, self.vocabulary))
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        embedded, of_embedding = self.embedding.forward(params.at("embedding"), x, ctx)
+        hidden, of_trunk = self.trunk.forward(params.at("trunk"), embedded, ctx)
+        if not self.tied:
+            out, of_scores = self.scores.forward(params.at("scores"), hidden, ctx)
+            return out, (of_embedding, of_trunk, of_scores, ctx)
+        weight = params["embedding.weight"]
+        # Embeddings of standard deviation 1/sqrt(width) make scores of order 1 of a normalised hidden vector.
+        out = ctx.empty((*x.shape, self.vocabulary), weight.dtype)
+        namespace_of(x).matmul(_rows(hidden), weight.T, out=_rows(out))
+        return out, (of_embedding, of_trunk, hidden, ctx)
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        of_embedding, of_trunk, last, ctx = cache
+        if not self.tied:
+            scores = self.scores.backward(params.at("scores"), grads.at("scores"), last, dy)
+            dy = yield from prefixed("scores", scores)
+            as_output = None
+        else:
+            xp, weight = namespace_of(dy), params["embedding.weight"]
+            as_output = ctx.empty(weight.shape, weight.dtype)
+            xp.matmul(_rows(dy).T, _rows(last), out=as_output)
+            back = ctx.empty(last.shape, last.dtype)
+            xp.matmul(_rows(dy), weight, out=_rows(back))
+            dy = back
+        dy = yield from prefixed("trunk", self.trunk.backward(params.at("trunk"), grads.at("trunk"), of_trunk, dy))
+        embedding = self.embedding.backward(params.at("embedding"), grads.at("embedding"), of_embedding, dy)
+        names, dx = exhausted(embedding)
+        if as_output is not None:
+            grads["embedding.weight"][...] += as_output
+        yield [f"embedding.{name}" for name in names]
+        return dx
+
+
+def _rows(x: Array) -> Array:
+    """(..., values) as (rows, values), without a copy."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def exhausted(backward: Backward) -> tuple[list[str], Array]:
+    """Run a part's backward to its end: (all names it announced, the input's gradient)."""
+    names: list[str] = []
+    while True:
+        try:
+            names += next(backward)
+        except StopIteration as end:
+            return names, end.value
