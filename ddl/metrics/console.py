@@ -24,7 +24,7 @@ from ddl.metrics.events import (
     Warned,
 )
 
-_PLAIN_EVERY_S = 10.0
+_PLAIN_MOST_S = 60.0  # a log file of a long job is not to be filled
 _LAUNCHERS = ("mpirun", "prterun", "prte", "mpiexec", "orterun")
 
 
@@ -53,7 +53,8 @@ _SHARES = ("accuracy", "top_k", "top5", "precision", "recall", "f1")
 class Console:
     """Writes to ``out``; rewrites one line in place on a terminal, prints a plain line now and then elsewhere.
 
-    every_s: seconds between progress lines; 0: none. live: in place or not; default: as ``is_live`` finds."""
+    every_s: seconds between progress lines, at first: plain lines become rarer; 0: none. live: in place or not;
+    default: as ``is_live`` finds."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Console:
     ):
         self.out = out if out is not None else sys.stdout
         self.live = is_live() if live is None else live
-        self.every_s, self.clock = every_s if self.live else max(every_s, _PLAIN_EVERY_S) if every_s else 0.0, clock
+        self.every_s, self.clock = every_s, clock
         self._started = self._shown_at = self._since = clock()
         self._samples = 0
         self._first: StepDone | None = None
@@ -79,7 +80,7 @@ class Console:
             self._started = self._shown_at = self._since = self.clock()
             self._line(banner(event))
         elif isinstance(event, EpochDone):
-            if event.validation and self._worth_a_line():
+            if event.validation and self._is_due(self.clock()):
                 self._line(f"epoch {event.epoch}: train {figures(event.train)}; validation {figures(event.validation)}")
         elif isinstance(event, Evaluated):
             self._line(f"{event.split}: {figures(event.metrics)}")
@@ -101,12 +102,13 @@ class Console:
             self._width = 0
         self.out.flush()
 
-    def _worth_a_line(self) -> bool:
-        """On a terminal an epoch is news when it took a while; a log gets a line now and then."""
-        now = self.clock()
+    def _is_due(self, now: float) -> bool:
+        """Is it time for a line of progress? If so, it counts as shown."""
         if not self.every_s or now - self._shown_at < self.every_s:
             return False
         self._shown_at = now
+        if not self.live:
+            self.every_s = min(1.5 * self.every_s, max(_PLAIN_MOST_S, self.every_s))
         return True
 
     def _step(self, event: StepDone) -> None:
@@ -114,11 +116,9 @@ class Console:
         self._samples += event.samples
         if self._first is None:
             self._first, self._since, self._samples = event, now, 0  # the first step's time is start-up
-        if not self.every_s or now - self._shown_at < self.every_s:
-            return
-        rate = self._samples / (now - self._since) if now > self._since else 0.0
-        self._shown_at = now
-        self._progress(self._progress_text(event, rate, now))
+        if self._is_due(now):
+            rate = self._samples / (now - self._since) if now > self._since else 0.0
+            self._progress(self._progress_text(event, rate, now))
 
     def _progress_text(self, event: StepDone, rate: float, now: float) -> str:
         job, first = self._job, self._first
