@@ -6,6 +6,7 @@ DdlError                      exit status 1
 │   └── DataError                 a file is missing, truncated, mislabelled or does not match
 ├── PeerLost                  1   a rank died or fell silent; only the fault room catches it
 ├── CommError                 1   communication failed without a death
+├── JobEnded                  n   another rank has ended the job, with status n
 ├── Stop                      75  the job ended early for a reason that a restart cures
 │   ├── QuorumLost                this side of a partition may not go on
 │   └── Fenced                    a newer generation has taken over the run folder
@@ -64,6 +65,14 @@ class PeerLost(DdlError):
 
 class CommError(DdlError):
     """Communication failed although nobody is known to have died."""
+
+
+class JobEnded(DdlError):
+    """Another rank has ended the whole job; every rank ends with its status."""
+
+    def __init__(self, exit_status: int):
+        self.exit_status = exit_status
+        super().__init__(f"another rank has ended the job with status {exit_status}")
 
 
 class Stop(DdlError):

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
+from ddl.errors import JobEnded
 
 Probe = Callable[[str], None]
 """Called with the name of a kill point each time execution passes it; fault injection listens there."""
@@ -64,8 +65,11 @@ class Member:
     started: int = 0  # start time of the process in clock ticks: tells a recycled pid from the process
 
 
-_STAYS = 1 << 30
-"""The bit of a vote that says: I do not shrink."""
+# A vote is an AND of these bits, 20 bits of the user's flags, and (inverted, from bit 20 on) a status to end with.
+_STAYS = 1 << 30  # I do not shrink
+_GOES_ON = 1 << 29  # I do not end the job
+_HEARD = 1 << 28  # always set: a vote without it is one that a death has spoilt
+_STATUS_BITS, _STATUS = 20, 0xFF << 20
 
 
 class SharedMemory(ABC):
@@ -97,6 +101,7 @@ class Group(ABC):
     doing: str = "job"  # what the group is used for now: named in kill points and in PeerLost
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
+    is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
 
     @functools.cached_property
@@ -183,24 +188,46 @@ class Group(ABC):
 
     @kill_points("agree")
     def agree(self, flags: int) -> int:
-        """Bitwise AND of all members' ``flags`` (below 2^30), the same value on every survivor; always returns,
-        even on a revoked group. 0 on all when a member is found dead or has turned to ``shrink``."""
-        vote = 0 if self._is_ended else self._vote(flags | _STAYS)
+        """Bitwise AND of all members' ``flags`` (below 2^20), the same value on every survivor; always returns,
+        even on a revoked group. 0 on all when a member is found dead or has turned to ``shrink``.
+        Raises JobEnded when a member has ended the job."""
         # Whoever waits in an agreement that a peer has given up for ``shrink`` would wait for ever. So shrink
         # begins with a vote of its own, which meets ours, and after which nobody votes again in this group.
+        vote = self._counted(flags | _STAYS | _GOES_ON | _STATUS)
+        return 0 if self._is_ended else vote & ~(_STAYS | _GOES_ON | _HEARD | _STATUS)
+
+    def _counted(self, flags: int) -> int:
+        if self._is_ended:
+            return 0
+        vote = self._vote(flags | _HEARD)
+        if vote & _HEARD and not vote & _GOES_ON:
+            self.is_over = True
+            if flags & _GOES_ON:
+                raise JobEnded(~vote >> _STATUS_BITS & 0xFF)
         self._is_ended = not vote & _STAYS
-        return vote & ~_STAYS
+        return vote
 
     @kill_points("shrink")
     def shrink(self, workers: int | None = None) -> Group:
         """The survivors as the next generation, in their old order: the first ``workers`` of them (default: as
-        many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned."""
-        if not self._is_ended:
-            self._vote(0)
-            self._is_ended = True
+        many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned.
+        Raises JobEnded when a member has ended the job."""
+        self._counted(_GOES_ON | _STATUS)
         group = self._next(self.size if workers is None else workers)
         group.doing, group.element_limit = self.doing, self.element_limit
         return group
+
+    def end_job(self, status: int) -> None:
+        """Make every member's next ``agree`` or ``shrink`` raise JobEnded with ``status``; other calls PeerLost.
+
+        Returns when all survivors know. They must use nothing of this group afterwards."""
+        group: Group = self
+        while not (self.is_over or group.is_over):
+            group.revoke()  # peers may be in any call
+            group._counted((~status & 0xFF) << _STATUS_BITS)
+            if not group.is_over:
+                group = group._next(self.size)
+        self.is_over = True
 
     @abstractmethod
     def _vote(self, flags: int) -> int:

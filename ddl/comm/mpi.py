@@ -334,6 +334,8 @@ def _tell_of_every_end(group: MpiGroup) -> None:
 
     def hook(*what: Any) -> None:
         previous(*what)
+        if group.tolerant:
+            ending.die()
         fail(group, 1)
 
     sys.excepthook = hook
@@ -357,11 +359,14 @@ def finish(group: Group, status: int = 0) -> None:
 
 
 def fail(group: Group, status: int = 1) -> None:
-    """The end of this process alone, when deaths are tolerated; otherwise of the whole job, at once."""
+    """The end of the whole job with ``status``, for a reason that only this process need know.
+
+    With deaths tolerated the others hear of it as JobEnded, at their next agreement or recovery."""
     if not isinstance(group, MpiGroup):
         return
     if group.tolerant:
-        ending.die()
+        group.end_job(status)
+        ending.leave(status)
     if launcher.library_is_tolerant():
         group.revoke()  # the launcher would let the others wait for ever
         ending.leave(status)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddl.comm.threads import Death, Killed, alone, run_ranks
-from ddl.errors import CommError, PeerLost
+from ddl.errors import CommError, JobEnded, PeerLost
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -157,3 +157,41 @@ def test_alone_needs_nobody():
     group.native_allreduce(x)
     group.barrier()
     assert (group.rank, group.size, group.tolerant, group.is_leader) == (0, 1, False, True) and x.sum() == 3
+
+
+def job_with_a_mistake(group):
+    """Rank 1 ends the job in its third step; the others recover from whatever comes before they hear of it."""
+    step = 0
+    while True:
+        try:
+            while step < 5:
+                group.barrier()
+                step += 1
+                if group.me.identity == 1 and step == 3:
+                    group.end_job(2)
+                    return 2
+            if group.agree(1):
+                return 0
+        except PeerLost:
+            pass
+        except JobEnded as end:
+            return end.exit_status
+        group.revoke()
+        try:
+            group = group.shrink()
+        except JobEnded as end:
+            return end.exit_status
+
+
+def test_one_rank_can_end_the_job_of_all():
+    assert run_ranks(4, job_with_a_mistake) == [2] * 4
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_the_end_reaches_all_survivors_whoever_dies_and_when(victim):
+    for count in range(1, 40):
+        results = run_ranks(3, job_with_a_mistake, death=Death(victim, count))
+        assert (
+            all(isinstance(r, Killed) if rank == victim else r == 2 for rank, r in enumerate(results))
+            or results == [2] * 3
+        )
