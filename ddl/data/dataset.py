@@ -12,6 +12,7 @@ import numpy as np
 
 from ddl.data.balance import oversample as oversampled
 from ddl.data.digits import digits
+from ddl.data.filesource import number_alike
 from ddl.data.formats import Request, open_files
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
@@ -113,8 +114,8 @@ def _split(
     if hasattr(whole, "fit"):
         whole.fit(indices[0])
     for name, part in parts.items():
-        if name != "train" and hasattr(part, "like"):
-            part.like(whole)
+        if name != "train":
+            number_alike(part, whole)
     if strength:
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
     names = getattr(whole, "names", ())

@@ -84,6 +84,7 @@ class Concat:
             for name, f in first.items()
         }
         self.names = tuple(getattr(self.sources[0], "names", ()))
+        self.is_sequential = bool(getattr(self.sources[0], "is_sequential", False))
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -91,6 +92,11 @@ class Concat:
 
     def __len__(self) -> int:
         return int(self._edges[-1])
+
+    def like(self, other: Source) -> None:
+        """Number classes and symbols as ``other``, the training part, does."""
+        for source in self.sources:
+            number_alike(source, other)
 
     def hold(self, ranges: Sequence[range]) -> None:
         for place, source in enumerate(self.sources):
@@ -109,6 +115,12 @@ class Concat:
 
     def labels(self) -> np.ndarray:
         return np.concatenate([labels_of(source) for source in self.sources])
+
+
+def number_alike(source: Source, other: Source) -> None:
+    """Let ``source`` number classes and symbols as ``other``, the training part, does; many have nothing to number."""
+    if hasattr(source, "like"):
+        source.like(other.sources[0] if isinstance(other, Concat) else other)
 
 
 def whole(rows: Rows) -> np.ndarray:

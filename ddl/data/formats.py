@@ -55,10 +55,10 @@ def _arrays(open_rows: Callable[[Path], Rows], paths: Sequence[Path], request: R
         samples, labels = list(paths), []
     if request.targets:
         labels = expand(request.targets)
-    if labels and len(labels) != len(samples):
-        raise DataError(f"{len(samples)} files of samples and {len(labels)} of targets", paths[0].parent)
     if not samples:
         raise DataError("only files of targets", paths[0])
+    if labels and len(labels) != len(samples):
+        raise DataError(f"{len(samples)} files of samples and {len(labels)} of targets", paths[0].parent)
     sources = [
         request.make(pair, "data.options", x=open_rows(x), y=open_rows(y) if y else None, dtype=request.dtype)
         for x, y in zip_longest(samples, labels)
@@ -200,6 +200,9 @@ def _open_text(paths: Sequence[Path], request: Request) -> Source:
 
 def _open_tokens(paths: Sequence[Path], request: Request) -> Source:
     sources = [request.make(open_tokens, "data.options", path=path) for path in paths]
+    size = max(source.symbols.size for source in sources)
+    for source in sources:
+        source.symbols.size = size
     return sources[0] if len(sources) == 1 else Concat(sources)
 
 

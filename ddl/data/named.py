@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ddl.data.source import Field
@@ -32,13 +31,13 @@ def find(name: str, table: Mapping[str, Callable[..., Any]], kind: str) -> Calla
         raise ConfigError(f"{kind} {name!r} cannot be found: {error}") from error
 
 
-def build(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
-    """``make(**options)``; options that it does not take are a ConfigError."""
+def build(make: Callable[..., Any], options: Mapping[str, Any], what: str, values: Sequence[Any] = ()) -> Any:
+    """``make(*values, **options)``; arguments that it does not take are a ConfigError."""
     try:
-        inspect.signature(make).bind(**options)
+        inspect.signature(make).bind(*values, **options)
     except TypeError as error:
         raise ConfigError(f"{what}: {error}") from error
-    return make(**options)
+    return make(*values, **options)
 
 
 def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[str, Field]) -> list[Any]:
@@ -49,8 +48,7 @@ def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[st
     made = []
     for spec in specs:
         name, values, options = _parse(spec)
-        make = partial(find(name, TRANSFORMS, "augmentation"), *values)
-        transform = build(make, options, f"augmentation {name!r}")
+        transform = build(find(name, TRANSFORMS, "augmentation"), options, f"augmentation {name!r}", values)
         made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
     return made
 

@@ -1,5 +1,7 @@
 """Arrays, subsets and casts give what NumPy's own indexing gives."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,7 @@ from ddl.errors import DataError
 def test_runs_cover_exactly_the_numbers(numbers):
     found = runs(np.array(numbers, np.int64))
     assert [n for r in found for n in r] == sorted(set(numbers))
-    assert all(a.stop < b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.stop < b.start for a, b in pairwise(found))
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 12)), max_size=8))
@@ -29,7 +31,8 @@ def test_held_samples_know_their_place(pairs):
         held.places(np.array([99]))
 
 
-def test_arrays_are_numpys_indexing(rng=np.random.default_rng(0)):
+def test_arrays_are_numpys_indexing():
+    rng = np.random.default_rng(0)
     x, y, z = rng.random((20, 3)), rng.integers(0, 4, 20), rng.random(20)
     source = Arrays(x, y, weight=z)
     pick = np.array([3, 3, 19, 0])

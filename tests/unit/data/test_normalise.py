@@ -1,0 +1,76 @@
+"""Statistics of the training part are exact, and the same bits however shards lie on ranks."""
+
+import numpy as np
+import pytest
+
+from ddl.data import Arrays, Normalise, Order, assign, can_normalise, combine, moments
+from ddl.errors import DataError
+
+
+def data(*shape, samples=2500):
+    rng = np.random.default_rng(0)
+    return (1e4 + rng.standard_normal((samples, *shape)) * np.arange(1, shape[-1] + 1)).astype(np.float32)
+
+
+def of_ranks(source, order, ranks):
+    plan, found = assign(order.shards, ranks), {}
+    for rank in reversed(range(ranks)):
+        found.update(moments(source, order, plan.shards_of(rank)))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_ranks_do_not_change_a_bit(ranks):
+    source = Arrays(data(3))
+    order = Order(len(source), 5, 64, 0)
+    assert combine(of_ranks(source, order, ranks)) == combine(of_ranks(source, order, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "axes"),
+    [((3,), "feature", 0), ((4, 4, 3), "feature", (0, 1, 2)), ((5, 3), "feature", None), ((3,), "all", None)],
+)
+def test_the_result_has_mean_0_and_deviation_1(shape, kind, axes):
+    x = data(*shape)
+    order = Order(len(x), 4, 64, 0)
+    normalise = combine(moments(Arrays(x), order, range(4)), kind)
+    assert np.allclose(normalise.mean, x.astype(np.float64).mean(axis=axes), rtol=1e-12)
+    assert np.allclose(normalise.scale, x.astype(np.float64).std(axis=axes), rtol=1e-9)
+    out = normalise({"x": x.astype(np.float64)})["x"]
+    assert np.allclose(out.mean(axis=axes), 0, atol=1e-9)
+    assert np.allclose(out.std(axis=axes), 1)
+    assert np.allclose(normalise.undo(out), x)
+
+
+def test_unit_brings_the_training_part_into_0_to_1():
+    x = np.array([[2.0, 4.0], [6.0, 10.0]])
+    normalise = combine(moments(Arrays(x), Order(2, 1, 2, 0), [0]), "unit")
+    assert normalise({"x": x.copy()})["x"].tolist() == [[0, 0.25], [0.5, 1]]
+
+
+def test_what_never_varies_becomes_zero():
+    x = np.tile([0.1, 7.0], (100, 1))
+    assert not combine(moments(Arrays(x), Order(100, 3, 10, 0), range(3)))({"x": x})["x"].round(12).any()
+
+
+def test_a_sample_that_is_not_finite_is_named_when_all_ranks_know():
+    x = data(2, samples=100)
+    x[70, 1], x[90, 0] = np.nan, np.inf
+    found = moments(Arrays(x), Order(100, 4, 10, 0), range(4))  # no rank raises alone while others wait for it
+    with pytest.raises(DataError, match="training sample 70 is not finite"):
+        combine(found)
+
+
+def test_json_carries_it_exactly():
+    import json
+
+    normalise = combine(moments(Arrays(data(3)), Order(2500, 2, 10, 0), range(2)))
+    assert Normalise.from_json(json.loads(json.dumps(normalise.to_json()))) == normalise
+
+
+def test_whole_numbers_are_not_measurements():
+    fields = Arrays(np.zeros((3, 2)), np.zeros(3, int)).fields
+    assert can_normalise(fields["x"])
+    assert not can_normalise(fields["y"])
+    with pytest.raises(DataError, match="'standard'"):
+        combine({0: np.zeros((6, 1))}, "standard")
