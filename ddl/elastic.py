@@ -16,6 +16,7 @@ function again. How they do it is fault's; a model with data and an optimizer is
 
 from __future__ import annotations
 
+import atexit
 import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -155,6 +156,8 @@ def run(
         from ddl.comm import mpi
 
         group = mpi.start()
+        # All part together at the interpreter's end, so that nobody takes the first to leave for dead.
+        atexit.register(lambda: mpi.finish(group, 0))
     work, plan = _Work(state), assign(shards, group.size)
     recovery = Recovery(work, plan, group, Settings(min_ranks=min_ranks))
     attached = False

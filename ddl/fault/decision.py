@@ -37,7 +37,8 @@ class Situation:
 
     last: identities of the last generation's workers and spares, by rank. alive: survivors.
     confirmed: dead that some survivor has seen to be gone. committed: the newest committed step.
-    deaths: this failure's; history: earlier ones of this launch."""
+    deaths: this failure's; history: earlier ones of this launch. leaving: alive, but about to die of an
+    exception, which is among the deaths already."""
 
     last: Sequence[int]
     alive: Collection[int]
@@ -46,6 +47,7 @@ class Situation:
     committed: int
     deaths: Sequence[Death] = ()
     history: Sequence[Death] = ()
+    leaving: Collection[int] = ()
 
 
 def has_quorum(last: Sequence[int], alive: Collection[int], confirmed: Collection[int]) -> bool:
@@ -88,6 +90,6 @@ def decide(now: Situation) -> Action:
         return Action.LEAVE
     if fatal_error(now) is not None:
         return Action.FAIL
-    if len(now.alive) < now.minimum:
+    if len(now.alive) - len(now.leaving) < now.minimum:
         return Action.STOP
     return Action.CONTINUE

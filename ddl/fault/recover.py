@@ -109,6 +109,10 @@ def fence(member: Member, timeout_s: float) -> bool:
     return True
 
 
+class Leaves(Exception):
+    """This rank raised, the others can go on without it: it must end now."""
+
+
 @dataclass(frozen=True)
 class _Word:
     """What each worker of a new generation tells the others."""
@@ -117,6 +121,7 @@ class _Word:
     position: tuple[int, int]
     confirmed: frozenset[int]
     deaths: tuple[Death, ...]
+    raised: Death | None
     has_state: bool
 
 
@@ -150,13 +155,15 @@ class Recovery:
         self.owners = [group.members[rank].identity for rank in plan.owners]
         self.history: list[Death] = []
         self.has_state = not group.is_spare
+        self.raised: Death | None = None  # set before recover() by a rank whose own code raised
 
     def recover(self, group: Group, cause: PeerLost, agreed: bool = False) -> tuple[Group, Report]:
         """A sealed group of the survivors, all holding the newest committed state, its shards spread among them.
 
         The failed group is closed. agreed: the caller has been through the generation's closing agreement already.
         ``report.refusal`` is QuorumLost, Stop (too few ranks left) or UserCodeError (the job itself is broken),
-        the same on every worker, where the survivors may not go on; the state is levelled then only for Stop."""
+        the same on every worker, where the survivors may not go on; the state is levelled then only for Stop.
+        A rank that raised takes part until all know of it, since they might all have raised; then Leaves is raised."""
         with self.settings.recovering():
             return self._recover(group, cause, agreed)
 
@@ -214,7 +221,7 @@ class Recovery:
         if group.is_spare:
             return Report(group.generation, [], sorted(alive), 0)
         deaths = tuple(self._death(m) for m in gone)
-        word = _Word(group.me.identity, self.work.position(), confirmed, deaths, self.has_state)
+        word = _Word(group.me.identity, self.work.position(), confirmed, deaths, self.raised, self.has_state)
         words: list[_Word] = group.gather_objects(word)
         holders = [w for w in words if w.has_state]
         if not holders:
@@ -224,7 +231,8 @@ class Recovery:
         leader = next(rank for rank, w in enumerate(words) if w.has_state and w.position == newest)
         if not all(w.position[0] >= newest[0] - 1 for w in holders):
             raise AssertionError(f"committed steps differ by more than one: {[w.position for w in words]}")
-        deaths = words[leader].deaths
+        raised = [w.raised for w in words if w.raised is not None]
+        deaths = (*words[leader].deaths, *raised)
         now = Situation(
             last=[m.identity for m in before],
             alive=alive,
@@ -233,6 +241,7 @@ class Recovery:
             committed=newest[0],
             deaths=deaths,
             history=self.history,
+            leaving=[death.identity for death in raised],
         )
         lap("agree")
         action = decide(now)
@@ -240,6 +249,8 @@ class Recovery:
         report = Report(group.generation, list(deaths), sorted(alive), newest[0], refusal=refusal)
         if refusal is not None and action is not Action.STOP:
             return report
+        if self.raised is not None:
+            raise Leaves
         enter("level")
         self._level(group, words, newest, leader)
         lap("level")
@@ -276,7 +287,8 @@ class Recovery:
                 f"rank {death.identity} raised {death.error} at step {death.step}{again}", death.traceback
             )
         if action is Action.STOP:
-            return Stop(f"{len(now.alive)} ranks are left, fault.min_ranks is {now.minimum}")
+            left = len(now.alive) - len(now.leaving)
+            return Stop(f"{left} ranks are left, fault.min_ranks is {now.minimum}")
         return None
 
     def _level(self, group: Group, words: Sequence[_Word], newest: tuple[int, int], leader: int) -> None:

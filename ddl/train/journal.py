@@ -55,6 +55,7 @@ class Journal:
     ):
         self.task, self._sinks, self._say = task, sinks, say
         self.launch = ""
+        self.on_known: Callable[[], None] = lambda: None  # called once this rank knows launch and folder
         self.folder: Path | None = None
         self.ranks_started = 0
         self.failures: list[Failure] = []
@@ -79,6 +80,7 @@ class Journal:
         self.folder = None if values["folder"] is None else Path(values["folder"])
         self.began = values["began"]
         self.failures = [Failure(**failure) for failure in values["failures"]]
+        self.on_known()
 
     # The leader's voice.
 

@@ -17,7 +17,8 @@ from ddl.checkpoint import Writer
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, assign, combine, moments
 from ddl.errors import CheckpointError, DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
-from ddl.fault.recover import Recovery, Report
+from ddl.fault.decision import Death
+from ddl.fault.recover import Leaves, Recovery, Report
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
@@ -54,7 +55,7 @@ class Loop:
 
     state: fresh or restored, equal on all workers. journal: where the leader writes what happened.
     open_writer: makes what writes checkpoints (None: none are written). beat: told (step, phase) whenever this
-    rank gets somewhere. waiting: around waits for other ranks."""
+    rank gets somewhere. waiting: around waits for other ranks. on_error: leaves a note about an exception."""
 
     def __init__(
         self,
@@ -69,11 +70,13 @@ class Loop:
         recovery: RecoverySettings | None = None,
         beat: Callable[[int, str], None] = lambda step, phase: None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_error: Callable[[Exception], Death] | None = None,
         span: Span = no_span,
     ):
         self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
         self.wishes, self.beat, self.waiting, self.span = wishes or Wishes(), beat, waiting, span
         self._open_writer, self._writer = open_writer, None
+        self._on_error = on_error or self.describe
         self.plan = assign(task.order.shards, group.size)
         self.recovery = Recovery(self, self.plan, group, recovery or RecoverySettings())
         self.reports: list[Report] = []
@@ -210,11 +213,29 @@ class Loop:
             except PeerLost as lost:
                 failure = self._recover(lost, agreed) or failure
                 attached = not self.group.is_spare
+            except Exception as error:
+                # Other ranks may have raised the same: they all tell each other before anybody ends.
+                if not self.group.tolerant or len(self.group.members) == 1 or self._is_overlapping:
+                    raise
+                self.recovery.raised = self._on_error(error)
+                try:
+                    failure = self._recover(PeerLost([], self.group.generation, "an exception"), agreed)
+                except Leaves:
+                    raise error from None
+
+    @property
+    def _is_overlapping(self) -> bool:
+        """Whether a communication thread may be in MPI right now, where this one must not go then."""
+        return self.total is not None and self.total.overlaps
 
     def close(self) -> None:
         self._detach()
         if self._writer is not None:
             self._writer.close()
+
+    def describe(self, error: Exception) -> Death:
+        me, shards = self.group.me, frozenset(self.plan.shards_of(self.group.rank))
+        return Death(me.identity, me.host, "exception", self.state.progress.step, shards, repr(error))
 
     def _recover(self, lost: PeerLost, agreed: bool) -> DdlError | None:
         """Bind to the next generation; what is returned is why all survivors must leave it again."""

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +19,13 @@ import numpy as np
 
 from ddl.arrays import Device, device
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
-from ddl.comm import Group, fault_tolerance, launched_rank, mpi
+from ddl.comm import Group, ending, fault_tolerance, launched_rank, mpi
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.config import write as write_config
 from ddl.errors import CheckpointError, ConfigError, DdlError, Stop, UserCodeError, UserError
 from ddl.fault import inject
+from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
@@ -114,6 +116,7 @@ class Runner:
             return self._refuse(problem, self.group.is_leader)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
         journal = self.journal = Journal(task, self._sinks, self._say)
+        journal.on_known = self._leave_notes
         loop = self.loop = Loop(
             task,
             self.group,
@@ -125,6 +128,7 @@ class Runner:
             recovery=self._recovery_settings(state),
             beat=self._beat,
             waiting=self.heartbeat.waiting if self.heartbeat else nullcontext,
+            on_error=self._note_error,
             span=self._trace.span if self._trace else no_span,
         )
         self.group, problem = survive(self.group, lambda group: self._set_up(group, loop))
@@ -172,8 +176,7 @@ class Runner:
         received = loop.flat_arrays()
         for flat in received:
             group.broadcast(flat, 0)
-        if not group.is_leader:
-            loop.take_over(received, told)
+        loop.take_over(received, told)
         return None
 
     def _claim(self, folder: Path, launch: str, group: Group) -> None:
@@ -270,6 +273,10 @@ class Runner:
         assert self.journal is not None and self.journal.folder is not None
         return self.journal.folder / "notes" / self.journal.launch
 
+    def _leave_notes(self) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.leave_notes_in(self._notes(), self.group.me.identity)
+
     def _beat(self, step: int, phase: str) -> None:
         if self.heartbeat is not None:
             self.heartbeat.beat(step, phase)
@@ -316,25 +323,25 @@ class Runner:
             print(f"ddl.train: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_status
 
-    def _die(self, error: Exception) -> NoReturn:
-        """An exception of this rank alone: it leaves a note and ends, the others go on where that is possible.
+    def _note_error(self, error: Exception) -> Death:
+        """Leave a note that this rank's own code raised; the note is what the others will know of it."""
+        loop, me = self.loop, self.group.me
+        assert loop is not None
+        death = loop.describe(error)
+        if self.heartbeat is None:
+            return death
+        note = self.heartbeat.note_exception(error, loop.state.progress.step)
+        return replace(death, identity=me.identity, error=note["error"], traceback=note["traceback"])
 
-        The first rank to fail with an error prints it, and dies as if killed, so that a job that survives it
-        ends with status 0. Whoever fails with the same error again knows that the job cannot: status 1."""
-        group, status = self.group, error.exit_status if isinstance(error, DdlError) else 1
-        first = True
-        if self.heartbeat is not None and self.journal is not None and self.journal.folder is not None:
-            step = self.loop.state.progress.step if self.loop else -1
-            note = self.heartbeat.note_exception(error, step)
-            others = [read_note(self._notes(), m.identity) for m in group.members if m is not group.me]
-            first = not any(other and other.get("error") == note["error"] for other in others)
-        if first:
-            text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
-            print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
-        alone = len(group.members) == 1
-        if group.tolerant and not alone and first and self.loop is not None and self.loop.state.progress.step > 0:
-            sys.stdout.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def _die(self, error: Exception) -> NoReturn:
+        """An exception of this rank alone: it ends, and the others go on where that is possible."""
+        group, status = self.loop.group if self.loop else self.group, 1
+        if isinstance(error, DdlError):
+            status = error.exit_status
+        text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+        print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
+        if group.tolerant and len(group.members) > 1:
+            ending.die()
         mpi.fail(group, status)
         raise SystemExit(status)
 

@@ -23,7 +23,8 @@ class Progress:
 
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
     epoch_sums: header sums of the running epoch. results: metrics by split, as last evaluated.
-    best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early. normalise: statistics of the training data, once they are known."""
+    best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
+    normalise: statistics of the training data, once they are known."""
 
     step: int = 0
     stage: int = 0
