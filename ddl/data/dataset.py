@@ -117,6 +117,8 @@ def _split(
         if name != "train":
             number_alike(part, whole)
     if strength:
+        if not _has_classes(whole):
+            raise ConfigError("data.oversample needs classes: the targets are none, or values")
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
     names = getattr(whole, "names", ())
     shared = Shared(as_dtype(whole, dtype))
@@ -137,10 +139,15 @@ def _indices(source: Source, fractions: Sequence[float], stratify: bool, seed: i
         return [np.arange(samples if fraction else 0) for fraction in fractions]
     if getattr(source, "is_sequential", False):
         return sequential_split(samples, fractions)
-    target = source.fields.get("y")
-    if stratify and target is not None and target.shape == () and target.dtype.kind in "iu":
+    if stratify and _has_classes(source):
         return stratified_split(labels_of(source), fractions, seed)
     return random_split(samples, fractions, seed)
+
+
+def _has_classes(source: Source) -> bool:
+    """Whether each sample has one class number."""
+    target = source.fields.get("y")
+    return target is not None and target.shape == () and target.dtype.kind in "iu"
 
 
 def _check_alike(train: Source, other: Source, name: str) -> None:

@@ -59,10 +59,8 @@ class Delimited:
             raise DataError(f"{len(self._features)} features cannot be reshaped to {self._shape}", path)
         self._distinct: set[str] = set()
         self._lines = LineIndex(path, int(self.has_header), self._check)
-        self.names = self._classes(target_kind)
+        self._number(self._classes(target_kind))
         self._distinct = set()
-        self._code = {name: place for place, name in enumerate(self.names)}
-        self._kept = (Held([]), self._parse(np.zeros(0, np.int64)))
 
     def _first_line(self) -> str:
         first_bytes(self.path)
@@ -132,10 +130,26 @@ class Delimited:
         if len(self._features) != len(other._features):
             raise DataError(f"{len(self._features)} features, {other.path} has {len(other._features)}", self.path)
         unknown = sorted(set(self.names) - set(other.names))
-        if unknown:
+        if unknown or bool(self.names) != bool(other.names):
             raise DataError(f"classes {unknown[:5]} do not occur in {other.path}", self.path)
-        self.names, self._code = other.names, other._code
+        self._number(other.names)
+
+    def _number(self, names: tuple[str, ...]) -> None:
+        self.names, self._code = names, {name: place for place, name in enumerate(names)}
         self._kept = (Held([]), self._parse(np.zeros(0, np.int64)))
+
+    @staticmethod
+    def join(files: Sequence[Delimited]) -> None:
+        """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
+        names = {name for file in files for name in file.names}
+        ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
+        for file in files:
+            if bool(file.names) != bool(names):
+                raise DataError(
+                    "its target is values, that of other files classes: say data.options.target_kind", file.path
+                )
+            file._number(tuple(ordered))
+            file.like(files[0])
 
     @property
     def fields(self) -> Mapping[str, Field]:

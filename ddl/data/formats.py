@@ -170,13 +170,13 @@ def _open_csv(paths: Sequence[Path], request: Request) -> Source:
     targets = [name.strip() for name in request.targets.split(",")] if request.targets else None
     if targets == ["none"]:
         targets = []
-    sources: list[Any] = []
-    for path in paths:
-        source = request.make(Delimited, "data.options", path=path, targets=targets, dtype=request.dtype)
-        if sources:
-            source.like(sources[0])
-        sources.append(source)
-    return sources[0] if len(sources) == 1 else Concat(sources)
+    sources = [
+        request.make(Delimited, "data.options", path=path, targets=targets, dtype=request.dtype) for path in paths
+    ]
+    if len(sources) == 1:
+        return sources[0]
+    Delimited.join(sources)
+    return Concat(sources)
 
 
 def _open_jsonl(paths: Sequence[Path], request: Request) -> Source:

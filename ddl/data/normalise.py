@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.data.order import Order
 from ddl.data.source import Field, Source
-from ddl.errors import DataError
+from ddl.errors import ConfigError, DataError
 
 PIECE = 1024  # samples
 KINDS = ("feature", "all", "unit")
@@ -32,7 +32,11 @@ def can_normalise(field: Field) -> bool:
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
     """shard -> (6, columns) float64: count, mean, sum of squares about the mean, least and most of x, and the
-    first sample that is not finite (infinity where there is none): ``combine`` raises for it, on every rank alike."""
+    first sample that is not finite (infinity where there is none): ``combine`` raises for it, on every rank alike.
+
+    Raises ConfigError, on every rank alike, where x is not made of measurements."""
+    if not can_normalise(source.fields["x"]):
+        raise ConfigError(f"x is of {source.fields['x'].dtype}, numbers of tokens: set data.normalize to none")
     source.hold([order.shard_range(shard) for shard in shards])
     columns = _columns(source.fields["x"].shape)
     found = {}

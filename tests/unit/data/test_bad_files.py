@@ -230,6 +230,7 @@ IMPOSSIBLE = {
     "no such format": ({"source": "files", "path": ".", "format": "pdf"}, r"no format is called 'pdf'"),
     "a negative part": ({"validation": -0.1}, r"data.validation = -0.1 is not a fraction"),
     "a whole part": ({"test": 1.0}, r"data.test = 1.0 is not a fraction"),
+    "values oversampled": ({"source": "linear", "oversample": 1.0}, r"data.oversample needs classes"),
     "nothing left": ({"validation": 0.5, "test": 0.5}, r"nothing is left to train on"),
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddl.data import Arrays, Normalise, Order, assign, can_normalise, combine, moments
-from ddl.errors import DataError
+from ddl.errors import ConfigError, DataError
 
 
 def data(*shape, samples=2500):
@@ -72,5 +72,7 @@ def test_whole_numbers_are_not_measurements():
     fields = Arrays(np.zeros((3, 2)), np.zeros(3, int)).fields
     assert can_normalise(fields["x"])
     assert not can_normalise(fields["y"])
+    with pytest.raises(ConfigError, match="numbers of tokens"):
+        moments(Arrays(np.zeros((3, 2), int)), Order(3, 1, 2, 0), [0])
     with pytest.raises(DataError, match="'standard'"):
         combine({0: np.zeros((6, 1))}, "standard")
