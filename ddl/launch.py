@@ -171,7 +171,8 @@ class Supervisor:
                 if verdict.status is not None:
                     if verdict.status and verdict.reason:
                         self._say(verdict.reason)
-                        self._show_notes(self._id(len(failed_at)))
+                        if not ended.summary:  # else the leader has told why
+                            self._show_notes(self._id(len(failed_at)))
                     return verdict.status
                 failed_at.append(ended.step)
                 self._drop_dead_hosts(self._id(len(failed_at) - 1))
@@ -240,8 +241,8 @@ class Supervisor:
             try:
                 overdue_s = self._watch(process, launch, before)
             finally:
-                self._process = None
                 self._end(process, launch)
+                self._process = None
             for pump in pumps:
                 pump.join(GRACE_S)
         remove_segments(files)
@@ -277,8 +278,8 @@ class Supervisor:
     def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:
         """mpirun and all its processes are gone when this returns."""
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()  # mpirun then ends its ranks, those of other hosts as well
+            if not self.must_end:  # else it has had its signal; a second one makes it leave its ranks alone
+                self._signal(signal.SIGTERM)  # mpirun then ends its ranks, those of other hosts as well
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TERM_S)
         if process.poll() is None:
@@ -339,14 +340,17 @@ class Supervisor:
         return b"swept" in done.stdout
 
     def _show_notes(self, launch: str) -> None:
-        """Name the notes that dead ranks left, and show the traceback of the last."""
+        """Say how the ranks died, and show the traceback or stack of the first."""
         folder = self.folder / "notes" / launch
         notes = sorted((read_json(path) for path in folder.glob("rank-*.json")), key=lambda note: note.get("time", 0))
+        alike: dict[str, list[str]] = {}
         for note in notes:
-            what = note.get("error") or note.get("kind")
-            self._say(f"rank {note.get('rank')} on {note.get('host')}, step {note.get('step')}: {what}")
+            what = f"step {note.get('step')}: {note.get('error') or note.get('kind')}"
+            alike.setdefault(what, []).append(f"{note.get('rank')} on {note.get('host')}")
+        for what, ranks in alike.items():
+            self._say(f"rank {', '.join(ranks)}, {what}")
         if notes:
-            text = notes[-1].get("traceback") or notes[-1].get("stack") or ""
+            text = notes[0].get("traceback") or notes[0].get("stack") or ""
             if text:
                 print(text.rstrip(), file=sys.stderr)
             self._say(f"all notes are in {folder}")
