@@ -27,6 +27,11 @@ class Arena:
     def rewind(self) -> None:
         self._next = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(block.nbytes for block in self._blocks)
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:
         """A contiguous array with undefined content, valid until ``rewind``."""
         nbytes = prod(shape) * np.dtype(dtype).itemsize

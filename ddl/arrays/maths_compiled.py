@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
 """exp, tanh and sigmoid that a compiled loop can do for several float32 at once; float64 goes to the C library.
 
 NaN stays NaN. exp is good to 2 units in the last place of float32."""
@@ -5,10 +6,11 @@ NaN stays NaN. exp is good to 2 units in the last place of float32."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload, register_jitable
+from numba import njit, types
+from numba.extending import overload
 
 # x * log2(e) + this has the nearest whole number in its low bits (1.5 * 2**23).
 _ROUND = np.float32(12582912.0)
@@ -18,12 +20,14 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOWEST, _HIGHEST = np.float32(-87.3), np.float32(88.7)
 _C2, _C3, _C4 = np.float32(0.49999994), np.float32(0.16666654), np.float32(0.041668452)
 _C5, _C6 = np.float32(0.0083361866), np.float32(0.0013925234)
-_ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
-_TWICE = np.float32(2)
+_ONE, _TWO = np.float32(1), np.float32(2)
 _BIAS, _SHIFT = np.int32(126), np.int32(23)
 
+# Compiled with flags of its own: a caller that lets sums be reordered would let "+ _ROUND - _ROUND" vanish.
+_own: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "fastmath": {"contract"}}
 
-@register_jitable
+
+@njit(**_own)
 def _exp32(x):
     # Comparisons that are false for NaN leave it as it is.
     v = _LOWEST if x < _LOWEST else x
@@ -39,12 +43,12 @@ def _exp32(x):
     p = _ONE + rest * (_ONE + rest * p)
     # Half of 2**whole, so that the largest exponent fits.
     scale = np.int32((np.int32(shifted.view(np.int32)) + _BIAS) << _SHIFT).view(np.float32)
-    y = np.float32(p * scale * _TWICE)
+    y = np.float32(p * scale * _TWO)
     y = np.float32(np.inf) if x > _HIGHEST else y
     return np.float32(0) if x < _LOWEST else y
 
 
-@register_jitable
+@njit(**_own)
 def _tanh32(x):
     # Near 0 the quotient would lose digits: there the series.
     square = x * x
@@ -53,7 +57,7 @@ def _tanh32(x):
     return near if square < np.float32(0.01) else away
 
 
-@register_jitable
+@njit(**_own)
 def _sigmoid32(x):
     return _ONE / (_ONE + _exp32(-x))
 

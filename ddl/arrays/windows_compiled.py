@@ -98,14 +98,22 @@ def max_pool(x, y, where, size, stride, padding):
 def max_pool_backward(dy, where, dx, size, stride, padding):
     batch, height, width, channels = dx.shape
     _, rows, columns, _ = dy.shape
+    nothing = dy.dtype.type(0)
     for n in range(batch):
         dx[n] = 0
         for i in range(rows):
             for j in range(columns):
-                place = where[n, i, j]
-                slope = dy[n, i, j]
-                for c in range(channels):
-                    if place[c] >= 0:
-                        row = i * stride[0] - padding[0] + place[c] // size[1]
-                        column = j * stride[1] - padding[1] + place[c] % size[1]
-                        dx[n, row, column, c] += slope[c]
+                place, slope = where[n, i, j], dy[n, i, j]
+                for ky in range(size[0]):
+                    row = i * stride[0] - padding[0] + ky
+                    if row < 0 or row >= height:
+                        continue
+                    for kx in range(size[1]):
+                        column = j * stride[1] - padding[1] + kx
+                        if column < 0 or column >= width:
+                            continue
+                        to = dx[n, row, column]
+                        k = np.int16(ky * size[1] + kx)
+                        # Adding nothing to the losers costs less than jumping to the winners.
+                        for c in range(channels):
+                            to[c] += slope[c] if place[c] == k else nothing

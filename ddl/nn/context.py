@@ -66,7 +66,7 @@ class Context:
 
     def empty(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> Array:
         """A scratch array of the arena, valid until the next step begins."""
-        return self.arena.empty(shape, dtype)
+        return self.arena.empty(shape, np.dtype(dtype))
 
     @cached_property
     def generators(self) -> list[np.random.Generator]:

@@ -4,7 +4,6 @@ A weight's last axis is its outputs, the one before its inputs, what stands befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod, sqrt
 
 import numpy as np
@@ -65,7 +64,7 @@ def constant(value: float) -> Initialiser:
     return lambda shape, random: np.full(shape, float(value))
 
 
-INITIALISERS: dict[str, Callable[[Shape, np.random.Generator], np.ndarray]] = {
+INITIALISERS: dict[str, Initialiser] = {
     "zeros": zeros,
     "ones": ones,
     "he": he,

@@ -1,6 +1,6 @@
 """Losses: the sum over a batch, the weight that its mean divides by, and the gradient of the sum.
 
-Classes are given as logits; targets below 0 are padding and not counted. What people read of a result is metric.py's."""
+Classes are given as logits; class targets below 0 are padding and not counted. What people read is metric.py's."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Central differences: the oracle of every layer and loss. Works in float64 on the sum of y * random numbers."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from ddl.arrays import FlatBuffer, Layout, generator
@@ -34,7 +36,7 @@ def made(layer, shape, seed=5, dtype="float64"):
 
 def context(rows, training=True, shards=1, **more):
     edges = [rows * i // shards for i in range(shards + 1)]
-    segments = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    segments = [slice(a, b) for a, b in pairwise(edges)]
     return Context(training=training, segments=segments, shards=list(range(shards)), seed=3, **more)
 
 

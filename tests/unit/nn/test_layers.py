@@ -66,7 +66,7 @@ def test_transposed_convolution_is_the_adjoint_of_a_convolution(layer, shape):
     y = check_layer(layer, x)
     if layer.activation != "linear" or layer.bias:
         return
-    params, grads, spec = made(layer, shape[1:])
+    params, _, _ = made(layer, shape[1:])
     conv = nn.Conv2D(shape[3], layer.size, layer.stride, layer.padding, bias=False)
     other = np.random.default_rng(4).standard_normal(y.shape)
     forward, _ = conv.forward({"weight": params["weight"]}, other, context(len(x)))
@@ -163,7 +163,7 @@ def test_dropout():
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm()], ids=repr)
 def test_two_segments_together_are_the_two_apart(layer):
     x = np.random.default_rng(0).standard_normal((7, 2, 6))
-    params, grads, spec = made(layer, x.shape[1:])
+    params, grads, _ = made(layer, x.shape[1:])
     dy = np.random.default_rng(1).standard_normal(x.shape)
 
     def run(rows, segments, shards):
