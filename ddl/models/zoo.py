@@ -83,7 +83,7 @@ def MLP(sizes: Sequence[int], activation: str = "relu", dropout: float = 0.0) ->
 def cnn(
     problem: Problem,
     *,
-    channels: Sequence[int] = (16, 32),
+    channels: Sequence[int] = (32, 64),
     kernel: int = 3,
     pool: Literal["max", "average", "none"] = "max",
     dense: Sequence[int] = (64,),
