@@ -45,6 +45,7 @@ EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY
 SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
+TICK_S = 0.1
 PROBE_S = 30.0
 
 
@@ -260,19 +261,20 @@ class Supervisor:
 
     def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object) -> float:
         """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
-        seen, since = before, time.monotonic()
-        done_at: float | None = None
+        seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
         while process.poll() is None and not self.must_end:
-            time.sleep(0.05)
+            time.sleep(TICK_S)
             now = time.monotonic()
-            if (progress := progress_of(self.folder)) != seen:
-                seen, since = progress, now
-            if done_at is None and self._summary(launch):
-                done_at = now
-            if done_at is not None and now - done_at > GRACE_S:
+            # Time in which this process was stopped, together with its job, does not count.
+            passed_s, last = min(now - last, 10 * TICK_S), now
+            progress = progress_of(self.folder)
+            still_s = still_s + passed_s if progress == seen else 0.0
+            seen = progress
+            done_s = done_s + passed_s if self._summary(launch) else 0.0
+            if done_s > GRACE_S:
                 return 0.0
-            if self.deadline_s and now - since > self.deadline_s:
-                return now - since
+            if self.deadline_s and still_s > self.deadline_s:
+                return still_s
         return 0.0
 
     def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:

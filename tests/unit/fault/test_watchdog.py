@@ -97,10 +97,10 @@ def test_a_stopped_rank_is_killed_and_named(rank):
 
 def test_a_suspended_and_resumed_job_lives(rank):
     """The whole process group stops for far longer than the limit, its companion with it."""
-    job = rank("sys.stdin.readline(); time.sleep(0.5); sys.exit(5)", stop=0.4)
+    job = rank("sys.stdin.readline(); time.sleep(0.3); sys.exit(5)", stop=0.4)
     os.killpg(job.process.pid, signal.SIGSTOP)
     wait_until(lambda: state_of(job.companion) == "T" and state_of(job.process.pid) == "T")
-    time.sleep(1.2)
+    time.sleep(0.8)
     os.killpg(job.process.pid, signal.SIGCONT)
     job.process.stdin.write("\n")
     job.process.stdin.flush()
@@ -116,7 +116,7 @@ def test_a_rank_that_stands_still_is_killed_with_its_stack(rank):
 
 
 def test_a_rank_that_waits_for_others_is_not_the_victim(rank):
-    waiting = rank("with beat.waiting():\n    time.sleep(1.2)\nsys.exit(5)", hang=0.3)
+    waiting = rank("with beat.waiting():\n    time.sleep(0.8)\nsys.exit(5)", hang=0.3)
     assert waiting.end() == 5
     assert waiting.note is None
 
@@ -130,7 +130,7 @@ def test_a_waiting_rank_can_still_be_found_stopped(rank):
 
 
 def test_a_rank_that_computes_below_the_limit_lives(rank):
-    busy = rank("end = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nsys.exit(5)", hang=30)
+    busy = rank("end = time.monotonic() + 0.4\nwhile time.monotonic() < end: pass\nsys.exit(5)", hang=30)
     assert busy.end() == 5
 
 
