@@ -1,5 +1,8 @@
 """Gradients of layers agree with central differences, and outputs with plain loops."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from check_gradients import check_layer, context, made, run_backward
@@ -219,3 +222,37 @@ def test_what_is_not_finite_stays_visible(bad):
         y, _ = net.forward(params, x, context(1))
         loss, _, gradient = nn.CrossEntropy().forward(y, np.array([0]), context(1))
     assert not np.isfinite(loss) and not np.isfinite(gradient).all()
+
+
+def test_synchronised_batch_norm_on_two_ranks_is_one_batch():
+    x = np.random.default_rng(0).standard_normal((7, 2, 3))
+    dy = np.random.default_rng(1).standard_normal(x.shape)
+    layer = nn.BatchNorm(sync=True)
+    meeting, parts = threading.Barrier(2), {}
+
+    def run(rank, rows, total):
+        params, grads, _ = made(layer, x.shape[1:])
+        ctx = context(len(x[rows]), sum_over_ranks=total)
+        y, cache = layer.forward(params, x[rows], ctx)
+        dx, _ = run_backward(layer.backward(params, grads, cache, dy[rows].copy()))
+        return y, dx, {name: np.array(g) for name, g in grads.items()}
+
+    def summed(rank):
+        def total(array):
+            parts[rank] = array.copy()
+            meeting.wait(10)
+            both = parts[0] + parts[1]
+            meeting.wait(10)
+            return both
+
+        return total
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(run, r, rows, summed(r)) for r, rows in enumerate([slice(0, 2), slice(2, 7)])]
+        two = [f.result() for f in futures]
+    one = run(0, slice(0, 7), lambda array: array)
+    np.testing.assert_allclose(np.concatenate([two[0][0], two[1][0]]), one[0], atol=1e-12)
+    np.testing.assert_allclose(np.concatenate([two[0][1], two[1][1]]), one[1], atol=1e-12)
+    for name in one[2]:
+        np.testing.assert_allclose(two[0][2][name] + two[1][2][name], one[2][name], atol=1e-12)
+    check_layer(layer, x, shards=2)
