@@ -83,10 +83,12 @@ def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None) -> str
 
 def default_algorithm(nbytes: int, topology: Topology) -> str:
     """The rule of thumb, from measurements on small machines."""
-    if topology.ranks == 1 or nbytes < 8 << 10:
+    if topology.ranks == 1:
         return "native"
     if len(topology.workers) == 1:
-        return "shared" if topology.can_share else "ring" if nbytes >= 4 << 20 else "native"
+        if topology.can_share:
+            return "shared" if nbytes >= 512 << 10 else "native"  # the copies in and out must pay
+        return "ring" if nbytes >= 4 << 20 else "native"
     if nbytes < 64 << 10:
         return "native"
     return "hierarchical" if topology.can_share and max(topology.workers) > 1 else "ring"

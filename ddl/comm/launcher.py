@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddl.comm.topology import cores
@@ -69,10 +70,13 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
         if launched_size(environment) is None:
             return False, "a single process, started without mpirun"
         return False, "not launched by Open MPI's mpirun: this launcher ends the job when a process dies"
+    launcher = _launcher()
     needed = ("state_base_recoverable", "state_base_notify_errors")
-    if all(_is_true(environment.get(f"PRTE_MCA_{name}", "")) for name in needed):
-        return True, "launcher made recoverable by PRTE_MCA_state_base_* in the environment"
-    for path in _launcher_files(environment):
+    # The launcher keeps its own variables from the ranks, so they are looked up where it holds them.
+    for variables in (environment, launcher.environment):
+        if all(_is_true(variables.get(f"PRTE_MCA_{name}", "")) for name in needed):
+            return True, "launcher made recoverable by PRTE_MCA_state_base_* in its environment"
+    for path in launcher.files(environment.get("HOME")):
         found = _parameters(path)
         if all(_is_true(found.get(name, "")) for name in needed):
             return True, f"launcher made recoverable by {path}"
@@ -88,18 +92,33 @@ def _is_true(value: str) -> bool:
     return value.strip().lower() in ("1", "true", "yes")
 
 
-def _launcher_files(environment: Mapping[str, str]) -> list[Path]:
-    """Parameter files that the mpirun (or its daemon on this node) that started us has read."""
-    files = []
-    try:
-        parent = Path(os.readlink(f"/proc/{os.getppid()}/exe"))
-        if parent.name in ("prterun", "prte", "prted", "mpirun", "mpiexec"):
-            files.append(parent.parent.parent / "etc" / "prte-mca-params.conf")
-    except OSError:
-        pass  # no /proc: the files cannot be known, so they do not count
-    if environment.get("HOME"):
-        files.append(Path(environment["HOME"]) / ".prte" / "mca-params.conf")
-    return files
+@dataclass(frozen=True)
+class _Launcher:
+    """The mpirun (or its daemon on this node) that started this process, as far as /proc tells."""
+
+    executable: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def files(self, home: str | None) -> list[Path]:
+        """Parameter files that it has read."""
+        found = [] if self.executable is None else [self.executable.parent.parent / "etc" / "prte-mca-params.conf"]
+        return found + ([Path(home) / ".prte" / "mca-params.conf"] if home else [])
+
+
+def _launcher() -> _Launcher:
+    """The nearest ancestor that is one: a wrapper may stand between it and us."""
+    pid = os.getppid()
+    for _ in range(4):
+        try:
+            executable = Path(os.readlink(f"/proc/{pid}/exe"))
+            if executable.name in ("prterun", "prte", "prted", "mpirun", "mpiexec"):
+                text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+                pairs = (item.partition("=") for item in text.split("\0"))
+                return _Launcher(executable, {name: value for name, equals, value in pairs if equals})
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            break  # no /proc, or another user's: what cannot be known does not count
+    return _Launcher()
 
 
 def _parameters(path: Path) -> dict[str, str]:

@@ -301,6 +301,11 @@ def start(
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False
+    # Daemons of other nodes may have read other files: a death is survived everywhere or nowhere.
+    if not all(world.allgather(wanted)) and wanted:
+        if tolerant == "on":
+            raise UserError("fault.tolerance is on, but not all nodes' launchers survive a death; use --with-ft ulfm")
+        wanted = False
     if not 0 <= spares < world.Get_size():
         raise UserError(f"fault.spares = {spares} leaves no worker of {world.Get_size()} processes")
     for comm in (world, MPI.COMM_SELF):
