@@ -44,6 +44,24 @@ def test_the_same_step_has_the_same_bits(zoo, name):
     assert first[0][:2] == again[0][:2] and first[1].tobytes() == again[1].tobytes()
 
 
+def test_shards_computed_apart_add_up_to_the_whole(zoo, name):
+    bench = zoo.Bench.of(name, 7, "float64")
+    loss, weight, sums = bench.loss(grads=True)
+    together, whole = bench.grads.flat.copy(), bench.batch
+    parts = []
+    for shard, rows in enumerate(bench.segments):
+        bench.batch = {field: values[rows] for field, values in whole.items()}
+        bench.ctx.begin([slice(0, rows.stop - rows.start)], [shard], 0)
+        views = bench.params.views, bench.averages.views
+        part = bench.model.loss_and_gradients(*views, bench.batch, bench.grads.views, bench.ctx)
+        parts.append((part, bench.grads.flat.copy()))
+    np.testing.assert_allclose(sum(flat for _, flat in parts), together, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(sum(part[0] for part, _ in parts), loss)
+    assert sum(part[1] for part, _ in parts) == weight
+    for key, value in sums.items():
+        np.testing.assert_allclose(sum(part[2][key] for part, _ in parts), value)
+
+
 def test_each_model_of_the_table_is_tried(zoo):
     assert {model for model, *_ in zoo.PROBLEMS.values()} | {"gan"} == set(MODELS)
 
