@@ -35,7 +35,8 @@ def slurm():
             pytest.skip(f"the sandbox does not start here: {started.stderr.strip().splitlines()[-1:]}")
     line = sandbox("env").stdout.strip()
     name, _, value = line.removeprefix("export ").partition("=")
-    yield {**os.environ, name: value}
+    # The sandbox's jobs run as root, as it does itself.
+    yield {**os.environ, name: value, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if not was_up:
         sandbox("stop")
 
@@ -63,8 +64,8 @@ def ended(job: str, slurm: dict[str, str], deadline_s: float) -> str:
     raise AssertionError(f"job {job} did not end within {deadline_s:.0f} s")
 
 
-def submit(slurm: dict[str, str], environment: str, folder: Path, *words: str) -> tuple[str, str, dict]:
-    """(state, output, summary) of a job of two nodes with two ranks each."""
+def queue(slurm: dict[str, str], environment: str, folder: Path, *words: str) -> str:
+    """The number of a job of two nodes with two ranks each."""
     done = subprocess.run(
         ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", str(ROOT / "slurm" / "train.sbatch"), *words],
         env={**slurm, "DDL_VENV": environment, "PYTHONPATH": str(ROOT)},
@@ -74,7 +75,12 @@ def submit(slurm: dict[str, str], environment: str, folder: Path, *words: str) -
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    job = done.stdout.strip().split(";")[0]
+    return done.stdout.strip().split(";")[0]
+
+
+def submit(slurm: dict[str, str], environment: str, folder: Path, *words: str) -> tuple[str, str, dict]:
+    """(state, output, summary) of a job that was waited for."""
+    job = queue(slurm, environment, folder, *words)
     state = ended(job, slurm, 150)
     output = (folder / f"ddl-{job}.out").read_text(errors="replace")
     found = list(folder.glob("runs/*/summary.json")) + list(folder.glob("run/summary.json"))
@@ -112,3 +118,25 @@ def test_a_mistake_in_the_settings_fails_the_job_with_one_line(slurm, environmen
     state, output, summary = submit(slurm, environment, tmp_path, "--optim.lr", "fast")
     assert state == "FAILED" and not summary
     assert output.count("[optim] lr is fast") == 1, output
+
+
+def test_the_warning_before_the_time_limit_stops_a_job_that_a_second_submission_ends(slurm, environment, tmp_path):
+    run = tmp_path / "run"
+    job = queue(slurm, environment, tmp_path, "--train.epochs", "100000", "--run.dir", "run")
+    deadline = time.monotonic() + 60
+    while '"event":"step"' not in ((run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""):
+        assert time.monotonic() < deadline, (tmp_path / f"ddl-{job}.out").read_text(errors="replace")
+        time.sleep(0.2)
+    # As Slurm does with --signal=B:USR1, but at a moment of our choosing.
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=slurm, check=True, timeout=30)
+    output = tmp_path / f"ddl-{job}.out"
+    assert ended(job, slurm, 60) == "FAILED", output.read_text(errors="replace")
+    shown = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True, text=True).stdout
+    assert "ExitCode=75:0" in shown, output.read_text(errors="replace")
+    stopped = json.loads((run / "summary.json").read_text())
+    assert stopped["status"] == "stopped" and stopped["steps"] > 0
+
+    steps = stopped["steps"] + 20
+    state, text, summary = submit(slurm, environment, tmp_path, "--train.steps", str(steps), "--run.dir", "run")
+    assert state == "COMPLETED" and f"goes on from step {stopped['steps']}" in text, text
+    assert summary["status"] == "finished" and summary["steps"] == steps
