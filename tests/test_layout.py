@@ -33,7 +33,8 @@ ROOMS["bench"] = LOWER | {"train"}
 # The supervisor outlives MPI, and the doctor comes before it: they start without the rooms that compute.
 # What the doctor opens for its self-test, and says about the launch and the GPU, it imports inside functions.
 LIGHT: dict[str, set[str]] = {
-    "launch": {"errors", "config", "metrics", "mpirun"},
+    "launch": {"errors", "config", "metrics", "mpirun", "supervisor"},
+    "supervisor": {"errors", "config", "metrics", "mpirun"},
     "mpirun": {"errors", "config", "metrics"},
     "doctor": {"errors", "config", "metrics", "parameters"},
     "parameters": {"errors"},

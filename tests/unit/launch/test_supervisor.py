@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ddl.launch import Ended, Supervisor, decide, last_step, main, remove_stale_replicas, supervisor
+from ddl.launch import from_words, main
 from ddl.mpirun import members
+from ddl.supervisor import Ended, Supervisor, decide, last_step, remove_stale_replicas
 
 DEADLINE_S = 60
 
@@ -55,7 +56,7 @@ def play(tmp_path):
         stub.chmod(0o755)
         if open_mpi or hosts:
             (bin_folder / "prterun").touch()
-        made = supervisor(["-n", "4", "--run.dir", str(tmp_path / "run"), *words])
+        made = from_words(["-n", "4", "--run.dir", str(tmp_path / "run"), *words])
         made = Supervisor(made.job, made.words, 4, list(hosts), mpirun=str(stub), **options)
 
         def calls():
@@ -156,7 +157,7 @@ def test_a_run_without_a_folder_of_its_own_keeps_the_one_it_got(play, tmp_path, 
     Path("runs/job").mkdir(parents=True)
     Path("runs/job/config.toml").touch()
     made, _ = play("")
-    made = Supervisor(supervisor(["--run.name", "job"]).job, [], 1, mpirun=made.mpirun)
+    made = Supervisor(from_words(["--run.name", "job"]).job, [], 1, mpirun=made.mpirun)
     assert made.folder == tmp_path / "runs" / "job-2"
 
 
@@ -243,7 +244,7 @@ def started(tmp_path, code, *words):
     stub = tmp_path / "mpirun"
     stub.write_text(STUB.format(python=sys.executable) + textwrap.dedent(code))
     stub.chmod(0o755)
-    text = f"import sys, ddl.launch as l; l.find_mpirun = lambda: {str(stub)!r}; sys.exit(l.main(sys.argv[1:]))"
+    text = f"import ddl.launch, ddl.supervisor as s; s.find_mpirun = lambda: {str(stub)!r}; exit(ddl.launch.main())"
     door = subprocess.Popen([sys.executable, "-c", text, "--run.dir", str(tmp_path / "run"), *words])
     ready = tmp_path / "run" / "ready"
     deadline = time.monotonic() + DEADLINE_S
@@ -310,7 +311,7 @@ def test_a_mistake_is_one_line_and_status_2(words, said, capfd):
 
 
 def test_settings_keep_their_order_and_their_values():
-    made = supervisor(
+    made = from_words(
         ["-n", "2", "--optim.lr", "0.5", "--optim.min_lr=0.1", "--restarts", "3", "--chaos", "kill rank 1 at step 2"]
     )
     assert made.words == ["--optim.lr", "0.5", "--optim.min_lr=0.1", "--fault.chaos", "kill rank 1 at step 2"]
