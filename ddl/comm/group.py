@@ -8,7 +8,7 @@ Kill points. Every call passes ``<doing>.<call>`` before it begins and ``<doing>
 returned; ``doing`` is what the group is used for at the time (``group.doing``: "job", "allreduce", ...),
 ``call`` one of
 
-    send receive exchange barrier native broadcast gather share agree revoke shrink
+    send receive exchange barrier native broadcast gather share agree revoke shrink refill
 
 and an algorithm adds ``block`` before each block that it sums in shared memory."""
 
@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.errors import JobEnded
+from ddl.errors import CommError, JobEnded
 
 Probe = Callable[[str], None]
 """Called with the name of a kill point each time execution passes it; fault injection listens there."""
@@ -101,6 +101,7 @@ class Group(ABC):
     doing: str = "job"  # what the group is used for now: named in kill points and in PeerLost
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
+    newest_identity: int = -1  # the highest that any earlier member had: identities are not used twice
     is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
 
@@ -213,9 +214,21 @@ class Group(ABC):
         many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned.
         Raises JobEnded when a member has ended the job."""
         self._counted(_GOES_ON | _STATUS)
-        group = self._next(self.size if workers is None else workers)
+        return self._handed_on(self._next(self.size if workers is None else workers))
+
+    def _handed_on(self, group: Group) -> Group:
+        """``group``, the next generation, with what outlives a generation."""
         group.doing, group.element_limit = self.doing, self.element_limit
+        known = [member.identity for member in (*self.members, *group.members)]
+        group.newest_identity = max(self.newest_identity, *known)
         return group
+
+    def refill(self, count: int) -> Group:
+        """The next generation with ``count`` new processes behind the members, all of them workers; called by all.
+
+        The new processes run this program again, and their ``start`` returns this same group. Takes a
+        second or two. Raises CommError where processes cannot be started."""
+        raise CommError("this group cannot start processes")
 
     def end_job(self, status: int) -> None:
         """Make every member's next ``agree`` or ``shrink`` raise JobEnded with ``status``; other calls PeerLost.

@@ -211,6 +211,19 @@ class MpiGroup(Group):
         smaller = self._everyone.Shrink()
         return _sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
 
+    @kill_points("refill")
+    @_translated
+    def refill(self, count: int) -> Group:
+        everyone = self._everyone
+        between = everyone.Spawn(sys.executable, sys.orig_argv[1:], maxprocs=count, root=0)
+        wider = between.Merge(high=False)
+        newest = max(self.newest_identity, *(member.identity for member in self.members))
+        wider.bcast((self.generation + 1, newest + 1), root=0)
+        between.Disconnect()
+        size = len(self.members) + count
+        group = _sealed(self._mpi, wider, self._me, size, self.generation + 1, self.tolerant, self.probe)
+        return self._handed_on(group)
+
     def close(self) -> None:
         for memory in self._memory:
             memory.close()
@@ -301,6 +314,9 @@ def start(
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False
+    parent = MPI.Comm.Get_parent()
+    if parent != MPI.COMM_NULL:
+        return _join(MPI, parent, wanted, probe, node)
     # Daemons of other nodes may have read other files: a death is survived everywhere or nowhere.
     if not all(world.allgather(wanted)) and wanted:
         if tolerant == "on":
@@ -312,6 +328,17 @@ def start(
         comm.Set_errhandler(MPI.ERRORS_RETURN)
     me = this_process(world.Get_rank(), node)
     group = _sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
+    _tell_of_every_end(group)
+    return group
+
+
+def _join(mpi: Any, parent: Any, tolerant: bool, probe: Probe, node: str | None) -> Group:
+    """The other side of ``refill``: the group that this process was started for."""
+    wider = parent.Merge(high=True)
+    generation, first = wider.bcast(None, root=0)
+    parent.Disconnect()
+    me = this_process(first + mpi.COMM_WORLD.Get_rank(), node)
+    group = _sealed(mpi, wider, me, wider.Get_size(), generation, tolerant, probe)
     _tell_of_every_end(group)
     return group
 
