@@ -52,7 +52,7 @@ def linear(problem: Problem) -> Layer:
 
 
 def mlp(
-    problem: Problem, *, hidden: Sequence[int] = (128, 64), activation: Activation = "relu", dropout: float = 0.0
+    problem: Problem, *, hidden: Sequence[int] = (256, 128), activation: Activation = "relu", dropout: float = 0.0
 ) -> Layer:
     """A multilayer perceptron: dense layers with a nonlinearity between them.
 
@@ -122,7 +122,7 @@ def autoencoder(
     problem: Problem,
     *,
     code: int = 16,
-    hidden: Sequence[int] = (128, 64),
+    hidden: Sequence[int] = (256, 128),
     channels: Sequence[int] = (),
     output: Literal["linear", "sigmoid"] = "linear",
 ) -> Blueprint:
