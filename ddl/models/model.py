@@ -113,6 +113,11 @@ class Supervised:
         return self.spec.averages
 
     @property
+    def synchronised(self) -> bool:
+        """Whether layers ask all ranks for sums while they compute."""
+        return bool(self.spec.synchronised)
+
+    @property
     def step_metrics(self) -> Sequence[str]:
         return [name for m in self.metrics for name in _step_names(m)]
 

@@ -40,11 +40,13 @@ class Average:
 class Spec:
     """What a layer is for inputs of one shape. Shapes leave out the batch axis.
 
-    output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average."""
+    output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average.
+    synchronised: in training it asks all ranks for sums, so all must compute it in step."""
 
     output: Shape
     params: Mapping[str, tuple[Shape, Initialiser]] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=dict)
+    synchronised: bool = False
 
 
 class Layer(Protocol):
@@ -85,7 +87,7 @@ def merged(specs: Mapping[str, Spec], output: Shape) -> Spec:
     """The spec of a layer made of named parts: their parameters and averages below their names."""
     params = {f"{scope}.{n}": p for scope, spec in specs.items() for n, p in spec.params.items()}
     averages = {f"{scope}.{n}": a for scope, spec in specs.items() for n, a in spec.averages.items()}
-    return Spec(output, params, averages)
+    return Spec(output, params, averages, any(spec.synchronised for spec in specs.values()))
 
 
 class Sequential:

@@ -39,6 +39,7 @@ class BatchNorm:
                 "mean": Average(channels, 0.0, self.momentum),
                 "variance": Average(channels, 1.0, self.momentum),
             },
+            synchronised=self.sync,
         )
 
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:

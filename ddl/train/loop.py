@@ -16,7 +16,7 @@ from ddl.arrays import Device, host
 from ddl.checkpoint import Writer
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, assign, combine, moments
-from ddl.errors import CheckpointError, DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
+from ddl.errors import CheckpointError, ConfigError, DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report
 from ddl.fault.recover import Settings as RecoverySettings
@@ -115,6 +115,10 @@ class Loop:
         """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
         self._detach()
         task, shards = self.task, plan.shards_of(group.rank)
+        if getattr(task.model, "synchronised", False) and group.size > task.order.shards:
+            return ConfigError(
+                f"synchronised batch norm needs work on every rank: {group.size} ranks share {task.order.shards} shards"
+            )
         problem: DdlError | None = None
         try:
             task.train.hold([task.order.shard_range(shard) for shard in shards])
@@ -146,7 +150,7 @@ class Loop:
             device=self.device,
             algorithm=task.algorithm,
             bucket_mib=task.bucket_mib,
-            overlap=task.overlap,
+            overlap="off" if getattr(task.model, "synchronised", False) else task.overlap,
         )
         self.step = Step(
             task.model,

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ddl.arrays import Device, device
+from ddl.arrays.kernels import use_compiled
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
 from ddl.comm import Group, ending, fault_tolerance, launched_rank, mpi
 from ddl.comm.library import library_version
@@ -96,6 +97,7 @@ class Runner:
         """The task and the faults to inject, or why there is no task.
 
         All ranks talk before one of them ends for that: the others would wait for it in MPI."""
+        use_compiled(self.job.train.compiled)
         try:
             task = self.make_task(self.job)
             return task, inject.parse(self.job.fault.chaos, steps=task.total_steps), None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddl.arrays import Arena, Array, FlatBuffer
+from ddl.arrays import Arena, Array, FlatBuffer, host
 from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
@@ -79,6 +79,9 @@ class Step:
         self.parts, self.clip_norm, self.span, self.beat, self.waiting = parts, clip_norm, span, beat, waiting
         self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp))
         self.metrics = list(model.step_metrics)
+        self.synchronised = bool(getattr(model, "synchronised", False))
+        if self.synchronised and group.size > 1:
+            self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
 
@@ -122,7 +125,7 @@ class Step:
             rows = segments[-1].stop if segments else 0
             last = part == self.parts - 1
             target = local if part == 0 else self._scratch_buffer()
-            if rows == 0:
+            if rows == 0 and not self.synchronised:
                 target.flat[...] = 0
             else:
                 self.beat(step, "compute")
@@ -137,6 +140,13 @@ class Step:
                     header[place] += float(sums[name])
             if part > 0:
                 local.flat += target.flat
+
+    def _sum_over_ranks(self, x: Array) -> Array:
+        """What synchronised layers ask for in forward and backward; nothing else uses the group meanwhile."""
+        total = np.ascontiguousarray(host(x))
+        with self.waiting():
+            self.group.native_allreduce(total)
+        return self.state.device.array(total)
 
     def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
         ctx = self.context
@@ -158,6 +168,11 @@ class Step:
 
         Costs a step; it runs only after a non-finite sum, on every rank, since all see the same sum."""
         scratch, bad = self._scratch_buffer(), []
+        if (
+            self.synchronised
+        ):  # its shards cannot be computed one by one; a rank's own sum tells at least whose they are
+            finite = bool(np.isfinite(self.total.local.flat).all())
+            return tuple(sorted(s for own in self.group.gather_objects([] if finite else self.shards) for s in own))
         for shard in self.shards:
             for part in range(self.parts):
                 batch, segments = self.loader.direct(epoch, step_in_epoch, part, [shard])

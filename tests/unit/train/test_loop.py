@@ -6,10 +6,11 @@ import pytest
 from ddl.arrays import Device, Layout
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.data import Arrays, Order
-from ddl.errors import Diverged, UserCodeError
+from ddl.errors import ConfigError, Diverged, UserCodeError
 from ddl.fault.recover import Settings
 from ddl.models import MLP
 from ddl.models import build as build_model
+from ddl.nn import BatchNorm, Dense, Dropout, ReLU, Sequential
 from ddl.optim import Adam, Groups, Momentum
 from ddl.train.journal import Journal
 from ddl.train.loop import Loop, Wishes
@@ -218,3 +219,21 @@ def test_momentum_is_the_same_on_three_ranks():
     one = run_ranks(1, lambda g: train(g, optimizer=Momentum(lr=0.01)))[0]
     for result in run_ranks(3, lambda g: train(g, optimizer=Momentum(lr=0.01))):
         assert np.allclose(parameters(result), parameters(one), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_batch_norm_is_the_same_on_any_number_of_ranks(size):
+    for sync in (False, True):
+        # Without bias: before a batch norm its gradient is rounding noise, which Adam would scale up.
+        network = Sequential(Dense(8, bias=False), BatchNorm(sync=sync), Dropout(0.3), ReLU(), Dense(3))
+        one = run_ranks(1, lambda g, n=network: train(g, network=n))[0]
+        for result in run_ranks(size, lambda g, n=network: train(g, network=n)):
+            assert result[1] is None
+            assert np.allclose(parameters(result), parameters(one), rtol=1e-9, atol=1e-12)
+            assert np.allclose(result[0].state.averages.flat, one[0].state.averages.flat, rtol=1e-9, atol=1e-12)
+
+
+def test_synchronised_batch_norm_needs_a_shard_on_every_rank():
+    network = Sequential(Dense(8), BatchNorm(sync=True), Dense(3))
+    for _, failure in run_ranks(SHARDS + 1, lambda g: train(g, network=network)):
+        assert isinstance(failure, ConfigError)
