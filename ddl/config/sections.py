@@ -162,7 +162,9 @@ class Checkpoint:
 class Metrics:
     """What is shown and recorded."""
 
-    console_every_s: float = setting(1.0, "seconds between progress lines; 0: no progress lines")
+    console_every_s: float = setting(
+        1.0, "seconds between progress lines, at first; 0: the job says nothing but errors"
+    )
     jsonl: bool = setting(True, "write metrics.jsonl: one event a line")
     trace: str = setting("", "file for a Chrome/Perfetto timeline of all ranks")
     tensorboard: bool = setting(False, "write TensorBoard files (extra: tensorboard)")

@@ -54,7 +54,8 @@ class Console:
     """Writes to ``out``; rewrites one line in place on a terminal, prints a plain line now and then elsewhere.
 
     every_s: seconds between progress lines, at first: plain lines become rarer; 0: none. live: in place or not;
-    default: as ``is_live`` finds."""
+    default: as ``is_live`` finds. steps, steps_per_epoch: of the whole job, for a leader that takes over and hears
+    no JobStarted; 0: not known."""
 
     def __init__(
         self,
@@ -62,21 +63,23 @@ class Console:
         out: TextIO | None = None,
         live: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
+        steps: int = 0,
+        steps_per_epoch: int = 1,
     ):
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.out = out if out is not None else sys.stdout
         self.live = is_live() if live is None else live
         self.every_s, self.clock = every_s, clock
         self._started = self._shown_at = self._since = clock()
         self._samples = 0
         self._first: StepDone | None = None
-        self._job: JobStarted | None = None
         self._width = 0
 
     def write(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, JobStarted):
-            self._job, self._first = event, None
+            self.steps, self.steps_per_epoch, self._first = event.steps, event.steps_per_epoch, None
             self._started = self._shown_at = self._since = self.clock()
             self._line(banner(event))
         elif isinstance(event, EpochDone):
@@ -121,18 +124,14 @@ class Console:
             self._progress(self._progress_text(event, rate, now))
 
     def _progress_text(self, event: StepDone, rate: float, now: float) -> str:
-        job, first = self._job, self._first
-        assert first is not None
+        assert self._first is not None
         parts = [f"epoch {event.epoch}", f"step {event.step}"]
         left = ""
-        if job is not None:
-            parts = [
-                f"epoch {event.epoch}/{-(-job.steps // job.steps_per_epoch)}",
-                f"step {event.step}/{job.steps}",
-            ]
-            done = event.step - first.step
+        if self.steps:
+            parts = [f"epoch {event.epoch}/{-(-self.steps // self.steps_per_epoch)}", f"step {event.step}/{self.steps}"]
+            done = event.step - self._first.step
             if done > 0:
-                left = f"{duration((job.steps - event.step) * (now - self._since) / done)} left"
+                left = f"{duration((self.steps - event.step) * (now - self._since) / done)} left"
         parts.append(figures({"loss": event.loss, **event.metrics}))
         if rate:
             parts.append(f"{rate:,.0f} samples/s")

@@ -306,7 +306,10 @@ class Runner:
     def _sinks(self) -> list[Sink]:
         if not self.job.metrics.console_every_s:
             return []
-        return [Console(self.job.metrics.console_every_s)]
+        assert self.journal is not None
+        task = self.journal.task
+        every_s, per_epoch = self.job.metrics.console_every_s, task.order.steps_per_epoch
+        return [Console(every_s, steps=task.total_steps, steps_per_epoch=per_epoch)]
 
     def _say(self, message: str) -> None:
         """A line that people should see; before the journal speaks it waits for the banner."""

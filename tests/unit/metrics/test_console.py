@@ -74,6 +74,13 @@ def test_progress_says_epoch_step_loss_accuracy_rate_and_time_left(clock):
     assert last[3:] == ["128 samples/s", "15.0 s left"]
 
 
+def test_a_leader_that_takes_over_knows_how_far_it_is(clock):
+    out = io.StringIO()
+    console = Console(every_s=1.0, out=out, live=True, clock=clock, steps=40, steps_per_epoch=20)
+    run(console, clock, 10, 0.5)
+    assert out.getvalue().split("\r")[-1].split("  ")[:2] == ["epoch 1/2", "step 10/40"]
+
+
 def test_in_place_a_shorter_line_leaves_nothing_of_a_longer_one(clock):
     out = io.StringIO()
     console = Console(every_s=1.0, out=out, live=True, clock=clock)
