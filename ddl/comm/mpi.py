@@ -397,7 +397,10 @@ def fail(group: Group, status: int = 1) -> None:
     if not isinstance(group, MpiGroup):
         return
     if group.tolerant:
-        group.end_job(status)
+        try:
+            group.end_job(status)
+        except BaseException:
+            ending.die()  # they could not be told: this at least they hear of
         ending.leave(status)
     if launcher.library_is_tolerant():
         group.revoke()  # the launcher would let the others wait for ever
