@@ -1,6 +1,7 @@
 """The same claims as over threads, over MPI, at any number of ranks."""
 
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,3 +144,15 @@ def test_an_error_of_mpi_is_ours(group):
         pytest.skip("started without MPI")
     with pytest.raises(CommError, match="send"):
         group.send(np.zeros(1), group.size + 5)
+
+
+def test_a_step_allocates_no_arrays(group):
+    reducer = GradientSum(group, Layout.of({"w": (500, 500)}), 8, overlap="off")
+    for _ in range(3):
+        reducer.finish()
+    tracemalloc.start()
+    for _ in range(5):
+        reducer.finish()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000  # of a gradient of a million bytes
