@@ -1,5 +1,6 @@
 """Data: sources and formats, shards and their plan, sample order, batches, augmentation, the ledger's format."""
 
+from ddl.data.augmentations import make_transforms
 from ddl.data.balance import class_weights, multiplicity, oversample
 from ddl.data.dataset import SOURCES, Splits, open_dataset
 from ddl.data.digits import digits
@@ -7,7 +8,6 @@ from ddl.data.formats import FORMATS
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
-from ddl.data.named import make_transforms
 from ddl.data.normalise import Normalise, can_normalise, combine, moments
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign

@@ -16,10 +16,10 @@ from ddl.data.filesource import number_alike
 from ddl.data.formats import Request, open_files
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
-from ddl.data.named import build, find
 from ddl.data.source import Source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.errors import ConfigError, DataError
+from ddl.named import find, make
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "digits": digits,
@@ -89,7 +89,7 @@ def _open(source: str, path: str, format: str, request: Request) -> Any:
         if source in SOURCES:
             raise ConfigError(f"data.path is given, but data.source is {source!r}: it reads files when it is 'files'")
         options["path"] = path
-    return build(find(source, SOURCES, "data source"), options, f"data source {source!r}")
+    return make(find(source, SOURCES, "data.source"), options, f"data source {source!r}")
 
 
 def _only(opened: Any, path: str) -> Source:

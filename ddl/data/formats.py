@@ -20,10 +20,10 @@ from ddl.data.corpus import open_text, open_tokens
 from ddl.data.delimited import Delimited
 from ddl.data.filesource import Column, Concat, FileSource, pair
 from ddl.data.labelled_text import LabelledText, csv_lines, json_lines
-from ddl.data.named import build
 from ddl.data.rows import MappedRows, Rows
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
+from ddl.named import make
 
 Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
 
@@ -37,7 +37,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, opener: Callable[..., Any], what: str, /, **fixed: Any) -> Any:
-        return build(opener, {**self.options, **fixed}, what)
+        return make(opener, {**self.options, **fixed}, what)
 
 
 # Arrays: x in one file, targets in another, or both in one archive.
@@ -190,8 +190,8 @@ def _labelled(open_lines: Callable[..., Any], paths: Sequence[Path], request: Re
     own: dict[str, Any] = {key: options.pop(key) for key in ("text", "label", "delimiter") if key in options}
     if request.targets:
         own["label"] = request.targets
-    lines = build(open_lines, {"path": paths[0], **own}, "data.options")
-    return build(LabelledText, {"texts": lines, **options}, "data.options")
+    lines = make(open_lines, {"path": paths[0], **own}, "data.options")
+    return make(LabelledText, {"texts": lines, **options}, "data.options")
 
 
 def _open_text(paths: Sequence[Path], request: Request) -> Source:

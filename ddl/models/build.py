@@ -12,10 +12,10 @@ from ddl.errors import ConfigError
 from ddl.models.adversarial import gan
 from ddl.models.blueprint import Blueprint, FieldLike, Problem, default_loss
 from ddl.models.model import Loss, Model, Supervised
-from ddl.models.named import find, make
 from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
+from ddl.named import find, make
 from ddl.nn.losses import LOSSES
 from ddl.nn.metric import METRICS, Metric
 

@@ -15,9 +15,9 @@ from ddl.data import Order, Splits, auto_shards, make_transforms, open_dataset
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.model import Model
+from ddl.named import find
 from ddl.optim import Groups, Rule, scaled_lr, schedule
 from ddl.optim import build as build_optimizer
-from ddl.train.named import load_object
 from ddl.train.task import Task
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
@@ -72,7 +72,7 @@ def build_task(job: Job) -> Task:
         algorithm=job.comm.algorithm,
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
-        callbacks=[load_object(name, "train.callbacks") for name in job.train.callbacks],
+        callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
         initial=start_from(job),
         settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": job.run.seed},
     )
@@ -126,7 +126,7 @@ def _matches(pattern: str, layout: Layout) -> bool:
 
 def _optimizer(name: str, lr: float, settings: Mapping[str, Any]):
     if ":" in name:
-        return load_object(name, "optim.name")(lr=lr)
+        return find(name, {}, "optim.name")(lr=lr)
     options = {option: settings[option] for option in (*_OPTIONS.get(name, ()), "weight_decay")}
     return build_optimizer(name, {"lr": lr, **options})
 

@@ -44,6 +44,8 @@ from ddl.train.task import Task
 if TYPE_CHECKING:
     from ddl.train.loop import Loop
 
+TAIL_BYTES, TAIL_LINES = 1 << 16, 50  # how far a new leader looks back in metrics.jsonl
+
 
 class Journal:
     """Silent until ``lead`` makes this rank the one that writes.
@@ -63,6 +65,7 @@ class Journal:
         self._hub: Hub | None = None
         self._ledger: Ledger | None = None
         self._mark = time.monotonic()
+        self._told = -1  # the last step that the files tell of
 
     # What a newcomer must know to take it up.
 
@@ -84,18 +87,19 @@ class Journal:
 
     # The leader's voice.
 
-    def lead(self) -> bool:
-        """This rank writes from now on; whether it takes over from another."""
+    def lead(self) -> None:
+        """This rank writes from now on, after what an earlier leader may have written."""
         if self._hub is not None:
-            return False
+            return
         sinks = list(self._sinks())
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             sinks.append(JsonLines(self.folder / "metrics.jsonl"))
             self._ledger = Ledger(self.folder / "ledger.jsonl")
+            told = read_lines(self.folder / "metrics.jsonl", TAIL_BYTES)
+            self._told = max((line["step"] for line in told[-TAIL_LINES:] if line.get("event") == "step"), default=-1)
         self._hub = Hub(sinks, self._say or (lambda message: None))
         self._mark = time.monotonic()
-        return True
 
     @property
     def leads(self) -> bool:
@@ -112,10 +116,12 @@ class Journal:
         self.emit(event)
         if self._ledger is not None:
             self._ledger.start(LedgerStart(self.launch, 0, event.step, self.task.order))
+        self._told = event.step
         self._mark = time.monotonic()
 
     def step(self, outcome: Outcome, group: Group, plan: Plan) -> None:
         """Tell of a committed step, and enter it in the ledger."""
+        self._told = outcome.step
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
         if self.folder is not None and self._ledger is not None:
@@ -141,12 +147,11 @@ class Journal:
             named = f"shard(s) {list(outcome.bad_shards)}" if outcome.bad_shards else "a shard that could not be named"
             self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
 
-    def missed(self, outcome: Outcome | None, group: Group, plan: Plan, step: int) -> None:
-        """A new leader tells what the last one may not have come to tell: its last committed step."""
-        if outcome is None or outcome.step != step or self.folder is None:
-            return
-        told = read_lines(self.folder / "metrics.jsonl")[-50:]
-        if not any(line.get("event") == "step" and line.get("step") == step for line in told):
+    def missed(self, outcome: Outcome | None, group: Group, plan: Plan) -> None:
+        """After a recovery: tell the last committed step, if the leader before, or this one, did not come to it.
+
+        group, plan: those that computed it."""
+        if outcome is not None and outcome.step > self._told:
             self.step(outcome, group, plan)
 
     def epoch(self, epoch: int, progress: Progress) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddl.arrays import Arena, Array, FlatBuffer, host
+from ddl.collectives.shared import squares
 from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
@@ -197,6 +198,8 @@ class Step:
         """Law 2: everything changes here, and nothing in here can wait for or hear of another rank."""
         progress, state = self.state.progress, self.state
         weight, samples, lr = float(header[WEIGHT]), int(header[SAMPLES]) if not skipped else 0, self.lr(step)
+        if self.model.averages:  # their sums travel behind the gradients and are none
+            squared_norm = float(squares(gradient[: state.layout.length]))
         norm = math.sqrt(squared_norm) / weight if not skipped and weight > 0 else math.nan
         if not skipped and weight > 0:
             scale = 1.0 / weight

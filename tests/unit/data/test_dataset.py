@@ -147,7 +147,7 @@ def test_the_librarys_text_is_held_out_by_files():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("blur", "no augmentation is called 'blur'"),
+        ("blur", "data.augment = 'blur' is unknown"),
         ("shift:two", "'two' are not numbers"),
         ({"name": "flip", "chance": 1}, "chance"),
         ({"probability": 1}, "needs a name"),

@@ -43,9 +43,13 @@ def make(builder: Callable[..., Any], options: Mapping[str, Any], what: str, *gi
 
     Raises ConfigError for an option that it does not have, that it needs, or that has the wrong type."""
     try:
-        parameters = list(inspect.signature(builder).parameters.values())[len(given) :]
+        every = list(inspect.signature(builder).parameters.values())
     except ValueError:  # some built-in callables have no signature
         return builder(*given, **options)
+    by_order = [p for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(given) > len(by_order) and not any(p.kind is p.VAR_POSITIONAL for p in every):
+        raise ConfigError(f"{what} takes {len(by_order)} values, not {len(given)}: too many in {list(given)}")
+    parameters = every[len(given) :]
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     unknown = sorted(set(options) - set(known))

@@ -1,0 +1,40 @@
+"""Transforms from their names in a job. What they do is transforms.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddl.data.source import Field
+from ddl.data.transforms import TRANSFORMS
+from ddl.errors import ConfigError
+from ddl.named import find, make
+
+
+def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[str, Field]) -> list[Any]:
+    """Transforms from a job's list: "flip", "shift:2" (values in the order of its settings, by commas),
+    {"name": "shift", "pixels": 2} or "package.module:Name".
+
+    A transform with a method ``for_fields`` is asked for one that suits the source's fields."""
+    made = []
+    for spec in specs:
+        name, values, options = _parse(spec)
+        transform = make(find(name, TRANSFORMS, "data.augment"), options, f"augmentation {name!r}", *values)
+        made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
+    return made
+
+
+def _parse(spec: str | Mapping[str, Any]) -> tuple[str, list[float], dict[str, Any]]:
+    """(name, values by order, options by name)."""
+    if not isinstance(spec, str):
+        options = dict(spec)
+        if "name" not in options:
+            raise ConfigError(f"an augmentation needs a name: {options}")
+        return str(options.pop("name")), [], options
+    name, _, values = spec.partition(":")
+    if not values or name not in TRANSFORMS:
+        return spec, [], {}
+    try:
+        return name, [int(v) if v.strip().isdigit() else float(v) for v in values.split(",")], {}
+    except ValueError:
+        raise ConfigError(f"augmentation {spec!r}: {values!r} are not numbers") from None
