@@ -358,3 +358,15 @@ def test_the_last_step_is_found_behind_half_a_line(tmp_path):
     assert last_step(tmp_path) == 5
     (tmp_path / "metrics.jsonl").write_text('{"event": "step", "step": 7}\n{"event": "epoch", "step": 9}\n{"eve')
     assert last_step(tmp_path) == 7
+
+
+def test_both_sides_of_the_environment_use_the_same_names(monkeypatch):
+    """The supervisor may not import the rooms that read what it sets."""
+    from ddl.checkpoint.replica import FOLDER_VARIABLE
+    from ddl.mpirun import LAUNCH_VARIABLE
+    from ddl.supervisor import REPLICA_VARIABLE
+    from ddl.train.folder import new_launch
+
+    monkeypatch.setenv(LAUNCH_VARIABLE, "mine")
+    assert new_launch() == "mine"
+    assert REPLICA_VARIABLE == FOLDER_VARIABLE
