@@ -16,7 +16,7 @@ from ddl.arrays import Device, host
 from ddl.checkpoint import Writer
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, assign, combine, moments
-from ddl.errors import CheckpointError, ConfigError, DdlError, Diverged, PeerLost, QuorumLost, Stop, UserError
+from ddl.errors import CheckpointError, ConfigError, DdlError, Diverged, JobEnded, PeerLost, QuorumLost, Stop, UserError
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report
 from ddl.fault.recover import Settings as RecoverySettings
@@ -217,6 +217,8 @@ class Loop:
             except PeerLost as lost:
                 failure = self._recover(lost, agreed) or failure
                 attached = not self.group.is_spare
+            except JobEnded:
+                raise
             except Exception as error:
                 # Other ranks may have raised the same: they all tell each other before anybody ends.
                 if not self.group.tolerant or len(self.group.members) == 1 or self._is_overlapping:

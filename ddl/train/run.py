@@ -24,7 +24,7 @@ from ddl.comm import Group, ending, fault_tolerance, launched_rank, mpi
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.config import write as write_config
-from ddl.errors import CheckpointError, ConfigError, DdlError, Stop, UserCodeError, UserError
+from ddl.errors import CheckpointError, ConfigError, DdlError, JobEnded, Stop, UserCodeError, UserError
 from ddl.fault import inject
 from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
@@ -88,6 +88,9 @@ class Runner:
         with Signals(self.wishes):
             try:
                 return self._train(task, chaos, problem)
+            except JobEnded as ended:  # by another rank, for a reason that it has told
+                mpi.fail(self.loop.group if self.loop else self.group, ended.exit_status)
+                return ended.exit_status
             except Exception as error:
                 self._die(error)
             finally:
