@@ -33,7 +33,7 @@ ACTS = {
 }
 _CALLS = ["send", "receive", "exchange", "barrier", "native", "broadcast", "gather", "share"]
 _CALLS += ["agree", "revoke", "shrink"]
-_USES = {"job": "outside the sum of a step", "allreduce": "in the sum of a step"}
+_USES = {"job": "outside the sum of a step", "allreduce": "in the sum of a step", "recovery": "in a recovery"}
 _RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 

@@ -123,6 +123,7 @@ class _Word:
     deaths: tuple[Death, ...]
     raised: Death | None
     has_state: bool
+    history: tuple[Death, ...]
 
 
 def survive(group: Group, action: Callable[[Group], T]) -> tuple[Group, T | None]:
@@ -170,6 +171,7 @@ class Recovery:
     def _recover(self, group: Group, cause: PeerLost, agreed: bool) -> tuple[Group, Report]:
         clock, phases = self.settings.clock, {}
         last, mark = group, clock()
+        group.doing = "recovery"
         before = list(group.members)
         lost: set[int] = set(cause.ranks)
 
@@ -208,7 +210,7 @@ class Recovery:
                 done = 0
             agreed = True
             if group.agree(done):
-                self.has_state = self.has_state or not group.is_spare
+                group.doing = "job"
                 self.history.extend(report.deaths)
                 report.phases = phases
                 return group, report
@@ -221,7 +223,9 @@ class Recovery:
         if group.is_spare:
             return Report(group.generation, [], sorted(alive), 0)
         deaths = tuple(self._death(m) for m in gone)
-        word = _Word(group.me.identity, self.work.position(), confirmed, deaths, self.raised, self.has_state)
+        word = _Word(
+            group.me.identity, self.work.position(), confirmed, deaths, self.raised, self.has_state, tuple(self.history)
+        )
         words: list[_Word] = group.gather_objects(word)
         holders = [w for w in words if w.has_state]
         if not holders:
@@ -231,6 +235,7 @@ class Recovery:
         leader = next(rank for rank, w in enumerate(words) if w.has_state and w.position == newest)
         if not all(w.position[0] >= newest[0] - 1 for w in holders):
             raise AssertionError(f"committed steps differ by more than one: {[w.position for w in words]}")
+        self.history = list(words[leader].history)  # a spare that steps in has not seen it
         raised = [w.raised for w in words if w.raised is not None]
         deaths = (*words[leader].deaths, *raised)
         now = Situation(
@@ -302,6 +307,7 @@ class Recovery:
             group.broadcast(flat, leader)
         if not (words[group.rank].has_state and words[group.rank].position == newest):
             self.work.take_over(arrays, meta)
+            self.has_state = True
 
     def _reassign(self, group: Group, last: Group, leader: int, report: Report) -> None:
         owners = group.gather_objects(self.owners if group.rank == leader else None)[leader]

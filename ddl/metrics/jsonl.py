@@ -49,10 +49,14 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a file; lines that a kill cut short are passed over."""
+def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The events of a file; lines that a kill cut short are passed over. tail_bytes: only its end."""
     found = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0 if tail_bytes is None else max(size - tail_bytes, 0))
+        text = file.read().decode(errors="replace")
+    for line in text.splitlines():
         try:
             value = json.loads(line)
         except json.JSONDecodeError:

@@ -44,7 +44,7 @@ from ddl.train.task import Task
 if TYPE_CHECKING:
     from ddl.train.loop import Loop
 
-TAIL_BYTES, TAIL_LINES = 1 << 16, 50  # how far a new leader looks back in metrics.jsonl
+TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 
 
 class Journal:
@@ -97,7 +97,7 @@ class Journal:
             sinks.append(JsonLines(self.folder / "metrics.jsonl"))
             self._ledger = Ledger(self.folder / "ledger.jsonl")
             told = read_lines(self.folder / "metrics.jsonl", TAIL_BYTES)
-            self._told = max((line["step"] for line in told[-TAIL_LINES:] if line.get("event") == "step"), default=-1)
+            self._told = next((line["step"] for line in reversed(told) if line.get("event") in ("start", "step")), -1)
         self._hub = Hub(sinks, self._say or (lambda message: None))
         self._mark = time.monotonic()
 

@@ -4,6 +4,7 @@ A step is step.py's, recovery is fault's; here stands what comes when, and what 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,18 @@ from ddl.arrays import Device, host
 from ddl.checkpoint import Writer
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, assign, combine, moments
-from ddl.errors import CheckpointError, ConfigError, DdlError, Diverged, JobEnded, PeerLost, QuorumLost, Stop, UserError
+from ddl.errors import (
+    CheckpointError,
+    ConfigError,
+    DdlError,
+    Diverged,
+    Fenced,
+    JobEnded,
+    PeerLost,
+    QuorumLost,
+    Stop,
+    UserError,
+)
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report
 from ddl.fault.recover import Settings as RecoverySettings
@@ -87,6 +99,7 @@ class Loop:
         self.samples, self.train_seconds = 0, 0.0
         self._stepped = time.monotonic()  # when the last step was committed
         self._last: Outcome | None = None
+        self._fenced: Fenced | None = None  # set on a leader that may write no more
 
     def start(self, group: Group) -> None:
         """The group that came out of setting up; from here on ``run`` looks after it."""
@@ -103,13 +116,14 @@ class Loop:
         return [host(flat) for flat in self.state.flat_arrays()]
 
     def meta(self) -> dict[str, Any]:
-        return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json()}
+        return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json(), "last": self._last}
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
         for flat, received in zip(self.state.flat_arrays(), arrays, strict=True):
             flat[...] = self.device.array(received)
         self.state.progress.become(Progress.from_json(meta["progress"]))
         self.journal.become(meta["journal"])
+        self._last = meta["last"]
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
@@ -195,7 +209,8 @@ class Loop:
             agreed = False
             try:
                 if self.group.is_spare:
-                    self.group.wait_as_spare()
+                    with self.waiting():
+                        self.group.wait_as_spare()
                 else:
                     try:
                         if failure is None and not attached:
@@ -211,7 +226,9 @@ class Loop:
                     if self.group.is_leader:
                         self.group.release_spares()
                 agreed = True
-                if self.group.agree(1):
+                with self.waiting():
+                    ended = self.group.agree(1)
+                if ended:
                     return failure
                 raise PeerLost([], self.group.generation, "the agreement on the end")
             except PeerLost as lost:
@@ -246,12 +263,13 @@ class Loop:
     def _recover(self, lost: PeerLost, agreed: bool) -> DdlError | None:
         """Bind to the next generation; what is returned is why all survivors must leave it again."""
         detect_s = time.monotonic() - self._stepped
+        group, plan = self.group, self.plan
         self._detach()
         self.group, report = self.recovery.recover(self.group, lost, agreed)
         self.reports.append(report)
-        leads = self.group.is_leader and not isinstance(report.refusal, QuorumLost)
-        if leads and self.journal.lead() and self._last is not None:
-            self.journal.missed(self._last, self.group, self.plan, self.state.progress.step)
+        if self.group.is_leader and not isinstance(report.refusal, QuorumLost) and self.recovery.has_state:
+            self.journal.lead()
+            self.journal.missed(self._last, group, plan)
         self.journal.recovered(report, detect_s)
         self._stepped = time.monotonic()
         return report.refusal
@@ -265,7 +283,7 @@ class Loop:
         self._stepped = time.monotonic()
         while progress.step < task.total_steps and not progress.ended and not progress.stopping:
             due = self.group.is_leader and self.wishes.checkpoint_due()
-            outcome = self.step.run(stop=self.wishes.stop, checkpoint=due)
+            outcome = self.step.run(self.wishes.stop, due, self._fenced is not None)
             self._after_step(outcome)
             self._after_epoch()
 
@@ -278,6 +296,8 @@ class Loop:
             self.journal.step(outcome, self.group, self.plan)
             for callback in task.callbacks:
                 callback(outcome)
+        if outcome.fenced:
+            raise _AllLeave(self._fenced or Fenced("a newer launch has taken over the run folder"))
         if outcome.skipped and self.state.progress.skipped_in_row >= task.skip_limit:
             raise _AllLeave(
                 Diverged(
@@ -332,30 +352,35 @@ class Loop:
             self._checkpoint()
             if self._writer is not None:
                 self._writer.wait()
-        except CheckpointError as error:
+        except (CheckpointError, Fenced) as error:
             problem, self.status = error, "failed"
-        if self.group.is_leader:
+        problem = self._fenced or problem
+        if self.group.is_leader and not isinstance(problem, Fenced):
             self.group.probe("end.summary")
             self.journal.end(self, self.status, problem)
         self.group.probe("end.barrier")
         self.beat(progress.step, "end")
         # Whoever returns from this knows that the leader's work is done, or what it failed with.
-        for error in self.group.gather_objects(problem):
+        with self.waiting():
+            problems = self.group.gather_objects(problem)
+        for error in problems:
             if error is not None:
                 raise _AllLeave(error)
 
     def _abandon(self, failure: DdlError) -> None:
         """All leave before the end: what is newest is saved where this side may write at all."""
-        if isinstance(failure, QuorumLost | CheckpointError):
+        if isinstance(failure, QuorumLost | CheckpointError | Fenced) or not self.recovery.has_state:
             return
         self.status = "stopped" if isinstance(failure, Stop) else "failed"
         if isinstance(failure, Stop):
             self._checkpoint()
             if self._writer is not None:
-                self._writer.wait()
-        if self.group.is_leader:
+                with contextlib.suppress(CheckpointError, Fenced):  # the writer has said so
+                    self._writer.wait()
+        if self.group.is_leader and self._fenced is None:
             self.journal.end(self, self.status, failure)
-        self.group.barrier()
+        with self.waiting():
+            self.group.barrier()
 
     def _evaluate(self, source) -> dict[str, Any]:
         self.beat(self.state.progress.step, "evaluate")
@@ -368,6 +393,7 @@ class Loop:
                 rows=self.task.evaluate_rows,
                 transforms=self.transforms,
                 beat=lambda: self.beat(self.state.progress.step, "evaluate"),
+                waiting=self.waiting,
             )
 
     def _epoch_means(self) -> dict[str, Any]:
@@ -383,17 +409,22 @@ class Loop:
         self.wishes.last_checkpoint = time.monotonic()
         if self._open_writer is None or not self.group.is_leader:
             return
-        if self._writer is None:
-            self._writer = self._open_writer()
         progress = self.state.progress
         meta = {"progress": progress.to_json(), **self.task.settings}
         score = progress.results.get("validation", {}).get("loss")
-        with self.span("checkpoint"):
-            self._writer.submit(progress.step, self.state.to_named(), meta, None if score is None else -score)
+        try:
+            if self._writer is None:
+                self._writer = self._open_writer()
+            with self.span("checkpoint"):
+                self._writer.submit(progress.step, self.state.to_named(), meta, None if score is None else -score)
+        except Fenced as error:  # the next step tells the others
+            self._fenced = error
 
     def _compare_replicas(self) -> None:
         """Every rank shows a hash of its state; a minority that differs takes over the majority's."""
-        digests = self.group.gather_objects(self.state.digest())
+        digest = self.state.digest()
+        with self.waiting():
+            digests = self.group.gather_objects(digest)
         if len(set(digests)) == 1:
             return
         counts = {digest: digests.count(digest) for digest in digests}

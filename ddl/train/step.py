@@ -22,7 +22,7 @@ from ddl.parallel import GradientSum
 from ddl.train.state import State
 
 # The float64 header that travels with the gradients; step metrics follow.
-WEIGHT, LOSS, SAMPLES, STOP, CHECKPOINT, FIXED = 0, 1, 2, 3, 4, 6
+WEIGHT, LOSS, SAMPLES, STOP, CHECKPOINT, FENCED, FIXED = range(7)
 
 Span = Callable[[str], AbstractContextManager[None]]
 
@@ -49,6 +49,7 @@ class Outcome:
     skipped: bool
     bad_shards: tuple[int, ...]
     checkpoint: bool
+    fenced: bool = False
 
 
 class Step:
@@ -90,16 +91,16 @@ class Step:
     def header_length(model: Model) -> int:
         return FIXED + len(model.step_metrics)
 
-    def run(self, stop: bool = False, checkpoint: bool = False) -> Outcome:
+    def run(self, stop: bool = False, checkpoint: bool = False, fenced: bool = False) -> Outcome:
         """Compute, sum and commit the next step. Raises PeerLost with the state untouched.
 
-        stop, checkpoint: this rank's wishes; the outcome says what any rank wished."""
+        stop, checkpoint: this rank's wishes; fenced: it may write no more. The outcome says what any rank said."""
         progress = self.state.progress
         step = progress.step
         epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
         header = self.total.header
         header[:] = 0
-        header[STOP], header[CHECKPOINT] = stop, checkpoint
+        header[STOP], header[CHECKPOINT], header[FENCED] = stop, checkpoint, fenced
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
@@ -183,7 +184,9 @@ class Step:
                 if not (math.isfinite(loss) and math.isfinite(weight) and bool(np.isfinite(scratch.flat).all())):
                     bad.append(shard)
                     break
-        return tuple(sorted(shard for shards in self.group.gather_objects(bad) for shard in shards))
+        with self.waiting():
+            found = self.group.gather_objects(bad)
+        return tuple(sorted(shard for shards in found for shard in shards))
 
     def _commit(
         self,
@@ -237,4 +240,5 @@ class Step:
             skipped=skipped,
             bad_shards=bad,
             checkpoint=bool(header[CHECKPOINT]),
+            fenced=bool(header[FENCED]),
         )
