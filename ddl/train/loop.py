@@ -278,14 +278,17 @@ class Loop:
         """Steps until the last; after each, what is due by then. Everything due is told by the state alone,
         so that after a recovery exactly what is missing is done."""
         task, progress = self.task, self.state.progress
-        assert self.step is not None
         self._after_epoch()
         self._stepped = time.monotonic()
         while progress.step < task.total_steps and not progress.ended and not progress.stopping:
-            due = self.group.is_leader and self.wishes.checkpoint_due()
-            outcome = self.step.run(self.wishes.stop, due, self._fenced is not None)
-            self._after_step(outcome)
-            self._after_epoch()
+            self.advance()
+
+    def advance(self) -> None:
+        """One step, and what is due after it."""
+        assert self.step is not None
+        due = self.group.is_leader and self.wishes.checkpoint_due()
+        self._after_step(self.step.run(self.wishes.stop, due, self._fenced is not None))
+        self._after_epoch()
 
     def _after_step(self, outcome: Outcome) -> None:
         wishes, task = self.wishes, self.task
