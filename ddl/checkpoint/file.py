@@ -1,18 +1,19 @@
 """One file of named arrays in the safetensors format, written call by call and checked when read.
 
-The format is 8 bytes of header length, a JSON header, then the arrays' bytes without holes, so any
-safetensors reader opens it. Which files make a checkpoint, and when it counts, is store.py's."""
+The format is the safetensors library's; bringing its bytes to the disk for certain is ours. Which files make a
+checkpoint, and when it counts, is store.py's."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from ddl.arrays import Array, host
 from ddl.errors import CheckpointError
@@ -21,23 +22,6 @@ Probe = Callable[[str], None]
 """Called with a kill point's name before each system call, and with ``.done`` appended after it."""
 
 CHUNK_BYTES = 16 << 20
-HEADER_ALIGNMENT = 64
-
-_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-_DTYPES = {code: np.dtype(name) for name, code in _CODES.items()}
 
 
 def no_probe(point: str) -> None:
@@ -49,39 +33,23 @@ def prepare(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
     ready = {}
     for name, array in arrays.items():
         array = host(array)
-        if array.dtype.name not in _CODES:
-            raise CheckpointError(f"array {name!r} of type {array.dtype} cannot be saved: use one of {sorted(_CODES)}")
-        # A strided array's memory is not its values in order; ascontiguousarray makes 0-d arrays 1-d.
+        if array.dtype.kind not in "fiub":
+            raise CheckpointError(f"array {name!r} of type {array.dtype} cannot be saved: use numbers")
+        # The library writes a strided array's memory as if it were its values in order (safetensors issue 825),
+        # so it gets contiguous ones alone; ascontiguousarray makes 0-d arrays 1-d.
         flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         ready[name] = flat.reshape(array.shape)
     return ready
 
 
-def header_of(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[str]]:
-    """(the file's first bytes, the names in the order of their data): wide elements first, so all are aligned."""
-    order = sorted(arrays, key=lambda name: -arrays[name].itemsize)
-    places, start = {}, 0
-    for name in order:
-        places[name] = [start, start + arrays[name].nbytes]
-        start = places[name][1]
-    header = {
-        name: {"dtype": _CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": places[name]}
-        for name, array in arrays.items()
-    }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % HEADER_ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text, order
-
-
 def pieces_of(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
-    """The bytes of a safetensors file of ``arrays``, piece by piece, without a second copy of them."""
-    ready = prepare(arrays)
-    header, order = header_of(ready)
-    yield memoryview(header)
-    for name in order:
-        data = ready[name].reshape(-1).view(np.uint8).data
-        for start in range(0, len(data), CHUNK_BYTES):
-            yield data[start : start + CHUNK_BYTES]
+    """The bytes of a safetensors file of ``arrays``, piece by piece. Raises CheckpointError for a type it has not."""
+    try:
+        data = memoryview(safetensors.numpy.save(prepare(arrays)))
+    except SafetensorError as error:
+        raise CheckpointError(f"arrays cannot be saved: {error}") from error
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
 
 
 def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe) -> dict[str, Any]:
@@ -131,7 +99,7 @@ def replace_file(path: Path, data: bytes, probe: Probe = no_probe) -> None:
 
 
 def read_file(path: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a file, writeable views of one buffer, in the order in which they were saved.
+    """The arrays of a file by name, read-only.
 
     expected: what ``write_file`` returned. Raises CheckpointError if the file is missing, truncated or altered."""
     try:
@@ -139,28 +107,20 @@ def read_file(path: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
             size = os.fstat(file.fileno()).st_size
             if size != expected["bytes"]:
                 raise CheckpointError(f"{path.name} is truncated: {size} bytes of {expected['bytes']}")
-            data = np.empty(size, np.uint8)
-            read = file.readinto(data.data)
+            data = file.read()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name} is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
-    if read != size or hashlib.sha256(data.data).hexdigest() != expected["sha256"]:
+    if len(data) != size or hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise CheckpointError(f"{path.name} is altered: its checksum differs")
     return parse(data)
 
 
-def parse(data: np.ndarray) -> dict[str, np.ndarray]:
-    """Views into the bytes of a safetensors file, by name. ``data``: (bytes,) uint8."""
+def parse(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of a safetensors file, by name; read-only views of them."""
     try:
-        body = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8:body].tobytes())
-        arrays = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, stop = (body + offset for offset in entry["data_offsets"])
-            arrays[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        return arrays
-    except (ValueError, KeyError, TypeError) as error:
+        arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"not a safetensors file: {error}") from error
+    return arrays

@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, monkeypatch, failing
         calls += 1
         if calls > failing_call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(fd, bytes(data)[:100])  # a disk may also take less than it is given
+        return write(fd, bytes(data)[:50])  # a disk may also take less than it is given
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(CheckpointError, match="the disk is full; those before are untouched"):
