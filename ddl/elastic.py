@@ -157,7 +157,8 @@ def run(
 
         group = mpi.start()
         # All part together at the interpreter's end, so that nobody takes the first to leave for dead.
-        atexit.register(lambda: mpi.finish(group, 0))
+        atexit.register(lambda: mpi.finish(newest[0], 0))
+    newest = [group]
     work, plan = _Work(state), assign(shards, group.size)
     recovery = Recovery(work, plan, group, Settings(min_ranks=min_ranks))
     attached = False
@@ -176,6 +177,7 @@ def run(
             raise PeerLost([], group.generation, "the agreement on the end")
         except PeerLost as lost:
             group, report = recovery.recover(group, lost, agreed)
+            newest[0] = group
             attached = True
             on_failure(report)
             if report.refusal is not None:

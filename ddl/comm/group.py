@@ -36,17 +36,25 @@ def no_probe(point: str) -> None:
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+def nobody_watches(waiting: bool) -> None:
+    """No watchdog wants to know."""
+
+
 def kill_points(call: str) -> Callable[[_Method], _Method]:
-    """Make a method of a Group pass the kill points of ``call`` before and after."""
+    """Make a method of a Group pass the kill points of ``call`` before and after, and tell that it waits in it."""
 
     def wrap(method: _Method) -> _Method:
         @functools.wraps(method)
         def passing(self: Group, *args: Any, **named: Any) -> Any:
-            if self.probe is no_probe:
-                return method(self, *args, **named)
-            self.probe(f"{self.doing}.{call}")
-            result = method(self, *args, **named)
-            self.probe(f"{self.doing}.{call}.done")
+            if self.probe is not no_probe:
+                self.probe(f"{self.doing}.{call}")
+            self.waits(True)
+            try:
+                result = method(self, *args, **named)
+            finally:
+                self.waits(False)
+            if self.probe is not no_probe:
+                self.probe(f"{self.doing}.{call}.done")
             return result
 
         return cast(_Method, passing)
@@ -99,6 +107,9 @@ class Group(ABC):
     tolerant: bool  # deaths raise PeerLost here; otherwise a death ends the job
     probe: Probe
     doing: str = "job"  # what the group is used for now: named in kill points and in PeerLost
+    waits: Callable[[bool], None] = staticmethod(
+        nobody_watches
+    )  # told that a call waits for others, and that it is back
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
     newest_identity: int = -1  # the highest that any earlier member had: identities are not used twice
@@ -218,7 +229,7 @@ class Group(ABC):
 
     def _handed_on(self, group: Group) -> Group:
         """``group``, the next generation, with what outlives a generation."""
-        group.doing, group.element_limit = self.doing, self.element_limit
+        group.doing, group.element_limit, group.waits = self.doing, self.element_limit, self.waits
         known = [member.identity for member in (*self.members, *group.members)]
         group.newest_identity = max(self.newest_identity, *known)
         return group

@@ -180,6 +180,7 @@ class MpiGroup(Group):
         return memory
 
     # All members.
+    @kill_points("spare")
     @_translated
     def wait_as_spare(self) -> None:
         word = np.zeros(1, np.uint8)

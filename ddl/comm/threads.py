@@ -214,6 +214,7 @@ class ThreadGroup(Group):
         return self._world.memory[key] if self._job.can_share else None
 
     # All members.
+    @kill_points("spare")
     def wait_as_spare(self) -> None:
         with self._job.changed:
             box = self._world.boxes.setdefault(("release", 0, self.rank), deque())

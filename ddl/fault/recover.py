@@ -169,7 +169,8 @@ class Recovery:
             return self._recover(group, cause, agreed)
 
     def _recover(self, group: Group, cause: PeerLost, agreed: bool) -> tuple[Group, Report]:
-        clock, phases = self.settings.clock, {}
+        clock = self.settings.clock
+        phases: dict[str, float] = {}
         last, mark = group, clock()
         group.doing = "recovery"
         before = list(group.members)

@@ -79,17 +79,20 @@ class Heartbeat:
         self._beats += 1
         slots[page_of.BEATS] = self._beats
 
+    def wait(self, waiting: bool) -> None:
+        """Say that this rank waits for others in MPI from now on (True), or that it goes on (False).
+
+        While it waits it can be stopped or fail to recover, but not hang. Calls may be nested."""
+        self._slots[page_of.WAITING] += 1 if waiting else -1
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """``with heartbeat.waiting():`` around a call that returns when the others have come as well. May be nested.
-
-        While a rank waits it can be found stopped, or fail to recover, but not hang."""
-        before = self._slots[page_of.WAITING]
-        self._slots[page_of.WAITING] = 1
+        """``with heartbeat.waiting():`` around a call that returns when the others have come as well."""
+        self.wait(True)
         try:
             yield
         finally:
-            self._slots[page_of.WAITING] = before
+            self.wait(False)
 
     @contextlib.contextmanager
     def recovering(self) -> Iterator[None]:

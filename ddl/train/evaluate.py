@@ -5,7 +5,6 @@ When to evaluate is loop.py's; the door ``python -m ddl.evaluate`` is ddl/evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -43,14 +42,14 @@ def evaluate(
     rows: int,
     transforms: Sequence[Transform] = (),
     beat: Callable[[], None] = lambda: None,
-    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Any]:
     """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost.
 
     rows: samples per forward pass. transforms: normalisation and the like; they draw nothing."""
     own = own_samples(source, group)
     source.hold([own])
-    loss, weight, sums = 0.0, 0.0, {}
+    loss, weight = 0.0, 0.0
+    sums: dict[str, Any] = {}
     for batch in batches(source, own, rows, transforms):
         beat()
         group.probe("evaluate.batch")
@@ -63,8 +62,7 @@ def evaluate(
         loss, weight = loss + float(got_loss), weight + float(got_weight)
         for name, value in got.items():
             sums[name] = sums.get(name, 0) + value
-    with waiting():
-        parts = group.gather_objects((loss, weight, sums))  # summed by rank order: the same bits everywhere
+    parts = group.gather_objects((loss, weight, sums))  # summed by rank order: the same bits everywhere
     loss, weight = sum(p[0] for p in parts), sum(p[1] for p in parts)
     total: dict[str, Any] = {}
     for _, _, part in parts:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +66,7 @@ class Loop:
 
     state: fresh or restored, equal on all workers. journal: where the leader writes what happened.
     open_writer: makes what writes checkpoints (None: none are written). beat: told (step, phase) whenever this
-    rank gets somewhere. waiting: around waits for other ranks. on_error: leaves a note about an exception."""
+    rank gets somewhere. on_error: leaves a note about an exception."""
 
     def __init__(
         self,
@@ -81,13 +80,13 @@ class Loop:
         wishes: Wishes | None = None,
         recovery: RecoverySettings | None = None,
         beat: Callable[[int, str], None] = lambda step, phase: None,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_error: Callable[[Exception], Death] | None = None,
         span: Span = no_span,
     ):
         self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
-        self.wishes, self.beat, self.waiting, self.span = wishes or Wishes(), beat, waiting, span
-        self._open_writer, self._writer = open_writer, None
+        self.wishes, self.beat, self.span = wishes or Wishes(), beat, span
+        self._open_writer = open_writer
+        self._writer: Writer | None = None
         self._on_error = on_error or self.describe
         self.plan = assign(task.order.shards, group.size)
         self.recovery = Recovery(self, self.plan, group, recovery or RecoverySettings())
@@ -140,13 +139,13 @@ class Loop:
             problem = error
         unknown = task.normalise != "none" and self.state.progress.normalise is None
         told = group.gather_objects((problem, unknown))
-        for error, _ in told:
-            if error is not None:
-                return error
+        for found, _ in told:
+            if found is not None:
+                return found
         if any(lacks for _, lacks in told):
             parts = group.gather_objects(moments(task.train, task.order, shards))
-            found = combine({shard: sums for part in parts for shard, sums in part.items()}, task.normalise)
-            self.state.progress.normalise = found.to_json()
+            every = {shard: sums for part in parts for shard, sums in part.items()}
+            self.state.progress.normalise = combine(every, task.normalise).to_json()
         self.group, self.plan = group, plan
         self.loader = Loader(
             task.train,
@@ -181,7 +180,6 @@ class Loop:
             clip_norm=task.clip_norm,
             span=self.span,
             beat=self.beat,
-            waiting=self.waiting,
         )
         return None
 
@@ -209,8 +207,7 @@ class Loop:
             agreed = False
             try:
                 if self.group.is_spare:
-                    with self.waiting():
-                        self.group.wait_as_spare()
+                    self.group.wait_as_spare()
                 else:
                     try:
                         if failure is None and not attached:
@@ -226,9 +223,7 @@ class Loop:
                     if self.group.is_leader:
                         self.group.release_spares()
                 agreed = True
-                with self.waiting():
-                    ended = self.group.agree(1)
-                if ended:
+                if self.group.agree(1):
                     return failure
                 raise PeerLost([], self.group.generation, "the agreement on the end")
             except PeerLost as lost:
@@ -364,11 +359,9 @@ class Loop:
         self.group.probe("end.barrier")
         self.beat(progress.step, "end")
         # Whoever returns from this knows that the leader's work is done, or what it failed with.
-        with self.waiting():
-            problems = self.group.gather_objects(problem)
-        for error in problems:
-            if error is not None:
-                raise _AllLeave(error)
+        for found in self.group.gather_objects(problem):
+            if found is not None:
+                raise _AllLeave(found)
 
     def _abandon(self, failure: DdlError) -> None:
         """All leave before the end: what is newest is saved where this side may write at all."""
@@ -382,8 +375,7 @@ class Loop:
                     self._writer.wait()
         if self.group.is_leader and self._fenced is None:
             self.journal.end(self, self.status, failure)
-        with self.waiting():
-            self.group.barrier()
+        self.group.barrier()
 
     def _evaluate(self, source) -> dict[str, Any]:
         self.beat(self.state.progress.step, "evaluate")
@@ -396,7 +388,6 @@ class Loop:
                 rows=self.task.evaluate_rows,
                 transforms=self.transforms,
                 beat=lambda: self.beat(self.state.progress.step, "evaluate"),
-                waiting=self.waiting,
             )
 
     def _epoch_means(self) -> dict[str, Any]:
@@ -426,8 +417,7 @@ class Loop:
     def _compare_replicas(self) -> None:
         """Every rank shows a hash of its state; a minority that differs takes over the majority's."""
         digest = self.state.digest()
-        with self.waiting():
-            digests = self.group.gather_objects(digest)
+        digests = self.group.gather_objects(digest)
         if len(set(digests)) == 1:
             return
         counts = {digest: digests.count(digest) for digest in digests}

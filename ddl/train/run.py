@@ -85,6 +85,8 @@ class Runner:
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
             return self._refuse(error, launched_rank() == 0)
+        if self.heartbeat is not None:
+            self.group.waits = self.heartbeat.wait
         with Signals(self.wishes):
             try:
                 return self._train(task, chaos, problem)
@@ -132,7 +134,6 @@ class Runner:
             open_writer=self._open_writer,
             recovery=self._recovery_settings(state),
             beat=self._beat,
-            waiting=self.heartbeat.waiting if self.heartbeat else nullcontext,
             on_error=self._note_error,
             span=self._trace.span if self._trace else no_span,
         )
@@ -289,10 +290,11 @@ class Runner:
     def _open_writer(self) -> Writer:
         assert self.journal is not None and self.journal.folder is not None and self.loop is not None
         group, journal, settings = self.loop.group, self.journal, self.job.checkpoint
+        folder = self.journal.folder
         if self._fence is None:
-            self._fence = Fence(journal.folder, journal.launch, group.generation, group.me.identity)
+            self._fence = Fence(folder, journal.launch, group.generation, group.me.identity)
         store = Store(
-            journal.folder / "checkpoints",
+            folder / "checkpoints",
             settings.keep,
             settings.keep_best,
             fence=self._fence,

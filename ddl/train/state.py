@@ -106,7 +106,7 @@ class State:
         """SHA-256 over parameters, averages and slots: equal on ranks whose states are equal bit for bit."""
         sha = hashlib.sha256()
         for flat in self.flat_arrays():
-            sha.update(np.ascontiguousarray(host(flat)))
+            sha.update(np.ascontiguousarray(host(flat)).data)
         return sha.hexdigest()
 
     def parameters_digest(self) -> str:
@@ -114,5 +114,5 @@ class State:
         sha = hashlib.sha256()
         for name, view in sorted(self.params.views.items()):
             sha.update(name.encode())
-            sha.update(np.ascontiguousarray(host(view)))
+            sha.update(np.ascontiguousarray(host(view)).data)
         return sha.hexdigest()

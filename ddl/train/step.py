@@ -74,11 +74,10 @@ class Step:
         clip_norm: float = 0.0,
         span: Span = no_span,
         beat: Callable[[int, str], None] = lambda step, phase: None,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.model, self.state, self.optimizer, self.lr = model, state, optimizer, lr
         self.order, self.loader, self.shards, self.group, self.total = order, loader, list(shards), group, total
-        self.parts, self.clip_norm, self.span, self.beat, self.waiting = parts, clip_norm, span, beat, waiting
+        self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
         self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp))
         self.metrics = list(model.step_metrics)
         self.synchronised = bool(getattr(model, "synchronised", False))
@@ -104,7 +103,7 @@ class Step:
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
-        with self.span("sum"), self.waiting():
+        with self.span("sum"):
             summed = self.total.finish()
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
         bad = () if finite else self._find_bad_shards(step, epoch, step_in_epoch)
@@ -146,8 +145,7 @@ class Step:
     def _sum_over_ranks(self, x: Array) -> Array:
         """What synchronised layers ask for in forward and backward; nothing else uses the group meanwhile."""
         total = np.ascontiguousarray(host(x))
-        with self.waiting():
-            self.group.native_allreduce(total)
+        self.group.native_allreduce(total)
         return self.state.device.array(total)
 
     def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
@@ -184,9 +182,7 @@ class Step:
                 if not (math.isfinite(loss) and math.isfinite(weight) and bool(np.isfinite(scratch.flat).all())):
                     bad.append(shard)
                     break
-        with self.waiting():
-            found = self.group.gather_objects(bad)
-        return tuple(sorted(shard for shards in found for shard in shards))
+        return tuple(sorted(shard for shards in self.group.gather_objects(bad) for shard in shards))
 
     def _commit(
         self,

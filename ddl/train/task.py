@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
@@ -44,7 +44,7 @@ class Task:
     check_every: int = 0
     algorithm: str = "auto"
     bucket_mib: float = 4.0
-    overlap: str = "auto"
+    overlap: Literal["auto", "on", "off"] = "auto"
     callbacks: Sequence[Callable[[Any], None]] = ()
     initial: Callable[[Any], None] | None = None  # changes the fresh state: parameters of a trained model
     settings: dict[str, Any] = field(default_factory=dict)  # plain values that the checkpoint keeps beside the state
