@@ -77,9 +77,9 @@ def repeated_error(deaths: Sequence[Death], history: Sequence[Death]) -> Death |
 
 
 def fatal_error(now: Situation) -> Death | None:
-    """The exception that makes going on pointless: repeated, or raised before anything was ever committed."""
+    """The exception that makes going on pointless: repeated, raised by all who are left, or before the first commit."""
     repeated = repeated_error(now.deaths, now.history)
-    if repeated is None and now.committed == 0:
+    if repeated is None and (now.committed == 0 or set(now.alive) <= set(now.leaving)):
         return next((death for death in now.deaths if death.kind == "exception"), None)
     return repeated
 

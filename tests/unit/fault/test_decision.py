@@ -85,3 +85,13 @@ def test_different_errors_of_different_shards_do_not():
 def test_crashes_never_count_as_errors_of_the_user():
     crash = Death(1, "host", "crash", 9, frozenset([4]))
     assert repeated_error([crash], [crash]) is None
+
+
+def test_different_errors_on_all_who_are_left_end_the_job():
+    first, second = exception(0, 9, [1], "ValueError: x"), exception(2, 9, [4], "KeyError: y")
+    assert decide(situation([0, 1, 2], [0, 2], [1], deaths=[first, second], leaving=[0, 2])) is Action.FAIL
+
+
+def test_those_who_are_about_to_leave_do_not_count_as_left():
+    now = situation([0, 1, 2], [0, 1, 2], deaths=[exception(1, 9, [4])], leaving=[1], minimum=3)
+    assert decide(now) is Action.STOP
