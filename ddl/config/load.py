@@ -1,7 +1,7 @@
-"""From ``[job.toml] [--section.key value ...]`` to a checked Job, in a few milliseconds and without MPI.
+"""From ``[job.toml] [--section.key value ...]`` to a checked Job, without MPI and without NumPy.
 
-What the settings are is sections.py's; what may not go together is check.py's. The command line wins over
-the file, the file over the defaults.
+What the settings are is sections.py's; reading a word is parser.py's; what may not go together is check.py's.
+The command line wins over the file, the file over the defaults.
 
 Paths: what a job reads (data, model.from, comm.tuning, checkpoint.resume) is relative to the job file where
 the file says it, and to the current folder where the command line says it; it is kept as an absolute path.
@@ -17,35 +17,35 @@ from pathlib import Path
 from typing import Any
 
 from ddl.config.check import check
-from ddl.config.convert import convert, literal, tomllib, types_of
 from ddl.config.launched import complain, launched_rank
-from ddl.config.manual import manual
+from ddl.config.parser import ALIASES, find, literal, parse_values, parse_words, parser, tomllib
 from ddl.config.sections import SECTIONS, Job, public_names
 from ddl.errors import ConfigError
 
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
-ALIASES = {"trace": "metrics.trace", "chaos": "fault.chaos"}
 
 
 def load(argv: Sequence[str]) -> Job:
     """The job that a command line describes, checked. Raises ConfigError, in one line, and reads no data.
 
     argv: without the program's name. ``--help`` and ``--print_config`` are load_or_exit's."""
-    path, words = _split(argv)
-    values: dict[str, Any] = {}
-    if path is not None:
-        values.update(_from_file(Path(path)))
-    for name, text in words:
-        _set_word(values, name, text)
-    return check(with_settings(Job(), values, checked=False))
+    words, tables = _tables(argv)
+    given = parse_words(words)
+    path = given.pop("job", None)
+    job = Job() if path is None else _changed(Job(), _from_file(Path(path)))
+    job = _changed(job, {name: _located(name, value, Path.cwd()) for name, value in given.items()})
+    for (section, setting), inner in tables.items():
+        old = getattr(getattr(job, section), setting)
+        job = _changed(job, {f"{section}.{setting}": _merged(old, inner)})
+    return check(job)
 
 
 def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:
     """``load`` for a door: a mistake is one line from rank 0 and status 2 on every rank.
 
-    ``--help`` prints the manual, ``--print_config`` the resolved settings; both end with status 0."""
+    ``--help`` explains every setting, ``--print_config`` shows the resolved ones; both end with status 0."""
     if any(word in ("-h", "--help") for word in argv):
-        _say(manual(program))
+        _say(parser(program).format_help())
         raise SystemExit(0)
     show = "--print_config" in argv
     try:
@@ -59,17 +59,20 @@ def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:
     return job
 
 
-def with_settings(job: Job, settings: Mapping[str, Any], checked: bool = True) -> Job:
-    """``job`` with some settings changed, named "section.key". Raises ConfigError."""
+def with_settings(job: Job, settings: Mapping[str, Any]) -> Job:
+    """``job`` with some settings changed, named "section.key", and checked. Raises ConfigError."""
+    for name in settings:
+        if find(name)[2]:
+            raise ConfigError(f"{name} is inside a table: give the whole table")
+    return check(_changed(job, parse_values(settings)))
+
+
+def _changed(job: Job, values: Mapping[str, Any]) -> Job:
     changes: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        section, field = _find(name)
-        kind = types_of(SECTIONS[section])[field]
-        section_name, _, key = name.partition(".")
-        changes.setdefault(section, {})[field] = convert(value, kind, f"[{section_name}] {key}")
-    sections = {name: replace(getattr(job, name), **change) for name, change in changes.items()}
-    job = replace(job, **sections)
-    return check(job) if checked else job
+    for name, value in values.items():
+        section, setting, _ = find(name)
+        changes.setdefault(section, {})[public_names(SECTIONS[section])[setting]] = value
+    return replace(job, **{name: replace(getattr(job, name), **change) for name, change in changes.items()})
 
 
 def to_toml(job: Job) -> str:
@@ -92,7 +95,7 @@ def write(job: Job, path: str | Path) -> None:
 
 def read(path: str | Path) -> Job:
     """The job that ``write`` wrote; not checked again, since the files it was started with may have moved."""
-    return with_settings(Job(), _from_file(Path(path)), checked=False)
+    return _changed(Job(), _from_file(Path(path)))
 
 
 def _say(text: str) -> None:
@@ -105,59 +108,45 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
-    """The job file, if any, and the (name, text) pairs of a command line."""
-    path: str | None = None
-    words: list[tuple[str, str]] = []
+def _tables(argv: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], dict[str, Any]]]:
+    """The words for the parser, and apart from them those inside tables: --model.options.hidden "[64, 64]".
+
+    Raises ConfigError for a setting that there is not."""
+    words: list[str] = []
+    tables: dict[tuple[str, str], dict[str, Any]] = {}
     rest = list(argv)
     while rest:
         word = rest.pop(0)
-        if word.startswith("--"):
-            name, equals, text = word[2:].partition("=")
-            name = ALIASES.get(name, name)
-            _find(name)
-            if not equals:
-                if not rest or rest[0].startswith("--"):
-                    raise ConfigError(f"--{name} needs a value")
-                text = rest.pop(0)
-            words.append((name, text))
-        elif word.startswith("-") and word != "-":
-            raise ConfigError(f"there is no option {word}; settings are given as --section.key value, see --help")
-        elif path is not None:
-            raise ConfigError(f"two job files are named: {path} and {word}")
-        else:
-            path = word
-    return path, words
+        option, equals, text = word.partition("=")
+        if not option.startswith("--") or option in ALIASES.values():
+            words.append(word)
+            continue
+        section, setting, inner = find(option[2:])
+        if not inner:
+            words.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{option} needs a value")
+            text = rest.pop(0)
+        try:
+            value = literal(text)
+        except tomllib.TOMLDecodeError:
+            value = text
+        for key in reversed(inner):
+            value = {key: value}
+        table = tables.setdefault((section, setting), {})
+        table.update(_merged(table, value))
+    return words, tables
 
 
-def _find(name: str) -> tuple[str, str]:
-    """(section, field) of "section.key" or "section.key.inner"; raises ConfigError where there is none."""
-    section, _, key = name.partition(".")
-    if section not in SECTIONS:
-        raise ConfigError(f"there is no section [{section}]; there are {sorted(SECTIONS)}")
-    known = public_names(SECTIONS[section])
-    outer = key.partition(".")[0]
-    inner_allowed = outer == key or types_of(SECTIONS[section]).get(known.get(outer, ""), None) == dict[str, Any]
-    if outer not in known or not inner_allowed:
-        raise ConfigError(f"[{section}] has no setting {[key]}; it has {sorted(known)}")
-    return section, known[outer]
-
-
-def _set_word(values: dict[str, Any], name: str, text: str) -> None:
-    section, field = _find(name)
-    outer, inner = name.split(".")[:2], name.split(".")[2:]
-    key = ".".join(outer)
-    if inner:  # --model.options.hidden "[64, 64]"
-        table = dict(values.get(key, {}))
-        spot = table
-        for part in inner[:-1]:
-            spot[part] = dict(spot.get(part, {}))
-            spot = spot[part]
-        spot[inner[-1]] = literal(text)
-        values[key] = table
-        return
-    value = convert(text, types_of(SECTIONS[section])[field], f"[{outer[0]}] {outer[1]}", from_text=True)
-    values[key] = _located(key, value, Path.cwd())
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """``old`` with what ``new`` says, table within table."""
+    both = dict(old)
+    for key, value in new.items():
+        inside = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _merged(both[key], value) if inside else value
+    return both
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -184,7 +173,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         for key, value in table.items():
             name = f"{section}.{key}"
             values[name] = _located(name, value, path.resolve().parent)
-    return values
+    return parse_values(values)
 
 
 def _located(name: str, value: Any, folder: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ddl.config.convert import types_of
+from ddl.config.parser import types_of
 from ddl.config.sections import SECTIONS
 
 

@@ -67,6 +67,30 @@ def test_a_word_is_read_as_the_type_of_its_setting(words, section, field, value)
     assert got == value and type(got) is type(value)
 
 
+@pytest.mark.parametrize("text", ["5", "0.3", "true", "null", "[1]", "a,b", "~", "-"])
+def test_a_string_of_a_file_stays_one_wherever_a_string_may_stand(job_file, text):
+    job = load([job_file(f'[run]\nname = "{text}"\n[model]\noptions = {{ a = "{text}", b = {{ c = ["{text}"] }} }}\n')])
+    assert (job.run.name, job.model.options) == (text, {"a": text, "b": {"c": [text]}})
+    assert Job().override(**{"model.options": {"a": text}}).model.options == {"a": text}
+
+
+@pytest.mark.parametrize("text", ["5", "null", "[1]", "a,b", "~", "-"])
+def test_a_string_of_the_command_line_stays_one_where_only_a_string_may_stand(text):
+    job = load(
+        ["--run.name", text, "--model.options", f'{{a = "{text}"}}', "--optim.groups", f'[{{match = "{text}"}}]']
+    )
+    assert (job.run.name, job.model.options, job.optim.groups) == (text, {"a": text}, ({"match": text},))
+
+
+def test_settings_do_not_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("DDL_TRAIN_OPTIM__LR", "0.5")
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    done = subprocess.run(
+        [sys.executable, "-c", "from ddl.config import Job, load; assert load([]) == Job()"], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_model_from_is_written_without_the_underscore_of_python(tmp_path, job_file):
     assert load(["--model.from", str(tmp_path)]).model.from_ == str(tmp_path)
     assert load([job_file(f'[model]\nfrom = "{tmp_path}"\n')]).model.from_ == str(tmp_path)
@@ -133,11 +157,14 @@ def test_help_names_every_setting_with_its_default(capsys):
     with pytest.raises(SystemExit) as end:
         load_or_exit(["--help"])
     assert end.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for name, section in SECTIONS.items():
         for field in fields(section):
             assert f"--{name}.{field.name.rstrip('_')} " in text
             assert field.metadata["meaning"] in text
+    assert text.count("(type: ") == sum(len(fields(section)) for section in SECTIONS.values())
+    assert "(type: float, default: 0.002)" in text and "(type: list of strings, default: ())" in text
+    assert "class" not in text.replace("each class", "").replace("rare classes", "")
 
 
 def test_print_config_is_a_job_file(capsys, tmp_path):
