@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from ddl.comm import Group, Member
 from ddl.data import Plan, reassign
-from ddl.errors import DdlError, PeerLost, QuorumLost, Stop, UserCodeError
+from ddl.errors import DdlError, PeerLost, QuorumLost, Stop, UserCodeError, UserError
 from ddl.fault.decision import Action, Death, Situation, decide, fatal_error
-
-T = TypeVar("T")
 
 
 class Recoverable(Protocol):
@@ -126,20 +124,24 @@ class _Word:
     history: tuple[Death, ...]
 
 
-def survive(group: Group, action: Callable[[Group], T]) -> tuple[Group, T | None]:
+def survive(
+    group: Group, action: Callable[[Group], DdlError | None], mine: DdlError | None = None
+) -> tuple[Group, DdlError | None]:
     """Do what can be done again from its beginning, such as setting up, until all workers have done it.
 
-    The group is that of the survivors afterwards. A spare does nothing and gets None."""
+    The group is that of the survivors afterwards. action: tells every worker why the job cannot begin, or None.
+    A spare does nothing; it hears that there is a problem. mine: what a spare has found out by itself."""
     while True:
-        value, done = None, 1
+        problem, done = mine, 1
         try:
             if not group.is_spare:
-                value = action(group)
+                problem = action(group)
         except PeerLost:
             group.revoke()
             done = 0
-        if group.agree(done):
-            return group, value
+        told = group.agree(done | (2 if problem is None else 0))
+        if told & 1:
+            return group, problem if told & 2 else problem or UserError("the job cannot begin; another rank says why")
         group.revoke()
         survivors = group.shrink()
         group.close()

@@ -98,6 +98,7 @@ class Loop:
         self.samples, self.train_seconds = 0, 0.0
         self._stepped = time.monotonic()  # when the last step was committed
         self._last: Outcome | None = None
+        self.is_running = False  # from here on the others go on when this rank ends
         self._fenced: Fenced | None = None  # set on a leader that may write no more
 
     def start(self, group: Group) -> None:
@@ -202,7 +203,7 @@ class Loop:
 
         What is returned is why the job ended early: Stop, Diverged, UserCodeError or UserError, on all workers alike.
         An exception that is raised is this rank's alone."""
-        attached, failure = False, None
+        attached, failure, self.is_running = False, None, True
         while True:
             agreed = False
             try:

@@ -108,9 +108,12 @@ class Runner:
             return task, inject.parse(self.job.fault.chaos, steps=task.total_steps), None
         except UserError as error:
             return None, inject.Script(), error
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            return None, inject.Script(), UserCodeError(f"the job could not be made: {error!r}", text)
 
     def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
-        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)))
+        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)), problem)
         if problem is not None or task is None:
             return self._refuse(problem, self.group.is_leader)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
@@ -118,7 +121,7 @@ class Runner:
             where, missing = device(self.job.comm.device, local), None
         except LookupError as error:
             where, missing = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
-        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(missing)))
+        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(missing)), missing)
         if problem is not None:
             return self._refuse(problem, self.group.is_leader)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
@@ -350,9 +353,9 @@ class Runner:
             status = error.exit_status
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
         print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
-        if group.tolerant and len(group.members) > 1:
+        if group.tolerant and len(group.members) > 1 and self.loop is not None and self.loop.is_running:
             ending.die()
-        mpi.fail(group, status)
+        mpi.fail(group, status)  # before the first step the others are told to end as well
         raise SystemExit(status)
 
     def _close(self) -> None:

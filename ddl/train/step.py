@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddl.arrays import Arena, Array, FlatBuffer, host
-from ddl.collectives.shared import squares
+from ddl.arrays.sums import squares
 from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout

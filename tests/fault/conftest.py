@@ -28,9 +28,9 @@ GONE_S = 5.0  # for the last process of a job to be reaped
 TOLERANT = ("--with-ft", "ulfm")
 # Small enough for two cores, large enough for every room of the job to be visited several times.
 QUICK = (
-    "--model.name mlp --train.global_batch 256 --train.compiled off --train.dtype float64 "
-    "--metrics.console_every_s 0 --train.steps 30"
-).split()
+    *("--model.name=mlp", "--train.steps=30", "--train.global_batch=256", "--train.dtype=float64"),
+    *("--train.compiled=off", "--metrics.console_every_s=0"),
+)
 
 
 @dataclass(frozen=True)
