@@ -9,7 +9,7 @@ from __future__ import annotations
 from ddl.arrays import Array
 from ddl.collectives import ring
 from ddl.collectives.contiguous import check_contiguous
-from ddl.collectives.shared import add, blocks, runs, workspace
+from ddl.collectives.shared import add, runs, workspace
 from ddl.comm import Group
 
 
@@ -47,13 +47,13 @@ def allreduce(x: Array, group: Group) -> None:
         raise ValueError("the ranks do not share memory")
     lanes, flat = Lanes(group), x.reshape(-1)
     step = space.piece_bytes // x.itemsize
-    for number, start in enumerate(range(0, flat.size, step)):
+    for start in range(0, flat.size, step):
         piece = flat[start : start + step]
-        sources, out = space.half(number, x.dtype)
+        sources, out = space.half(space.next_half(), x.dtype)
         sources[lanes.me, : piece.size] = piece
         group.node_barrier()
         mine = runs(piece.size, lanes.locals, x.itemsize)[lanes.me]
-        add(blocks(sources, out, mine), group)
+        add(out, sources, mine, group)
         lanes.carry(out[: piece.size])
         group.node_barrier()
         piece[...] = out[: piece.size]

@@ -7,13 +7,10 @@ Summing between nodes is hierarchical.py's."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
 from ddl.arrays import Array, partition
+from ddl.arrays.sums import add_rows
 from ddl.collectives.contiguous import check_contiguous
 from ddl.comm import Group, SharedMemory
 from ddl.comm.group import no_probe
@@ -21,6 +18,10 @@ from ddl.comm.group import no_probe
 BLOCK_BYTES = 128 << 10
 PIECE_BYTES = 4 << 20
 LINE_BYTES = 64
+# What is longer than the caches is written past them, which saves reading what is overwritten.
+STREAM_BYTES = 16 << 20
+# Up to here each rank sums everything for itself: that costs less than the second barrier.
+SMALL_BYTES = 16 << 10
 
 
 def runs(count: int, parts: int, itemsize: int) -> list[slice]:
@@ -30,59 +31,30 @@ def runs(count: int, parts: int, itemsize: int) -> list[slice]:
     return [slice(min(s.start * unit, count), min(s.stop * unit, count)) for s in lines]
 
 
-class Block(NamedTuple):
-    """``out`` is to become the sum of ``sources``, in this order."""
+def add(out: np.ndarray, sources: np.ndarray, part: slice, group: Group) -> float:
+    """``part`` of ``out`` (length,) becomes the sum of ``sources`` (ranks, length); returns its squared norm.
 
-    out: np.ndarray
-    sources: list[np.ndarray]
-
-
-def blocks(sources: np.ndarray, out: np.ndarray, part: slice) -> list[Block]:
-    """Cut ``part`` of ``out`` (length,) and ``sources`` (ranks, length) into blocks that fit the cache."""
-    step = max(1, BLOCK_BYTES // out.itemsize)
-    cuts = [slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)]
-    return [Block(out[cut], [row[cut] for row in sources]) for cut in cuts]
-
-
-def add(todo: Sequence[Block], group: Group, with_norm: bool = False) -> float:
-    """Sum each block. ``with_norm`` also returns the sum's squared norm, taken while a block is in the cache;
-    it is not finite exactly when an element is not. Overflow is no error here: the caller looks at the sum."""
-    silent, norm = group.probe is no_probe, 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for out, sources in todo:
-            if not silent:
-                group.probe(f"{group.doing}.block")
-            total = out if out.dtype != np.float16 else group.scratch(4 * out.size).view(np.float32)
-            if len(sources) == 1:
-                total[...] = sources[0]
-            else:
-                np.add(sources[0], sources[1], out=total, dtype=total.dtype)
-            for source in sources[2:]:
-                np.add(total, source, out=total)
-            if total is not out:
-                out[...] = total
-            if with_norm:
-                norm += squares(out)
+    The norm is not finite exactly when an element is not: overflow is for the caller to see."""
+    stream = out.nbytes >= STREAM_BYTES
+    if group.probe is no_probe:
+        return float(add_rows(out, sources, part.start, part.stop, stream))
+    norm, step = 0.0, max(1, BLOCK_BYTES // out.itemsize)
+    for start in range(part.start, part.stop, step):
+        group.probe(f"{group.doing}.block")
+        norm += add_rows(out, sources, start, min(start + step, part.stop), stream)
     return norm
-
-
-def squares(x: Array) -> float:
-    """The sum of the squares of ``x`` (length,); in float64 where large numbers would overflow."""
-    if x.dtype == np.float16:
-        x = x.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = float(x.dot(x))
-        if not math.isfinite(found):
-            wide = x.astype(np.float64)
-            found = float(wide.dot(wide))
-    return found
 
 
 class Workspace:
     """Mapped memory for arrays of any dtype, kept with the group: two halves of a slot and of the common part."""
 
     def __init__(self, memory: SharedMemory, piece_bytes: int):
-        self.memory, self.piece_bytes = memory, piece_bytes
+        self.memory, self.piece_bytes, self._turn = memory, piece_bytes, 0
+
+    def next_half(self) -> int:
+        """A number for ``half``: what is written there next, no rank still reads once a barrier has come between."""
+        self._turn += 1
+        return self._turn
 
     def half(self, number: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """(sources of all ranks, result) of the half ``number % 2``, as ``dtype``."""
@@ -109,19 +81,29 @@ def allreduce(x: Array, group: Group) -> None:
     if space is None or len(group.nodes) > 1:
         raise ValueError("the ranks do not share memory")
     flat, me = x.reshape(-1), group.local_ranks.index(group.rank)
+    if x.nbytes <= min(SMALL_BYTES, space.piece_bytes):
+        _allreduce_small(flat, space, me, group)
+        return
     step = space.piece_bytes // x.itemsize
     pieces = [flat[start : start + step] for start in range(0, flat.size, step)]
+    halves = [space.half(space.next_half(), x.dtype) for _ in pieces]
+    halves[0][0][me, : pieces[0].size] = pieces[0]
     for number in range(len(pieces) + 1):
-        if number == 0 and pieces:
-            space.half(0, x.dtype)[0][me, : pieces[0].size] = pieces[0]
         group.node_barrier()
         if number > 0:
             done = pieces[number - 1]
-            done[...] = space.half(number - 1, x.dtype)[1][: done.size]
+            done[...] = halves[number - 1][1][: done.size]
         if number < len(pieces):
-            sources, out = space.half(number, x.dtype)
-            mine = runs(pieces[number].size, len(group.local_ranks), x.itemsize)[me]
-            add(blocks(sources, out, mine), group)
+            sources, out = halves[number]
+            add(out, sources, runs(pieces[number].size, len(group.local_ranks), x.itemsize)[me], group)
         if number + 1 < len(pieces):
             coming = pieces[number + 1]
-            space.half(number + 1, x.dtype)[0][me, : coming.size] = coming
+            halves[number + 1][0][me, : coming.size] = coming
+
+
+def _allreduce_small(x: Array, space: Workspace, me: int, group: Group) -> None:
+    """One barrier: all write, all wait, all read. The next call writes to the other half."""
+    sources, _ = space.half(space.next_half(), x.dtype)
+    sources[me, : x.size] = x
+    group.node_barrier()
+    add(x, sources, slice(0, x.size), group)

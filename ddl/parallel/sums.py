@@ -11,11 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ddl.arrays import Array, Device, Layout
+from ddl.arrays.sums import squares
 from ddl.collectives import ring
 from ddl.collectives.allreduce import TABLE
 from ddl.collectives.choose import Topology, Tuning, choose
 from ddl.collectives.hierarchical import Lanes
-from ddl.collectives.shared import LINE_BYTES, Block, add, blocks, runs, squares
+from ddl.collectives.shared import LINE_BYTES, add, runs
 from ddl.comm import Group, SharedMemory
 from ddl.parallel.staging import Staged
 
@@ -120,16 +121,17 @@ class InNode(_OnHost):
         self.total = np.zeros(header_length)
         self._headers = headers
         self._norms = memory.common[: 8 * ranks].view(np.float64)
-        self._todo = [self._blocks(sources, part, ranks) for part in parts]
+        self._sources = sources
+        self._mine = [self._slice(part, ranks) for part in parts]
         self._squares = [0.0] * len(parts)
 
-    def _blocks(self, sources: np.ndarray, part: slice, ranks: int) -> list[Block]:
-        mine = runs(part.stop - part.start, ranks, sources.itemsize)[self.me]
-        return blocks(sources, self.result, slice(part.start + mine.start, part.start + mine.stop))
+    def _slice(self, part: slice, ranks: int) -> slice:
+        mine = runs(part.stop - part.start, ranks, self.local.itemsize)[self.me]
+        return slice(part.start + mine.start, part.start + mine.stop)
 
     def reduce(self, number: int) -> None:
         self.group.node_barrier()
-        self._squares[number] = add(self._todo[number], self.group, with_norm=True)
+        self._squares[number] = add(self.result, self._sources, self._mine[number], self.group)
 
     def close(self) -> float:
         np.add.reduce(self._headers, axis=0, out=self.total)
@@ -153,7 +155,7 @@ class BetweenNodes(InNode):
 
     def reduce(self, number: int) -> None:
         self.group.node_barrier()
-        add(self._todo[number], self.group)
+        add(self.result, self._sources, self._mine[number], self.group)
         self._lanes.carry(self._results[number])
 
     def close(self) -> float:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddl.arrays.sums import squares
 from ddl.collectives import TABLE, allgather, allreduce, reduce_scatter, ring, shared
 from ddl.comm.threads import run_ranks
 from ddl.errors import UserError
@@ -52,15 +53,17 @@ def test_every_dtype(algorithm, dtype):
     length=st.integers(0, 300),
     dtype=st.sampled_from([np.float32, np.float64, np.float16]),
     small=st.sampled_from([64, 256]),
+    few_bytes=st.sampled_from([0, 128]),
     can_share=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_topology_length_and_cutting(algorithm, nodes, length, dtype, small, can_share, seed):
+def test_any_topology_length_and_cutting(algorithm, nodes, length, dtype, small, few_bytes, can_share, seed):
     parts = parts_of(len(nodes), length, dtype, seed)
     with (
         mock.patch.object(ring, "SEGMENT_BYTES", small),
         mock.patch.object(shared, "PIECE_BYTES", 2 * small),
         mock.patch.object(shared, "BLOCK_BYTES", small),
+        mock.patch.object(shared, "SMALL_BYTES", few_bytes),
     ):
         for got in sums(parts, algorithm, nodes=nodes, can_share=can_share):
             assert np.array_equal(got, parts.sum(axis=0))
@@ -148,8 +151,8 @@ def test_a_ring_sends_no_more_than_its_share(size):
     """2(n-1)/n of the bytes, counted at the wire."""
 
     def work(group):
-        sent, exchange = [], group.exchange
-        group.exchange = lambda outgoing, *rest: (sent.append(outgoing.nbytes), exchange(outgoing, *rest))
+        sent, stream = [], group.stream
+        group.stream = lambda outgoing, *rest: (sent.extend(x.nbytes for x in outgoing), stream(outgoing, *rest))
         ring.allreduce(np.ones(60 * size, np.float32), group)
         return sum(sent)
 
@@ -164,7 +167,7 @@ def test_runs_cover_once_and_cut_on_cache_lines(count, parts, itemsize):
 
 
 def test_squares_of_large_numbers_do_not_overflow_but_a_poisoned_element_shows():
-    assert shared.squares(np.array([1e30, 1e30], np.float32)) == pytest.approx(2e60, rel=1e-6)
-    assert shared.squares(np.array([300.0], np.float16)) == 90000
+    assert squares(np.array([1e30, 1e30], np.float32)) == pytest.approx(2e60, rel=1e-6)
+    assert squares(np.array([300.0], np.float16)) == 90000
     for poison in (np.nan, np.inf):
-        assert not np.isfinite(shared.squares(np.array([1.0, poison], np.float32)))
+        assert not np.isfinite(squares(np.array([1.0, poison], np.float32)))

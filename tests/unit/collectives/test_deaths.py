@@ -60,12 +60,13 @@ def reducing(overlap):
     return lambda group: until_agreed(group, work)
 
 
-def sweep(size, job, deaths_at, **how):
+def sweep(size, job, deaths_at, few_bytes=0, **how):
     """Run ``job`` with the deaths of ``deaths_at(1)``, ``deaths_at(2)``, ... until one run needs them no more."""
     with (
         mock.patch.object(ring, "SEGMENT_BYTES", 32),
-        mock.patch.object(shared, "PIECE_BYTES", 128),
+        mock.patch.object(shared, "PIECE_BYTES", 128 if not few_bytes else 4 * LENGTH),
         mock.patch.object(shared, "BLOCK_BYTES", 64),
+        mock.patch.object(shared, "SMALL_BYTES", few_bytes),
     ):
         for number in count(1):
             deaths = deaths_at(number)
@@ -86,6 +87,21 @@ def test_a_death_anywhere_never_corrupts_a_sum(algorithm, nodes):
     for victim in range(len(nodes)):
         points = sweep(len(nodes), summing(algorithm), lambda n, v=victim: [Death(v, n)], nodes=nodes)
         assert points > 8
+
+
+def test_a_death_anywhere_in_a_sum_with_one_barrier():
+    def thrice(group):
+        for _ in range(2):
+            assert np.array_equal(once(group), np.full(LENGTH, total_of(group), np.float32))
+        return once(group)
+
+    def once(group):
+        x = np.full(LENGTH, group.me.identity + 1.0, np.float32)
+        allreduce(x, group, "shared")
+        return x
+
+    for victim in range(3):
+        sweep(3, lambda g: until_agreed(g, thrice), lambda n, v=victim: [Death(v, n)], few_bytes=4 * LENGTH)
 
 
 @pytest.mark.parametrize("can_share", [True, False])
