@@ -1,12 +1,14 @@
 """A ring: reduce-scatter, then allgather; each rank sends 2(n-1)/n of its bytes whatever their number.
 
-Messages go segment by segment, so that an incoming piece is added while it still lies in the cache.
-Each slice is summed along one chain and then copied, so all ranks end with the same bits. float16 is
-rounded once at each of the n-1 hops."""
+Messages go segment by segment, several at once, so that the link is busy both ways while a piece that came is
+added, still in the cache; the allgather of a segment begins while others are still being summed. Each slice is
+summed along one chain and then copied, so all ranks end with the same bits. float16 is rounded once at each of
+the n-1 hops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from ddl.arrays import Array, partition
 from ddl.collectives.contiguous import check_contiguous
 from ddl.comm import Group
 
-SEGMENT_BYTES = 1 << 20
+SEGMENT_BYTES = 256 << 10
+AHEAD = 4  # segments on their way at once
 
 
 def allreduce(x: Array, group: Group, ranks: Sequence[int] | None = None) -> None:
@@ -23,39 +26,74 @@ def allreduce(x: Array, group: Group, ranks: Sequence[int] | None = None) -> Non
     x: contiguous, same size and dtype on every rank; it may have fewer elements than there are ranks.
     ranks: the same list on each of them, this rank among them.
     Raises PeerLost if a member dies on the way; ``x`` is then garbage."""
-    reduce_scatter(x, group, ranks)
-    allgather(x, group, ranks)
+    ring = _Ring.of(x, group, ranks)
+    ring.go([*ring.scattering(), *ring.gathering()])
 
 
 def reduce_scatter(x: Array, group: Group, ranks: Sequence[int] | None = None) -> slice:
     """Sum over ``ranks`` the slice of ``x`` that is this rank's by ``partition``, in place, and return that slice.
 
     ``x`` is flattened; what lies outside the slice is garbage afterwards."""
-    check_contiguous(x)
-    ring = range(group.size) if ranks is None else ranks
-    place, count = ring.index(group.rank), len(ring)
-    flat, slices = x.reshape(-1), partition(x.size, count)
-    after, before = ring[(place + 1) % count], ring[(place - 1) % count]
-    segment = max(1, SEGMENT_BYTES // x.itemsize)
-    for step in range(count - 1):
-        outgoing = flat[slices[(place - step - 1) % count]]
-        total = flat[slices[(place - step - 2) % count]]
-        # Neighbouring slices differ by one element at most, so one of the two may have a segment more.
-        for start in range(0, max(outgoing.size, total.size), segment):
-            part = total[start : start + segment]
-            incoming = group.scratch(part.nbytes).view(x.dtype)
-            group.exchange(outgoing[start : start + segment], after, incoming, before)
-            np.add(part, incoming, out=part)
-    return slices[place]
+    ring = _Ring.of(x, group, ranks)
+    ring.go(ring.scattering())
+    return ring.slices[ring.place]
 
 
 def allgather(x: Array, group: Group, ranks: Sequence[int] | None = None) -> None:
     """Give every rank of ``ranks`` all slices of ``x``, each of which one rank holds (see ``reduce_scatter``)."""
-    check_contiguous(x)
-    ring = range(group.size) if ranks is None else ranks
-    place, count = ring.index(group.rank), len(ring)
-    flat, slices = x.reshape(-1), partition(x.size, count)
-    after, before = ring[(place + 1) % count], ring[(place - 1) % count]
-    for step in range(count - 1):
-        outgoing, incoming = flat[slices[(place - step) % count]], flat[slices[(place - step - 1) % count]]
-        group.exchange(outgoing, after, incoming, before)
+    ring = _Ring.of(x, group, ranks)
+    ring.go(ring.gathering())
+
+
+class _Step(NamedTuple):
+    """Slices by number. What comes in at a step goes out at the next."""
+
+    outgoing: int
+    incoming: int
+    is_added: bool  # to what lies there; otherwise it takes its place
+
+
+class _Ring(NamedTuple):
+    """One array on its way around."""
+
+    flat: Array
+    group: Group
+    ranks: Sequence[int]
+    place: int
+    slices: list[slice]  # of ``flat``, by place
+
+    @classmethod
+    def of(cls, x: Array, group: Group, ranks: Sequence[int] | None) -> _Ring:
+        check_contiguous(x)
+        ranks = range(group.size) if ranks is None else ranks
+        return cls(x.reshape(-1), group, ranks, ranks.index(group.rank), partition(x.size, len(ranks)))
+
+    def scattering(self) -> list[_Step]:
+        return [_Step(self.place - k - 1, self.place - k - 2, True) for k in range(len(self.ranks) - 1)]
+
+    def gathering(self) -> list[_Step]:
+        return [_Step(self.place - k, self.place - k - 1, False) for k in range(len(self.ranks) - 1)]
+
+    def go(self, steps: Sequence[_Step]) -> None:
+        """Every slice in the same number of segments, so that a segment goes out as many messages after it came."""
+        count = len(self.ranks)
+        longest = max(s.stop - s.start for s in self.slices) * self.flat.itemsize
+        segments = max(1, -(-longest // SEGMENT_BYTES))
+        ahead = min(AHEAD, segments)
+        cuts = [[self.flat[s][cut] for cut in partition(s.stop - s.start, segments)] for s in self.slices]
+        widest = max(cut.size for row in cuts for cut in row)
+        scratch = self.group.scratch(ahead * widest * self.flat.itemsize).view(self.flat.dtype).reshape(ahead, widest)
+        outgoing, incoming, totals = [], [], []
+        for step in steps:
+            for out, place in zip(cuts[step.outgoing % count], cuts[step.incoming % count], strict=True):
+                outgoing.append(out)
+                totals.append(place if step.is_added else None)
+                incoming.append(scratch[len(incoming) % ahead, : place.size] if step.is_added else place)
+
+        def arrived(number: int) -> None:
+            total = totals[number]
+            if total is not None:
+                np.add(total, incoming[number], out=total)
+
+        after, before = self.ranks[(self.place + 1) % count], self.ranks[(self.place - 1) % count]
+        self.group.stream(outgoing, after, incoming, before, arrived, ahead)

@@ -8,9 +8,10 @@ Kill points. Every call passes ``<doing>.<call>`` before it begins and ``<doing>
 returned; ``doing`` is what the group is used for at the time (``group.doing``: "job", "allreduce", ...),
 ``call`` one of
 
-    send receive exchange barrier native broadcast gather share agree revoke shrink refill
+    send receive exchange stream barrier native broadcast gather share agree revoke shrink refill
 
-and an algorithm adds ``block`` before each block that it sums in shared memory."""
+``stream.message`` comes before each message of a stream, and an algorithm adds ``block`` before each block that it
+sums in shared memory."""
 
 from __future__ import annotations
 
@@ -164,6 +165,19 @@ class Group(ABC):
     @abstractmethod
     def exchange(self, outgoing: Array, to: int, incoming: Array, source: int) -> None:
         """Send and receive at once, without deadlock; messages above the element limit go in chunks."""
+
+    @abstractmethod
+    def stream(
+        self,
+        outgoing: Sequence[Array],
+        to: int,
+        incoming: Sequence[Array],
+        source: int,
+        arrived: Callable[[int], None],
+        ahead: int,
+    ) -> None:
+        """As many exchanges, with up to ``ahead`` of them on their way; ``arrived(i)`` is called when ``incoming[i]``
+        is whole, one after another. Then ``outgoing[i + ahead]`` must be ready and ``incoming[i + ahead]`` be free."""
 
     # Collectives of all workers.
     @abstractmethod

@@ -11,7 +11,8 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -52,6 +53,7 @@ class MpiGroup(Group):
         self._node: Any = None
         self._memory: list[SharedMemory] = []
         self._waiting: tuple[Any, np.ndarray] | None = None
+        self._on_their_way: tuple[Any, ...] = ()  # requests and arrays that MPI may hold until ``close``
         everyone.Set_errhandler(mpi.ERRORS_RETURN)
         self.members = everyone.allgather(me)
         self._workers: Any = self._part(everyone, self.rank < size, size == everyone.Get_size())
@@ -123,6 +125,43 @@ class MpiGroup(Group):
             self._workers.Send(send, to)
         for receive in receives[both:]:
             self._workers.Recv(receive, source)
+
+    @kill_points("stream")
+    @_translated
+    def stream(
+        self,
+        outgoing: Sequence[Array],
+        to: int,
+        incoming: Sequence[Array],
+        source: int,
+        arrived: Callable[[int], None],
+        ahead: int,
+    ) -> None:
+        sends: deque[Any] = deque()
+        receives: deque[Any] = deque()
+        self._on_their_way = (sends, receives, outgoing, incoming)
+        silent = self.probe is no_probe
+
+        def post(number: int) -> None:
+            if not silent:
+                self.probe(f"{self.doing}.stream.message")
+            receives.append(self._workers.Irecv(incoming[number], source) if incoming[number].size else None)
+            sends.append(self._workers.Isend(outgoing[number], to) if outgoing[number].size else None)
+
+        for number in range(min(ahead, len(outgoing))):
+            post(number)
+        for number in range(len(incoming)):
+            # One by one: waiting for many at once is fatal when a peer dies meanwhile.
+            if receives[0] is not None:
+                receives[0].Wait()
+            receives.popleft()
+            arrived(number)
+            if sends[0] is not None:
+                sends[0].Wait()
+            sends.popleft()
+            if number + ahead < len(outgoing):
+                post(number + ahead)
+        self._on_their_way = ()
 
     # Collectives of all workers.
     @kill_points("barrier")
@@ -232,6 +271,7 @@ class MpiGroup(Group):
         for comm in reversed(self._communicators()):
             _quietly(self._mpi, comm.Free)
         self._everyone = self._workers = self._node = None
+        self._on_their_way = ()
 
 
 def _agree(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:

@@ -164,6 +164,34 @@ class ThreadGroup(Group):
         if message is not None:
             self._await_taken(message, to)
 
+    @kill_points("stream")
+    def stream(
+        self,
+        outgoing: Sequence[Array],
+        to: int,
+        incoming: Sequence[Array],
+        source: int,
+        arrived: Callable[[int], None],
+        ahead: int,
+    ) -> None:
+        sent: deque[_Message | None] = deque()
+
+        def post(x: Array) -> None:
+            self.probe(f"{self.doing}.stream.message")
+            sent.append(self._post("send", to, _frozen(x)) if x.size else None)
+
+        for x in outgoing[:ahead]:
+            post(x)
+        for number, x in enumerate(incoming):
+            if x.size:
+                _fill(x, self._take("send", source))
+            arrived(number)
+            message = sent.popleft()
+            if message is not None:
+                self._await_taken(message, to)
+            if number + ahead < len(outgoing):
+                post(outgoing[number + ahead])
+
     # Collectives.
     def _barrier(self, ranks: Sequence[int]) -> None:
         """By dissemination: in round k everyone tells the rank 2^k further on."""

@@ -31,7 +31,7 @@ ACTS = {
     "raise": "an exception in what looks like code of the user's",
     "hang": "sleeps for ever and beats no more",
 }
-_CALLS = ["send", "receive", "exchange", "barrier", "native", "broadcast", "gather", "share", "spare"]
+_CALLS = ["send", "receive", "exchange", "stream", "barrier", "native", "broadcast", "gather", "share", "spare"]
 _CALLS += ["agree", "revoke", "shrink"]
 _USES = {"job": "outside the sum of a step", "allreduce": "in the sum of a step", "recovery": "in a recovery"}
 _RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from ddl.arrays import Layout
-from ddl.collectives import ring
-from ddl.comm.threads import run_ranks
+from ddl.comm.threads import ThreadGroup, run_ranks
 from ddl.errors import PeerLost
 from ddl.parallel import GradientSum
 
@@ -94,7 +93,7 @@ def test_a_failure_of_the_communication_thread_surfaces_in_finish(monkeypatch):
     def work(group):
         reducer = GradientSum(group, LAYOUT, 1, algorithm="ring", overlap="on", bucket_mib=0)
         assert reducer.overlaps
-        monkeypatch.setattr(ring, "reduce_scatter", lost)
+        monkeypatch.setattr(ThreadGroup, "stream", lost)
         reducer.announce(["b2"])
         with pytest.raises(PeerLost):
             reducer.finish()
