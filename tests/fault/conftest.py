@@ -241,3 +241,17 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     ended = made.run("--checkpoint.every_steps", "7", flags=())
     assert ended.status == 0, ended.said
     return ended
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory: pytest.TempPathFactory):
+    """ranks -> the main job, without an argument, on so many ranks; each is run once."""
+    made, done = Jobs(tmp_path_factory.mktemp("main")), {}
+
+    def ended(ranks: int) -> Ended:
+        if ranks not in done:
+            done[ranks] = made.run(n=ranks, flags=(), quick=False)
+        return done[ranks]
+
+    yield ended
+    made.close()
