@@ -148,6 +148,8 @@ def _contradictions(job: Job) -> Iterator[str]:
     share = train.global_batch // (data.shards if data.shards != "auto" else 1)
     if train.accumulate > share:
         yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is only {share} samples"
+    if job.comm.gpu == "direct":
+        yield "[comm] gpu is direct, but gradients go to MPI through host memory alone; use auto or staged"
     if optim.min_lr > optim.lr:
         yield f"[optim] min_lr is {optim.min_lr}, above lr, which is {optim.lr}"
     if optim.schedule == "step" and optim.step_every < 1:

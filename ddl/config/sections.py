@@ -124,7 +124,9 @@ class Comm:
     )
     bucket_mib: float = setting(4.0, "size in MiB of the pieces that leave while backward still runs")
     overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that pays")
-    gpu: Literal["auto", "direct", "staged"] = setting("auto", "GPU memory given to MPI, or staged through the host")
+    gpu: Literal["auto", "direct", "staged"] = setting(
+        "auto", "GPU memory given to MPI, or staged through the host; auto: staged"
+    )
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
 
 

@@ -50,12 +50,17 @@ TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 class Journal:
     """Silent until ``lead`` makes this rank the one that writes.
 
-    sinks: makes what listens beside the files (a console). Without a folder nothing is written to disk."""
+    sinks: makes what listens beside the files (a console). jsonl: write metrics.jsonl; the ledger and summary.json
+    are written in any case. Without a folder nothing is written to disk."""
 
     def __init__(
-        self, task: Task, sinks: Callable[[], Sequence[Sink]] = tuple, say: Callable[[str], None] | None = None
+        self,
+        task: Task,
+        sinks: Callable[[], Sequence[Sink]] = tuple,
+        say: Callable[[str], None] | None = None,
+        jsonl: bool = True,
     ):
-        self.task, self._sinks, self._say = task, sinks, say
+        self.task, self._sinks, self._say, self._jsonl = task, sinks, say, jsonl
         self.launch = ""
         self.on_known: Callable[[], None] = lambda: None  # called once this rank knows launch and folder
         self.folder: Path | None = None
@@ -94,10 +99,10 @@ class Journal:
         sinks = list(self._sinks())
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            sinks.append(JsonLines(self.folder / "metrics.jsonl"))
+            if self._jsonl:
+                sinks.append(JsonLines(self.folder / "metrics.jsonl"))
             self._ledger = Ledger(self.folder / "ledger.jsonl")
-            told = read_lines(self.folder / "metrics.jsonl", TAIL_BYTES)
-            self._told = next((line["step"] for line in reversed(told) if line.get("event") in ("start", "step")), -1)
+            self._told = _last_told(self.folder, self._jsonl)
         self._hub = Hub(sinks, self._say or (lambda message: None))
         self._mark = time.monotonic()
 
@@ -222,3 +227,15 @@ class Journal:
             self._hub.close()
         if self._ledger is not None:
             self._ledger.close()
+
+
+def _last_told(folder: Path, jsonl: bool) -> int:
+    """The last step that the files of a run tell of; -1 where none does."""
+    if jsonl:
+        lines = reversed(read_lines(folder / "metrics.jsonl", TAIL_BYTES))
+        return next((line["step"] for line in lines if line.get("event") in ("start", "step")), -1)
+    if not (folder / "ledger.jsonl").exists():
+        return -1
+    lines = reversed(read_lines(folder / "ledger.jsonl", TAIL_BYTES))
+    # The ledger numbers steps from 0, everybody else counts how many are done.
+    return next((line["start"] if "start" in line else line["step"] + 1 for line in lines), -1)

@@ -95,7 +95,7 @@ class Loop:
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.status = "finished"
-        self.samples, self.train_seconds = 0, 0.0
+        self.samples, self.train_seconds, self._steps = 0, 0.0, 0
         self._stepped = time.monotonic()  # when the last step was committed
         self._last: Outcome | None = None
         self.is_running = False  # from here on the others go on when this rank ends
@@ -289,6 +289,9 @@ class Loop:
     def _after_step(self, outcome: Outcome) -> None:
         wishes, task = self.wishes, self.task
         now = time.monotonic()
+        if self._steps == 1:  # compiling and warming up went into the first step's time; it counts only when alone
+            self.samples, self.train_seconds = 0, 0.0
+        self._steps += 1
         self.samples, self.train_seconds = self.samples + outcome.samples, self.train_seconds + now - self._stepped
         self._stepped, self._last = now, outcome
         if self.group.is_leader:

@@ -4,6 +4,7 @@ The settings come from a door (``python -m ddl.train``) or the Python API; the l
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
 from ddl.metrics import Console, JobStarted, Sink, Trace, versions
+from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task
 from ddl.train.folder import holds_run, new_launch, run_folder
 from ddl.train.journal import Journal
@@ -81,6 +83,7 @@ class Runner:
                 hang_timeout_s=job.fault.hang_timeout_s,
                 recovery_timeout_s=job.fault.recovery_timeout_s,
             )
+        _survival()
         try:
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
@@ -104,6 +107,8 @@ class Runner:
         All ranks talk before one of them ends for that: the others would wait for it in MPI."""
         use_compiled(self.job.train.compiled)
         try:
+            if self.job.metrics.tensorboard:
+                writer_class()  # now, and on every rank: any of them may have to write
             task = self.make_task(self.job)
             return task, inject.parse(self.job.fault.chaos, steps=task.total_steps), None
         except UserError as error:
@@ -125,7 +130,7 @@ class Runner:
         if problem is not None:
             return self._refuse(problem, self.group.is_leader)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
-        journal = self.journal = Journal(task, self._sinks, self._say)
+        journal = self.journal = Journal(task, self._sinks, self._say, self.job.metrics.jsonl)
         journal.on_known = self._leave_notes
         loop = self.loop = Loop(
             task,
@@ -237,7 +242,7 @@ class Runner:
         hosts: dict[str, int] = {}
         for member in group.members[: group.size]:
             hosts[member.host] = hosts.get(member.host, 0) + 1
-        _, reason = fault_tolerance()
+        reason = "fault.tolerance is off" if self.job.fault.tolerance == "off" else _survival()
         survived = "a rank's death is survived" if group.tolerant else "a rank's death ends the job"
         journal.lead()
         journal.started(
@@ -312,12 +317,15 @@ class Runner:
         )
 
     def _sinks(self) -> list[Sink]:
-        if not self.job.metrics.console_every_s:
-            return []
-        assert self.journal is not None
-        task = self.journal.task
-        every_s, per_epoch = self.job.metrics.console_every_s, task.order.steps_per_epoch
-        return [Console(every_s, steps=task.total_steps, steps_per_epoch=per_epoch)]
+        assert self.journal is not None and self.journal.folder is not None
+        task, metrics = self.journal.task, self.job.metrics
+        sinks: list[Sink] = []
+        if metrics.console_every_s:
+            per_epoch = task.order.steps_per_epoch
+            sinks.append(Console(metrics.console_every_s, steps=task.total_steps, steps_per_epoch=per_epoch))
+        if metrics.tensorboard:
+            sinks.append(TensorBoard(self.journal.folder / "tensorboard"))
+        return sinks
 
     def _say(self, message: str) -> None:
         """A line that people should see; before the journal speaks it waits for the banner."""
@@ -367,6 +375,12 @@ class Runner:
             self._trace.close()
         if self.heartbeat is not None:
             self.heartbeat.close()
+
+
+@functools.cache
+def _survival() -> str:
+    """Why a death is survived in this launch, or not; asked once, since starting MPI changes what tells it."""
+    return fault_tolerance()[1]
 
 
 def _first(values: list[Any]) -> Any:

@@ -1,0 +1,57 @@
+"""TensorBoard: scalars of steps, epochs and the end as event files (extra: tensorboard).
+
+The only file that imports tensorboardX, and only once a sink is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddl.errors import ConfigError
+from ddl.metrics.events import EpochDone, Evaluated, Event, Finished, StepDone
+
+
+def writer_class() -> Any:
+    """tensorboardX's writer. Raises ConfigError where the package is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            f"[metrics] tensorboard is true, but tensorboardX cannot be imported ({error}): "
+            'pip install "ddl-mpi[tensorboard]"'
+        ) from error
+    return SummaryWriter
+
+
+class TensorBoard:
+    """Writes event files into ``folder``; a leader that takes over adds a file of its own beside them."""
+
+    def __init__(self, folder: str | Path):
+        self._writer = writer_class()(str(folder))
+        self._step = 0
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._step = event.step
+            self._scalars("step", {"loss": event.loss, "gradient_norm": event.gradient_norm, **event.metrics})
+            self._scalars("step", {"lr": event.lr, "seconds": event.seconds})
+        elif isinstance(event, EpochDone):
+            self._step = event.step
+            self._scalars("train", event.train)
+            self._scalars("validation", event.validation)
+        elif isinstance(event, Evaluated):
+            self._step = event.step
+            self._scalars(event.split, event.metrics)
+        elif isinstance(event, Finished):
+            self._scalars("test", event.summary.get("test") or {})
+
+    def _scalars(self, group: str, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            # Numbers alone; what is not finite has no place on an axis.
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                self._writer.add_scalar(f"{group}/{name}", value, self._step)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,62 @@
+"""TensorBoard files: the scalars that were told, read back without our code."""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+
+import pytest
+
+from ddl.errors import ConfigError
+from ddl.metrics import EpochDone, Finished, StepDone
+from ddl.metrics.tensorboard import TensorBoard
+
+EVENTS = [
+    StepDone(step=7, epoch=1, loss=0.5, lr=0.25, samples=256, seconds=0.125, metrics={"accuracy": 0.75}),
+    StepDone(step=8, epoch=1, loss=math.nan, lr=0.25, samples=256, seconds=0.125),
+    EpochDone(1, 8, {"loss": 0.5, "confusion": [[1]]}, {"accuracy": 0.5}),
+    Finished("finished", {"test": {"accuracy": 0.875}}),
+]
+SCALARS = {
+    (7, "step/loss"): 0.5,
+    (7, "step/gradient_norm"): 0.0,
+    (7, "step/accuracy"): 0.75,
+    (7, "step/lr"): 0.25,
+    (7, "step/seconds"): 0.125,
+    (8, "step/gradient_norm"): 0.0,
+    (8, "step/lr"): 0.25,
+    (8, "step/seconds"): 0.125,
+    (8, "train/loss"): 0.5,
+    (8, "validation/accuracy"): 0.5,
+    (8, "test/accuracy"): 0.875,
+}
+
+
+def read_scalars(path):
+    """(step, tag) -> value of a TFRecord file: length, its checksum, an Event message, its checksum."""
+    messages = pytest.importorskip("tensorboardX.proto.event_pb2")
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = messages.Event.FromString(data[at + 12 : at + 12 + length])
+        at += 12 + length + 4
+        found.update({(event.step, value.tag): value.simple_value for value in event.summary.value})
+    return found
+
+
+def test_what_is_told_stands_in_the_files(tmp_path):
+    pytest.importorskip("tensorboardX")
+    sink = TensorBoard(tmp_path / "tensorboard")
+    for event in EVENTS:
+        sink.write(event)
+    sink.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert read_scalars(path) == SCALARS
+
+
+def test_a_missing_package_is_told_with_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ConfigError, match=r'tensorboard is true, but .* pip install "ddl-mpi\[tensorboard\]"'):
+        TensorBoard(tmp_path)
+    assert not list(tmp_path.iterdir())
