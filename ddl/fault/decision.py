@@ -4,9 +4,12 @@ Performing it is recover.py's."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+_NUMBER = re.compile(r"\d+")
 
 
 class Action(Enum):
@@ -62,7 +65,9 @@ def has_quorum(last: Sequence[int], alive: Collection[int], confirmed: Collectio
 
 
 def repeated_error(deaths: Sequence[Death], history: Sequence[Death]) -> Death | None:
-    """An exception of user code that has now happened twice: same step and shard, or same error on another rank."""
+    """An exception of user code that has now happened twice: same step and shard, or same error on another rank.
+
+    Numbers in a message do not tell errors apart: they are mostly steps, samples and values."""
     seen = list(history)
     for death in deaths:
         if death.kind == "exception":
@@ -70,7 +75,8 @@ def repeated_error(deaths: Sequence[Death], history: Sequence[Death]) -> Death |
                 if earlier.kind != "exception":
                     continue
                 same_work = earlier.step == death.step and bool(earlier.shards & death.shards)
-                if same_work or (earlier.error == death.error and earlier.identity != death.identity):
+                same_error = _NUMBER.sub("0", earlier.error) == _NUMBER.sub("0", death.error)
+                if same_work or (same_error and earlier.identity != death.identity):
                     return death
         seen.append(death)
     return None

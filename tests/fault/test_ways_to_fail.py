@@ -1,0 +1,182 @@
+"""Kinds of failure, each on a real job: exceptions, stopped and hung ranks, several deaths, too few ranks left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from ddl.parameters import enable_fault_tolerance
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path"),
+]
+
+USER_CODE = '''
+"""A callback and a model of a user's, with mistakes in them."""
+import os
+
+def each_step(outcome):
+    if outcome.step >= int(os.environ["FAIL_AT"]):
+        raise ValueError(f"mistake of the user's at step {outcome.step}")
+
+def broken_model(*args, **options):
+    if os.environ.get("FAIL_ON", "all") in ("all", os.environ["OMPI_COMM_WORLD_RANK"]):
+        raise ZeroDivisionError("mistake in the model")
+    from ddl.models.zoo import mlp
+    return mlp(*args, **options)
+'''
+
+
+def assert_calm(ended, calm):
+    assert ended.status == 0 and ended.summary["status"] == "finished", ended.said
+    assert ended.is_exact()
+    assert ended.losses == pytest.approx(calm.losses, rel=1e-8)
+
+
+# Exceptions.
+
+
+def test_an_exception_costs_one_rank(jobs, calm):
+    ended = jobs.run(chaos="raise rank 1 at step 5")
+    assert_calm(ended, calm)
+    assert ended.lost == [(1, "exception")]
+    assert ended.said.count("InjectedError: injected") == 1 and "Traceback" in ended.said
+    (failure,) = ended.of("failure")
+    assert "InjectedError" in failure["error"]
+
+
+def test_the_same_exception_on_a_second_rank_stops_the_job(jobs):
+    (jobs.folder / "mistakes.py").write_text(USER_CODE)
+    ended = jobs.run("--train.callbacks", '["mistakes:each_step"]', environ={"FAIL_AT": "5"})
+    assert ended.status == 1, ended.said
+    assert ended.summary["status"] == "failed" and "mistake of the user's at step 6" in ended.summary["error"]
+    assert "each_step" in ended.said  # the traceback
+    assert ended.summary["ranks_finished"] >= 2  # a mistake does not eat the ranks one by one
+
+
+def test_an_exception_on_all_ranks_at_once_stops_the_job(jobs):
+    ended = jobs.run(chaos="; ".join(f"raise rank {rank} at step 5 point step.load" for rank in range(4)))
+    assert ended.status == 1 and ended.summary["status"] == "failed", ended.said
+
+
+def test_an_exception_before_the_first_commit_ends_the_job(jobs):
+    ended = jobs.run(chaos="raise rank 2 at step 0 point step.compute")
+    assert ended.status == 1 and "InjectedError" in ended.said
+    assert ended.summary["steps"] == 0
+
+
+@pytest.mark.parametrize("where", ["all", "1", "0"])
+@pytest.mark.parametrize("flags", [("--with-ft", "ulfm"), ()])
+def test_an_exception_while_the_model_is_made_ends_the_job_with_one_traceback(jobs, where, flags):
+    (jobs.folder / "mistakes.py").write_text(USER_CODE)
+    ended = jobs.run("--model.name", "mistakes:broken_model", environ={"FAIL_ON": where}, flags=flags)
+    assert ended.status == 1, ended.said
+    assert ended.said.count("Traceback") == 1, ended.said
+    assert ended.seconds < 30
+
+
+# Ranks that stand still.
+
+
+def test_a_stopped_rank_is_replaced_within_seconds(jobs, calm):
+    ended = jobs.run(chaos="stop rank 1 at step 5")
+    assert_calm(ended, calm)
+    assert ended.lost == [(1, "stopped")]
+    assert ended.summary["failures"][0]["detect_s"] < 10
+
+
+def test_a_hung_rank_is_killed_and_says_where_it_hung(jobs, calm):
+    ended = jobs.run("--fault.hang_timeout_s", "3", chaos="hang rank 2 at step 5 point step.compute")
+    assert_calm(ended, calm)
+    assert ended.lost == [(2, "hang")]
+    note = json.loads((ended.folder / "notes" / ended.summary["launch"] / "rank-2.json").read_text())
+    assert note["step"] == 5 and note["phase"] == "compute" and note["kind"] == "hang"
+    assert "inject.py" in note["stack"] and "perform" in note["stack"]
+
+
+def test_a_job_that_is_suspended_as_a_whole_lives(jobs, calm):
+    running = jobs.start("--train.callbacks", '["slow:step"]', "--fault.hang_timeout_s", "5", environ=slow(jobs))
+    running.until(3)
+    everything = running.everything()
+    for pid in everything:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(8)  # longer than any limit of the companions'
+    for pid in everything:
+        os.kill(pid, signal.SIGCONT)
+    ended = running.wait()
+    assert_calm(ended, calm)
+    assert ended.lost == []
+
+
+def slow(jobs, seconds: float = 0.1) -> dict[str, str]:
+    """Makes the callback slow:step, so that a job lasts long enough to be struck from outside."""
+    (jobs.folder / "slow.py").write_text(f"import time\ndef step(outcome): time.sleep({seconds})\n")
+    return {}
+
+
+# Several deaths.
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "kill rank 0 at step 5",
+        "kill ranks 0,1,2 at step 5",
+        "kill ranks 1,3 at step 0 point step.compute; kill rank 0 at step 29 point step.commit",
+        "segv rank 0 at step 5; exit rank 1 at step 9; kill rank 2 at step 10",
+    ],
+)
+def test_one_rank_is_enough_to_finish(script, jobs, calm):
+    ended = jobs.run(chaos=script)
+    assert_calm(ended, calm)
+    assert ended.summary["ranks_finished"] == 4 - len(ended.lost)
+
+
+def test_killed_from_outside_at_any_moment(jobs, calm):
+    running = jobs.start("--train.callbacks", '["slow:step"]', environ=slow(jobs, 0.05))
+    for step, rank in ((3, 2), (9, 0), (15, 3)):
+        running.until(step)
+        os.kill(running.ranks()[rank], signal.SIGKILL)
+    ended = running.wait()
+    assert_calm(ended, calm)
+    assert ended.lost == [(2, "crash"), (0, "crash"), (3, "crash")]
+
+
+def test_fewer_than_min_ranks_end_with_a_checkpoint_and_75(jobs, calm):
+    ended = jobs.run("--fault.min_ranks", "3", chaos="kill rank 0 at step 5; kill rank 3 at step 10")
+    assert ended.status == 75, ended.said
+    assert ended.summary["status"] == "stopped" and ended.summary["steps"] == 10
+    again = jobs.run(n=2, folder=ended.folder)
+    assert_calm(again, calm)
+
+
+# A recovery that fails.
+
+
+def test_a_recovery_that_hangs_is_ended_by_the_companions_and_the_supervisor_starts_again(jobs, calm):
+    ended = jobs.supervised(
+        "--fault.recovery_timeout_s",
+        "3",
+        "--checkpoint.every_steps",
+        "4",
+        chaos="kill rank 2 at step 9; hang rank 1 at point recover.shrink",
+    ).wait()
+    assert_calm(ended, calm)
+    assert "starting again" in ended.said
+
+
+# Tolerance by parameter files of the environment, as launch/local.sh writes them.
+
+
+def test_plain_mpirun_is_tolerant_where_the_environment_says_so(jobs, calm):
+    home = jobs.folder / "home"
+    enable_fault_tolerance(home / ".prte" / "mca-params.conf")
+    ended = jobs.run(chaos="kill rank 0 at step 5; segv rank 2 at step 9", flags=(), environ={"HOME": str(home)})
+    assert_calm(ended, calm)
+    assert ended.lost == [(0, "crash"), (2, "crash")]
