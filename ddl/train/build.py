@@ -4,14 +4,14 @@ What the settings may be is config's; what the objects do is their rooms'."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ddl.arrays import Layout
 from ddl.config import Job
-from ddl.data import Order, Splits, auto_shards, make_transforms, open_dataset
+from ddl.data import Order, Splits, auto_shards, class_weights, labels_of, make_transforms, open_dataset
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.model import Model
@@ -41,7 +41,7 @@ def build_task(job: Job) -> Task:
         splits.train.fields,
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
-        options=job.model.options,
+        options=_model_options(job, splits),
     )
     samples, batch = len(splits.train), job.train.global_batch
     shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
@@ -76,6 +76,20 @@ def build_task(job: Job) -> Task:
         initial=start_from(job),
         settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": job.run.seed},
     )
+
+
+def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
+    """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
+
+    Raises ConfigError where there are no classes to balance."""
+    of_loss = job.model.options.get("loss", {})
+    if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
+        return job.model.options
+    target = splits.train.fields.get("y")
+    if target is None or target.shape != () or target.dtype.kind not in "iu":
+        raise ConfigError('class_weights = "balanced" needs classes: the targets are none, or values')
+    weights = class_weights(labels_of(splits.train), target.size)
+    return {**job.model.options, "loss": {**of_loss, "class_weights": weights.tolist()}}
 
 
 def build_data(job: Job) -> Splits:
@@ -146,11 +160,11 @@ def learning_rate(job: Job, total_steps: int) -> Callable[[int], float]:
     return lambda step: lr * factor(step)
 
 
-def start_from(job: Job) -> Callable[[Any], None] | None:
-    """What copies the parameters of ``model.from`` into a fresh state, by name; None where nothing is asked.
+def start_from(job: Job) -> Callable[[Any], list[str]] | None:
+    """What copies ``model.from`` into a fresh state, by name; None where nothing is asked.
 
-    Strict: every parameter must be found with its shape. Otherwise what matches is taken. Raises ConfigError
-    that names what did not match."""
+    Strict: every parameter must be found with its shape. Otherwise what matches is taken, and what did not is
+    returned in one line. Running averages come along where they match. Raises ConfigError that names what does not."""
     if not job.model.from_:
         return None
     from ddl.checkpoint import Store
@@ -162,18 +176,32 @@ def start_from(job: Job) -> Callable[[Any], None] | None:
     except CheckpointError as error:
         raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
 
-    def take(state: Any) -> None:
-        wrong = []
-        for name, view in state.params.views.items():
-            found = arrays.get(f"params/{name}")
-            if found is None:
-                wrong.append(f"{name} is not there")
-            elif found.shape != view.shape:
-                wrong.append(f"{name} has shape {found.shape} there and {view.shape} here")
-            else:
-                view[...] = state.device.array(found)
-        if wrong and (job.model.strict or len(wrong) == len(state.params.views)):
-            hint = "" if not job.model.strict else "; model.strict = false takes what matches"
-            raise ConfigError(f"model.from = {job.model.from_!r}: " + ", ".join(wrong[:4]) + hint)
+    def take(state: Any) -> list[str]:
+        wrong, fitting = [], []
+        for kind, views in (("params", state.params.views), ("averages", state.averages.views)):
+            for name, view in views.items():
+                found = arrays.get(f"{kind}/{name}")
+                if found is None:
+                    wrong.append(f"{name} is not there")
+                elif found.shape != view.shape:
+                    wrong.append(f"{name} has shape {found.shape} there and {view.shape} here")
+                else:
+                    fitting.append((view, found))
+        unused = sorted(
+            name.removeprefix("params/")
+            for name in arrays
+            if name.startswith("params/") and name.removeprefix("params/") not in state.params.views
+        )
+        told = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
+        if wrong and (job.model.strict or not fitting):
+            raise ConfigError(told + ("; model.strict = false takes what matches" if fitting else ""))
+        for view, found in fitting:
+            view[...] = state.device.array(found)
+        total = len(fitting) + len(wrong)
+        return [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
 
     return take
+
+
+def _few(things: Sequence[str], most: int = 4) -> str:
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

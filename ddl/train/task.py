@@ -46,7 +46,7 @@ class Task:
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
     callbacks: Sequence[Callable[[Any], None]] = ()
-    initial: Callable[[Any], None] | None = None  # changes the fresh state: parameters of a trained model
+    initial: Callable[[Any], list[str]] | None = None  # changes the fresh state, and says what people should know of it
     settings: dict[str, Any] = field(default_factory=dict)  # plain values that the checkpoint keeps beside the state
 
     @property

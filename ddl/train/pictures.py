@@ -1,0 +1,95 @@
+"""What of a trained run is worth a picture: its curves, its confusion matrix, what it draws or reconstructs.
+
+How a picture is drawn is metrics/plots.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddl.arrays import host
+from ddl.data import Normalise
+from ddl.metrics import plots, read_lines
+from ddl.models import GAN, Supervised
+from ddl.nn import Context
+from ddl.train.state import State
+
+if TYPE_CHECKING:
+    from ddl.train.loop import Loop
+
+_IMAGES = 64
+_PAIRS = 32
+
+
+def draw_pictures(loop: Loop) -> list[Path]:
+    """Draw the finished run of ``loop`` into its folder: PNG files. On the leader alone, after the summary.
+
+    Training is over and safe by then: what goes wrong here is one warning."""
+    journal = loop.journal
+    if journal.folder is None:
+        return []
+    if not plots.has_matplotlib():
+        journal.warn("metrics.plots: no pictures, matplotlib is not installed (extra: plot)")
+        return []
+    try:
+        return list(_draw(loop, journal.folder))
+    except Exception as error:
+        journal.warn(f"metrics.plots: no more pictures ({type(error).__name__}: {error})")
+        return []
+
+
+def _draw(loop: Loop, folder: Path):
+    found = plots.curves(read_lines(folder / "metrics.jsonl"), folder / "curves.png")
+    if found is not None:
+        yield found
+    results = loop.state.progress.results
+    names = getattr(loop.task.train, "names", ())
+    for part in ("test", "validation"):
+        if "confusion" in results.get(part, {}):
+            yield plots.confusion(results[part]["confusion"], names, folder / "confusion.png")
+            break
+    model = loop.task.model
+    if isinstance(model, GAN):
+        images = samples(model, loop.state, _IMAGES, loop.task.seed)
+        if _is_image(images):
+            yield plots.grid(images, folder / "samples.png")
+    elif isinstance(model, Supervised) and model.target == "x":
+        pairs = _reconstructions(loop, model)
+        if pairs is not None:
+            yield plots.grid(pairs, folder / "reconstructions.png")
+
+
+def samples(model: GAN, state: State, count: int, seed: int) -> np.ndarray:
+    """``count`` samples that a generator draws, in the units of the data: (count, *shape)."""
+    drawn = np.array(host(model.sample(state.params.views, state.averages.views, count, seed)))
+    return _undo(drawn, state.progress.normalise)
+
+
+def _undo(x: np.ndarray, normalise: Mapping[str, Any] | None) -> np.ndarray:
+    """Values as they were before normalisation."""
+    return x if normalise is None else Normalise.from_json(normalise).undo(x)
+
+
+def _reconstructions(loop: Loop, model: Supervised) -> np.ndarray | None:
+    """Held-out images, each beside what came out of it; None where samples are no images."""
+    source = loop.task.test or loop.task.validation or loop.task.train
+    count = min(_PAIRS, len(source))
+    source.hold([range(count)])
+    batch: dict[str, Any] = source.gather(np.arange(count))
+    before = np.array(batch["x"])
+    if not _is_image(before):
+        return None
+    for transform in loop.transforms:
+        batch = transform(batch, [slice(0, count)], [])
+    context = Context(segments=[slice(0, count)], shards=[0])
+    inputs = {name: loop.state.device.array(value) for name, value in batch.items()}
+    outputs = model.predict(loop.state.params.views, loop.state.averages.views, inputs, context)
+    after = _undo(np.array(host(outputs["output"])), loop.state.progress.normalise)
+    return np.stack([before, after], axis=1).reshape(2 * count, *before.shape[1:])
+
+
+def _is_image(x: np.ndarray) -> bool:
+    return x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3))
