@@ -2,6 +2,7 @@
 
 from ddl.collectives.allreduce import TABLE, allreduce
 from ddl.collectives.choose import Topology, Tuning, choose
+from ddl.collectives.persistent import PersistentAllreduce
 from ddl.collectives.ring import allgather, reduce_scatter
 
-__all__ = ["TABLE", "Topology", "Tuning", "allgather", "allreduce", "choose", "reduce_scatter"]
+__all__ = ["TABLE", "PersistentAllreduce", "Topology", "Tuning", "allgather", "allreduce", "choose", "reduce_scatter"]

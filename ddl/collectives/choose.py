@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ddl.errors import UserError
 
+# From here on two barriers and a sum in shared memory cost less than the library's allreduce.
+IN_PLACE_BYTES = 4 << 10
 ALGORITHMS = ("native", "ring", "shared", "hierarchical")
 
 
@@ -67,8 +69,10 @@ class Topology:
         return algorithm != "hierarchical" or self.can_share
 
 
-def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None) -> str:
-    """The name of the algorithm for ``nbytes`` a rank; the same on every rank, given the same arguments."""
+def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None, in_place: bool = False) -> str:
+    """The name of the algorithm for ``nbytes`` a rank; the same on every rank, given the same arguments.
+
+    in_place: the array would lie in memory that the ranks of a node share, where they share any."""
     here = [
         rule
         for rule in (tuning.rules if tuning else ())
@@ -76,6 +80,8 @@ def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None) -> str
         and rule.from_bytes <= nbytes
         and topology.allows(rule.algorithm)
     ]
+    if in_place and topology.allows("shared"):
+        return "shared" if nbytes >= IN_PLACE_BYTES else "native"
     if here:
         return max(here, key=lambda rule: rule.from_bytes).algorithm
     return default_algorithm(nbytes, topology)

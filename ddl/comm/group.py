@@ -191,6 +191,16 @@ class Group(ABC):
     def native_allreduce(self, x: Array) -> None:
         """Sum over the workers, in place, by the library's own algorithm."""
 
+    def prepared_allreduce(self, x: Array, source: Array | None = None) -> Callable[[], None]:
+        """A call that does ``native_allreduce`` on ``x`` again and again, of ``source`` where there is one."""
+
+        def call() -> None:
+            if source is not None:
+                x[...] = source
+            self.native_allreduce(x)
+
+        return call
+
     @abstractmethod
     def broadcast(self, x: Array, root: int) -> None:
         """``x`` of the worker ``root`` to all workers, in place."""
