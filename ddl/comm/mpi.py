@@ -173,10 +173,13 @@ class MpiGroup(Group):
         # Twice in every step: without the layers that kill points and translation put around other calls.
         if self.probe is not no_probe:
             self.probe(f"{self.doing}.barrier")
+        self.waits(True)
         try:
             self._node.Barrier()
         except self._mpi.Exception as error:
             raise self._error(error, "node_barrier") from error
+        finally:
+            self.waits(False)
         if self.probe is not no_probe:
             self.probe(f"{self.doing}.barrier.done")
 
@@ -201,10 +204,13 @@ class MpiGroup(Group):
                 if source is not None:
                     x[...] = source
                 return self.native_allreduce(x)
+            self.waits(True)
             try:
                 allreduce(of, x)
             except failed as error:
                 raise self._error(error, "native_allreduce") from error
+            finally:
+                self.waits(False)
 
         return call
 
