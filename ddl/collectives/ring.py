@@ -14,9 +14,9 @@ import numpy as np
 
 from ddl.arrays import Array, partition
 from ddl.collectives.contiguous import check_contiguous
-from ddl.comm import Group
+from ddl.comm import EAGER_BYTES, Group
 
-SEGMENT_BYTES = 256 << 10
+SEGMENT_BYTES = EAGER_BYTES
 AHEAD = 4  # segments on their way at once
 
 
@@ -83,7 +83,9 @@ class _Ring(NamedTuple):
         cuts = [[self.flat[s][cut] for cut in partition(s.stop - s.start, segments)] for s in self.slices]
         widest = max(cut.size for row in cuts for cut in row)
         scratch = self.group.scratch(ahead * widest * self.flat.itemsize).view(self.flat.dtype).reshape(ahead, widest)
-        outgoing, incoming, totals = [], [], []
+        outgoing: list[Array] = []
+        incoming: list[Array] = []
+        totals: list[Array | None] = []
         for step in steps:
             for out, place in zip(cuts[step.outgoing % count], cuts[step.incoming % count], strict=True):
                 outgoing.append(out)

@@ -3,9 +3,10 @@
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
 from ddl.comm.group import Group, Member, Probe, SharedMemory, no_probe
-from ddl.comm.launcher import fault_tolerance, launched_rank, launched_size
+from ddl.comm.launcher import EAGER_BYTES, fault_tolerance, launched_rank, launched_size
 
 __all__ = [
+    "EAGER_BYTES",
     "Group",
     "Member",
     "Probe",

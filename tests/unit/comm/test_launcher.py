@@ -2,6 +2,7 @@
 
 import pytest
 
+from ddl.collectives import ring
 from ddl.comm import launcher
 from ddl.errors import UserError
 
@@ -69,6 +70,13 @@ def test_settings_keep_wrong_sums_and_wrong_threads_away():
     assert chosen["OMPI_MCA_coll"] == "^han,adapt"
     assert chosen["OMPI_MCA_mpi_ft_enable"] == "1" and chosen["OMPI_MCA_pml"] == "ob1"
     assert "OMPI_MCA_mpi_ft_enable" not in launcher.settings(False, MPIRUN)
+
+
+def test_a_segment_of_a_ring_leaves_at_once_unless_the_user_chose():
+    chosen = launcher.settings(False, MPIRUN)
+    assert int(chosen["OMPI_MCA_btl_tcp_eager_limit"]) > ring.SEGMENT_BYTES
+    own = {**MPIRUN, "OMPI_MCA_btl_tcp_eager_limit": "1000"}
+    assert "OMPI_MCA_btl_tcp_eager_limit" not in launcher.settings(False, own)
 
 
 @pytest.mark.parametrize("coll", ["^han,adapt", "^han", "tuned,libnbc"])
