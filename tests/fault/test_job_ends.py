@@ -1,0 +1,71 @@
+"""How a job ends when nobody may go on, or is asked not to: status, words, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path"),
+]
+
+
+def slow(jobs, seconds: float = 0.1) -> list[str]:
+    """Settings that make every step last, so that a job can be met under way."""
+    (jobs.folder / "slow.py").write_text(f"import time\ndef step(outcome): time.sleep({seconds})\n")
+    return ["--train.callbacks", '["slow:step"]']
+
+
+def test_without_tolerance_an_exception_ends_the_job_with_one_traceback(jobs):
+    running = jobs.start(*slow(jobs), flags=(), chaos="raise rank 1 at step 5")
+    running.until(4)
+    near = time.monotonic()
+    ended = running.wait()
+    assert time.monotonic() - near < 10
+    assert ended.status not in (0, 75) and ended.said.count("InjectedError: injected") == 1, ended.said
+
+
+def test_without_tolerance_a_death_ends_the_job(jobs):
+    ended = jobs.run(flags=(), chaos="kill rank 1 at step 5")
+    assert ended.status not in (0, 75), ended.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("flags", [("--with-ft", "ulfm"), ()], ids=["tolerant", "not tolerant"])
+def test_an_interrupted_mpirun_leaves_no_process(number, flags, jobs):
+    running = jobs.start(*slow(jobs), flags=flags)
+    running.until(3)
+    os.kill(running.process.pid, number)
+    ended = running.wait()  # which sees that nothing is left
+    assert ended.status != 0 and ended.seconds < 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_supervisor_leaves_no_process(number, jobs):
+    running = jobs.supervised(*slow(jobs))
+    running.until(3)
+    os.kill(running.process.pid, number)
+    ended = running.wait()
+    assert ended.status == 75, ended.said
+
+
+@pytest.mark.parametrize("how", ["tolerant", "not tolerant", "supervised"])
+def test_usr1_writes_a_checkpoint_and_ends_with_75(how, jobs, calm):
+    if how == "supervised":
+        running = jobs.supervised(*slow(jobs))
+    else:
+        running = jobs.start(*slow(jobs), flags=("--with-ft", "ulfm") if how == "tolerant" else ())
+    running.until(7)
+    os.kill(running.process.pid, signal.SIGUSR1)
+    ended = running.wait()
+    steps = ended.summary["steps"]
+    assert ended.status == 75 and ended.summary["status"] == "stopped" and 7 <= steps < 30, ended.said
+    assert (ended.folder / "checkpoints" / f"step_{steps:08d}").is_dir()
+    again = jobs.run(folder=ended.folder, flags=())
+    assert again.status == 0 and again.is_exact(), again.said
+    assert again.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
