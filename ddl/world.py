@@ -5,6 +5,7 @@ model and data uses ``ddl.Trainer``."""
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ def init() -> Group:
         from ddl.comm import mpi
 
         _group = mpi.start(tolerant="off")
+        atexit.register(mpi.part, _group)
     return _group
 
 
@@ -51,14 +53,14 @@ def local_rank() -> int:
 
 
 def allreduce(x: Array, average: bool = True) -> np.ndarray:
-    """The mean (or sum) of ``x`` over all ranks, as a new host array of the same shape; equal bits on every rank."""
+    """The mean (or sum) of ``x`` over all ranks, as a new host array of the same shape; equal bits on every rank.
+
+    The mean of whole numbers is float64."""
     from ddl.collectives import allreduce as sum_in_place
 
     total = np.array(host(x), order="C", copy=True)
     sum_in_place(total.reshape(-1), group())
-    if average:
-        total /= size()
-    return total
+    return total / size() if average else total
 
 
 def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:

@@ -14,6 +14,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _real_exit = os._exit
+_is_agreed = False
+
+
+def agreed() -> None:
+    """All members have come to the end: from now on each way out of this process is an ordinary one."""
+    global _is_agreed
+    _is_agreed = True
 
 
 def flush() -> None:
@@ -44,13 +51,13 @@ def report_every_exit(last_words: Callable[[], None]) -> None:
     owner = os.getpid()
 
     def exit_as_death(status: int) -> NoReturn:
-        if os.getpid() == owner:  # a forked child, which is no rank, ends as it likes
+        if os.getpid() == owner and not _is_agreed:  # a forked child, which is no rank, ends as it likes
             last_words()
             die()
         _real_exit(status)
 
     def at_exit() -> None:
-        if os.getpid() == owner:
+        if os.getpid() == owner and not _is_agreed:
             last_words()
             die()
 

@@ -22,6 +22,7 @@ from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
 from ddl.comm import Group, ending, fault_tolerance, launched_rank, mpi
+from ddl.comm.group import nobody_watches
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.config import write as write_config
@@ -37,6 +38,7 @@ from ddl.train.build import build_task
 from ddl.train.folder import holds_run, new_launch, run_folder
 from ddl.train.journal import Journal
 from ddl.train.loop import Loop, Wishes
+from ddl.train.pictures import draw_pictures
 from ddl.train.state import Progress, State
 from ddl.train.step import no_span
 from ddl.train.task import Task
@@ -55,16 +57,25 @@ def run(job: Job, make_task: Callable[[Job], Task] = build_task) -> int:
 class Runner:
     """One rank's way through a job. What it opened is closed when ``run`` returns."""
 
-    def __init__(self, job: Job, make_task: Callable[[Job], Task] = build_task, group: Group | None = None):
-        """group: that of an earlier run of this process, which can be started only once."""
+    def __init__(
+        self,
+        job: Job,
+        make_task: Callable[[Job], Task] = build_task,
+        before: Runner | None = None,
+        in_script: bool = False,
+    ):
+        """before: the last run of this process, whose group and watchdog go on: they can be started only once.
+
+        in_script: errors are raised by the script that runs this, and not printed here; the watchdog stays."""
         self.job, self.make_task = job, make_task
         self.wishes = Wishes(
             checkpoint_every_s=job.checkpoint.every_s,
             checkpoint_every_steps=job.checkpoint.every_steps,
             checkpoint_every_epochs=job.checkpoint.every_epochs,
         )
-        self.heartbeat: Heartbeat | None = None
-        self._running = group
+        self._in_script = in_script
+        self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
+        self._running: Group | None = before.group if before is not None else None
         self.group: Group
         self.failure: DdlError | None = None
         self.loop: Loop | None = None
@@ -72,6 +83,11 @@ class Runner:
         self._fence: Fence | None = None
         self._trace: Trace | None = None
         self._warnings: list[str] = []
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is a group."""
+        return hasattr(self, "group")
 
     def run(self) -> int:
         job = self.job
@@ -90,6 +106,9 @@ class Runner:
             return self._refuse(error, launched_rank() == 0)
         if self.heartbeat is not None:
             self.group.waits = self.heartbeat.wait
+            if self._running is not None:
+                self.heartbeat.wait(False)
+                self.heartbeat.limits(job.fault.hang_timeout_s, job.fault.recovery_timeout_s)
         with Signals(self.wishes):
             try:
                 return self._train(task, chaos, problem)
@@ -159,6 +178,8 @@ class Runner:
         self.group = loop.group
         if failure is not None:
             return self._refuse(failure, self.group.is_leader)
+        if self.job.metrics.plots and self.group.is_leader:
+            draw_pictures(loop)
         return Stop.exit_status if loop.status == "stopped" else 0
 
     def _set_up(self, group: Group, loop: Loop) -> DdlError | None:
@@ -175,7 +196,8 @@ class Runner:
                 self._claim(folder, launch, group)
                 arrays, meta = self._find_checkpoint(folder)
                 if loop.task.initial is not None and arrays is None:
-                    loop.task.initial(state)
+                    for line in loop.task.initial(state):
+                        self._say(line)
                 if arrays is not None:
                     self._restore(state, arrays, meta, loop.task)
                 journal.launch, journal.folder, journal.ranks_started = launch, folder, len(group.members)
@@ -338,7 +360,7 @@ class Runner:
         """One line from one rank, and the status that goes with the error."""
         assert error is not None
         self.failure = error
-        if speaks:
+        if speaks and not self._in_script:
             if isinstance(error, UserCodeError) and error.traceback:
                 sys.stderr.write(error.traceback.rstrip() + "\n")
             print(f"ddl.train: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -357,6 +379,8 @@ class Runner:
     def _die(self, error: Exception) -> NoReturn:
         """An exception of this rank alone: it ends, and the others go on where that is possible."""
         group, status = self.loop.group if self.loop else self.group, 1
+        if self._in_script and len(group.members) == 1:
+            raise error
         if isinstance(error, DdlError):
             status = error.exit_status
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
@@ -373,7 +397,11 @@ class Runner:
             self.journal.close()
         if self._trace is not None:
             self._trace.close()
-        if self.heartbeat is not None:
+        if self.heartbeat is not None and self._in_script:
+            self.heartbeat.wait(True)  # what the script does now may take as long as it takes
+        elif self.heartbeat is not None:
+            for group in (self.group, self.loop.group if self.loop else self.group):
+                group.waits = nobody_watches
             self.heartbeat.close()
 
 

@@ -23,10 +23,21 @@ from ddl.data import Arrays, Order, Source, auto_shards
 from ddl.errors import DdlError, UserError
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups, Optimizer, schedule
+from ddl.train.build import start_from
 from ddl.train.evaluate import evaluate
+from ddl.train.loop import Loop
 from ddl.train.run import Runner
-from ddl.train.state import State
 from ddl.train.task import Task
+
+# Settings of [optim] and [model] that count here as well; the others are arguments.
+_READ = ("optim.warmup_steps", "model.from", "model.strict", "model.freeze")
+_ARGUMENTS = {
+    **{f"data.{key}": "data, validation, test" for key in ("source", "path", "targets", "format", "options")},
+    **{f"data.{key}": "data, validation, test" for key in ("validation", "test", "stratify", "oversample")},
+    "data.normalize": "normalize",
+    "data.augment": "augment",
+    "train.callbacks": "callbacks",
+}
 
 
 class Trainer:
@@ -64,21 +75,29 @@ class Trainer:
         self.optimizer = optimizer or Adam()
         self.schedule, self.clip_norm, self.normalize = schedule, clip_norm, normalize
         self.augment, self.callbacks = list(augment), list(callbacks)
+        for name in settings or {}:
+            if name in _ARGUMENTS or (name.startswith(("optim.", "model.")) and name not in _READ):
+                said_by = _ARGUMENTS.get(name, "model, loss, metrics, optimizer, schedule, clip_norm")
+                raise UserError(f"{name} is no setting of a Trainer: its arguments say that ({said_by})")
         known = {"run.name": "python", "run.seed": seed, "train.global_batch": global_batch, "data.shards": shards}
         self.job = Job().override(**{**known, **(settings or {})})
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
 
     def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
-        """Train; what summary.json holds. Survives failures as a job does.
+        """Train up to ``epochs`` or ``steps``, as counted from the very beginning; what summary.json holds.
 
-        Returns on every rank that is left. Raises what ended the job early: Stop, Diverged, UserCodeError."""
-        length = {"train.epochs": epochs or self.job.train.epochs, "train.steps": steps or 0}
+        Called again it goes on from where it stood, in the same folder. Survives failures as a job does, and
+        returns on every rank that is left. Raises what ended it early: UserError, Stop, Diverged, UserCodeError."""
+        length: dict[str, Any] = {"train.epochs": self.job.train.epochs if epochs is None else epochs}
+        length["train.steps"] = self.job.train.steps if steps is None and epochs is None else steps or 0
+        if self.folder is not None:
+            length |= {"run.dir": str(self.folder), "checkpoint.resume": "auto"}
         job = self.job.override(**length)
-        before = self._runner
-        self._runner = Runner(job, self._task, None if before is None else before.group)
+        before = self._runner if self._runner is not None and self._runner.has_started else None
+        self._runner = Runner(job, self._task, before, in_script=True)
         self._runner.run()
-        if before is None:
+        if before is None and self._runner.has_started:
             atexit.register(self._leave)
         if self._runner.failure is not None:
             raise self._runner.failure
@@ -96,7 +115,7 @@ class Trainer:
     @property
     def group(self) -> Group:
         """The ranks of the last ``fit``. Raises DdlError before the first."""
-        if self._runner is None:
+        if self._runner is None or not self._runner.has_started:
             raise DdlError("there is no group before fit()")
         return self._runner.group
 
@@ -105,36 +124,34 @@ class Trainer:
         """Copies of the trained parameters by name. Raises DdlError before the first ``fit``."""
         from ddl.arrays import host
 
-        return {name: np.array(host(view)) for name, view in self._state.params.views.items()}
+        return {name: np.array(host(view)) for name, view in self._loop.state.params.views.items()}
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them."""
-        source = _source(data)
-        assert source is not None and self._runner is not None and self._runner.loop is not None
-        loop = self._runner.loop
-        return evaluate(
-            self.model, self._state, source, self.group, rows=self.job.data.batch_eval, transforms=loop.transforms
-        )
+        source, loop = _source(data), self._loop
+        assert source is not None
+        rows = self.job.data.batch_eval
+        return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.transforms)
 
     def predict(self, x: Any) -> np.ndarray:
         """The model's output for samples ``x`` (rows, ...), computed on this rank alone."""
         from ddl.arrays import host
         from ddl.nn import Context
 
-        assert self._runner is not None and self._runner.loop is not None
+        state = self._loop.state
         batch: dict[str, Any] = {"x": np.array(x)}
-        for transform in self._runner.loop.transforms:
+        for transform in self._loop.transforms:
             batch = transform(batch, [slice(0, len(x))], [])
-        state, context = self._state, Context(segments=[slice(0, len(x))], shards=[0])
+        context = Context(segments=[slice(0, len(x))], shards=[0])
         batch = {name: state.device.array(value) for name, value in batch.items()}
         outputs = self.model.predict(state.params.views, state.averages.views, batch, context)
         return np.array(host(next(iter(outputs.values()))))
 
     @property
-    def _state(self) -> State:
+    def _loop(self) -> Loop:
         if self._runner is None or self._runner.loop is None:
             raise DdlError("there are no parameters before fit()")
-        return self._runner.loop.state
+        return self._runner.loop
 
     def _task(self, job: Job) -> Task:
         assert self.data is not None
@@ -151,7 +168,7 @@ class Trainer:
             validation=self.validation,
             test=self.test,
             order=order,
-            optimizer=Groups(layout, self.optimizer),
+            optimizer=Groups(layout, self.optimizer, freeze=job.model.freeze),
             lr=lambda step: lr * factor(step),
             total_steps=total,
             dtype=job.train.dtype,
@@ -170,13 +187,14 @@ class Trainer:
             bucket_mib=job.comm.bucket_mib,
             overlap=job.comm.overlap,
             callbacks=self.callbacks,
+            initial=start_from(job),
             settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": seed},
         )
 
     def _leave(self) -> None:
         """At the interpreter's end: all ranks part together, so that nobody takes it for a death."""
         if self._runner is not None:
-            mpi.finish(self._runner.group, 0)
+            mpi.part(self._runner.group)
 
 
 def _source(data: Source | tuple[Any, Any] | None) -> Source | None:

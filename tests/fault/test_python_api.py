@@ -1,0 +1,156 @@
+"""Scripts that use ddl from Python: alone, under mpirun, where deaths are survived; each ends with its own status."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path"),
+]
+LAUNCHES = {
+    "alone": (1, []),
+    "mpirun": (2, ["mpirun", "-n", "2"]),
+    "mpirun --with-ft ulfm": (2, ["mpirun", "--with-ft", "ulfm", "-n", "2"]),
+}
+
+TRAINER = """
+import os, signal, sys
+import numpy as np, ddl
+random = np.random.default_rng(0)
+x = random.normal(size=(120, 4)); y = (x[:, 0] > 0).astype("int64")
+
+def make(**changes):
+    return ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), loss="cross_entropy", optimizer=ddl.optim.Adam(lr=1e-2),
+                       data=(x, y), global_batch=16, **changes,
+                       settings={"run.dir": "run", "metrics.console_every_s": 0, "train.dtype": "float64"})
+"""
+WORLD = """
+import sys
+import numpy as np, ddl
+ddl.init()
+rank, size = ddl.rank(), ddl.size()
+"""
+
+
+def start(launch, code, folder, limit_s=60):
+    """What a script said; each process tells its own exit status as its last line, mpirun's proves nothing."""
+    ranks, launcher = LAUNCHES[launch]
+    (folder / "script.py").write_text(code)
+    environ = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [*launcher, "bash", "-c", '"$0" script.py; echo "status $?"', sys.executable]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=limit_s)
+    return ranks, done.stdout, done.stderr
+
+
+def count(text, line):
+    return text.splitlines().count(line)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_script_trains_goes_on_asks_and_ends_by_itself(launch, tmp_path):
+    code = """
+run = make(validation=(x[:40], y[:40]))
+first = run.fit(epochs=3)
+second = run.fit(epochs=6)
+found = run.evaluate((x, y))
+assert first["steps"] == 24 and second["steps"] == 48 and second["status"] == "finished"
+assert found["samples"] == 120 and run.predict(x[:7]).shape[0] == 7
+total = sum(float(value.sum()) for value in run.params.values())
+assert len(set(run.group.gather_objects(total))) == 1
+print("good", run.group.size, run.group.tolerant)
+"""
+    ranks, out, err = start(launch, TRAINER + code, tmp_path)
+    assert count(out, f"good {ranks} {'ulfm' in launch}") == count(out, "status 0") == ranks, out + err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_script_chooses_its_status(launch, tmp_path):
+    ranks, out, err = start(launch, TRAINER + "make().fit(steps=3)\nsys.exit(3)\n", tmp_path)
+    assert "status 3" in out and (launch == "mpirun" or count(out, "status 3") == ranks), out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_an_exception_of_the_script_ends_it_with_a_traceback(launch, tmp_path):
+    _, out, err = start(launch, TRAINER + "make().fit(steps=3)\nraise ValueError('mine')\n", tmp_path)
+    assert "ValueError: mine" in err and "status 0" not in out, out + err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_what_does_not_fit_is_raised_on_every_rank(launch, tmp_path):
+    code = """
+from ddl.errors import UserError
+try:
+    ddl.Trainer(model="nonesuch", data=(x, y))
+except UserError as error:
+    print("refused", "nonesuch" in str(error))
+run = make()
+run.fit(steps=3)
+try:
+    run.fit(epochs=0)
+except UserError as error:
+    print("refused", "nothing to train" in str(error))
+print("steps", run.fit(steps=5)["steps"])
+"""
+    ranks, out, err = start(launch, TRAINER + code, tmp_path)
+    assert count(out, "refused True") == 2 * ranks, out + err
+    assert count(out, "steps 5") == count(out, "status 0") == ranks, out + err
+
+
+def test_a_death_in_the_first_fit_is_survived_and_the_second_goes_on(tmp_path):
+    code = """
+rank = os.environ["OMPI_COMM_WORLD_RANK"]
+def strike(outcome):
+    if outcome.step == 4 and rank == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+run = make(callbacks=[strike])
+one = run.fit(steps=8)
+two = run.fit(steps=12)
+print("survived", one["steps"], two["steps"], run.group.size, [f["rank"] for f in one["failures"]])
+"""
+    _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
+    assert count(out, "survived 8 12 1 [0]") == 1 and count(out, "status 0") == 1, out + err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_loop_of_your_own(launch, tmp_path):
+    code = """
+assert ddl.local_rank() == rank and size == ddl.allreduce(np.ones(3), average=False)[0]
+assert np.array_equal(ddl.allreduce(np.full((2, 3), rank)), np.full((2, 3), (size - 1) / 2))
+weights = {"w": np.full(4, float(rank)), "b": np.full((1, 2), rank + 5.0)}
+ddl.broadcast(weights, root=size - 1)
+assert np.array_equal(weights["w"], np.full(4, size - 1.0))
+assert np.array_equal(weights["b"], np.full((1, 2), size + 4.0))
+optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=1.0), weights, lr=1.0)
+optimizer.step({"w": np.full(4, 2.0 * rank), "b": np.ones((1, 2))})
+assert np.allclose(weights["w"], size - 1.0 - (size - 1)) and np.allclose(weights["b"], size + 3.0)
+try:
+    ddl.broadcast({"w": np.zeros(3 + rank)})
+    assert size == 1
+except ValueError as error:
+    assert "other arrays" in str(error)
+assert ddl.init() is ddl.init()
+print("good", size)
+"""
+    ranks, out, err = start(launch, WORLD + code, tmp_path)
+    assert count(out, f"good {ranks}") == count(out, "status 0") == ranks, out + err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_an_exception_in_a_loop_of_your_own_on_one_rank_ends_all(launch, tmp_path):
+    code = "if rank == 0:\n    raise ValueError('mine')\nddl.allreduce(np.ones(3))\n"
+    _, out, err = start(launch, WORLD + code, tmp_path)
+    assert "ValueError: mine" in err and "status 0" not in out, out + err
+
+
+def test_rank_and_size_are_known_only_after_init(tmp_path):
+    code = "import ddl\ntry:\n    ddl.rank()\nexcept ddl.errors.DdlError as error:\n    print(error)\n"
+    _, out, _ = start("alone", code, tmp_path)
+    assert "call ddl.init() first" in out

@@ -1,0 +1,169 @@
+"""ddl.Trainer on one rank: fit, go on, evaluate, predict; what it leaves; what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import ddl
+from ddl.checkpoint import Store
+from ddl.errors import ConfigError, DdlError, Diverged, UserError
+
+RANDOM = np.random.default_rng(5)
+X = RANDOM.normal(size=(90, 4))
+Y = (X[:, 0] > 0).astype(np.int64)
+QUIET = {"metrics.console_every_s": 0, "train.dtype": "float64", "data.prefetch": 0, "fault.tolerance": "off"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def trainer(settings=None, **changes):
+    defaults = {
+        "model": ddl.models.MLP([4, 8, 2]),
+        "data": (X, Y),
+        "loss": "cross_entropy",
+        "optimizer": ddl.optim.Adam(lr=1e-2),
+        "global_batch": 16,
+    }
+    return ddl.Trainer(**{**defaults, **changes}, settings={**QUIET, **(settings or {})})
+
+
+def test_fit_trains_and_leaves_a_runs_folder(here):
+    run = trainer(validation=(X[:30], Y[:30]), test=ddl.data.Arrays(X[30:50], Y[30:50]))
+    summary = run.fit(epochs=20)
+    assert summary["status"] == "finished" and summary["steps"] == 20 * 6 and summary["epochs"] == 20
+    assert summary["test"]["samples"] == 20 and summary["validation"]["accuracy"] > 0.9
+    assert run.folder.resolve() == here / "runs" / "python" and summary == json.loads(
+        (run.folder / "summary.json").read_text()
+    )
+    for name in ("config.toml", "metrics.jsonl", "ledger.jsonl", "checkpoints"):
+        assert (run.folder / name).exists()
+
+
+def test_evaluate_and_predict_are_those_of_the_parameters():
+    run = trainer(normalize="feature")
+    run.fit(steps=40)
+    z = (X - X.mean(axis=0)) / X.std(axis=0)
+    p = run.params
+    hidden = np.maximum(z @ p["dense1.weight"] + p["dense1.bias"], 0)
+    logits = hidden @ p["dense2.weight"] + p["dense2.bias"]
+    # Rows of the softmax, or what comes before it: equal up to a constant of the row.
+    got = run.predict(X)
+    assert np.array_equal(got.argmax(axis=1), logits.argmax(axis=1))
+    found = run.evaluate((X, Y))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    assert np.isclose(found["loss"], -log_p[np.arange(90), Y].mean())
+    assert found["accuracy"] == (logits.argmax(axis=1) == Y).mean() and found["samples"] == 90
+
+
+def test_params_are_copies():
+    run = trainer()
+    run.fit(steps=1)
+    for value in run.params.values():
+        value[...] = 0
+    assert any(value.any() for value in run.params.values())
+
+
+def test_a_second_fit_goes_on_and_ends_where_one_long_fit_ends():
+    short, long = trainer(), trainer()
+    short.fit(epochs=2)
+    folder = short.folder
+    assert short.fit(epochs=5)["steps"] == 30 and short.folder == folder
+    long.fit(epochs=5)
+    assert long.folder != folder
+    assert all(np.array_equal(long.params[name], value) for name, value in short.params.items())
+
+
+def test_fit_without_a_length_takes_that_of_the_settings():
+    assert trainer({"train.steps": 3}).fit()["steps"] == 3
+    assert trainer({"train.epochs": 2}).fit()["epochs"] == 2
+    assert trainer({"train.steps": 3}).fit(epochs=1)["steps"] == 6
+
+
+def test_callbacks_hear_of_every_step():
+    heard = []
+    trainer(callbacks=[lambda outcome: heard.append(outcome.step)]).fit(steps=4)
+    assert heard == [1, 2, 3, 4]
+
+
+def test_an_error_of_a_callback_reaches_the_script_as_it_is():
+    def wrong(outcome):
+        raise ZeroDivisionError("mine")
+
+    run = trainer(callbacks=[wrong])
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        run.fit(steps=4)
+
+
+def test_values_that_are_not_finite_end_it_as_diverged():
+    run = trainer({"fault.skip_limit": 2}, data=(np.full_like(X, np.nan), Y))
+    with pytest.raises(Diverged):
+        run.fit(steps=9)
+
+
+def test_settings_reach_the_job(here):
+    run = trainer({"metrics.jsonl": False, "checkpoint.keep": 1, "run.dir": str(here / "mine")})
+    run.fit(steps=3)
+    assert run.folder == here / "mine"
+    assert not (run.folder / "metrics.jsonl").exists() and (run.folder / "ledger.jsonl").exists()
+
+
+def test_tensorboard_files_are_written(here):
+    pytest.importorskip("tensorboardX")
+    run = trainer({"metrics.tensorboard": True})
+    run.fit(steps=3)
+    assert list((run.folder / "tensorboard").iterdir())
+
+
+def test_training_starts_from_another_run_and_leaves_what_is_frozen():
+    first = trainer()
+    first.fit(steps=5)
+    second = trainer({"model.from": str(first.folder), "model.freeze": ["dense1*"]})
+    second.fit(steps=5)
+    assert np.array_equal(second.params["dense1.weight"], first.params["dense1.weight"])
+    assert not np.array_equal(second.params["dense2.weight"], first.params["dense2.weight"])
+    assert "params/dense1.weight" in Store(second.folder / "checkpoints").load(None)[0]
+
+
+@pytest.mark.parametrize("ask", [lambda run: run.params, lambda run: run.predict(X), lambda run: run.evaluate((X, Y))])
+def test_nothing_can_be_asked_before_the_first_fit(ask):
+    with pytest.raises(DdlError, match=r"before fit\(\)"):
+        ask(trainer())
+
+
+WRONG = {
+    "no data": ({"data": None}, {}, "needs data"),
+    "a batch of no samples": ({"global_batch": 0}, {}, "global_batch is 0"),
+    "a setting that there is not": ({}, {"train.step": 3}, r"\[train\] has no setting \['step'\]"),
+    "a model of another shape": ({"model": ddl.models.MLP([5, 8, 2])}, {}, "5"),
+    "an unknown loss": ({"loss": "crossentropy"}, {}, "crossentropy"),
+    "arrays of different length": ({"data": (X, Y[:5])}, {}, "90"),
+    "what is an argument": ({}, {"optim.lr": 0.1}, r"optim.lr is no setting of a Trainer.*optimizer"),
+    "what is an argument as well": ({}, {"data.normalize": "all"}, r"data.normalize .*\(normalize\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_refused_at_once(case, here):
+    changes, settings, told = WRONG[case]
+    with pytest.raises(UserError, match=told):
+        trainer(settings, **changes)
+    assert not list(here.iterdir())
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="nothing to train"):
+        trainer().fit(epochs=0)
+
+
+def test_a_checkpoint_of_another_job_is_refused(here):
+    trainer({"run.dir": "mine"}).fit(steps=2)
+    with pytest.raises(ConfigError, match="the checkpoint was made with shards"):
+        trainer({"run.dir": "mine"}, global_batch=8).fit(steps=2)
