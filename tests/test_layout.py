@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
 }
 LOWER = set(ROOMS)
 ROOMS["train"] = LOWER
-ROOMS["bench"] = LOWER | {"train"}
+ROOMS["bench"] = LOWER | {"train", "mpirun"}
 # The supervisor outlives MPI, and the doctor comes before it: they start without the rooms that compute.
 # What the doctor opens for its self-test, and says about the launch and the GPU, it imports inside functions.
 LIGHT: dict[str, set[str]] = {

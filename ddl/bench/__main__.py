@@ -1,0 +1,111 @@
+"""The door ``python -m ddl.bench NAME``: measures, prints a table or JSON lines, draws and saves what was asked for.
+
+It starts mpirun itself. What is measured is said in allreduce.py, step.py, scaling.py and recovery.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ddl.bench import report
+from ddl.bench.allreduce import SIZES, tuning_of
+from ddl.bench.job import rows
+from ddl.bench.models import CASES
+from ddl.errors import DdlError, UserError
+
+# name -> ranks, and the settings of MPI under which it is measured
+BENCHES = {
+    "allreduce": ("2,4", ("off", "on")),
+    "step": ("2", ("on",)),
+    "scaling": ("2", ("on",)),
+    "recovery": ("2", ()),
+}
+PEERS = {"allreduce": ("gloo",), "step": ("torch_ddp", "torch_ddp_fused"), "recovery": ("torchrun",)}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="ddl.bench",
+        description="Measures and starts mpirun itself. Ours and its peers take turns in one run; figures are medians. "
+        "ratio = the peer's time / ours: above 1 ours is faster.",
+        epilog="gpu: runs the tests that need a GPU and the step bench on it, and prints one table.",
+        allow_abbrev=False,
+    )
+    made.add_argument("bench", choices=[*BENCHES, "gpu"])
+    made.add_argument("--ranks", default="", metavar="N[,N]", help="rank counts (allreduce: 2,4; otherwise: 2)")
+    made.add_argument("--sizes", default="", metavar="BYTES[,BYTES]", help="allreduce: 1 KiB to 256 MiB")
+    made.add_argument("--models", default="", metavar="NAME[,NAME]", help=f"step, scaling: of {', '.join(CASES)}")
+    made.add_argument("--seconds", type=float, default=4.0, help="for each size or candidate (default %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="recovery: deaths (default %(default)s)")
+    made.add_argument("--threads", type=int, default=1, help="BLAS threads of a rank (default %(default)s)")
+    made.add_argument(
+        "--tolerance", choices=("on", "off", "both"), help="with what surviving a death needs (step), or without it"
+    )
+    made.add_argument("--against", choices=("torch",), help="measure PyTorch with Gloo as well")
+    made.add_argument("--json", action="store_true", help="one object a line instead of a table")
+    made.add_argument("--plot", default="", metavar="FILE", help="draw a picture of the figures")
+    made.add_argument("--save-tuning", default="", metavar="FILE", help="allreduce: the table for comm.tuning")
+    return made
+
+
+def numbers(text: str, what: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--{what} {text}: not a list of whole numbers") from error
+
+
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows that were asked for. Raises UserError for a mistake in the options."""
+    models = options.models.split(",") if options.models else list(CASES)
+    unknown = sorted(set(models) - set(CASES))
+    if unknown:
+        raise UserError(f"--models has no {', '.join(unknown)}; there are {', '.join(CASES)}")
+    default_ranks, settings = BENCHES[options.bench]
+    peers = PEERS.get(options.bench, ()) if options.against else ()
+    for ranks in numbers(options.ranks or default_ranks, "ranks"):
+        if options.bench == "recovery":
+            from ddl.bench import recovery
+
+            yield from (row.to_json() for row in recovery.rows(ranks, peers, options.rounds, options.threads))
+            continue
+        asked = {
+            "bench": options.bench,
+            "sizes": numbers(options.sizes, "sizes") if options.sizes else SIZES,
+            "models": models,
+            "peers": list(peers),
+            "seconds": options.seconds,
+        }
+        wanted = {"both": ("off", "on"), None: settings}.get(options.tolerance, (options.tolerance,))
+        for tolerance in wanted:
+            yield from rows(asked, ranks, tolerance, options.threads)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    if options.bench == "gpu":
+        from ddl.bench.gpu import main as on_gpu
+
+        return on_gpu(options.seconds)
+    found = []
+    try:
+        if not options.json:
+            print(report.line(report.HEAD), flush=True)
+        for row in measured(options):
+            print(json.dumps(row) if options.json else report.row_text(row), flush=True)
+            found.append(row)
+        if options.plot:
+            report.plot(found, options.plot)
+        if options.save_tuning:
+            tuning_of(found).save(options.save_tuning)
+    except DdlError as error:
+        print(f"ddl.bench: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Allreduce by size: every algorithm, the MPI library's own, Gloo, and a plain copy of the same bytes.
+
+"auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddl.bench.measure import Row, algorithm_bandwidth, bus_bandwidth, in_turns, medians, spread
+from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning, allreduce
+from ddl.collectives.choose import Rule
+from ddl.collectives.shared import workspace
+from ddl.comm import Group
+
+SIZES = [1 << n for n in range(10, 29)]
+ROUNDS = 9
+MPI_FORMS = ("mpi_in_place", "mpi_two_buffers")
+
+
+def algorithms_of(group: Group) -> list[str]:
+    topology = Topology.of(group.nodes, workspace(group) is not None)
+    return [name for name in TABLE if topology.allows(name) and name != "native"]
+
+
+def candidates_of(group: Group, nbytes: int, peers: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """What is called, by name. Every array is zero, so that sums of sums stay finite."""
+    length = nbytes // 4
+    ours = PersistentAllreduce(group, length)
+    x, y, z = (np.zeros(length, np.float32) for _ in range(3))
+    found: dict[str, Callable[[], object]] = {"auto": ours.run}
+    found["mpi_in_place"] = group.prepared_allreduce(x)
+    found["mpi_two_buffers"] = group.prepared_allreduce(y, z)
+    for name in algorithms_of(group):
+        found[name] = lambda name=name: allreduce(x, group, name)  # type: ignore[misc]
+    found["copy"] = lambda: np.copyto(y, z)
+    if "gloo" in peers:
+        from ddl.bench.peers import gloo_allreduce
+
+        found["gloo"] = gloo_allreduce(nbytes)
+    return found
+
+
+def check(group: Group, length: int) -> None:
+    """A sum that is fast has to be right first."""
+    ours = PersistentAllreduce(group, length)
+    ours.local[:] = np.arange(length) % 7 + group.rank
+    ours.run()
+    expected = (np.arange(length) % 7) * group.size + group.size * (group.size - 1) // 2
+    if not np.array_equal(ours.result, expected.astype(np.float32)):
+        raise AssertionError(f"the sum of {length} elements is wrong")
+
+
+def rows(
+    group: Group, sizes: Sequence[int], peers: Sequence[str], seconds: float, store: str, more: dict[str, Any]
+) -> Iterator[Row]:
+    """For each size: auto against the library's better form, each algorithm, the copy and every peer."""
+    if "gloo" in peers:
+        from ddl.bench import peers as torch_peers
+
+        torch_peers.join(group.rank, group.size, store)
+
+    def slowest(value: float) -> float:
+        return float(max(group.gather_objects(value)))
+
+    for nbytes in sizes:
+        check(group, nbytes // 4)
+        candidates = candidates_of(group, nbytes, peers)
+        rounds = ROUNDS if nbytes > 32 << 20 else 3 * ROUNDS
+        times = in_turns(candidates, rounds, group.barrier, block_s=seconds / rounds / len(candidates), agree=slowest)
+        middle = medians(times)
+        better = min(MPI_FORMS, key=lambda name: middle[name])
+        middle["mpi_allreduce"] = middle[better]
+        for name in ["auto", *algorithms_of(group)]:
+            against = ("mpi_allreduce", "copy", *peers) if name == "auto" else ("mpi_allreduce",)
+            for peer in against:
+                figures = {
+                    "algorithm_gb_s": round(algorithm_bandwidth(nbytes, middle[name]), 4),
+                    "bus_gb_s": round(bus_bandwidth(nbytes, middle[name], group.size), 4),
+                    "spread": round(spread(times[name]), 3),
+                    **({"chosen": PersistentAllreduce(group, nbytes // 4).algorithm} if name == "auto" else {}),
+                    **more,
+                }
+                yield Row("allreduce", group.size, {"bytes": nbytes}, name, middle[name], peer, middle[peer], figures)
+    if "gloo" in peers:
+        torch_peers.leave()
+
+
+def tuning_of(found: Sequence[dict[str, Any]], nodes: int = 1) -> Tuning:
+    """The rules that measured rows speak for: at each size the fastest algorithm, where it changes."""
+    rules: list[Rule] = []
+    for ranks in sorted({row["ranks"] for row in found}):
+        here = [row for row in found if row["ranks"] == ranks and row["peer"] == "mpi_allreduce"]
+        last = ""
+        for nbytes in sorted({row["bytes"] for row in here}):
+            at = [row for row in here if row["bytes"] == nbytes and row["algorithm"] != "auto"]
+            if not at:
+                continue
+            seconds = {row["algorithm"]: row["ours_s"] for row in at} | {"native": at[0]["peer_s"]}
+            best = min(seconds, key=lambda name: seconds[name])
+            if best != last:
+                rules.append(Rule(nodes, ranks, 0 if not last else nbytes, best))
+                last = best
+    return Tuning(tuple(rules))

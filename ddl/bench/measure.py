@@ -1,0 +1,99 @@
+"""How something is measured: in turns with its peers, in blocks of calls, the median of the blocks.
+
+What is measured is said by the other files of this room; none of the arithmetic here needs MPI."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. ours_s, peer_s: seconds of one allreduce or one step, medians; ratio above 1: ours is faster.
+
+    subject: {"bytes": ...} or {"model": ...}. more: further figures for whoever wants them."""
+
+    bench: str
+    ranks: int
+    subject: Mapping[str, Any]
+    algorithm: str
+    ours_s: float
+    peer: str
+    peer_s: float
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        return self.peer_s / self.ours_s
+
+    def to_json(self) -> dict[str, Any]:
+        known = {"bench": self.bench, "ranks": self.ranks, **self.subject, "algorithm": self.algorithm}
+        figures = {"ours_s": self.ours_s, "peer": self.peer, "peer_s": self.peer_s, "ratio": round(self.ratio, 4)}
+        return {**known, **figures, **self.more}
+
+
+def algorithm_bandwidth(nbytes: int, seconds: float) -> float:
+    """Bytes of one rank's array per second, as nccl-tests define it; in GB/s."""
+    return nbytes / seconds / 1e9
+
+
+def bus_bandwidth(nbytes: int, seconds: float, ranks: int) -> float:
+    """Algorithm bandwidth times 2(n-1)/n: what each rank must send at least; comparable over rank counts; in GB/s."""
+    return algorithm_bandwidth(nbytes, seconds) * 2 * (ranks - 1) / ranks
+
+
+def calls_per_block(seconds: float, block_s: float, most: int = 1000) -> int:
+    """How many calls of ``seconds`` each make a block long enough to be timed."""
+    return max(1, min(most, round(block_s / max(seconds, 1e-9))))
+
+
+def time_block(call: Call, calls: int) -> float:
+    """Seconds of one call, over a block of them."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - began) / calls
+
+
+def in_turns(
+    candidates: Mapping[str, Call],
+    rounds: int,
+    together: Callable[[], object],
+    *,
+    block_s: float = 0.002,
+    agree: Callable[[float], float] = lambda seconds: seconds,
+) -> dict[str, list[float]]:
+    """Seconds of one call of each candidate, by rounds; in every round each has its turn, and the order rotates.
+
+    together: a barrier before each block. agree: the same number on every rank for numbers that differ, since all
+    must make the same number of calls; it also says whose time counts (the slowest rank's)."""
+    names, calls = list(candidates), {}
+    for name in names:  # the first call warms up, the second says how long a block must be
+        candidates[name]()
+        together()
+        calls[name] = calls_per_block(agree(time_block(candidates[name], 1)), block_s)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            together()
+            found[name].append(agree(time_block(candidates[name], calls[name])))
+    return found
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance of the quartiles, as a share of the median: how much to trust it."""
+    if len(values) < 4:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / statistics.median(values)

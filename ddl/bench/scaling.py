@@ -1,0 +1,42 @@
+"""Scaling from one rank to many, weak and strong, against single-rank jobs side by side on the same cores.
+
+Side by side, since those share the machine's memory as the ranks of one job do: what is left is our own cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddl.bench.measure import Row
+from ddl.bench.models import CASES
+from ddl.bench.step import make_loop, steps_in_turns
+from ddl.comm import Group, threads
+
+
+def rows(
+    group: Group,
+    folder: Path,
+    models: Sequence[str],
+    seconds: float,
+    beat: Callable[[int, str], None],
+    settings: dict[str, Any],
+) -> Iterator[Row]:
+    """Two rows a model. weak: the same batch on every rank, so the ratio is the efficiency; strong: one rank's batch
+    shared by all, so the ratio is how many times faster than one rank."""
+    for name in models:
+        whole = CASES[name].batch
+        loops = {
+            "weak": make_loop(name, group, folder / f"{name}-weak", beat=beat),
+            "strong": make_loop(name, group, folder / f"{name}-strong", batch=whole, beat=beat),
+            "alone": make_loop(name, threads.alone(), folder / f"{name}-alone-{group.rank}", beat=beat),
+        }
+        times = steps_in_turns({mode: loop.advance for mode, loop in loops.items()}, group, seconds, alone=["alone"])
+        for loop in loops.values():
+            loop.close()
+            loop.journal.close()
+        middle = {mode: statistics.median(found) for mode, found in times.items()}
+        for mode in ("weak", "strong"):
+            subject = {"model": name, "mode": mode}
+            yield Row("scaling", group.size, subject, "auto", middle[mode], "alone", middle["alone"], settings)

@@ -1,0 +1,55 @@
+"""One rank of a bench, started by job.py under mpirun. The leader prints a JSON object a line.
+
+What is measured is said in the file of its name."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddl.bench import allreduce, scaling, step
+from ddl.bench.measure import Row
+from ddl.comm import launched_rank, mpi
+from ddl.fault.watchdog import start_companion
+
+
+def main(text: str) -> None:
+    options = json.loads(text)
+    tolerance = options["tolerance"]
+    heartbeat = None if tolerance == "off" else start_companion(launched_rank())
+    group = mpi.start(tolerant=tolerance)
+    if heartbeat is not None:
+        group.waits = heartbeat.wait
+    settings = {"settings": "fault-tolerant" if group.tolerant else "default"}
+    with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
+        for row in rows(options, group, Path(folder), heartbeat, settings):
+            if group.is_leader:
+                print(json.dumps(row.to_json()), flush=True)
+        group.barrier()
+        if group.is_leader:
+            print(json.dumps({"end": True}), flush=True)
+    if heartbeat is not None:
+        heartbeat.close()
+    mpi.finish(group, 0)
+
+
+def rows(options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, settings: dict[str, Any]) -> Iterator[Row]:
+    store, seconds, peers = options["store"], options["seconds"], options["peers"]
+    beat = nobody_listens if heartbeat is None else heartbeat.beat
+    if options["bench"] == "allreduce":
+        return allreduce.rows(group, options["sizes"], peers, seconds, store, settings)
+    if options["bench"] == "scaling":
+        return scaling.rows(group, folder, options["models"], seconds, beat, settings)
+    return step.rows(group, folder, options["models"], peers, seconds, store, beat, settings)
+
+
+def nobody_listens(step: int, phase: str) -> None:
+    """Without failures to survive there is no watchdog."""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
