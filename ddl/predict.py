@@ -26,6 +26,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", help="a text that a language model goes on with")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to generate after the prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+    parser.add_argument("--samples", type=int, help="how many samples a generator (a GAN's) draws into --output")
     parser.add_argument("--top-k", type=int, default=0, help="choose among this many likeliest tokens; 0: among all")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     return parser.parse_args(argv)
@@ -88,9 +89,17 @@ def _predict(arguments: argparse.Namespace, group: Any) -> str:
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             seed=arguments.seed,
+            symbols=trained.symbols,
         )
+    if arguments.samples is not None:
+        if not arguments.output or arguments.samples < 1:
+            raise ConfigError("--samples N draws one sample or more, into --output FILE")
+        drawn = trained.draw(arguments.samples, arguments.seed)
+        if group.is_leader:
+            write_outputs(Path(arguments.output), {"samples": drawn})
+        return f"{len(drawn)} samples of shape {drawn.shape[1:]} in {arguments.output}"
     if not arguments.input or not arguments.output:
-        raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT)")
+        raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT, or --samples N --output FILE)")
     source = trained.open_inputs(arguments.input)
     outputs = trained.predict(source, group)
     if outputs is not None:

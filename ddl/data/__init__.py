@@ -13,7 +13,7 @@ from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
 from ddl.data.source import Batch, Field, Source
 from ddl.data.split import random_split, sequential_split, stratified_split
-from ddl.data.transforms import Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
+from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
 
 __all__ = [
     "FORMATS",
@@ -21,6 +21,7 @@ __all__ = [
     "Arrays",
     "Audit",
     "Batch",
+    "Blank",
     "Crop",
     "Field",
     "Flip",

@@ -166,6 +166,25 @@ class Mixup:
         return batch
 
 
+@dataclass(frozen=True)
+class Blank:
+    """Replace each token of x by ``unknown`` with ``probability``; padding (0) stays.
+
+    unknown: a token's number; that of text classification is 1."""
+
+    probability: float = 0.2
+    unknown: int = 1
+
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        x = batch["x"]
+        if x.dtype.kind not in "iu":
+            raise DataError(f"blank needs x of whole-number tokens, it is {x.dtype}")
+        if len(x):
+            hit = _draw(segments, generators, lambda g, n: g.random((n, *x.shape[1:]), np.float32)) < self.probability
+            x[hit & (x != 0)] = self.unknown
+        return batch
+
+
 def _blend(values: np.ndarray, other: np.ndarray, weight: np.ndarray) -> np.ndarray:
     weight = weight.reshape(-1, *[1] * (values.ndim - 1))
     return (weight * values + (1 - weight) * values[other]).astype(values.dtype, copy=False)
@@ -177,4 +196,5 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
     "crop": Crop,
     "noise": Noise,
     "mixup": Mixup,
+    "blank": Blank,
 }

@@ -21,6 +21,7 @@ from ddl.nn import (
     MultiHeadAttention,
     PositionalEmbedding,
     Residual,
+    Scale,
     Sequential,
     TokenMean,
 )
@@ -54,8 +55,10 @@ def transformer(
         raise ConfigError(f"transformer: width = {width} must be a multiple of heads = {heads}")
     is_decoder = len(outputs) == 2 and outputs[0] == problem.shape[0]
     blocks = [block(width, heads, dropout, causal=is_decoder) for _ in range(layers)]
+    # Vectors of tokens have a length of about 1, the waves one of sqrt(width / 2): neither should drown the other.
+    first = [Scale(width**0.5)] if positions == "sinusoidal" else []
     trunk = Sequential(
-        PositionalEmbedding(kind=positions), *([Dropout(dropout)] if dropout else []), *blocks, LayerNorm()
+        *first, PositionalEmbedding(kind=positions), *([Dropout(dropout)] if dropout else []), *blocks, LayerNorm()
     )
     if not is_decoder:
         embedding = embed(vocabulary, width, padding)

@@ -2,7 +2,7 @@
 
 Ready-made networks are models' business."""
 
-from ddl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from ddl.nn.activation import GELU, LeakyReLU, ReLU, Scale, Sigmoid, Softmax, Tanh
 from ddl.nn.attention import MultiHeadAttention
 from ddl.nn.context import Context
 from ddl.nn.conv import Conv2D, ConvTranspose2D
@@ -52,6 +52,7 @@ __all__ = [
     "ReLU",
     "Reshape",
     "Residual",
+    "Scale",
     "Sequential",
     "Shape",
     "Sigmoid",

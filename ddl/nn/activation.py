@@ -178,3 +178,24 @@ class Softmax:
         softmax_backward(dy, cache, 1.0)
         yield from ()
         return dy
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Times a fixed number."""
+
+    factor: float
+
+    def spec(self, shape: Shape) -> Spec:
+        return Spec(shape)
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        y = ctx.empty(x.shape, x.dtype)
+        namespace_of(x).multiply(x, self.factor, out=y)
+        return y, None
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        dy = contiguous(dy)
+        dy *= self.factor
+        yield from ()
+        return dy

@@ -17,10 +17,11 @@ from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.data import Normalise, Source, open_dataset
 from ddl.errors import CheckpointError, ConfigError, DataError
-from ddl.models import Model
+from ddl.models import GAN, Model
 from ddl.nn import Context
 from ddl.train.build import build_task
 from ddl.train.evaluate import batches, evaluate, own_samples
+from ddl.train.pictures import samples
 from ddl.train.state import Progress, State
 from ddl.train.task import Task
 
@@ -71,6 +72,20 @@ class Trained:
     def evaluate(self, source: Source, group: Group) -> dict[str, Any]:
         """Loss and metrics over ``source``, the same on every rank."""
         return evaluate(self.model, self.state, source, group, rows=self.task.evaluate_rows, transforms=self.transforms)
+
+    @property
+    def symbols(self) -> Any:
+        """How the run's data number text; None where they do not (bytes are then taken)."""
+        source: Any = self.task.train
+        while not hasattr(source, "symbols") and hasattr(source, "source"):
+            source = source.source
+        return getattr(source, "symbols", None)
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """``count`` samples of a generator, in the units of the data. Raises ConfigError for a model that draws none."""
+        if not isinstance(self.model, GAN):
+            raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
+        return samples(self.model, self.state, count, seed)
 
     def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
         """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks."""

@@ -5,6 +5,7 @@ import pytest
 
 from ddl.arrays import generator
 from ddl.data import (
+    Blank,
     Crop,
     Field,
     Flip,
@@ -161,3 +162,12 @@ def test_oversampling_repeats_a_known_number_of_times(strength, want):
         assert of_class.max() - of_class.min() <= 1
     assert np.array_equal(indices, oversample(labels, seed=1, strength=strength))
     assert (np.diff(indices) >= 0).all()
+
+
+def test_blank_hides_that_share_of_tokens_but_no_padding():
+    x = np.concatenate([np.full((8, 500), 7), np.zeros((8, 100), np.int64)], axis=1)
+    out = each(Blank(0.3), {"x": x.copy()})["x"]
+    assert set(np.unique(out)) == {0, 1, 7} and (out[:, 500:] == 0).all()
+    assert (out == 1).sum() / 4000 == pytest.approx(0.3, abs=0.05)
+    with pytest.raises(DataError, match="whole-number tokens"):
+        each(Blank(), {"x": np.zeros((8, 3), np.float32)})

@@ -109,7 +109,7 @@ def test_global_average():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.LeakyReLU(0.1), nn.GELU(), nn.Softmax()], ids=repr
+    "layer", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.LeakyReLU(0.1), nn.GELU(), nn.Softmax(), nn.Scale(2.5)], ids=repr
 )
 @pytest.mark.parametrize("shape", [(4, 5), (1, 2, 3)])
 def test_activation(layer, shape):
