@@ -41,6 +41,7 @@ POINTS: dict[str, str] = {
     **{f"{use}.{call}": f"before a {call} {where}" for use, where in _USES.items() for call in _CALLS},
     **{f"{use}.{call}.done": f"after a {call} {where}" for use, where in _USES.items() for call in _CALLS},
     "allreduce.block": "before a block of a sum in shared memory",
+    "allreduce.stream.message": "before a message of a ring between hosts",
     "step.load": "before a batch is fetched",
     "step.compute": "before forward and backward of a batch",
     "step.sum": "before the sum of a step",
