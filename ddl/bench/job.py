@@ -19,17 +19,19 @@ from ddl.mpirun import command_line, find_mpirun
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def environment(threads: int, tolerance: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(ranks: int, threads: int, tolerance: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For mpirun and its ranks. Where deaths need not be survived MPI runs as it does by default."""
     found = {**environ, **dict.fromkeys(THREADS, str(threads))}
     if tolerance == "off":
         found.setdefault("OMPI_MCA_coll", "^none")  # leaves out nothing: the library's own choice, han included
+        if ranks <= len(os.sched_getaffinity(0)):
+            found.setdefault("OMPI_MCA_mpi_yield_when_idle", "0")
     return found
 
 
 def rows(options: Mapping[str, Any], ranks: int, tolerance: str, threads: int) -> Iterator[dict[str, Any]]:
     """The rows of one bench on ``ranks`` ranks. Raises DdlError when the ranks did not get to the end."""
-    environ = environment(threads, tolerance)
+    environ = environment(ranks, threads, tolerance)
     with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
         words = json.dumps({**options, "tolerance": tolerance, "store": f"{folder}/store"})
         program = [sys.executable, "-m", "ddl.bench.worker", words]

@@ -45,7 +45,7 @@ def ours(ranks: int, folder: Path, threads: int) -> tuple[float, dict[str, float
         "metrics.console_every_s": "0",
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    environ = environment(threads, "on")
+    environ = environment(ranks, threads, "on")
     program = [sys.executable, "-m", "ddl.train", *words]
     command = command_line(find_mpirun(), program, ranks, environ=environ)
     _finish(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
@@ -61,7 +61,7 @@ def theirs(ranks: int, folder: Path, threads: int) -> float:
     program = ["-m", "ddl.bench.restarted", str(folder), str(STEPS), str(KILLED_AT)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["--max-restarts", "3", *program]
-    environ = {**environment(threads, "on"), "PYTHONWARNINGS": "ignore"}
+    environ = {**environment(ranks, threads, "on"), "PYTHONWARNINGS": "ignore"}
     _finish(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     times = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     first = next((number for number, line in enumerate(times) if line["restarts"] > 0), 0)
