@@ -91,11 +91,11 @@ def test_han_is_refused_only_where_deaths_are_tolerated(coll):
     launcher.settings(False, {**MPIRUN, "OMPI_MCA_coll": coll})
 
 
-def test_more_ranks_than_cores_yield_the_core_while_they_wait(monkeypatch):
+def test_ranks_that_fill_the_cores_yield_the_core_while_they_wait(monkeypatch):
     monkeypatch.setattr(launcher, "cores", lambda: 1)
     assert launcher.settings(False, MPIRUN)["OMPI_MCA_mpi_yield_when_idle"] == "1"
     assert "OMPI_MCA_mpi_yield_when_idle" not in launcher.settings(
         False, {**MPIRUN, "OMPI_MCA_mpi_yield_when_idle": "0"}
     )
-    monkeypatch.setattr(launcher, "cores", lambda: 2)
+    monkeypatch.setattr(launcher, "cores", lambda: 5)
     assert "OMPI_MCA_mpi_yield_when_idle" not in launcher.settings(False, MPIRUN)
