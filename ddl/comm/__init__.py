@@ -3,7 +3,7 @@
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
 from ddl.comm.group import Group, Member, Probe, SharedMemory, no_probe
-from ddl.comm.launcher import EAGER_BYTES, fault_tolerance, launched_rank, launched_size
+from ddl.comm.launcher import EAGER_BYTES, can_respawn, fault_tolerance, launched_rank, launched_size
 
 __all__ = [
     "EAGER_BYTES",
@@ -11,6 +11,7 @@ __all__ = [
     "Member",
     "Probe",
     "SharedMemory",
+    "can_respawn",
     "fault_tolerance",
     "launched_rank",
     "launched_size",

@@ -70,21 +70,36 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
     death. With one half alone the survivors would hang. Says what is known before MPI is imported."""
     if library_is_tolerant(environment):
         return True, "launched with --with-ft ulfm"
+    reason = _recoverable(environment) if "OMPI_COMM_WORLD_SIZE" in environment else ""
+    if reason:
+        return True, reason
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         if launched_size(environment) is None:
             return False, "a single process, started without mpirun"
         return False, "not launched by Open MPI's mpirun: this launcher ends the job when a process dies"
+    return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+
+
+def can_respawn(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher takes processes that a job starts for part of it, and not for a failure at the end."""
+    return bool(_recoverable(environment))
+
+
+def _recoverable(environment: Mapping[str, str]) -> str:
+    """What made the launcher recoverable, in words; "" when nothing did."""
     launcher = _launcher()
     needed = ("state_base_recoverable", "state_base_notify_errors")
+    if all(name in launcher.words for name in needed):
+        return "launcher made recoverable by its arguments"
     # The launcher keeps its own variables from the ranks, so they are looked up where it holds them.
     for variables in (environment, launcher.environment):
         if all(_is_true(variables.get(f"PRTE_MCA_{name}", "")) for name in needed):
-            return True, "launcher made recoverable by PRTE_MCA_state_base_* in its environment"
+            return "launcher made recoverable by PRTE_MCA_state_base_* in its environment"
     for path in launcher.files(environment.get("HOME")):
         found = _parameters(path)
         if all(_is_true(found.get(name, "")) for name in needed):
-            return True, f"launcher made recoverable by {path}"
-    return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+            return f"launcher made recoverable by {path}"
+    return ""
 
 
 def library_is_tolerant(environment: Mapping[str, str] = os.environ) -> bool:
@@ -102,6 +117,7 @@ class _Launcher:
 
     executable: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def files(self, home: str | None) -> list[Path]:
         """Parameter files that it has read."""
@@ -118,7 +134,8 @@ def _launcher() -> _Launcher:
             if executable.name in ("prterun", "prte", "prted", "mpirun", "mpiexec"):
                 text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
                 pairs = (item.partition("=") for item in text.split("\0"))
-                return _Launcher(executable, {name: value for name, equals, value in pairs if equals})
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                return _Launcher(executable, {name: value for name, equals, value in pairs if equals}, tuple(words))
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             break  # no /proc, or another user's: what cannot be known does not count

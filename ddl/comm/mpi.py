@@ -24,6 +24,11 @@ from ddl.comm.topology import this_process
 from ddl.errors import CommError, PeerLost, UserError
 
 SPARE_POLL_S = 0.02
+INHERITED = (
+    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"),
+    *("OMPI_MCA_mpi_yield_when_idle", "PYTHONPATH"),
+)
+"""Variables that a replacement gets from those that start it."""
 RELEASE_TAG = 7
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -289,7 +294,9 @@ class MpiGroup(Group):
     @_translated
     def refill(self, count: int) -> Group:
         everyone = self._everyone
-        between = everyone.Spawn(sys.executable, sys.orig_argv[1:], maxprocs=count, root=0)
+        # They are a job of their own to the launcher, so they would take the whole machine for theirs.
+        same = [f"{name}={os.environ[name]}" for name in INHERITED if name in os.environ]
+        between = everyone.Spawn("env", [*same, sys.executable, *sys.orig_argv[1:]], maxprocs=count, root=0)
         wider = between.Merge(high=False)
         newest = max(self.newest_identity, *(member.identity for member in self.members))
         wider.bcast((self.generation + 1, newest + 1), root=0)

@@ -150,6 +150,8 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is only {share} samples"
     if job.comm.gpu == "direct":
         yield "[comm] gpu is direct, but gradients go to MPI through host memory alone; use auto or staged"
+    if job.fault.respawn and job.fault.spares:
+        yield f"[fault] respawn is true and spares is {job.fault.spares}: the dead are replaced by the one or the other"
     if optim.min_lr > optim.lr:
         yield f"[optim] min_lr is {optim.min_lr}, above lr, which is {optim.lr}"
     if optim.schedule == "step" and optim.step_every < 1:

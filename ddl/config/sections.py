@@ -139,7 +139,7 @@ class Fault:
     )
     min_ranks: int = setting(1, "fewer survivors than this stop the job")
     spares: int = setting(0, "ranks that wait to replace a dead one")
-    respawn: bool = setting(False, "start replacements for dead ranks")
+    respawn: bool = setting(False, "start a new process for each dead rank; must be ready within recovery_timeout_s")
     hang_timeout_s: float = setting(120.0, "seconds without life after which a rank counts as hung and is killed")
     recovery_timeout_s: float = setting(30.0, "seconds after which a recovery that does not end is given up")
     skip_limit: int = setting(10, "steps in a row that may be skipped for a value that is not finite")

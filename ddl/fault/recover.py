@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,11 +88,12 @@ def start_time(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
-def fence(member: Member, timeout_s: float) -> bool:
-    """Kill a process of this host and see it gone: True once it can touch nothing any more.
+def fence(member: Member, timeout_s: float, node: str) -> bool:
+    """Kill a process of this node and see it gone: True once it can touch nothing any more.
 
-    False for a process of another host, which nobody here can vouch for, or one that will not go."""
-    if member.host != socket.gethostname():
+    node: where this process lives. False for a process of another node, whose process numbers mean nothing here
+    and which nobody here can vouch for, or one that will not go."""
+    if member.node != node:
         return False
     if member.pid == os.getpid():
         return True  # ranks as threads of one process: one that is gone has returned
@@ -120,6 +120,7 @@ class _Word:
     confirmed: frozenset[int]
     deaths: tuple[Death, ...]
     raised: Death | None
+    failure: DdlError | None
     has_state: bool
     history: tuple[Death, ...]
 
@@ -159,6 +160,8 @@ class Recovery:
         self.history: list[Death] = []
         self.has_state = not group.is_spare
         self.raised: Death | None = None  # set before recover() by a rank whose own code raised
+        self.failure: DdlError | None = None  # why the job must end, as soon as some rank knows it
+        self._deadline = ExitStack()  # the watchdog's limit on the recovery in progress
 
     def recover(self, group: Group, cause: PeerLost, agreed: bool = False) -> tuple[Group, Report]:
         """A sealed group of the survivors, all holding the newest committed state, its shards spread among them.
@@ -167,16 +170,49 @@ class Recovery:
         ``report.refusal`` is QuorumLost, Stop (too few ranks left) or UserCodeError (the job itself is broken),
         the same on every worker, where the survivors may not go on; the state is levelled then only for Stop.
         A rank that raised takes part until all know of it, since they might all have raised; then Leaves is raised."""
-        with self.settings.recovering():
-            return self._recover(group, cause, agreed)
+        with self._deadline:
+            return self._recover(group, group, cause, agreed)
 
-    def _recover(self, group: Group, cause: PeerLost, agreed: bool) -> tuple[Group, Report]:
+    def refill(self, group: Group, count: int) -> tuple[Group, Report]:
+        """A group with ``count`` new processes beside the members, all of them workers with the newest state.
+
+        Called by all members after a recovery, whose time limit holds for this as well. When somebody dies in
+        this, what is returned is the group that a recovery from that has left."""
+        with self._deadline:
+            self._within_limit()
+            began = self.settings.clock()
+            self.settings.beat("recover refill")
+            group.probe("recover.refill")
+            group.doing = "recovery"
+            try:
+                wider = group.refill(count)
+            except PeerLost as lost:
+                return self._recover(group, group, lost, False)
+            group.close()
+            refill_s = self.settings.clock() - began
+            wider, report = self._recover(wider, group, None, True)
+            report.phases = {"refill": refill_s, **report.phases}
+            return wider, report
+
+    def join(self, group: Group) -> tuple[Group, Report]:
+        """The newcomer's side of ``refill``, in the group that it was started for."""
+        self.has_state = False
+        with self._deadline:
+            return self._recover(group, group, None, True)
+
+    def _within_limit(self) -> None:
+        """The limit begins anew."""
+        self._deadline.close()
+        self._deadline.enter_context(self.settings.recovering())
+
+    def _recover(self, group: Group, last: Group, cause: PeerLost | None, agreed: bool) -> tuple[Group, Report]:
+        """cause: None where ``group`` is whole, and only has to be bound to. last: the one of the plan so far."""
         clock = self.settings.clock
         phases: dict[str, float] = {}
-        last, mark = group, clock()
+        mark = clock()
         group.doing = "recovery"
         before = list(group.members)
-        lost: set[int] = set(cause.ranks)
+        lost = None if cause is None else set(cause.ranks)
 
         def lap(phase: str) -> None:
             nonlocal mark
@@ -189,20 +225,22 @@ class Recovery:
             group.probe(f"recover.{phase}")
 
         while True:
-            enter("fence")
-            for rank in lost:
-                fence(group.members[rank], self.settings.fence_timeout_s)
-            lap("fence")
-            enter("revoke")
-            group.revoke()
-            lap("revoke")
-            enter("shrink")
-            if not agreed:  # every member leaves a generation through exactly one agreement: has it ended, or not
-                group.agree(0)
-            survivors = group.shrink()
-            group.close()
-            group, lost = survivors, set()  # ranks are those of a group: the numbers of the last one mean nothing here
-            lap("shrink")
+            self._within_limit()
+            if lost is not None:
+                enter("fence")
+                for rank in lost:
+                    fence(group.members[rank], self.settings.fence_timeout_s, group.me.node)
+                lap("fence")
+                enter("revoke")
+                group.revoke()
+                lap("revoke")
+                enter("shrink")
+                if not agreed:  # every member leaves a generation through exactly one agreement: has it ended, or not
+                    group.agree(0)
+                survivors = group.shrink()
+                group.close()
+                group, lost = survivors, set()  # ranks are those of a group: the last one's mean nothing here
+                lap("shrink")
             try:
                 enter("agree")
                 report = self._settle(group, last, before, lap, enter)
@@ -215,19 +253,26 @@ class Recovery:
             if group.agree(done):
                 group.doing = "job"
                 self.history.extend(report.deaths)
-                report.phases = phases
+                self.raised, report.phases = None, phases
                 return group, report
 
     def _settle(self, group: Group, last: Group, before: Sequence[Member], lap: Callable, enter: Callable) -> Report:
         """Everything between the shrink and the closing agreement; PeerLost means that it starts again."""
         alive = {member.identity for member in group.members}
         gone = [member for member in before if member.identity not in alive]
-        confirmed = frozenset(m.identity for m in gone if fence(m, self.settings.fence_timeout_s))
+        confirmed = frozenset(m.identity for m in gone if fence(m, self.settings.fence_timeout_s, group.me.node))
         if group.is_spare:
             return Report(group.generation, [], sorted(alive), 0)
         deaths = tuple(self._death(m) for m in gone)
         word = _Word(
-            group.me.identity, self.work.position(), confirmed, deaths, self.raised, self.has_state, tuple(self.history)
+            group.me.identity,
+            self.work.position(),
+            confirmed,
+            deaths,
+            self.raised,
+            self.failure,
+            self.has_state,
+            tuple(self.history),
         )
         words: list[_Word] = group.gather_objects(word)
         holders = [w for w in words if w.has_state]
@@ -254,8 +299,12 @@ class Recovery:
         lap("agree")
         action = decide(now)
         refusal = self._refusal(action, now, group)
+        if refusal is None or action is Action.STOP:
+            # What one rank came to know before the death holds for all of them.
+            self.failure = next((w.failure for w in words if w.failure is not None), None)
+            refusal = self.failure or refusal
         report = Report(group.generation, list(deaths), sorted(alive), newest[0], refusal=refusal)
-        if refusal is not None and action is not Action.STOP:
+        if refusal is not None and (action is not Action.STOP or self.failure is not None):
             return report
         if self.raised is not None:
             raise Leaves
@@ -264,6 +313,7 @@ class Recovery:
         lap("level")
         if refusal is None:  # otherwise the leader saves what is newest, and all leave
             enter("reassign")
+            self._deadline.close()  # reading new shards takes as long as it takes; a hang in it is seen as a hang
             self._reassign(group, last, leader, report)
             lap("reassign")
         return report

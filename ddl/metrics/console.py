@@ -192,7 +192,7 @@ def banner(job: JobStarted) -> str:
 def recovery(event: Recovered) -> str:
     moved = "; ".join(f"shards {_runs(shards)} to rank {rank}" for rank, shards in event.moved.items())
     phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items())
-    promoted = f"; spare(s) {list(event.promoted)} stepped in" if event.promoted else ""
+    promoted = f"; rank(s) {list(event.promoted)} stepped in" if event.promoted else ""
     return (
         f"recovered in {1000 * event.seconds:.0f} ms ({phases}): {len(event.ranks)} ranks go on after step {event.step}"
         + (f"; {moved}" if moved else "")

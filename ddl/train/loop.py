@@ -5,9 +5,13 @@ A step is step.py's, recovery is fault's; here stands what comes when, and what 
 from __future__ import annotations
 
 import contextlib
+import math
+import platform
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from ddl.errors import (
     PeerLost,
     QuorumLost,
     Stop,
+    UserCodeError,
     UserError,
 )
 from ddl.fault.decision import Death
@@ -38,6 +43,8 @@ from ddl.train.journal import Journal
 from ddl.train.state import Progress, State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
 from ddl.train.task import Task
+
+LAST_REFILLED = 100  # what kills each newcomer is not cured by another: this generation is the last to be refilled
 
 
 class _AllLeave(Exception):
@@ -55,6 +62,7 @@ class Wishes:
     checkpoint_every_s: float = 0.0
     checkpoint_every_steps: int = 0
     checkpoint_every_epochs: int = 0
+    keep_best: bool = False  # a checkpoint whenever the validation loss is the best so far
     last_checkpoint: float = field(default_factory=time.monotonic)
 
     def checkpoint_due(self) -> bool:
@@ -65,8 +73,9 @@ class Loop:
     """Trains ``task`` on the ranks of a group and of the groups that follow it when ranks die.
 
     state: fresh or restored, equal on all workers. journal: where the leader writes what happened.
-    open_writer: makes what writes checkpoints (None: none are written). beat: told (step, phase) whenever this
-    rank gets somewhere. on_error: leaves a note about an exception."""
+    open_writer: makes what writes checkpoints (None: none are written). claim: makes the run folder a generation's,
+    raises Fenced where it is in newer hands. beat: told (step, phase) whenever this
+    rank gets somewhere. on_error: leaves a note about an exception. respawn: start a new rank for each dead one."""
 
     def __init__(
         self,
@@ -77,15 +86,17 @@ class Loop:
         journal: Journal,
         *,
         open_writer: Callable[[], Writer] | None = None,
+        claim: Callable[[Group], None] = lambda group: None,
         wishes: Wishes | None = None,
         recovery: RecoverySettings | None = None,
         beat: Callable[[int, str], None] = lambda step, phase: None,
         on_error: Callable[[Exception], Death] | None = None,
         span: Span = no_span,
+        respawn: bool = False,
     ):
         self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
         self.wishes, self.beat, self.span = wishes or Wishes(), beat, span
-        self._open_writer = open_writer
+        self._open_writer, self._claim = open_writer, claim
         self._writer: Writer | None = None
         self._on_error = on_error or self.describe
         self.plan = assign(task.order.shards, group.size)
@@ -98,12 +109,15 @@ class Loop:
         self.samples, self.train_seconds, self._steps = 0, 0.0, 0
         self._stepped = time.monotonic()  # when the last step was committed
         self._last: Outcome | None = None
+        self._respawn, self._joins, self._wanted = respawn, False, len(group.members)
         self.is_running = False  # from here on the others go on when this rank ends
         self._fenced: Fenced | None = None  # set on a leader that may write no more
 
-    def start(self, group: Group) -> None:
-        """The group that came out of setting up; from here on ``run`` looks after it."""
-        self.group = group
+    def start(self, group: Group, joins: bool = False) -> None:
+        """The group that came out of setting up; from here on ``run`` looks after it.
+
+        joins: the others have been training already, and this rank replaces one of theirs."""
+        self.group, self._joins, self._wanted = group, joins, len(group.members)
         self.plan = assign(self.task.order.shards, group.size)
         self.recovery = Recovery(self, self.plan, group, self.recovery.settings)
 
@@ -133,11 +147,7 @@ class Loop:
             return ConfigError(
                 f"synchronised batch norm needs work on every rank: {group.size} ranks share {task.order.shards} shards"
             )
-        problem: DdlError | None = None
-        try:
-            task.train.hold([task.order.shard_range(shard) for shard in shards])
-        except UserError as error:
-            problem = error
+        problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
         unknown = task.normalise != "none" and self.state.progress.normalise is None
         told = group.gather_objects((problem, unknown))
         for found, _ in told:
@@ -207,6 +217,8 @@ class Loop:
         while True:
             agreed = False
             try:
+                if self._joins:
+                    failure, attached = self._join(), True
                 if self.group.is_spare:
                     self.group.wait_as_spare()
                 else:
@@ -219,6 +231,7 @@ class Loop:
                             self._finish()
                     except _AllLeave as leave:
                         failure = leave.error
+                    self.recovery.failure = failure  # when a rank dies now, those who do not know it yet must learn it
                     if failure is not None:
                         self._abandon(failure)
                     if self.group.is_leader:
@@ -228,13 +241,14 @@ class Loop:
                     return failure
                 raise PeerLost([], self.group.generation, "the agreement on the end")
             except PeerLost as lost:
-                failure = self._recover(lost, agreed) or failure
+                failure = self._recover(lost, agreed)
                 attached = not self.group.is_spare
             except JobEnded:
                 raise
             except Exception as error:
                 # Other ranks may have raised the same: they all tell each other before anybody ends.
-                if not self.group.tolerant or len(self.group.members) == 1 or self._is_overlapping:
+                alone = len(self.group.members) == 1
+                if not self.group.tolerant or alone or self._is_overlapping or failure is not None:
                     raise
                 self.recovery.raised = self._on_error(error)
                 try:
@@ -263,16 +277,39 @@ class Loop:
         self._detach()
         self.group, report = self.recovery.recover(self.group, lost, agreed)
         self.reports.append(report)
-        if self.group.is_leader and not isinstance(report.refusal, QuorumLost) and self.recovery.has_state:
-            self.journal.lead()
-            self.journal.missed(self._last, group, plan)
-        self.journal.recovered(report, detect_s)
+        if not isinstance(report.refusal, QuorumLost):
+            if self.group.is_leader and self.recovery.has_state:
+                self._claim_folder()
+                self.journal.lead()
+                self.journal.missed(self._last, group, plan)
+            self.journal.recovered(report, detect_s)
+        while self._respawn and report.refusal is None and len(self.group.members) < self._wanted:
+            if self.group.generation > LAST_REFILLED:
+                break
+            self._detach()
+            self.group, report = self.recovery.refill(self.group, self._wanted - len(self.group.members))
+            self.reports.append(report)
+            self.journal.recovered(report, 0.0)
         self._stepped = time.monotonic()
         return report.refusal
 
+    def _join(self) -> DdlError | None:
+        """Bind to the group that this rank was started for."""
+        self._joins = False
+        self.group, report = self.recovery.join(self.group)
+        return report.refusal
+
+    def _claim_folder(self) -> None:
+        """Take the run folder for this generation; whoever finds it in newer hands leaves, with all others."""
+        try:
+            self._claim(self.group)
+        except Fenced as error:  # the next step tells the others
+            self._fenced = error
+
     def _train(self) -> None:
-        """Steps until the last; after each, what is due by then. Everything due is told by the state alone,
-        so that after a recovery exactly what is missing is done."""
+        """Steps until the last; after each, what is due by then. Which evaluations are due is told by the state,
+        so that after a recovery exactly the missing ones are made; a checkpoint that a leader's death prevented
+        comes with the next."""
         task, progress = self.task, self.state.progress
         self._after_epoch()
         self._stepped = time.monotonic()
@@ -318,14 +355,15 @@ class Loop:
         """Evaluation and the epoch's checkpoint, where they are due and not yet done."""
         task, progress = self.task, self.state.progress
         epoch, rest = divmod(progress.step, task.order.steps_per_epoch)
-        if rest or progress.step == 0 or progress.evaluated_at == progress.step:
-            return
         last = progress.step >= task.total_steps
+        if (rest and not last) or progress.step == 0 or progress.evaluated_at == progress.step:
+            return
+        improved = False
         if task.validation is not None and (last or (task.evaluate_every and epoch % task.evaluate_every == 0)):
             found = self._evaluate(task.validation)
             score = found["loss"]
-            improved = progress.best is None or score < progress.best
-            progress.results["validation"] = found
+            improved = math.isfinite(score) and (progress.best is None or score < progress.best)
+            progress.results["validation"], progress.validated_at = found, progress.step
             progress.best = score if improved else progress.best
             progress.stale = 0 if improved else progress.stale + 1
             progress.ended = bool(task.patience) and progress.stale >= task.patience
@@ -333,9 +371,9 @@ class Loop:
         progress.evaluated_at = progress.step
         progress.stage += 1
         if self.group.is_leader:
-            self.journal.epoch(epoch, progress)
+            self.journal.epoch(epoch + (rest > 0), progress)
         every = self.wishes.checkpoint_every_epochs
-        if every and epoch % every == 0:
+        if (every and not rest and epoch % every == 0) or (improved and self.wishes.keep_best):
             self._checkpoint()
 
     def _finish(self) -> None:
@@ -343,8 +381,8 @@ class Loop:
         progress = self.state.progress
         stopped = progress.stopping and progress.step < self.task.total_steps and not progress.ended
         self.status = "stopped" if stopped else "finished"
-        if not stopped and self.task.test is not None and "test" not in progress.results:
-            progress.results["test"] = self._evaluate(self.task.test)
+        if not stopped and self.task.test is not None and progress.tested_at != progress.step:
+            progress.results["test"], progress.tested_at = self._evaluate(self.task.test), progress.step
             progress.stage += 1
         if "train" not in progress.results and any(progress.epoch_sums):
             progress.results["train"] = self._epoch_means()
@@ -359,7 +397,7 @@ class Loop:
         problem = self._fenced or problem
         if self.group.is_leader and not isinstance(problem, Fenced):
             self.group.probe("end.summary")
-            self.journal.end(self, self.status, problem)
+            problem = self.journal.end(self, self.status, problem) or problem
         self.group.probe("end.barrier")
         self.beat(progress.step, "end")
         # Whoever returns from this knows that the leader's work is done, or what it failed with.
@@ -409,19 +447,25 @@ class Loop:
             return
         progress = self.state.progress
         meta = {"progress": progress.to_json(), **self.task.settings}
-        score = progress.results.get("validation", {}).get("loss")
+        score = progress.results["validation"]["loss"] if progress.validated_at == progress.step else math.nan
         try:
             if self._writer is None:
                 self._writer = self._open_writer()
             with self.span("checkpoint"):
-                self._writer.submit(progress.step, self.state.to_named(), meta, None if score is None else -score)
+                # The store keeps the highest score.
+                self._writer.submit(
+                    progress.step, self.state.to_named(), meta, -score if math.isfinite(score) else None
+                )
         except Fenced as error:  # the next step tells the others
             self._fenced = error
 
     def _compare_replicas(self) -> None:
         """Every rank shows a hash of its state; a minority that differs takes over the majority's."""
-        digest = self.state.digest()
-        digests = self.group.gather_objects(digest)
+        told = self.group.gather_objects((hardware(self.device), self.state.digest()))
+        digests = [digest for _, digest in told]
+        if any(kind != told[0][0] for kind, _ in told):
+            self._follow([rank for rank, (kind, _) in enumerate(told) if kind == told[0][0]], digests)
+            return
         if len(set(digests)) == 1:
             return
         counts = {digest: digests.count(digest) for digest in digests}
@@ -435,12 +479,46 @@ class Loop:
             )
         root = digests.index(majority)
         wrong = [rank for rank, digest in enumerate(digests) if digest != majority]
+        self._receive(root, wrong)
+        if self.group.is_leader:
+            names = [self.group.members[rank].identity for rank in wrong]
+            self.journal.warn(f"after step {step} rank(s) {names} held a different state; healed from the majority")
+
+    def _follow(self, alike: list[int], digests: list[str]) -> None:
+        """Ranks of different hardware round differently: there all take the state of the leader's kind now and then.
+
+        alike: the ranks of that kind; their majority has the state."""
+        ours = [digests[rank] for rank in alike]
+        root = alike[ours.index(max(ours, key=ours.count))]
+        self._receive(root, [rank for rank, digest in enumerate(digests) if digest != digests[root]])
+
+    def _receive(self, root: int, wrong: list[int]) -> None:
+        """Ranks ``wrong`` take over the state of rank ``root``; all ranks call this."""
         meta = self.group.gather_objects(self.meta() if self.group.rank == root else None)[root]
         arrays = [flat if self.group.rank == root else flat.copy() for flat in self.flat_arrays()]
         for flat in arrays:
             self.group.broadcast(flat, root)
         if self.group.rank in wrong:
             self.take_over(arrays, meta)
-        if self.group.is_leader:
-            names = [self.group.members[rank].identity for rank in wrong]
-            self.journal.warn(f"after step {step} rank(s) {names} held a different state; healed from the majority")
+
+
+def hardware(device: Device) -> str:
+    """What decides how numbers are rounded here: ranks with the same value can agree bit for bit."""
+    if device.is_gpu:
+        return f"gpu {device.xp.cuda.Device(device.index).compute_capability}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"cpu {line.partition(':')[2].strip()}"
+    return f"cpu {platform.machine()}"
+
+
+def tried(action: Callable[[], None]) -> DdlError | None:
+    """What an action failed with, which may be code of the user's or this machine's alone; None when it did not."""
+    try:
+        action()
+    except UserError as error:
+        return error
+    except Exception as error:
+        return UserCodeError(f"the data could not be opened: {error!r}", "".join(traceback.format_exception(error)))
+    return None

@@ -21,7 +21,7 @@ import numpy as np
 from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
-from ddl.comm import Group, ending, fault_tolerance, launched_rank, mpi
+from ddl.comm import Group, can_respawn, ending, fault_tolerance, launched_rank, mpi
 from ddl.comm.group import nobody_watches
 from ddl.comm.library import library_version
 from ddl.config import Job
@@ -50,7 +50,8 @@ def run(job: Job, make_task: Callable[[Job], Task] = build_task) -> int:
     Where failures are tolerated, and the job ran under mpirun, ``finish`` has to end the process with it."""
     runner = Runner(job, make_task)
     status = runner.run()
-    mpi.finish(runner.group, status)
+    if runner.has_started:
+        mpi.finish(runner.group, status)
     return status
 
 
@@ -72,6 +73,7 @@ class Runner:
             checkpoint_every_s=job.checkpoint.every_s,
             checkpoint_every_steps=job.checkpoint.every_steps,
             checkpoint_every_epochs=job.checkpoint.every_epochs,
+            keep_best=job.checkpoint.keep_best,
         )
         self._in_script = in_script
         self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
@@ -79,6 +81,7 @@ class Runner:
         self.group: Group
         self.failure: DdlError | None = None
         self.loop: Loop | None = None
+        self._joins = False  # this process was started to replace one that died
         self.journal: Journal | None = None
         self._fence: Fence | None = None
         self._trace: Trace | None = None
@@ -104,6 +107,7 @@ class Runner:
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
             return self._refuse(error, launched_rank() == 0)
+        self._joins = self._running is None and self.group.generation > 0
         if self.heartbeat is not None:
             self.group.waits = self.heartbeat.wait
             if self._running is not None:
@@ -126,6 +130,12 @@ class Runner:
         All ranks talk before one of them ends for that: the others would wait for it in MPI."""
         use_compiled(self.job.train.compiled)
         try:
+            if self.job.fault.respawn and fault_tolerance()[0] and not can_respawn():
+                raise ConfigError(
+                    "fault.respawn is true, but this mpirun would call the job a failure for it: start it with "
+                    "`python -m ddl.launch`, or in an environment that `python -m ddl.doctor "
+                    "--enable-fault-tolerance` has prepared"
+                )
             if self.job.metrics.tensorboard:
                 writer_class()  # now, and on every rank: any of them may have to write
             task = self.make_task(self.job)
@@ -137,7 +147,10 @@ class Runner:
             return None, inject.Script(), UserCodeError(f"the job could not be made: {error!r}", text)
 
     def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
-        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)), problem)
+        if not self._joins:
+            self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)), problem)
+        elif problem is not None:
+            raise problem
         if problem is not None or task is None:
             return self._refuse(problem, self.group.is_leader)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
@@ -145,7 +158,10 @@ class Runner:
             where, missing = device(self.job.comm.device, local), None
         except LookupError as error:
             where, missing = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
-        self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(missing)), missing)
+        if not self._joins:
+            self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(missing)), missing)
+        elif missing is not None:
+            raise missing
         if problem is not None:
             return self._refuse(problem, self.group.is_leader)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
@@ -159,17 +175,20 @@ class Runner:
             journal,
             wishes=self.wishes,
             open_writer=self._open_writer,
+            claim=self._hold_folder,
             recovery=self._recovery_settings(state),
             beat=self._beat,
             on_error=self._note_error,
             span=self._trace.span if self._trace else no_span,
+            respawn=self.job.fault.respawn,
         )
-        self.group, problem = survive(self.group, lambda group: self._set_up(group, loop))
+        if not self._joins:  # a newcomer gets all of that from the others
+            self.group, problem = survive(self.group, lambda group: self._set_up(group, loop))
         if problem is not None:
             return self._refuse(problem, self.group.is_leader)
-        if self.heartbeat is not None:
+        if self.heartbeat is not None and not (self._joins or self.group.is_spare):
             self.heartbeat.leave_notes_in(self._notes(), self.group.me.identity)
-        loop.start(self.group)
+        loop.start(self.group, self._joins)
         if self.group.is_leader:
             self._announce(loop, where)
         if chaos.faults:
@@ -191,15 +210,17 @@ class Runner:
         arrays: dict[str, np.ndarray] | None = None
         if group.is_leader:
             try:
-                folder = run_folder(self.job)
+                folder = journal.folder or run_folder(self.job)
                 launch = journal.launch or new_launch()
-                self._claim(folder, launch, group)
+                self._refuse_second_run(folder)
                 arrays, meta = self._find_checkpoint(folder)
                 if loop.task.initial is not None and arrays is None:
                     for line in loop.task.initial(state):
                         self._say(line)
                 if arrays is not None:
                     self._restore(state, arrays, meta, loop.task)
+                # Only now that the job is known to fit: a wrong one must leave what is in the folder as it is.
+                self._claim(folder, launch, group)
                 journal.launch, journal.folder, journal.ranks_started = launch, folder, len(group.members)
                 told = loop.meta()
             except UserError as error:
@@ -215,13 +236,14 @@ class Runner:
         loop.take_over(received, told)
         return None
 
-    def _claim(self, folder: Path, launch: str, group: Group) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _refuse_second_run(self, folder: Path) -> None:
         if self.job.run.dir and self.job.checkpoint.resume == "none" and holds_run(folder):
             raise ConfigError(
                 f"run.dir = {str(folder)!r} holds a run already, and checkpoint.resume is none; "
                 "choose another folder, or checkpoint.resume = auto to go on"
             )
+
+    def _claim(self, folder: Path, launch: str, group: Group) -> None:
         self._fence = Fence(folder, launch, group.generation, group.me.identity)
         write_config(self.job, folder / "config.toml")
 
@@ -246,7 +268,7 @@ class Runner:
 
     def _restore(self, state: State, arrays: dict[str, np.ndarray], meta: dict[str, Any], task: Task) -> None:
         """Raises ConfigError when the checkpoint is of another job: other shards, samples, batch or parameters."""
-        for key in ("shards", "samples", "global_batch", "seed"):
+        for key in ("shards", "samples", "global_batch", "seed", "shuffle"):
             if key in meta and meta[key] != task.settings.get(key, meta[key]):
                 raise ConfigError(
                     f"the checkpoint was made with {key} = {meta[key]}, this job has {task.settings[key]}: "
@@ -257,7 +279,9 @@ class Runner:
         except ValueError as error:
             raise ConfigError(f"the checkpoint does not fit this model: {error}") from error
         state.progress.become(Progress.from_json(meta["progress"]))
-        state.progress.ended = state.progress.stopping = False
+        progress = state.progress
+        progress.stopping = False
+        progress.ended = bool(task.patience) and progress.stale >= task.patience
 
     def _announce(self, loop: Loop, where: Device) -> None:
         task, group, journal = loop.task, loop.group, loop.journal
@@ -317,12 +341,19 @@ class Runner:
         if self.heartbeat is not None:
             self.heartbeat.beat(step, phase)
 
+    def _hold_folder(self, group: Group) -> None:
+        """This generation writes to the run folder from now on. Raises Fenced where a newer one does."""
+        assert self.journal is not None and self.journal.folder is not None
+        if self._fence is None:
+            self._fence = Fence(self.journal.folder, self.journal.launch, group.generation, group.me.identity)
+        else:
+            self._fence.advance(group.generation, group.me.identity)
+
     def _open_writer(self) -> Writer:
         assert self.journal is not None and self.journal.folder is not None and self.loop is not None
         group, journal, settings = self.loop.group, self.journal, self.job.checkpoint
         folder = self.journal.folder
-        if self._fence is None:
-            self._fence = Fence(folder, journal.launch, group.generation, group.me.identity)
+        self._hold_folder(group)
         store = Store(
             folder / "checkpoints",
             settings.keep,
@@ -385,7 +416,8 @@ class Runner:
             status = error.exit_status
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
         print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
-        if group.tolerant and len(group.members) > 1 and self.loop is not None and self.loop.is_running:
+        alone = self._joins or (self.loop is not None and self.loop.is_running)
+        if group.tolerant and len(group.members) > 1 and alone:
             ending.die()
         mpi.fail(group, status)  # before the first step the others are told to end as well
         raise SystemExit(status)
