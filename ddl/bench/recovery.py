@@ -28,7 +28,7 @@ LIMIT_S = 120.0
 
 def standstill(lines: Sequence[dict[str, Any]]) -> tuple[float, dict[str, float]]:
     """Seconds between the steps on both sides of the recovery that metrics.jsonl tells of, and its phases."""
-    place = next(number for number, line in enumerate(lines) if line["event"] == "recovered")
+    place = next(number for number, line in enumerate(lines) if line["event"] == "recovery")
     before = [line["time"] for line in lines[:place] if line["event"] == "step"]
     after = [line["time"] for line in lines[place:] if line["event"] == "step"]
     return after[0] - before[-1], lines[place].get("phases", {})
