@@ -32,7 +32,7 @@ ACTS = {
     "hang": "sleeps for ever and beats no more",
 }
 _CALLS = ["send", "receive", "exchange", "stream", "barrier", "native", "broadcast", "gather", "share", "spare"]
-_CALLS += ["agree", "revoke", "shrink"]
+_CALLS += ["agree", "revoke", "shrink", "refill"]
 _USES = {"job": "outside the sum of a step", "allreduce": "in the sum of a step", "recovery": "in a recovery"}
 _RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
