@@ -1,0 +1,33 @@
+"""A loop of your own, for those who come from Horovod: rank and size, broadcast, an optimizer that averages.
+
+    mpirun -n 4 python launch/examples/own_loop.py
+
+Fits a line to points, of which each rank has its own part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import ddl
+
+
+def main() -> None:
+    ddl.init()
+    random = np.random.default_rng(ddl.rank())  # each rank draws points of its own
+    x = random.standard_normal(200)
+    y = 3 * x + 2 + 0.1 * random.standard_normal(200)
+    params = {"slope": random.standard_normal(1), "intercept": random.standard_normal(1)}
+    ddl.broadcast(params)  # all begin as rank 0 does
+    optimizer = ddl.DistributedOptimizer(ddl.optim.Momentum(lr=0.05), params, lr=0.05)
+    for _ in range(150):
+        error = params["slope"] * x + params["intercept"] - y
+        optimizer.step({"slope": [2 * (error * x).mean()], "intercept": [2 * error.mean()]})
+    error = params["slope"] * x + params["intercept"] - y
+    loss = ddl.allreduce(np.array([(error**2).mean()]))  # the mean over all ranks
+    if ddl.rank() == 0:
+        print(f"{ddl.size()} ranks: slope {params['slope'][0]:.4f}, intercept {params['intercept'][0]:.4f}, ", end="")
+        print(f"loss {loss[0]:.4f}")
+
+
+if __name__ == "__main__":
+    main()
