@@ -2,7 +2,7 @@
 # Sets up this checkout and runs every test that this machine can run; the exit status is the tests'.
 #
 #   launch/test.sh            all of them
-#   launch/test.sh unit mpi   some of: lint unit mpi fault cluster
+#   launch/test.sh unit mpi   some of: lint unit mpi jobs fault cluster
 #
 # Each part ends with pytest's closing lines. A part that runs no test at all has failed.
 set -uo pipefail
@@ -51,7 +51,7 @@ ranks() {
 export -f ranks
 export logs
 
-wanted=" ${*:-lint unit mpi fault cluster} "
+wanted=" ${*:-lint unit mpi jobs fault cluster} "
 for name in $wanted; do
   case $name in
     lint)
@@ -61,9 +61,10 @@ for name in $wanted; do
       ;;
     unit) part unit 900 python -m pytest -q tests/unit tests/test_layout.py ;;
     mpi) for n in 1 2 3 4; do part "mpi on $n ranks" 600 bash -c "ranks $n"; done ;;
+    jobs) part jobs 1200 python -m pytest -q tests/jobs ;;
     fault) part fault 1800 python -m pytest -q tests/fault ;;
     cluster) part cluster 900 python -m pytest -q tests/cluster ;;
-    *) fail "there is no part $name; there are: lint unit mpi fault cluster" ;;
+    *) fail "there is no part $name; there are: lint unit mpi jobs fault cluster" ;;
   esac
 done
 
