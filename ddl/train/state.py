@@ -34,6 +34,8 @@ class Progress:
     epoch_sums: list[float] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluated_at: int = -1
+    validated_at: int = -1
+    tested_at: int = -1
     best: float | None = None
     stale: int = 0
     ended: bool = False
