@@ -81,7 +81,7 @@ def decide(now: Ended) -> Verdict:
     if now.asked:
         return Verdict(EX_TEMPFAIL, f"ended by {now.asked} after step {step}; starting it again goes on from there")
     if status == "failed":
-        return Verdict(1, f"failed after step {step}{error}")
+        return Verdict(int(now.summary.get("exit_status") or 1), f"failed after step {step}{error}")
     if now.returncode == EX_USAGE and not now.progressed:
         return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
     if now.returncode == 1 and not now.progressed and now.hosts == 1 and not now.failed_at:

@@ -61,6 +61,7 @@ class Summary:
     wall_s: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str = ""  # why it ended, when it did not finish
+    exit_status: int = 0  # what each rank ended with
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = plain(asdict(self))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.arrays import Layout
+from ddl.collectives import Tuning
 from ddl.config import Job
 from ddl.data import Order, Splits, auto_shards, class_weights, labels_of, make_transforms, open_dataset
 from ddl.errors import CheckpointError, ConfigError
@@ -72,9 +73,16 @@ def build_task(job: Job) -> Task:
         algorithm=job.comm.algorithm,
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
+        tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
         callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
         initial=start_from(job),
-        settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": job.run.seed},
+        settings={
+            "shards": shards,
+            "samples": samples,
+            "global_batch": batch,
+            "seed": job.run.seed,
+            "shuffle": job.data.shuffle,
+        },
     )
 
 
@@ -171,12 +179,13 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
 
     path = Path(job.model.from_)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    try:
-        arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
-    except CheckpointError as error:
-        raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
 
     def take(state: Any) -> list[str]:
+        # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        try:
+            arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+        except CheckpointError as error:
+            raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
         for kind, views in (("params", state.params.views), ("averages", state.averages.views)):
             for name, view in views.items():

@@ -15,7 +15,7 @@ from ddl.comm import Group
 from ddl.data import Plan
 from ddl.data.ledger import Ledger, Record, audit, read
 from ddl.data.ledger import Start as LedgerStart
-from ddl.errors import DdlError
+from ddl.errors import CheckpointError, DataError, DdlError, Stop
 from ddl.fault.recover import Report
 from ddl.metrics import (
     CheckpointSaved,
@@ -60,7 +60,8 @@ class Journal:
         say: Callable[[str], None] | None = None,
         jsonl: bool = True,
     ):
-        self.task, self._sinks, self._say, self._jsonl = task, sinks, say, jsonl
+        self.task, self._sinks, self._jsonl = task, sinks, jsonl
+        self._say: Callable[[str], None] = say or (lambda message: None)
         self.launch = ""
         self.on_known: Callable[[], None] = lambda: None  # called once this rank knows launch and folder
         self.folder: Path | None = None
@@ -99,11 +100,14 @@ class Journal:
         sinks = list(self._sinks())
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._jsonl:
-                sinks.append(JsonLines(self.folder / "metrics.jsonl"))
             self._ledger = Ledger(self.folder / "ledger.jsonl")
-            self._told = _last_told(self.folder, self._jsonl)
-        self._hub = Hub(sinks, self._say or (lambda message: None))
+            try:
+                self._told = _last_told(self.folder, self._jsonl)
+                if self._jsonl:
+                    sinks.append(JsonLines(self.folder / "metrics.jsonl"))
+            except OSError as error:
+                self._say(f"metrics.jsonl is not written any more: {error}")
+        self._hub = Hub(sinks, self._say)
         self._mark = time.monotonic()
 
     @property
@@ -120,7 +124,8 @@ class Journal:
     def started(self, event: JobStarted) -> None:
         self.emit(event)
         if self._ledger is not None:
-            self._ledger.start(LedgerStart(self.launch, 0, event.step, self.task.order))
+            start = LedgerStart(self.launch, 0, event.step, self.task.order)
+            self._enter(lambda ledger: ledger.start(start))
         self._told = event.step
         self._mark = time.monotonic()
 
@@ -132,9 +137,8 @@ class Journal:
         if self.folder is not None and self._ledger is not None:
             owners = tuple(group.members[rank].identity for rank in plan.owners)
             samples = None if outcome.skipped else outcome.samples
-            self._ledger.append(
-                Record(self.launch, group.generation, outcome.step - 1, owners, outcome.skipped, samples)
-            )
+            record = Record(self.launch, group.generation, outcome.step - 1, owners, outcome.skipped, samples)
+            self._enter(lambda ledger: ledger.append(record))
         self.emit(
             StepDone(
                 step=outcome.step,
@@ -151,6 +155,16 @@ class Journal:
         if outcome.skipped:
             named = f"shard(s) {list(outcome.bad_shards)}" if outcome.bad_shards else "a shard that could not be named"
             self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
+
+    def _enter(self, what: Callable[[Ledger], None]) -> None:
+        """Write to the ledger. A disk that takes no more costs the proof, not the job."""
+        if self._ledger is None:
+            return
+        try:
+            what(self._ledger)
+        except OSError as error:
+            self._ledger = None
+            self.warn(f"ledger.jsonl is not written any more, so its audit will miss steps: {error}")
 
     def missed(self, outcome: Outcome | None, group: Group, plan: Plan) -> None:
         """After a recovery: tell the last committed step, if the leader before, or this one, did not come to it.
@@ -187,8 +201,8 @@ class Journal:
         )
         self._mark = time.monotonic()
 
-    def end(self, loop: Loop, status: str, failure: DdlError | None = None) -> None:
-        """Write summary.json and say how it ended."""
+    def end(self, loop: Loop, status: str, failure: DdlError | None = None) -> DdlError | None:
+        """Write summary.json and say how it ended; what is returned is why that could not be done."""
         progress, order = loop.state.progress, self.task.order
         wall = time.time() - self.began
         summary = Summary(
@@ -210,16 +224,26 @@ class Journal:
             wall_s=round(wall, 3),
             versions=versions(),
             error="" if failure is None else str(failure),
+            exit_status=failure.exit_status if failure else Stop.exit_status if status == "stopped" else 0,
         )
         if self.folder is not None:
-            write_summary(self.folder, summary)
+            try:
+                write_summary(self.folder, summary)
+            except OSError as error:
+                self.warn(f"summary.json was not written: {error}")
+                return CheckpointError(f"the summary was not written to {self.folder}: {error}")
         self.emit(Finished(status, summary.to_json(), "" if self.folder is None else str(self.folder)))
+        return None
 
     def _samples_of(self, progress: Progress) -> Samples:
         """What the ledger proves; without one, what the counters say."""
         if self.folder is None or self._ledger is None:
             return Samples(expected=progress.samples, used=progress.samples)
-        found = audit(read(self.folder / "ledger.jsonl"), self.task.order, progress.step)
+        try:
+            found = audit(read(self.folder / "ledger.jsonl"), self.task.order, progress.step)
+        except DataError as error:
+            self.warn(f"the ledger cannot be audited: {error}")
+            return Samples(expected=progress.samples, used=progress.samples)
         return Samples(**found.samples)
 
     def close(self) -> None:
@@ -231,11 +255,9 @@ class Journal:
 
 def _last_told(folder: Path, jsonl: bool) -> int:
     """The last step that the files of a run tell of; -1 where none does."""
+    path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
+    lines = reversed(read_lines(path, TAIL_BYTES) if path.exists() else [])
     if jsonl:
-        lines = reversed(read_lines(folder / "metrics.jsonl", TAIL_BYTES))
         return next((line["step"] for line in lines if line.get("event") in ("start", "step")), -1)
-    if not (folder / "ledger.jsonl").exists():
-        return -1
-    lines = reversed(read_lines(folder / "ledger.jsonl", TAIL_BYTES))
     # The ledger numbers steps from 0, everybody else counts how many are done.
     return next((line["start"] if "start" in line else line["step"] + 1 for line in lines), -1)

@@ -175,6 +175,8 @@ class Loop:
             algorithm=task.algorithm,
             bucket_mib=task.bucket_mib,
             overlap="off" if getattr(task.model, "synchronised", False) else task.overlap,
+            tuning=task.tuning,
+            span=self.span,
         )
         self.step = Step(
             task.model,
@@ -275,7 +277,8 @@ class Loop:
         detect_s = time.monotonic() - self._stepped
         group, plan = self.group, self.plan
         self._detach()
-        self.group, report = self.recovery.recover(self.group, lost, agreed)
+        with self.span("recovery"):
+            self.group, report = self.recovery.recover(self.group, lost, agreed)
         self.reports.append(report)
         if not isinstance(report.refusal, QuorumLost):
             if self.group.is_leader and self.recovery.has_state:
@@ -421,16 +424,19 @@ class Loop:
 
     def _evaluate(self, source) -> dict[str, Any]:
         self.beat(self.state.progress.step, "evaluate")
-        with self.span("evaluate"):
-            return evaluate(
-                self.task.model,
-                self.state,
-                source,
-                self.group,
-                rows=self.task.evaluate_rows,
-                transforms=self.transforms,
-                beat=lambda: self.beat(self.state.progress.step, "evaluate"),
-            )
+        try:
+            with self.span("evaluate"):
+                return evaluate(
+                    self.task.model,
+                    self.state,
+                    source,
+                    self.group,
+                    rows=self.task.evaluate_rows,
+                    transforms=self.transforms,
+                    beat=lambda: self.beat(self.state.progress.step, "evaluate"),
+                )
+        except UserError as error:  # every rank has it
+            raise _AllLeave(error) from error
 
     def _epoch_means(self) -> dict[str, Any]:
         """Loss and metrics of the running epoch, as summed step by step."""

@@ -4,6 +4,7 @@ The settings come from a door (``python -m ddl.train``) or the Python API; the l
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -26,13 +27,13 @@ from ddl.comm.group import nobody_watches
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.config import write as write_config
-from ddl.errors import CheckpointError, ConfigError, DdlError, JobEnded, Stop, UserCodeError, UserError
+from ddl.errors import CheckpointError, ConfigError, DdlError, JobEnded, PeerLost, Stop, UserCodeError, UserError
 from ddl.fault import inject
 from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
-from ddl.metrics import Console, JobStarted, Sink, Trace, versions
+from ddl.metrics import Console, JobStarted, Sink, Trace, merge, versions
 from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task
 from ddl.train.folder import holds_run, new_launch, run_folder
@@ -165,6 +166,8 @@ class Runner:
         if problem is not None:
             return self._refuse(problem, self.group.is_leader)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
+        if self.job.metrics.trace:
+            self._open_trace()
         journal = self.journal = Journal(task, self._sinks, self._say, self.job.metrics.jsonl)
         journal.on_known = self._leave_notes
         loop = self.loop = Loop(
@@ -195,6 +198,7 @@ class Runner:
             self.group.probe = chaos.probe(self.group.me.identity, lambda: state.progress.step)
         failure = loop.run()
         self.group = loop.group
+        self._merge_traces()
         if failure is not None:
             return self._refuse(failure, self.group.is_leader)
         if self.job.metrics.plots and self.group.is_leader:
@@ -421,6 +425,32 @@ class Runner:
             ending.die()
         mpi.fail(group, status)  # before the first step the others are told to end as well
         raise SystemExit(status)
+
+    def _open_trace(self) -> None:
+        """Spans of this rank, waits included; in a group that follows as well, since it takes ``waits`` along."""
+        me, told = self.group.me, self.group.waits
+        try:
+            trace = self._trace = Trace(self.job.metrics.trace, me.identity, me.host)
+        except OSError as error:
+            self._say(f"there will be no trace of rank {me.identity}: {error}")
+            return
+
+        def waits(waiting: bool) -> None:
+            told(waiting)
+            trace.waits(waiting)
+
+        self.group.waits = waits
+
+    def _merge_traces(self) -> None:
+        """The leader makes one file of all ranks', once all are written."""
+        if self._trace is None:
+            return
+        self._trace.close()
+        with contextlib.suppress(PeerLost):  # what a rank has written is there, whether it lives or not
+            if not self.group.is_spare:
+                self.group.barrier()
+        if self.group.is_leader:
+            merge(self.job.metrics.trace)
 
     def _close(self) -> None:
         if self.loop is not None:

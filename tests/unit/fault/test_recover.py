@@ -171,5 +171,5 @@ def test_without_quorum_nobody_goes_on():
 def abroad(group):
     from dataclasses import replace
 
-    group.members[:] = [replace(m, host=f"host{m.identity}") for m in group.members]
+    group.members[:] = [replace(m, node=f"node{m.identity}") for m in group.members]
     return group

@@ -1,5 +1,7 @@
 """The training loop on thread-ranks: the same steps, samples and parameters at any number of ranks, deaths or not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -237,3 +239,57 @@ def test_synchronised_batch_norm_needs_a_shard_on_every_rank():
     network = Sequential(Dense(8), BatchNorm(sync=True), Dense(3))
     for _, failure in run_ranks(SHARDS + 1, lambda g: train(g, network=network)):
         assert isinstance(failure, ConfigError)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_death_at_any_point_of_giving_up_leaves_no_rank_behind(rank):
+    x, y = dataset()
+    poisoned = np.full_like(x, np.nan)
+    options = {"arrays": (poisoned, y), "skip_limit": 2}
+    passed = [0]
+
+    def counting(number):
+        def probe(point):
+            passed[0] += number == rank
+
+        return probe
+
+    run_ranks(3, lambda g: train(g, **options), probe=counting)
+    for count in range(1, passed[0] + 1):
+        for result in run_ranks(3, lambda g: train(g, **options), death=Death(rank, count), wait_limit_s=5):
+            if not isinstance(result, Killed):
+                assert not isinstance(result, BaseException), (count, repr(result))
+                assert isinstance(result[1], Diverged), count
+
+
+def test_shards_that_nobody_can_open_end_the_job_and_not_its_ranks():
+    class Broken(Arrays):
+        def hold(self, ranges):
+            if any(0 in r for r in ranges):
+                raise OSError("stale file handle")
+            super().hold(ranges)
+
+    x, y = dataset()
+
+    def make():
+        return replace(task(), train=Broken(x, y))
+
+    for result in run_ranks(3, lambda g: train(g, make=make)):
+        assert isinstance(result[1], UserCodeError) and "stale file handle" in str(result[1])
+
+
+def test_the_end_is_evaluated_where_it_is_not_the_end_of_an_epoch():
+    loop, _ = run_ranks(2, lambda g: train(g, steps=6, evaluate_every=0))[0]
+    progress = loop.state.progress
+    assert progress.step == 6 and 6 % loop.task.order.steps_per_epoch
+    assert progress.validated_at == progress.tested_at == 6 and progress.results["validation"]["samples"] == 20
+
+
+def test_ranks_of_other_hardware_follow_the_leader(monkeypatch):
+    from ddl.train import loop as room
+
+    kinds = iter(range(1000))
+    monkeypatch.setattr(room, "hardware", lambda device: str(next(kinds)))
+    results = run_ranks(3, lambda g: damaged(g, [1]))
+    assert all(failure is None for _, failure in results)
+    assert len({loop.state.digest() for loop, _ in results}) == 1
