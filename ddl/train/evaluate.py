@@ -12,6 +12,7 @@ import numpy as np
 from ddl.arrays import partition
 from ddl.comm import Group
 from ddl.data import Source, Transform
+from ddl.errors import UserError
 from ddl.models.model import Model
 from ddl.nn.context import Context
 from ddl.train.state import State
@@ -43,29 +44,37 @@ def evaluate(
     transforms: Sequence[Transform] = (),
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost.
+    """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost, and on every rank
+    alike the UserError of one whose samples are not what they should be.
 
     rows: samples per forward pass. transforms: normalisation and the like; they draw nothing."""
-    own = own_samples(source, group)
-    source.hold([own])
     loss, weight = 0.0, 0.0
     sums: dict[str, Any] = {}
-    for batch in batches(source, own, rows, transforms):
-        beat()
-        group.probe("evaluate.batch")
-        count = len(next(iter(batch.values())))
-        context = Context(training=False, segments=[slice(0, count)], shards=[0])
-        batch = {name: state.device.array(value) for name, value in batch.items()}
-        got_loss, got_weight, got = model.loss_and_gradients(
-            state.params.views, state.averages.views, batch, None, context
-        )
-        loss, weight = loss + float(got_loss), weight + float(got_weight)
-        for name, value in got.items():
-            sums[name] = sums.get(name, 0) + value
-    parts = group.gather_objects((loss, weight, sums))  # summed by rank order: the same bits everywhere
+    problem: UserError | None = None
+    try:
+        own = own_samples(source, group)
+        source.hold([own])
+        for batch in batches(source, own, rows, transforms):
+            beat()
+            group.probe("evaluate.batch")
+            count = len(next(iter(batch.values())))
+            context = Context(training=False, segments=[slice(0, count)], shards=[0])
+            batch = {name: state.device.array(value) for name, value in batch.items()}
+            got_loss, got_weight, got = model.loss_and_gradients(
+                state.params.views, state.averages.views, batch, None, context
+            )
+            loss, weight = loss + float(got_loss), weight + float(got_weight)
+            for name, value in got.items():
+                sums[name] = sums.get(name, 0) + value
+    except UserError as error:
+        problem = error
+    parts = group.gather_objects((loss, weight, sums, problem))  # summed by rank order: the same bits everywhere
+    for *_, wrong in parts:
+        if wrong is not None:
+            raise wrong
     loss, weight = sum(p[0] for p in parts), sum(p[1] for p in parts)
     total: dict[str, Any] = {}
-    for _, _, part in parts:
+    for _, _, part, _ in parts:
         for name, value in part.items():
             total[name] = total.get(name, 0) + value
     if weight == 0:
