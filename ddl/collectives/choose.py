@@ -35,6 +35,17 @@ class Tuning:
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps({"rules": [asdict(rule) for rule in self.rules]}, indent=1) + "\n")
 
+    def algorithm(self, nbytes: int, topology: Topology) -> str | None:
+        """What was measured to be best here; None where nothing was measured."""
+        here = [
+            rule
+            for rule in self.rules
+            if (rule.nodes, rule.ranks) == (len(topology.workers), topology.ranks)
+            and rule.from_bytes <= nbytes
+            and topology.allows(rule.algorithm)
+        ]
+        return max(here, key=lambda rule: rule.from_bytes).algorithm if here else None
+
     @classmethod
     def load(cls, path: str | Path) -> Tuning:
         """Raises UserError when the file is not a table of known algorithms."""
@@ -73,17 +84,11 @@ def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None, in_pla
     """The name of the algorithm for ``nbytes`` a rank; the same on every rank, given the same arguments.
 
     in_place: the array would lie in memory that the ranks of a node share, where they share any."""
-    here = [
-        rule
-        for rule in (tuning.rules if tuning else ())
-        if (rule.nodes, rule.ranks) == (len(topology.workers), topology.ranks)
-        and rule.from_bytes <= nbytes
-        and topology.allows(rule.algorithm)
-    ]
+    found = tuning.algorithm(nbytes, topology) if tuning else None
+    if found is not None:
+        return found
     if in_place and topology.allows("shared"):
         return "shared" if nbytes >= IN_PLACE_BYTES else "native"
-    if here:
-        return max(here, key=lambda rule: rule.from_bytes).algorithm
     return default_algorithm(nbytes, topology)
 
 

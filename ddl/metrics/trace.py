@@ -23,6 +23,7 @@ class Trace:
         self.path, self.identity, self.clock = part_of(path, identity), identity, clock
         self._file = open(self.path, "w", encoding="utf-8", buffering=1 << 16)  # noqa: SIM115 - closed by close()
         self._lock = threading.Lock()
+        self._depth, self._waits_since = 0, 0.0
         name = f"rank {identity}" + (f" on {host}" if host else "")
         self._put({"name": "process_name", "ph": "M", "pid": identity, "tid": 0, "args": {"name": name}})
 
@@ -40,6 +41,14 @@ class Trace:
         row = 0 if threading.current_thread() is threading.main_thread() else thread
         microseconds = {"ts": round(began * 1e6, 1), "dur": round((ended - began) * 1e6, 1)}
         self._put({"name": name, "ph": "X", "pid": self.identity, "tid": row, **microseconds})
+
+    def waits(self, waiting: bool) -> None:
+        """Told that a call waits for other ranks, and that it is back (comm.Group.waits); calls may be nested."""
+        self._depth += 1 if waiting else -1
+        if waiting and self._depth == 1:
+            self._waits_since = self.clock()
+        elif not waiting and self._depth == 0:
+            self.add("wait", self._waits_since, self.clock())
 
     def mark(self, name: str) -> None:
         """A moment: a failure, a checkpoint."""

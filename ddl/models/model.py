@@ -136,7 +136,8 @@ class Supervised:
     ) -> tuple[float, float, Sums]:
         state = self._state(params, buffers)
         ctx.data = batch["x"]
-        outputs, cache = self.network.forward(state, batch["x"], ctx)
+        with ctx.span("forward"):
+            outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
         loss, weight, kept = self.loss.forward(outputs, targets, ctx)
         sums: dict[str, Any] = {}
@@ -147,9 +148,9 @@ class Supervised:
                 values = np.atleast_1d(metric.sums(outputs, targets, loss)).tolist()
                 sums.update(zip(_step_names(metric), values, strict=True))
         if grads is not None:
-            backward = self.network.backward(state, grads, cache, self.loss.backward(kept))
-            for names in backward:
-                ctx.announce(names)
+            with ctx.span("backward"):
+                for names in self.network.backward(state, grads, cache, self.loss.backward(kept)):
+                    ctx.announce(names)
         return loss, weight, sums
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:

@@ -6,6 +6,7 @@ meets the same dropout mask wherever its shard is computed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,6 +23,10 @@ def _one_rank(x: Array) -> Array:
     return x
 
 
+def _no_span(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class Context:
     """One forward (and backward) pass over one batch.
@@ -31,7 +36,8 @@ class Context:
     announce: called with the names of gradients that are whole, while backward still runs.
     data: the array that came from the batch, if its gradient is of no use; a layer that passes it on in another shape
     puts that shape here. mask: (batch, time) booleans, False where a sequence is padding; set by Embedding, dropped by
-    the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch."""
+    the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch.
+    span: around what is worth a line in a trace."""
 
     training: bool = False
     segments: Sequence[slice] = ()
@@ -44,6 +50,7 @@ class Context:
     data: Array | None = None
     mask: Array | None = None
     sum_over_ranks: Callable[[Array], Array] = _one_rank
+    span: Callable[[str], AbstractContextManager[None]] = _no_span
 
     def begin(
         self,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
@@ -37,7 +38,7 @@ class GradientSum:
     Between the first announcement and the return of ``finish`` nobody else may use the group.
 
     overlap: send a bucket while backward still runs: "auto" where that pays (between nodes, from a GPU).
-    After PeerLost it is closed and another one made for the next generation."""
+    span: around each bucket, for a trace. After PeerLost it is closed and another one made for the next generation."""
 
     local: FlatBuffer
 
@@ -52,6 +53,7 @@ class GradientSum:
         bucket_mib: float = BUCKET_MIB,
         overlap: Literal["auto", "on", "off"] | bool = "auto",
         tuning: Tuning | None = None,
+        span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ):
         self.group, device = group, device or Device()
         plan = buckets(layout, bucket_mib * (1 << 20)) if overlap not in ("off", False) and group.size > 1 else []
@@ -59,7 +61,8 @@ class GradientSum:
         self._sum = make_sum(group, layout, header_length, self._parts, algorithm, tuning, device)
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         self._progress = Progress(plan)
-        self._sender = _Sender(self._sum.reduce) if wanted and len(plan) > 1 else None
+        self._span = span
+        self._sender = _Sender(self._reduce) if wanted and len(plan) > 1 else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)
         self._total = Total(self._sum.result, self._sum.total, 0.0)
@@ -67,6 +70,10 @@ class GradientSum:
     @property
     def overlaps(self) -> bool:
         return self._sender is not None
+
+    def _reduce(self, number: int) -> None:
+        with self._span(f"bucket {number}"):
+            self._sum.reduce(number)
 
     def announce(self, names: Iterable[str]) -> None:
         """Backward has written the gradients ``names`` for the last time in this step."""
@@ -86,7 +93,7 @@ class GradientSum:
         for number in rest:
             self._sum.stage(number)
         for number in rest:
-            self._sum.reduce(number)
+            self._reduce(number)
         self._total.squared_norm = self._sum.close()
         self.group.doing = "job"
         return self._total

@@ -208,6 +208,8 @@ def make_sum(
 def _on_host(
     group: Group, layout: Layout, header_length: int, parts: Sequence[slice], algorithm: str, tuning: Tuning | None
 ) -> Sum:
+    if algorithm == "auto" and tuning is not None:
+        algorithm = tuning.algorithm(layout.nbytes, Topology.of(group.nodes, can_share=True)) or "auto"
     if algorithm in ("auto", "shared", "hierarchical"):
         at = places(header_length, max(len(ranks) for ranks in group.nodes))
         memory = group.share(at.slot + layout.nbytes, at.common + layout.nbytes)

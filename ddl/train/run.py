@@ -263,10 +263,17 @@ class Runner:
                 if inner.name == "checkpoints":
                     return Store(inner, say=self._say).load()
                 return Store(inner.parent, say=self._say).load(inner)
-            store = newer_of(Store(folder / "checkpoints", say=self._say), open_replica(say=self._say))
+            disk = Store(folder / "checkpoints", say=self._say)
+            store = newer_of(disk, open_replica(say=self._say))
             if store.newest() is None:
                 return None, {}
-            return store.load()
+            try:
+                return store.load()
+            except CheckpointError as error:
+                if store is disk or disk.newest() is None:
+                    raise
+                self._say(f"the copy in memory is passed over: {error}")
+                return disk.load()
         except CheckpointError as error:
             raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
 

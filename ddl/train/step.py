@@ -78,7 +78,7 @@ class Step:
         self.model, self.state, self.optimizer, self.lr = model, state, optimizer, lr
         self.order, self.loader, self.shards, self.group, self.total = order, loader, list(shards), group, total
         self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
-        self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp))
+        self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp), span=span)
         self.metrics = list(model.step_metrics)
         self.synchronised = bool(getattr(model, "synchronised", False))
         if self.synchronised and group.size > 1:

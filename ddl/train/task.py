@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
 from ddl.optim import Groups
@@ -45,6 +46,7 @@ class Task:
     algorithm: str = "auto"
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
+    tuning: Tuning | None = None
     callbacks: Sequence[Callable[[Any], None]] = ()
     initial: Callable[[Any], list[str]] | None = None  # changes the fresh state, and says what people should know of it
     settings: dict[str, Any] = field(default_factory=dict)  # plain values that the checkpoint keeps beside the state
