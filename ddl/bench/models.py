@@ -14,7 +14,7 @@ from ddl.models import MLP, Supervised, build
 from ddl.models.model import Model
 from ddl.nn import Conv2D, Dense, Flatten, MaxPool2D, Sequential
 
-STEPS_OF_DATA = 8  # an epoch's steps: more data only makes the bench start later
+STEPS_OF_DATA = 16  # an epoch's steps: more data only makes the bench start later
 
 
 @dataclass(frozen=True)
