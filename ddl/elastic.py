@@ -40,6 +40,7 @@ class State:
         arrays = {name: np.array(v) for name, v in values.items() if isinstance(v, np.ndarray)}
         small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
         self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _barrier=lambda: None)
+        self.__dict__["_beat"] = lambda commits, phase: None
         self.__dict__.update(_kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
 
     def __getattr__(self, name: str) -> Any:
@@ -70,6 +71,7 @@ class State:
             kept[...] = self._arrays[name]
         self.__dict__["_kept_values"] = copy.deepcopy(self._values)
         self.__dict__["_commits"] += 1
+        self._beat(self._commits, "commit")
 
     def restore(self) -> None:
         """Back to the last commit."""
@@ -143,6 +145,7 @@ def run(
     *,
     shards: int = 60,
     min_ranks: int = 1,
+    hang_timeout_s: float = 120.0,
     on_failure: Callable[[Report], None] = lambda report: None,
     group: Group | None = None,
 ) -> T:
@@ -150,17 +153,30 @@ def run(
 
     shards: how many pieces the work is cut into; ``world.shards`` are this rank's. After a failure the state is
     that of the newest commit and the function is called again. on_failure: told of each, on every rank.
+    hang_timeout_s: seconds without a commit after which a rank that waits for nobody counts as hung, and is killed;
+    one that is stopped is killed after 2.
     Raises Stop when fewer than ``min_ranks`` are left, QuorumLost on the smaller side of a partition. Other
     exceptions of the function end this rank alone where failures are survived, and the job where they are not."""
+    settings = Settings(min_ranks=min_ranks)
     if group is None:
-        from ddl.comm import mpi
+        from ddl.comm import launched_rank, mpi
+        from ddl.fault.watchdog import start_companion
 
+        # Before MPI: a process that MPI has set up should not fork.
+        heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
         group = mpi.start()
+        group.waits = heartbeat.wait
+        state.__dict__["_beat"] = heartbeat.beat
+        settings = Settings(
+            min_ranks=min_ranks,
+            beat=lambda phase: heartbeat.beat(state.commits, f"recover {phase}"),
+            recovering=heartbeat.recovering,
+        )
         # All part together at the interpreter's end, so that nobody takes the first to leave for dead.
         atexit.register(lambda: mpi.finish(newest[0], 0))
     newest = [group]
     work, plan = _Work(state), assign(shards, group.size)
-    recovery = Recovery(work, plan, group, Settings(min_ranks=min_ranks))
+    recovery = Recovery(work, plan, group, settings)
     attached = False
     while True:
         agreed = False

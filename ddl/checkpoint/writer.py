@@ -68,7 +68,13 @@ class Writer:
 
         def work() -> None:
             for store in targets:
-                path = store.save(step, copies, meta, score)
+                try:
+                    path = store.save(step, copies, meta, score)
+                except CheckpointError as error:
+                    if store is self.store:
+                        raise
+                    self.say(f"the copy in memory was not renewed: {error}")  # the disk may still have room
+                    continue
                 if store is self.store:
                     self.saved(step, path)
 

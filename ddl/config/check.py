@@ -125,6 +125,11 @@ def _missing_files(job: Job) -> Iterator[str]:
         yield f"[model] from: there is no {job.model.from_}"
     if job.checkpoint.resume not in ("auto", "none") and not os.path.exists(job.checkpoint.resume):
         yield f"[checkpoint] resume: there is no {job.checkpoint.resume}; it is auto, none or a checkpoint's path"
+    if job.train.dtype == "float16" and job.optim.name not in ("sgd", "momentum"):
+        yield (
+            f"[train] dtype float16 does not go with [optim] name {job.optim.name}: its squared gradients are 0 in "
+            "float16; use sgd or momentum, or float32"
+        )
     if job.run.dir and os.path.exists(job.run.dir) and not os.path.isdir(job.run.dir):
         yield f"[run] dir: {job.run.dir} is not a folder"
 

@@ -62,6 +62,7 @@ class Wishes:
     checkpoint_every_s: float = 0.0
     checkpoint_every_steps: int = 0
     checkpoint_every_epochs: int = 0
+    replica: bool = False  # the first rank of each node keeps a copy in its memory
     keep_best: bool = False  # a checkpoint whenever the validation loss is the best so far
     last_checkpoint: float = field(default_factory=time.monotonic)
 
@@ -447,10 +448,16 @@ class Loop:
         return {"loss": sums[LOSS] / sums[WEIGHT], **self.task.model.metric_values(metrics, sums[WEIGHT])}
 
     def _checkpoint(self) -> None:
-        """The leader hands a copy of the state to the writer; writing goes on in the background."""
+        """The leader, and where copies in memory are kept the first rank of each node, hands a copy of the state to
+        its writer; writing goes on in the background. Called on all ranks."""
         self.wishes.last_checkpoint = time.monotonic()
-        if self._open_writer is None or not self.group.is_leader:
+        leads = self.group.is_leader
+        copies = self.wishes.replica and self.group.rank == self.group.local_ranks[0]
+        if self._open_writer is None or not (leads or copies):
             return
+        if self._writer is not None and leads and self._writer.store is None:  # it has become the leader since
+            self._writer.close()
+            self._writer = None
         progress = self.state.progress
         meta = {"progress": progress.to_json(), **self.task.settings}
         score = progress.results["validation"]["loss"] if progress.validated_at == progress.step else math.nan

@@ -22,6 +22,7 @@ import numpy as np
 from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
+from ddl.checkpoint.replica import FOLDER_VARIABLE
 from ddl.comm import Group, can_respawn, ending, fault_tolerance, launched_rank, mpi
 from ddl.comm.group import nobody_watches
 from ddl.comm.library import library_version
@@ -75,6 +76,7 @@ class Runner:
             checkpoint_every_steps=job.checkpoint.every_steps,
             checkpoint_every_epochs=job.checkpoint.every_epochs,
             keep_best=job.checkpoint.keep_best,
+            replica=job.checkpoint.replica and bool(os.environ.get(FOLDER_VARIABLE)),
         )
         self._in_script = in_script
         self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
@@ -364,15 +366,17 @@ class Runner:
         assert self.journal is not None and self.journal.folder is not None and self.loop is not None
         group, journal, settings = self.loop.group, self.journal, self.job.checkpoint
         folder = self.journal.folder
-        self._hold_folder(group)
-        store = Store(
-            folder / "checkpoints",
-            settings.keep,
-            settings.keep_best,
-            fence=self._fence,
-            say=self._say,
-            probe=group.probe,
-        )
+        store = None
+        if group.is_leader:
+            self._hold_folder(group)
+            store = Store(
+                folder / "checkpoints",
+                settings.keep,
+                settings.keep_best,
+                fence=self._fence,
+                say=self._say,
+                probe=group.probe,
+            )
         return Writer(
             store,
             open_replica(say=self._say) if settings.replica else None,

@@ -82,7 +82,7 @@ class Trained:
         return getattr(source, "symbols", None)
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """``count`` samples of a generator, in the units of the data. Raises ConfigError for a model that draws none."""
+        """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
         if not isinstance(self.model, GAN):
             raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
         return samples(self.model, self.state, count, seed)
