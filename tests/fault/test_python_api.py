@@ -64,10 +64,10 @@ assert first["steps"] == 24 and second["steps"] == 48 and second["status"] == "f
 assert found["samples"] == 120 and run.predict(x[:7]).shape[0] == 7
 total = sum(float(value.sum()) for value in run.params.values())
 assert len(set(run.group.gather_objects(total))) == 1
-print("good", run.group.size, run.group.tolerant)
+print("good", run.group.size)
 """
     ranks, out, err = start(launch, TRAINER + code, tmp_path)
-    assert count(out, f"good {ranks} {'ulfm' in launch}") == count(out, "status 0") == ranks, out + err
+    assert count(out, f"good {ranks}") == count(out, "status 0") == ranks, out + err
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

@@ -1,0 +1,41 @@
+"""What the banner says of a rank's death is what the launch was able to, asked before MPI changed the answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path"),
+]
+SHORT = ("--train.steps=1", "--model.name=mlp", "--train.compiled=off")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words", "told"),
+    [
+        ([], [], "ends the job (a single process, started without mpirun)"),
+        (["mpirun", "-n", "2"], ["--fault.tolerance=off"], "ends the job (fault.tolerance is off)"),
+        (["mpirun", "--with-ft", "ulfm", "-n", "2"], [], "is survived (launched with --with-ft ulfm)"),
+        (["env", "PRTE_MCA_state_base_recoverable=1", "PRTE_MCA_state_base_notify_errors=1", "mpirun", "-n", "2"], [],
+         "is survived (launcher made recoverable by "),
+    ],
+    ids=["alone", "off", "flag", "variables"],
+)  # fmt: skip
+def test_the_banner_tells_why_a_death_is_survived(launcher, words, told, tmp_path):
+    names = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [*launcher, sys.executable, "-m", "ddl.train", *SHORT, *words],
+        cwd=tmp_path,
+        env=names,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert f"a rank's death {told}" in done.stdout, done.stdout + done.stderr
