@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import platform
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,9 +37,11 @@ from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
 from ddl.train.evaluate import evaluate
 from ddl.train.journal import Journal
+from ddl.train.replicas import compare, hardware
 from ddl.train.state import Progress, State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
 from ddl.train.task import Task
+from ddl.train.wishes import Wishes
 
 LAST_REFILLED = 100  # what kills each newcomer is not cured by another: this generation is the last to be refilled
 
@@ -52,22 +51,6 @@ class _AllLeave(Exception):
 
     def __init__(self, error: DdlError):
         self.error = error
-
-
-@dataclass
-class Wishes:
-    """What signals and clocks ask of the next step; a signal handler may set them at any time."""
-
-    stop: bool = False
-    checkpoint_every_s: float = 0.0
-    checkpoint_every_steps: int = 0
-    checkpoint_every_epochs: int = 0
-    replica: bool = False  # the first rank of each node keeps a copy in its memory
-    keep_best: bool = False  # a checkpoint whenever the validation loss is the best so far
-    last_checkpoint: float = field(default_factory=time.monotonic)
-
-    def checkpoint_due(self) -> bool:
-        return bool(self.checkpoint_every_s) and time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s
 
 
 class Loop:
@@ -473,57 +456,13 @@ class Loop:
             self._fenced = error
 
     def _compare_replicas(self) -> None:
-        """Every rank shows a hash of its state; a minority that differs takes over the majority's."""
-        told = self.group.gather_objects((hardware(self.device), self.state.digest()))
-        digests = [digest for _, digest in told]
-        if any(kind != told[0][0] for kind, _ in told):
-            self._follow([rank for rank, (kind, _) in enumerate(told) if kind == told[0][0]], digests)
-            return
-        if len(set(digests)) == 1:
-            return
-        counts = {digest: digests.count(digest) for digest in digests}
-        majority = max(counts, key=lambda digest: counts[digest])
+        """A minority that differs is healed and named; without a majority all leave."""
         step = self.state.progress.step
-        if 2 * counts[majority] <= len(digests):
-            raise _AllLeave(
-                Diverged(
-                    f"after step {step} no majority of ranks holds the same state: {list(counts.values())} ranks each"
-                )
-            )
-        root = digests.index(majority)
-        wrong = [rank for rank, digest in enumerate(digests) if digest != majority]
-        self._receive(root, wrong)
-        if self.group.is_leader:
-            names = [self.group.members[rank].identity for rank in wrong]
-            self.journal.warn(f"after step {step} rank(s) {names} held a different state; healed from the majority")
-
-    def _follow(self, alike: list[int], digests: list[str]) -> None:
-        """Ranks of different hardware round differently: there all take the state of the leader's kind now and then.
-
-        alike: the ranks of that kind; their majority has the state."""
-        ours = [digests[rank] for rank in alike]
-        root = alike[ours.index(max(ours, key=ours.count))]
-        self._receive(root, [rank for rank, digest in enumerate(digests) if digest != digests[root]])
-
-    def _receive(self, root: int, wrong: list[int]) -> None:
-        """Ranks ``wrong`` take over the state of rank ``root``; all ranks call this."""
-        meta = self.group.gather_objects(self.meta() if self.group.rank == root else None)[root]
-        arrays = [flat if self.group.rank == root else flat.copy() for flat in self.flat_arrays()]
-        for flat in arrays:
-            self.group.broadcast(flat, root)
-        if self.group.rank in wrong:
-            self.take_over(arrays, meta)
-
-
-def hardware(device: Device) -> str:
-    """What decides how numbers are rounded here: ranks with the same value can agree bit for bit."""
-    if device.is_gpu:
-        return f"gpu {device.xp.cuda.Device(device.index).compute_capability}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"cpu {line.partition(':')[2].strip()}"
-    return f"cpu {platform.machine()}"
+        found = compare(self.group, self, hardware(self.device), self.state.digest())
+        if found is None:
+            raise _AllLeave(Diverged(f"after step {step} no majority of ranks holds the same state"))
+        if found and self.group.is_leader:
+            self.journal.warn(f"after step {step} rank(s) {found} held a different state; healed from the majority")
 
 
 def tried(action: Callable[[], None]) -> DdlError | None:

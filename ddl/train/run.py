@@ -7,9 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,14 +19,14 @@ import numpy as np
 
 from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
-from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
+from ddl.checkpoint import Fence, Store, Writer, open_replica
 from ddl.checkpoint.replica import FOLDER_VARIABLE
 from ddl.comm import Group, can_respawn, ending, fault_tolerance, launched_rank, mpi
 from ddl.comm.group import nobody_watches
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.config import write as write_config
-from ddl.errors import CheckpointError, ConfigError, DdlError, JobEnded, PeerLost, Stop, UserCodeError, UserError
+from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, Stop, UserCodeError, UserError
 from ddl.fault import inject
 from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
@@ -39,11 +37,13 @@ from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task
 from ddl.train.folder import holds_run, new_launch, run_folder
 from ddl.train.journal import Journal
-from ddl.train.loop import Loop, Wishes
+from ddl.train.loop import Loop
 from ddl.train.pictures import draw_pictures
-from ddl.train.state import Progress, State
+from ddl.train.resume import find_checkpoint, restore
+from ddl.train.state import State
 from ddl.train.step import no_span
 from ddl.train.task import Task
+from ddl.train.wishes import Signals, Wishes
 
 
 def run(job: Job, make_task: Callable[[Job], Task] = build_task) -> int:
@@ -219,12 +219,12 @@ class Runner:
                 folder = journal.folder or run_folder(self.job)
                 launch = journal.launch or new_launch()
                 self._refuse_second_run(folder)
-                arrays, meta = self._find_checkpoint(folder)
+                arrays, meta = find_checkpoint(self.job.checkpoint.resume, folder, self._say)
                 if loop.task.initial is not None and arrays is None:
                     for line in loop.task.initial(state):
                         self._say(line)
                 if arrays is not None:
-                    self._restore(state, arrays, meta, loop.task)
+                    restore(state, arrays, meta, loop.task)
                 # Only now that the job is known to fit: a wrong one must leave what is in the folder as it is.
                 self._claim(folder, launch, group)
                 journal.launch, journal.folder, journal.ranks_started = launch, folder, len(group.members)
@@ -252,49 +252,6 @@ class Runner:
     def _claim(self, folder: Path, launch: str, group: Group) -> None:
         self._fence = Fence(folder, launch, group.generation, group.me.identity)
         write_config(self.job, folder / "config.toml")
-
-    def _find_checkpoint(self, folder: Path) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
-        """Arrays and meta of the checkpoint to go on from; None where training begins anew."""
-        resume = self.job.checkpoint.resume
-        if resume == "none":
-            return None, {}
-        try:
-            if resume != "auto":
-                path = Path(resume)
-                inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-                if inner.name == "checkpoints":
-                    return Store(inner, say=self._say).load()
-                return Store(inner.parent, say=self._say).load(inner)
-            disk = Store(folder / "checkpoints", say=self._say)
-            store = newer_of(disk, open_replica(say=self._say))
-            if store.newest() is None:
-                return None, {}
-            try:
-                return store.load()
-            except CheckpointError as error:
-                if store is disk or disk.newest() is None:
-                    raise
-                self._say(f"the copy in memory is passed over: {error}")
-                return disk.load()
-        except CheckpointError as error:
-            raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
-
-    def _restore(self, state: State, arrays: dict[str, np.ndarray], meta: dict[str, Any], task: Task) -> None:
-        """Raises ConfigError when the checkpoint is of another job: other shards, samples, batch or parameters."""
-        for key in ("shards", "samples", "global_batch", "seed", "shuffle"):
-            if key in meta and meta[key] != task.settings.get(key, meta[key]):
-                raise ConfigError(
-                    f"the checkpoint was made with {key} = {meta[key]}, this job has {task.settings[key]}: "
-                    "its order of samples would be another one; set it back, or begin anew with another run.dir"
-                )
-        try:
-            state.load_named(arrays)
-        except ValueError as error:
-            raise ConfigError(f"the checkpoint does not fit this model: {error}") from error
-        state.progress.become(Progress.from_json(meta["progress"]))
-        progress = state.progress
-        progress.stopping = False
-        progress.ended = bool(task.patience) and progress.stale >= task.patience
 
     def _announce(self, loop: Loop, where: Device) -> None:
         task, group, journal = loop.task, loop.group, loop.journal
@@ -336,7 +293,8 @@ class Runner:
     def _recovery_settings(self, state: State) -> RecoverySettings:
         return RecoverySettings(
             min_ranks=self.job.fault.min_ranks,
-            notes=lambda identity: read_note(self._notes(), identity),
+            # A spare does not know the folder until it steps in; what it would read the others tell it.
+            notes=lambda identity: read_note(self._notes(), identity) if self.loop.recovery.has_state else None,
             beat=lambda phase: self._beat(state.progress.step, f"recover {phase}"),
             recovering=self.heartbeat.recovering if self.heartbeat else nullcontext,
         )
@@ -486,29 +444,3 @@ def _survival() -> str:
 
 def _first(values: list[Any]) -> Any:
     return next((value for value in values if value is not None), None)
-
-
-class Signals:
-    """While inside: USR1, USR2, TERM and INT ask for a checkpoint and a good end; a second TERM or INT ends at once.
-
-    Handlers set a flag and nothing else, so no step is ever torn by one."""
-
-    def __init__(self, wishes: Wishes):
-        self.wishes = wishes
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._wish)
-        return self
-
-    def _wish(self, number: int, frame: Any) -> None:
-        if self.wishes.stop and number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.wishes.stop = True
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""Going on from a checkpoint: finding the one that is meant, and taking its state over.
+
+What is written, and when, is checkpoint's and loop.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.checkpoint import Store, newer_of, open_replica
+from ddl.errors import CheckpointError, ConfigError
+from ddl.train.state import Progress, State
+from ddl.train.task import Task
+
+
+def find_checkpoint(
+    resume: str, folder: Path, say: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+    """Arrays and meta of the checkpoint to go on from; None where training begins anew.
+
+    resume: the setting. folder: the run's. say: told what was passed over. Raises ConfigError when what was asked for
+    cannot be had."""
+    if resume == "none":
+        return None, {}
+    try:
+        if resume != "auto":
+            path = Path(resume)
+            inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+            if inner.name == "checkpoints":
+                return Store(inner, say=say).load()
+            return Store(inner.parent, say=say).load(inner)
+        disk = Store(folder / "checkpoints", say=say)
+        store = newer_of(disk, open_replica(say=say))
+        if store.newest() is None:
+            return None, {}
+        try:
+            return store.load()
+        except CheckpointError as error:
+            if store is disk or disk.newest() is None:
+                raise
+            say(f"the copy in memory is passed over: {error}")
+            return disk.load()
+    except CheckpointError as error:
+        raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
+
+
+def restore(state: State, arrays: dict[str, np.ndarray], meta: dict[str, Any], task: Task) -> None:
+    """Take over a checkpoint's state. Raises ConfigError when it is of another job: other shards, samples, batch,
+    seed, order or parameters."""
+    for key in ("shards", "samples", "global_batch", "seed", "shuffle"):
+        if key in meta and meta[key] != task.settings.get(key, meta[key]):
+            raise ConfigError(
+                f"the checkpoint was made with {key} = {meta[key]}, this job has {task.settings[key]}: "
+                "its order of samples would be another one; set it back, or begin anew with another run.dir"
+            )
+    try:
+        state.load_named(arrays)
+    except ValueError as error:
+        raise ConfigError(f"the checkpoint does not fit this model: {error}") from error
+    state.progress.become(Progress.from_json(meta["progress"]))
+    progress = state.progress
+    progress.stopping = False
+    progress.ended = bool(task.patience) and progress.stale >= task.patience
