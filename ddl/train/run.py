@@ -181,7 +181,7 @@ class Runner:
             wishes=self.wishes,
             open_writer=self._open_writer,
             claim=self._hold_folder,
-            recovery=self._recovery_settings(state),
+            recovery=self._recovery_settings(state, journal),
             beat=self._beat,
             on_error=self._note_error,
             span=self._trace.span if self._trace else no_span,
@@ -290,11 +290,11 @@ class Runner:
         for line in self._warnings:
             journal.warn(line)
 
-    def _recovery_settings(self, state: State) -> RecoverySettings:
+    def _recovery_settings(self, state: State, journal: Journal) -> RecoverySettings:
         return RecoverySettings(
             min_ranks=self.job.fault.min_ranks,
             # A spare does not know the folder until it steps in; what it would read the others tell it.
-            notes=lambda identity: read_note(self._notes(), identity) if self.loop.recovery.has_state else None,
+            notes=lambda identity: read_note(self._notes(), identity) if journal.folder else None,
             beat=lambda phase: self._beat(state.progress.step, f"recover {phase}"),
             recovering=self.heartbeat.recovering if self.heartbeat else nullcontext,
         )
