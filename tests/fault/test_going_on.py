@@ -1,0 +1,106 @@
+"""Going on from a checkpoint, in the middle of an epoch, after every way of ending; and what a checkpoint survives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path"),
+]
+ROOT = Path(__file__).parents[2]
+EVERY = ("--checkpoint.every_steps", "4")
+
+
+def slow(jobs, seconds: float = 0.1) -> list[str]:
+    (jobs.folder / "slow.py").write_text(f"import time\ndef step(outcome): time.sleep({seconds})\n")
+    return ["--train.callbacks", '["slow:step"]']
+
+
+@pytest.fixture
+def killed(jobs):
+    """A job on 4 ranks of which everything was killed at once after step 13, in its third epoch."""
+    running = jobs.start(*slow(jobs), *EVERY)
+    running.until(13)
+    running.kill()
+    ended = running.wait()
+    assert ended.status != 0 and not ended.summary
+    return ended
+
+
+def test_a_killed_job_goes_on_to_the_same_bits(jobs, killed, calm):
+    again = jobs.run(folder=killed.folder)
+    assert again.status == 0 and again.is_exact(), again.said
+    assert again.of("start")[-1]["step"] == 12
+    assert again.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 6])
+def test_a_killed_job_goes_on_with_other_ranks(ranks, jobs, killed, calm):
+    again = jobs.run(folder=killed.folder, n=ranks)
+    assert again.status == 0 and again.is_exact(), again.said
+    assert again.losses == pytest.approx(calm.losses, rel=1e-8)
+    assert again.summary["test"]["accuracy"] == calm.summary["test"]["accuracy"]
+
+
+def test_a_truncated_checkpoint_is_passed_over_with_a_line(jobs, killed, calm):
+    newest = sorted((killed.folder / "checkpoints").glob("step_????????"))[-1]
+    largest = max(newest.iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    again = jobs.run(folder=killed.folder)
+    assert again.status == 0 and again.is_exact(), again.said
+    assert any(newest.name in line["message"] and "passed over" in line["message"] for line in again.of("warning"))
+    assert again.of("start")[-1]["step"] == int(newest.name[5:]) - 4
+    assert again.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm):
+    folder = jobs.folder / "disk" / "run"
+    folder.parent.mkdir()
+    ballast = (
+        "import os\n"
+        f"path = {str(folder.parent / 'ballast')!r}\n"
+        "def step(outcome):\n"
+        "    if outcome.step == 5:\n"
+        "        with open(path, 'wb', 0) as file:\n"
+        "            free = os.statvfs(path)\n"
+        "            file.write(bytes(max(free.f_bavail * free.f_frsize - (128 << 10), 0)))\n"
+        "    if outcome.step == 13:\n"
+        "        os.unlink(path)\n"
+    )
+    (jobs.folder / "ballast.py").write_text(ballast)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(folder.parent)])
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        ended = jobs.run(
+            "--train.callbacks",
+            '["ballast:step"]',
+            *EVERY,
+            folder=folder,
+            environ={"PYTHONPATH": f"{ROOT}:{jobs.folder}"},
+        )
+        assert ended.status == 0 and ended.is_exact(), ended.said
+        full = [line["message"] for line in ended.of("warning") if "the disk is full" in line["message"]]
+        assert full and "those before are untouched" in full[0]
+        assert ended.of("checkpoint")[0]["step"] == 4
+        assert ended.of("checkpoint")[-1]["step"] == 30
+        assert ended.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
+    finally:
+        subprocess.run(["umount", str(folder.parent)], check=True)
+
+
+def test_an_older_launch_leaves_when_a_newer_one_takes_its_folder(jobs, calm):
+    older = jobs.start(*slow(jobs, 0.5), "--checkpoint.every_steps", "2", n=2)
+    older.until(5)
+    newer = jobs.run(*EVERY, folder=older.folder, n=2)
+    assert newer.status == 0 and newer.summary["status"] == "finished", newer.said
+    ended = older.wait()
+    assert ended.status == 75 and "belongs to" in ended.said, ended.said
+    assert newer.summary["steps"] == 30
