@@ -84,6 +84,13 @@ def test_any_number_of_ranks_ends_at_the_same_parameters(size, alone):
             assert mine["accuracy"] == theirs["accuracy"] and np.isclose(mine["loss"], theirs["loss"], rtol=1e-10)
 
 
+def test_speed_is_that_of_the_steps_after_the_first(alone):
+    loop = alone[0]
+    assert loop.samples == 16 + 16 + 2 + 16 + 16 + 16 and loop.train_seconds > 0
+    single = run_ranks(1, lambda group: train(group, steps=1))[0][0]
+    assert single.samples == 16 and single.train_seconds > 0
+
+
 def test_ranks_hold_the_same_bits():
     results = run_ranks(3, train)
     assert len({result[0].state.digest() for result in results}) == 1
