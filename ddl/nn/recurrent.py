@@ -117,12 +117,12 @@ class _Recurrent:
     def _earlier(self, through: Array, params: Views, back: Array, dh: Array, mask: Array) -> None:
         """dh = through @ recurrent.T, plus dh itself where the state was kept."""
         xp = namespace_of(dh)
+        if not len(mask):
+            xp.matmul(through, params["recurrent"].T, out=dh)
+            return
         xp.matmul(through, params["recurrent"].T, out=back)
-        if len(mask):
-            dh *= ~mask[:, None]
-            dh += back
-        else:
-            dh[...] = back
+        dh *= ~mask[:, None]
+        dh += back
 
 
 @dataclass(frozen=True)
