@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from ddl.config import complain
 from ddl.errors import DdlError
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     from ddl.comm import mpi
-    from ddl.train.trained import Trained
+    from ddl.train.trained import Trained, together
 
     try:
         group = mpi.start()
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("ddl.evaluate", error)
         return error.exit_status
     try:
-        trained = Trained(arguments.run, arguments.checkpoint)
+        say = partial(complain, "ddl.evaluate")
+        trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, say=say))
         found = trained.evaluate(trained.split(arguments.split), group)
     except DdlError as error:
         complain("ddl.evaluate", error)

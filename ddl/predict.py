@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(arguments: argparse.Namespace, group: Any) -> str:
-    from ddl.train.trained import Trained
+    from ddl.train.trained import Trained, together
 
-    trained = Trained(arguments.run, arguments.checkpoint)
+    say = partial(complain, "ddl.predict")
+    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, say=say))
     if arguments.prompt is not None:
         from ddl.models import generate
 
@@ -100,7 +102,7 @@ def _predict(arguments: argparse.Namespace, group: Any) -> str:
         return f"{len(drawn)} samples of shape {drawn.shape[1:]} in {arguments.output}"
     if not arguments.input or not arguments.output:
         raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT, or --samples N --output FILE)")
-    source = trained.open_inputs(arguments.input)
+    source = together(group, lambda: trained.open_inputs(arguments.input))
     outputs = trained.predict(source, group)
     if outputs is not None:
         write_outputs(Path(arguments.output), outputs)

@@ -4,9 +4,9 @@ The doors are ddl/evaluate.py and ddl/predict.py; both spread their work over th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.data import Normalise, Source, open_dataset
-from ddl.errors import CheckpointError, ConfigError, DataError
+from ddl.errors import CheckpointError, ConfigError, DataError, DdlError, UserError
 from ddl.models import GAN, Model
 from ddl.nn import Context
 from ddl.train.build import build_task
@@ -25,11 +25,34 @@ from ddl.train.pictures import samples
 from ddl.train.state import Progress, State
 from ddl.train.task import Task
 
+T = TypeVar("T")
+
+
+def together(group: Group, action: Callable[[], T]) -> T:
+    """Do something on every rank. A mistake that any of them meets is raised on all alike, so that none waits alone."""
+    value: T | None = None
+    problem: DdlError | None = None
+    try:
+        value = action()
+    except UserError as error:
+        problem = error
+    for found in group.gather_objects(problem):
+        if found is not None:
+            raise found
+    return value  # type: ignore[return-value]
+
 
 class Trained:
-    """checkpoint: "newest", "best" or a checkpoint's folder. Raises ConfigError for a folder that holds no run."""
+    """checkpoint: "newest", "best" or a checkpoint's folder. say: told which checkpoints were passed over.
+    Raises ConfigError for a folder that holds no run."""
 
-    def __init__(self, run: str | Path, checkpoint: str = "newest", device: Device | None = None):
+    def __init__(
+        self,
+        run: str | Path,
+        checkpoint: str = "newest",
+        device: Device | None = None,
+        say: Callable[[str], None] = lambda message: None,
+    ):
         self.folder = Path(run)
         try:
             self.job: Job = read_config(self.folder / "config.toml")
@@ -39,9 +62,11 @@ class Trained:
         self.model: Model = self.task.model
         self.device = device or Device()
         self.state = State(self.model, self.task.optimizer.slots, self.task.dtype, self.task.seed, self.device)
-        store = Store(self.folder / "checkpoints")
+        store = Store(self.folder / "checkpoints", say=say)
         try:
             path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
+            if path is None and checkpoint == "best":
+                raise CheckpointError("no checkpoint was evaluated, so none is the best")
             arrays, meta = store.load(path)
             self.state.load_named(arrays)
         except (CheckpointError, ValueError) as error:
@@ -89,7 +114,13 @@ class Trained:
 
     def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
         """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks."""
-        own = own_samples(source, group)
+        pieces = group.gather_objects(together(group, lambda: self._outputs(source, own_samples(source, group))))
+        if not group.is_leader:
+            return None
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return {name: np.concatenate([piece[name] for piece in pieces if name in piece]) for name in names}
+
+    def _outputs(self, source: Source, own: range) -> dict[str, np.ndarray]:
         source.hold([own])
         parts: dict[str, list[np.ndarray]] = {}
         for batch in batches(source, own, self.task.evaluate_rows, self.transforms):
@@ -99,8 +130,4 @@ class Trained:
             outputs = self.model.predict(self.state.params.views, self.state.averages.views, inputs, context)
             for name, value in outputs.items():
                 parts.setdefault(name, []).append(np.array(host(value)))
-        pieces = group.gather_objects({name: np.concatenate(values) for name, values in parts.items()})
-        if not group.is_leader:
-            return None
-        names = dict.fromkeys(name for piece in pieces for name in piece)
-        return {name: np.concatenate([piece[name] for piece in pieces if name in piece]) for name in names}
+        return {name: np.concatenate(values) for name, values in parts.items()}

@@ -20,7 +20,7 @@ from ddl.arrays import Layout
 from ddl.comm import Group, mpi
 from ddl.config import Job
 from ddl.data import Arrays, Order, Source, auto_shards
-from ddl.errors import DdlError, UserError
+from ddl.errors import DdlError, Stop, UserError
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups, Optimizer, schedule
 from ddl.train.build import start_from
@@ -104,6 +104,8 @@ class Trainer:
         folder = self.folder
         if folder is not None:
             self.summary = json.loads((folder / "summary.json").read_text())
+        if self.summary.get("status") == "stopped":
+            raise Stop(f"training was asked to stop after step {self.summary['steps']}; fit() again goes on from there")
         return self.summary
 
     @property
