@@ -6,6 +6,9 @@ all links work at once."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from ddl.arrays import Array
 from ddl.collectives import ring
 from ddl.collectives.contiguous import check_contiguous
@@ -21,18 +24,27 @@ class Lanes:
         self.me, self.locals = group.local_ranks.index(group.rank), len(group.local_ranks)
         self.count = min(len(ranks) for ranks in group.nodes)
         self.namesakes = [ranks[self.me] for ranks in group.nodes] if self.me < self.count else []
-        # A rank whose slice inside the node is its lane as well need not wait for the others to finish theirs.
+        # Where a rank's slice inside the node is its lane as well, it need not wait for the others to finish theirs.
         self.coincide = self.locals == self.count
 
     def lane(self, size: int, itemsize: int) -> slice | None:
         """This rank's lane of an array; None for a rank that carries none."""
         return runs(size, self.count, itemsize)[self.me] if self.namesakes else None
 
-    def carry(self, result: Array) -> None:
-        """Sum the node's ``result`` over all nodes, in place; this rank's slice of it is done."""
-        if not self.coincide:
-            self.group.node_barrier()
+    def carry(self, result: Array, add: Callable[[slice], object]) -> None:
+        """Sum the node's ``result`` over all nodes, in place; ``add`` writes a part of it, the sum inside the node."""
         lane = self.lane(result.size, result.itemsize)
+        if self.coincide and lane is not None:
+            start = lane.start
+            ring.allreduce(
+                result[lane],
+                self.group,
+                self.namesakes,
+                lambda part: add(slice(start + part.start, start + part.stop)),
+            )
+            return
+        add(runs(result.size, self.locals, result.itemsize)[self.me])
+        self.group.node_barrier()
         if lane is not None:
             ring.allreduce(result[lane], self.group, self.namesakes)
 
@@ -52,8 +64,10 @@ def allreduce(x: Array, group: Group) -> None:
         sources, out = space.half(space.next_half(), x.dtype)
         sources[lanes.me, : piece.size] = piece
         group.node_barrier()
-        mine = runs(piece.size, lanes.locals, x.itemsize)[lanes.me]
-        add(out, sources, mine, group)
-        lanes.carry(out[: piece.size])
+        lanes.carry(out[: piece.size], functools.partial(_add, out, sources, group))
         group.node_barrier()
         piece[...] = out[: piece.size]
+
+
+def _add(out: Array, sources: Array, group: Group, part: slice) -> None:
+    add(out, sources, part, group)

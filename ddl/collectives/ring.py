@@ -7,7 +7,7 @@ the n-1 hops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +20,20 @@ SEGMENT_BYTES = EAGER_BYTES
 AHEAD = 4  # segments on their way at once
 
 
-def allreduce(x: Array, group: Group, ranks: Sequence[int] | None = None) -> None:
+def allreduce(
+    x: Array, group: Group, ranks: Sequence[int] | None = None, write: Callable[[slice], object] | None = None
+) -> None:
     """Sum ``x`` over ``ranks`` (default: all workers), in place.
 
     x: contiguous, same size and dtype on every rank; it may have fewer elements than there are ranks.
     ranks: the same list on each of them, this rank among them.
+    write: called for each part of ``x`` (flattened) before it is needed, if it is yet to be written; that is done
+    while other parts are on their way.
     Raises PeerLost if a member dies on the way; ``x`` is then garbage."""
     ring = _Ring.of(x, group, ranks)
-    ring.go([*ring.scattering(), *ring.gathering()])
+    if write is not None and len(ring.ranks) == 1:
+        write(ring.slices[0])
+    ring.go([*ring.scattering(), *ring.gathering()], write)
 
 
 def reduce_scatter(x: Array, group: Group, ranks: Sequence[int] | None = None) -> slice:
@@ -74,28 +80,42 @@ class _Ring(NamedTuple):
     def gathering(self) -> list[_Step]:
         return [_Step(self.place - k, self.place - k - 1, False) for k in range(len(self.ranks) - 1)]
 
-    def go(self, steps: Sequence[_Step]) -> None:
+    def go(self, steps: Sequence[_Step], write: Callable[[slice], object] | None = None) -> None:
         """Every slice in the same number of segments, so that a segment goes out as many messages after it came."""
-        count = len(self.ranks)
-        longest = max(s.stop - s.start for s in self.slices) * self.flat.itemsize
+        count, flat = len(self.ranks), self.flat
+        longest = max(s.stop - s.start for s in self.slices) * flat.itemsize
         segments = max(1, -(-longest // SEGMENT_BYTES))
         ahead = min(AHEAD, segments)
-        cuts = [[self.flat[s][cut] for cut in partition(s.stop - s.start, segments)] for s in self.slices]
-        widest = max(cut.size for row in cuts for cut in row)
-        scratch = self.group.scratch(ahead * widest * self.flat.itemsize).view(self.flat.dtype).reshape(ahead, widest)
-        outgoing: list[Array] = []
-        incoming: list[Array] = []
-        totals: list[Array | None] = []
-        for step in steps:
-            for out, place in zip(cuts[step.outgoing % count], cuts[step.incoming % count], strict=True):
-                outgoing.append(out)
-                totals.append(place if step.is_added else None)
-                incoming.append(scratch[len(incoming) % ahead, : place.size] if step.is_added else place)
+        cuts = [_cut(s, segments) for s in self.slices]
+        widest = max(cut.stop - cut.start for row in cuts for cut in row)
+        scratch = self.group.scratch(ahead * widest * flat.itemsize).view(flat.dtype).reshape(ahead, widest)
+        leaving = [cut for step in steps for cut in cuts[step.outgoing % count]]
+        coming = [cut for step in steps for cut in cuts[step.incoming % count]]
+        is_added = [step.is_added for step in steps for _ in range(segments)]
+        incoming = [
+            scratch[number % ahead, : cut.stop - cut.start] if is_added[number] else flat[cut]
+            for number, cut in enumerate(coming)
+        ]
+
+        def prepare(number: int) -> None:
+            if write is not None and number < segments:  # what leaves later has come before
+                write(leaving[number])
 
         def arrived(number: int) -> None:
-            total = totals[number]
-            if total is not None:
+            if is_added[number]:
+                if write is not None:
+                    write(coming[number])
+                total = flat[coming[number]]
                 np.add(total, incoming[number], out=total)
+            prepare(number + ahead)
 
+        if not steps:
+            return
+        for number in range(ahead):
+            prepare(number)
         after, before = self.ranks[(self.place + 1) % count], self.ranks[(self.place - 1) % count]
-        self.group.stream(outgoing, after, incoming, before, arrived, ahead)
+        self.group.stream([flat[cut] for cut in leaving], after, incoming, before, arrived, ahead)
+
+
+def _cut(part: slice, parts: int) -> list[slice]:
+    return [slice(part.start + s.start, part.start + s.stop) for s in partition(part.stop - part.start, parts)]

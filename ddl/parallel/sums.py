@@ -148,15 +148,18 @@ class BetweenNodes(InNode):
     def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
         super().__init__(group, memory, layout, header_length, parts)
         self._lanes = Lanes(group)
-        self._results = [self.result[part] for part in parts]
+        self._results, self._starts = [self.result[part] for part in parts], [part.start for part in parts]
         self._first = [ranks[0] for ranks in group.nodes]
         start = places(header_length, len(group.local_ranks)).header
         self._shared_total = memory.common[start : start + 8 * header_length].view(np.float64)
 
     def reduce(self, number: int) -> None:
         self.group.node_barrier()
-        add(self.result, self._sources, self._mine[number], self.group)
-        self._lanes.carry(self._results[number])
+        start = self._starts[number]
+        self._lanes.carry(
+            self._results[number],
+            lambda part: add(self.result, self._sources, slice(start + part.start, start + part.stop), self.group),
+        )
 
     def close(self) -> float:
         self._norms[self.me] = 0.0

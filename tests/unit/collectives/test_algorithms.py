@@ -171,3 +171,23 @@ def test_squares_of_large_numbers_do_not_overflow_but_a_poisoned_element_shows()
     assert squares(np.array([300.0], np.float16)) == 90000
     for poison in (np.nan, np.inf):
         assert not np.isfinite(squares(np.array([1.0, poison], np.float32)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("length", [0, 2, 23, 400])
+def test_a_ring_sums_what_is_written_only_when_it_is_needed(size, length):
+    parts = parts_of(size, length, np.float32)
+
+    def work(group):
+        x, written = np.full(length, np.nan, np.float32), []
+
+        def write(part):
+            written.extend(range(length)[part])
+            x[part] = parts[group.rank][part]
+
+        ring.allreduce(x, group, write=write)
+        return x, written
+
+    with mock.patch.object(ring, "SEGMENT_BYTES", 64):
+        for got, written in run_ranks(size, work):
+            assert np.array_equal(got, parts.sum(axis=0)) and sorted(written) == list(range(length))
