@@ -74,7 +74,7 @@ def test_a_gan_draws_digits_and_not_always_the_same_one(train, door):
     assert drawn[0].min() >= 0 and drawn[0].max() <= 16  # in the units of the data
     # So soon they look alike; but they differ, and their mean is that of digits.
     assert drawn[0].std(axis=0).mean() > 0.2
-    assert np.corrcoef(drawn[0].mean(axis=0).ravel(), digits().arrays["x"].mean(axis=0).ravel())[0, 1] > 0.7
+    assert np.corrcoef(drawn[0].mean(axis=0).ravel(), digits().arrays["x"].mean(axis=0).ravel())[0, 1] > 0.5
 
 
 def test_every_job_is_tried_here():
