@@ -180,3 +180,17 @@ def test_plain_mpirun_is_tolerant_where_the_environment_says_so(jobs, calm):
     ended = jobs.run(chaos="kill rank 0 at step 5; segv rank 2 at step 9", flags=(), environ={"HOME": str(home)})
     assert_calm(ended, calm)
     assert ended.lost == [(0, "crash"), (2, "crash")]
+
+
+# What a failure does to the numbers.
+
+
+def test_in_float32_the_losses_after_a_failure_agree_to_four_digits(jobs):
+    words = ("--train.dtype=float32", "--train.steps=40")
+    undisturbed = jobs.run(*words)
+    ended = jobs.run(*words, chaos="kill rank 1 at step 10 point allreduce.block; kill rank 0 at step 30")
+    assert ended.status == 0 and len(ended.lost) == 2, ended.said
+    for step in range(11, 31):
+        assert ended.losses[step] == pytest.approx(undisturbed.losses[step], rel=1e-4), step
+    ours, theirs = ended.summary["test"], undisturbed.summary["test"]
+    assert abs(ours["accuracy"] - theirs["accuracy"]) * ours["samples"] <= 2
