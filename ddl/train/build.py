@@ -44,26 +44,40 @@ def build_task(job: Job) -> Task:
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=_model_options(job, splits),
     )
-    samples, batch = len(splits.train), job.train.global_batch
-    shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
-    order = Order(samples, shards, batch, job.run.seed, job.data.shuffle)
+    order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
-    optimizer = build_groups(job, model)
-    return Task(
+    return assemble(
+        job,
+        splits,
         model=model,
+        order=order,
+        optimizer=build_groups(job, model),
+        lr=learning_rate(job, total_steps),
+        total_steps=total_steps,
+        clip_norm=job.optim.clip_norm,
+        normalise=job.data.normalize,
+        augment=make_transforms(job.data.augment, splits.train.fields),
+        callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
+    )
+
+
+def order_of(job: Job, samples: int) -> Order:
+    """The order of ``samples`` training samples."""
+    batch = job.train.global_batch
+    shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
+    return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
+
+
+def assemble(job: Job, splits: Splits, *, order: Order, **objects: Any) -> Task:
+    """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
+    return Task(
         train=splits.train,
         validation=splits.validation,
         test=splits.test,
         order=order,
-        optimizer=optimizer,
-        lr=learning_rate(job, total_steps),
-        total_steps=total_steps,
         dtype=job.train.dtype,
         seed=job.run.seed,
         parts=job.train.accumulate,
-        clip_norm=job.optim.clip_norm,
-        normalise=job.data.normalize,
-        augment=make_transforms(job.data.augment, splits.train.fields),
         prefetch=job.data.prefetch,
         evaluate_rows=job.data.batch_eval,
         evaluate_every=job.train.evaluate_every,
@@ -74,15 +88,15 @@ def build_task(job: Job) -> Task:
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
         tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
-        callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
         initial=start_from(job),
         settings={
-            "shards": shards,
-            "samples": samples,
-            "global_batch": batch,
-            "seed": job.run.seed,
-            "shuffle": job.data.shuffle,
+            "shards": order.shards,
+            "samples": order.samples,
+            "global_batch": order.global_batch,
+            "seed": order.seed,
+            "shuffle": order.shuffle,
         },
+        **objects,
     )
 
 

@@ -19,11 +19,11 @@ import numpy as np
 from ddl.arrays import Layout
 from ddl.comm import Group, mpi
 from ddl.config import Job
-from ddl.data import Arrays, Order, Source, auto_shards
+from ddl.data import Arrays, Source, Splits
 from ddl.errors import DdlError, Stop, UserError
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups, Optimizer, schedule
-from ddl.train.build import start_from
+from ddl.train.build import assemble, order_of
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
 from ddl.train.run import Runner
@@ -157,40 +157,23 @@ class Trainer:
 
     def _task(self, job: Job) -> Task:
         assert self.data is not None
-        samples, batch, seed = len(self.data), job.train.global_batch, job.run.seed
-        shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
-        order = Order(samples, shards, batch, seed, job.data.shuffle)
+        order = order_of(job, len(self.data))
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
         factor = schedule(self.schedule, total, warmup_steps=job.optim.warmup_steps)
         lr = self.optimizer.lr
-        return Task(
+        return assemble(
+            job,
+            Splits(self.data, self.validation, self.test),
             model=self.model,
-            train=self.data,
-            validation=self.validation,
-            test=self.test,
             order=order,
             optimizer=Groups(layout, self.optimizer, freeze=job.model.freeze),
             lr=lambda step: lr * factor(step),
             total_steps=total,
-            dtype=job.train.dtype,
-            seed=seed,
-            parts=job.train.accumulate,
             clip_norm=self.clip_norm,
             normalise=self.normalize,
             augment=self.augment,
-            prefetch=job.data.prefetch,
-            evaluate_rows=job.data.batch_eval,
-            evaluate_every=job.train.evaluate_every,
-            patience=job.train.patience,
-            skip_limit=job.fault.skip_limit,
-            check_every=job.fault.check_every,
-            algorithm=job.comm.algorithm,
-            bucket_mib=job.comm.bucket_mib,
-            overlap=job.comm.overlap,
             callbacks=self.callbacks,
-            initial=start_from(job),
-            settings={"shards": shards, "samples": samples, "global_batch": batch, "seed": seed},
         )
 
     def _leave(self) -> None:
