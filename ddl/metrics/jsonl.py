@@ -28,6 +28,9 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one a line
+
+
 class JsonLines:
     """Appends events to a file as ``{"event": ..., "time": ..., ...}``, time in seconds since 1970.
 
@@ -43,7 +46,7 @@ class JsonLines:
 
     def write(self, event: Event) -> None:
         line = {"event": event.kind, "time": round(self.clock(), 6), **plain(event.values())}
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._file.write(_encode(line).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()
