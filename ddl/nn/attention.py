@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, Views, namespace_of
+from ddl.arrays import Array, Views, namespace_of, partition
 from ddl.arrays.rowwise import masked_softmax, softmax_backward
 from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.initial import glorot, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
+
+
+CAUSAL_RUN = 64  # places: shorter runs spare more products and make each of them slower
 
 
 def _three(shape: Shape, random: np.random.Generator) -> np.ndarray:
@@ -58,16 +61,26 @@ class MultiHeadAttention:
         projected += params["bias"]
         queries, keys, values = self._heads(projected, batch, time)
         shares = ctx.empty((batch, self.heads, time, time), dtype)
-        xp.matmul(queries, keys.swapaxes(2, 3), out=shares)
+        cuts = self._cuts(time)
+        for at, seen in cuts:
+            xp.matmul(queries[:, :, at], keys[:, :, seen].swapaxes(2, 3), out=shares[:, :, at, seen])
+            shares[:, :, at, seen.stop :] = 0
         mask = xp.zeros((0, 0), bool) if ctx.mask is None else contiguous(ctx.mask)
         masked_softmax(shares, mask, self._scale(width), self.causal)
         gathered = ctx.empty((batch, time, self.heads, width // self.heads), dtype)
-        xp.matmul(shares, values, out=gathered.transpose(0, 2, 1, 3))
+        by_head = gathered.transpose(0, 2, 1, 3)
+        for at, seen in cuts:
+            xp.matmul(shares[:, :, at, seen], values[:, :, seen], out=by_head[:, :, at])
         gathered = gathered.reshape(-1, width)
         y = ctx.empty((len(rows), width), dtype)
         xp.matmul(gathered, params["output_weight"], out=y)
         y += params["output_bias"]
         return y.reshape(x.shape), (ctx, rows, projected, shares, gathered, x.shape)
+
+    def _cuts(self, time: int) -> list[tuple[slice, slice]]:
+        """Runs of places, and the places that they see: causal ones need no product with what comes after them."""
+        runs = partition(time, max(1, time // CAUSAL_RUN)) if self.causal else [slice(0, time)]
+        return [(run, slice(0, run.stop)) for run in runs]
 
     def _scale(self, width: int) -> float:
         return float((width // self.heads) ** -0.5)
@@ -85,12 +98,18 @@ class MultiHeadAttention:
         dgathered = ctx.empty((batch, time, self.heads, width // self.heads), dy.dtype)
         xp.matmul(dy, params["output_weight"].T, out=dgathered.reshape(-1, width))
         slopes = dgathered.transpose(0, 2, 1, 3)
-        xp.matmul(shares.swapaxes(2, 3), slopes, out=dvalues)
         dshares = ctx.empty(shares.shape, dy.dtype)
-        xp.matmul(slopes, values.swapaxes(2, 3), out=dshares)
+        cuts = self._cuts(time)
+        for at, seen in cuts:
+            after = slice(0 if not self.causal else at.start, time)  # who sees the places of this run
+            xp.matmul(shares[:, :, after, at].swapaxes(2, 3), slopes[:, :, after], out=dvalues[:, :, at])
+            xp.matmul(slopes[:, :, at], values[:, :, seen].swapaxes(2, 3), out=dshares[:, :, at, seen])
+            dshares[:, :, at, seen.stop :] = 0
         softmax_backward(dshares, shares, self._scale(width))
-        xp.matmul(dshares, keys, out=dqueries)
-        xp.matmul(dshares.swapaxes(2, 3), queries, out=dkeys)
+        for at, seen in cuts:
+            after = slice(0 if not self.causal else at.start, time)
+            xp.matmul(dshares[:, :, at, seen], keys[:, :, seen], out=dqueries[:, :, at])
+            xp.matmul(dshares[:, :, after, at].swapaxes(2, 3), queries[:, :, after], out=dkeys[:, :, at])
         xp.matmul(rows.T, dprojected, out=grads["weight"])
         xp.sum(dprojected, axis=0, out=grads["bias"])
         yield "weight", "bias"

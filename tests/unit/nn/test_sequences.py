@@ -5,6 +5,7 @@ import pytest
 from check_gradients import check_layer, context, made, run_backward
 
 from ddl import nn
+from ddl.nn import attention
 from ddl.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -59,7 +60,9 @@ def test_recurrent(kind, sequences, lengths):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lengths", [None, LENGTHS, [0, 3, 4]])
-def test_attention(causal, lengths):
+@pytest.mark.parametrize("run", [1, 3, 64])
+def test_attention(causal, lengths, run, monkeypatch):
+    monkeypatch.setattr(attention, "CAUSAL_RUN", run)
     x = np.random.default_rng(0).standard_normal((3, 4, 6))
     layer = nn.MultiHeadAttention(2, causal)
     y = check_layer(layer, x, prepare=None if lengths is None else masked(lengths, 4))
