@@ -16,7 +16,6 @@ from ddl.nn.context import Context
 from ddl.nn.initial import glorot, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
 
-
 CAUSAL_RUN = 64  # places: shorter runs spare more products and make each of them slower
 
 

@@ -5,8 +5,8 @@ import pytest
 from check_gradients import check_layer, context, made, run_backward
 
 from ddl import nn
-from ddl.nn import attention
 from ddl.errors import DataError
+from ddl.nn import attention
 
 pytestmark = pytest.mark.usefixtures("compiled")
 LENGTHS = np.array([4, 1, 2])
