@@ -5,10 +5,11 @@ Buckets are cut in buckets.py, summed in sums.py; what the header says is the tr
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Literal
 
 import numpy as np
@@ -98,6 +99,10 @@ class GradientSum:
         self.group.doing = "job"
         return self._total
 
+    def is_quiet(self, timeout_s: float) -> bool:
+        """Whether, within that time, no bucket is on its way any more: then the caller may use the group itself."""
+        return self._sender is None or self._sender.settle(timeout_s)
+
     def close(self) -> None:
         """End the communication thread; the memory lives as long as the group and the arrays that view it."""
         if self._sender is not None:
@@ -139,6 +144,17 @@ class _Sender:
             self._pending -= 1
         if failed is not None:
             raise failed
+
+    def settle(self, timeout_s: float) -> bool:
+        """Whether all that was submitted is done, or has failed, within that time."""
+        deadline = time.monotonic() + timeout_s
+        while self._pending:
+            try:
+                self._answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except Empty:
+                return False
+            self._pending -= 1
+        return True
 
     def close(self) -> None:
         self._orders.put(None)

@@ -43,6 +43,7 @@ from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
 from ddl.train.task import Task
 from ddl.train.wishes import Wishes
 
+QUIET_S = 2.0  # for a communication thread to finish what it has begun
 LAST_REFILLED = 100  # what kills each newcomer is not cured by another: this generation is the last to be refilled
 
 
@@ -234,18 +235,19 @@ class Loop:
             except Exception as error:
                 # Other ranks may have raised the same: they all tell each other before anybody ends.
                 alone = len(self.group.members) == 1
-                if not self.group.tolerant or alone or self._is_overlapping or failure is not None:
+                if not self.group.tolerant or alone or failure is not None:
                     raise
                 self.recovery.raised = self._on_error(error)
+                if not self._may_talk():
+                    raise  # the note is all that the others will know
                 try:
                     failure = self._recover(PeerLost([], self.group.generation, "an exception"), agreed)
                 except Leaves:
                     raise error from None
 
-    @property
-    def _is_overlapping(self) -> bool:
-        """Whether a communication thread may be in MPI right now, where this one must not go then."""
-        return self.total is not None and self.total.overlaps
+    def _may_talk(self) -> bool:
+        """Whether the communication thread has left MPI to this one. Where all raised, at least one thread soon has."""
+        return self.total is None or self.total.is_quiet(QUIET_S)
 
     def close(self) -> None:
         self._detach()

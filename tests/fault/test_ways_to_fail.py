@@ -60,8 +60,9 @@ def test_the_same_exception_on_a_second_rank_stops_the_job(jobs):
     assert ended.summary["ranks_finished"] >= 2  # a mistake does not eat the ranks one by one
 
 
-def test_an_exception_on_all_ranks_at_once_stops_the_job(jobs):
-    ended = jobs.run(chaos="; ".join(f"raise rank {rank} at step 5 point step.load" for rank in range(4)))
+@pytest.mark.parametrize("overlap", [(), ("--comm.overlap=on", "--comm.bucket_mib=0.05")], ids=["", "overlapping"])
+def test_an_exception_on_all_ranks_at_once_stops_the_job(overlap, jobs):
+    ended = jobs.run(*overlap, chaos="raise ranks 0,1,2,3 at step 5 point step.compute")
     assert ended.status == 1 and ended.summary["status"] == "failed", ended.said
 
 
