@@ -2,8 +2,8 @@
 
     mpirun --with-ft ulfm -n 4 python launch/examples/survive.py
 
-Fits a line to points. The work is cut into shards; each rank computes those that ``world`` gives it. Kill a rank while it
-runs: the others go back to the last commit, take over its shards and go on."""
+Fits a line to points. The work is cut into shards; each rank computes those that ``world`` gives it. Kill a rank while
+it runs: the others go back to the last commit, take over its shards and go on."""
 
 from __future__ import annotations
 
