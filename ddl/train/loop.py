@@ -278,6 +278,8 @@ class Loop:
             self._detach()
             self.group, report = self.recovery.refill(self.group, self._wanted - len(self.group.members))
             self.reports.append(report)
+            if self.group.is_leader and not isinstance(report.refusal, QuorumLost):
+                self.journal.lead()  # the one before may have died in this
             self.journal.recovered(report, 0.0)
         self._stepped = time.monotonic()
         return report.refusal
