@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--tolerance", choices=("on", "off", "both"), help="with what surviving a death needs (step), or without it"
     )
+    made.add_argument(
+        "--mpirun", default="", metavar="WORDS", help="what starts the ranks, such as 'mpirun --host a:2,b:2'"
+    )
     made.add_argument("--against", choices=("torch",), help="measure PyTorch with Gloo as well")
     made.add_argument("--json", action="store_true", help="one object a line instead of a table")
     made.add_argument("--plot", default="", metavar="FILE", help="draw a picture of the figures")
@@ -78,6 +81,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "models": models,
             "peers": list(peers),
             "seconds": options.seconds,
+            "mpirun": options.mpirun,
         }
         wanted = {"both": ("off", "on"), None: settings}.get(options.tolerance, (options.tolerance,))
         for tolerance in wanted:

@@ -1,15 +1,17 @@
-"""Allreduce by size: every algorithm, the MPI library's own, Gloo, and a plain copy of the same bytes.
+"""Allreduce by size: every algorithm, the MPI library's own, Gloo, a plain copy, and between hosts a bare socket.
 
 "auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ddl.bench.measure import Row, algorithm_bandwidth, bus_bandwidth, in_turns, medians, spread
+from ddl.bench.wire import both_ways, connect
 from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning, allreduce
 from ddl.collectives.choose import Rule
 from ddl.collectives.shared import workspace
@@ -25,7 +27,9 @@ def algorithms_of(group: Group) -> list[str]:
     return [name for name in TABLE if topology.allows(name) and name != "native"]
 
 
-def candidates_of(group: Group, nbytes: int, peers: Sequence[str]) -> dict[str, Callable[[], object]]:
+def candidates_of(
+    group: Group, nbytes: int, peers: Sequence[str], wire: socket.socket | None
+) -> dict[str, Callable[[], object]]:
     """What is called, by name. Every array is zero, so that sums of sums stay finite."""
     length = nbytes // 4
     ours = PersistentAllreduce(group, length)
@@ -36,6 +40,9 @@ def candidates_of(group: Group, nbytes: int, peers: Sequence[str]) -> dict[str, 
     for name in algorithms_of(group):
         found[name] = lambda name=name: allreduce(x, group, name)  # type: ignore[misc]
     found["copy"] = lambda: np.copyto(y, z)
+    if len(group.nodes) > 1:
+        # The least that each host must send, and receive: what the ranks of one have, 2(n-1)/n times.
+        found["socket"] = both_ways(wire, nbytes * 2 * (len(group.nodes) - 1) // len(group.nodes))
     if "gloo" in peers:
         from ddl.bench.peers import gloo_allreduce
 
@@ -65,16 +72,18 @@ def rows(
     def slowest(value: float) -> float:
         return float(max(group.gather_objects(value)))
 
+    wire = connect(group) if len(group.nodes) > 1 else None
+    base = ("mpi_allreduce", "copy", "socket") if len(group.nodes) > 1 else ("mpi_allreduce", "copy")
     for nbytes in sizes:
         check(group, nbytes // 4)
-        candidates = candidates_of(group, nbytes, peers)
+        candidates = candidates_of(group, nbytes, peers, wire)
         rounds = ROUNDS if nbytes > 32 << 20 else 3 * ROUNDS
         times = in_turns(candidates, rounds, group.barrier, block_s=seconds / rounds / len(candidates), agree=slowest)
         middle = medians(times)
         better = min(MPI_FORMS, key=lambda name: middle[name])
         middle["mpi_allreduce"] = middle[better]
         for name in ["auto", *algorithms_of(group)]:
-            against = ("mpi_allreduce", "copy", *peers) if name == "auto" else ("mpi_allreduce",)
+            against = (*base, *peers) if name == "auto" else ("mpi_allreduce",)
             for peer in against:
                 figures = {
                     "algorithm_gb_s": round(algorithm_bandwidth(nbytes, middle[name]), 4),
@@ -84,6 +93,8 @@ def rows(
                     **more,
                 }
                 yield Row("allreduce", group.size, {"bytes": nbytes}, name, middle[name], peer, middle[peer], figures)
+    if wire is not None:
+        wire.close()
     if "gloo" in peers:
         torch_peers.leave()
 

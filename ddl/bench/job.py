@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def rows(options: Mapping[str, Any], ranks: int, tolerance: str, threads: int) -
         words = json.dumps({**options, "tolerance": tolerance, "store": f"{folder}/store"})
         program = [sys.executable, "-m", "ddl.bench.worker", words]
         command = command_line(find_mpirun(), program, ranks, tolerant=tolerance != "off", environ=environ)
+        command[:1] = shlex.split(options["mpirun"]) or command[:1]
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as process:
             assert process.stdout is not None
             ended = False
