@@ -89,9 +89,9 @@ agent() {
 run_mpi() {
   local addresses
   addresses=$(sed "s/\$/:${DDL_HOSTS_SLOTS:-2}/" "$STATE/hosts" | paste -sd,)
-  export DDL_HOSTS_TAG=$TAG
+  export DDL_HOSTS_TAG=$TAG PRTE_MCA_hwloc_default_binding_policy=none
   exec mpirun --host "$addresses" --prtemca plm_ssh_agent "$SELF agent" --prtemca prte_if_include "$NET.0/24" \
-    --mca btl_tcp_if_include "$NET.0/24" --bind-to none "$@"
+    --mca btl_tcp_if_include "$NET.0/24" "$@"
 }
 
 pids() {
