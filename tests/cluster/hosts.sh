@@ -4,7 +4,7 @@
 # ranks do not take those of another's. What runs on them is mpirun's business.
 #
 #   hosts.sh start N [RATE]   make N hosts that each send at most RATE (as tc writes it, such as 1gbit; default: unshaped)
-#   hosts.sh mpirun WORDS...  mpirun over them, started from outside as from a login node; -n is the caller's word
+#   hosts.sh mpirun WORDS...  mpirun over them, from outside as from a login node; -n and --bind-to none are the caller's
 #   hosts.sh exec I WORDS...  run a command on host I
 #   hosts.sh pids I           the processes of host I, as numbers of this machine
 #   hosts.sh stop             end and remove all that start has made
@@ -89,7 +89,7 @@ agent() {
 run_mpi() {
   local addresses
   addresses=$(sed "s/\$/:${DDL_HOSTS_SLOTS:-2}/" "$STATE/hosts" | paste -sd,)
-  export DDL_HOSTS_TAG=$TAG PRTE_MCA_hwloc_default_binding_policy=none
+  export DDL_HOSTS_TAG=$TAG
   exec mpirun --host "$addresses" --prtemca plm_ssh_agent "$SELF agent" --prtemca prte_if_include "$NET.0/24" \
     --mca btl_tcp_if_include "$NET.0/24" "$@"
 }

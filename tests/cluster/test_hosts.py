@@ -21,6 +21,7 @@ JOB = (
     *("--model.name=mlp", "--train.steps=30", "--train.global_batch=256", "--train.dtype=float64"),
     *("--train.compiled=off", "--metrics.console_every_s=0"),
 )
+MPIRUN = ("mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "-n")
 SAME = 1e-10  # in float64 only the order of sums differs
 
 pytestmark = [
@@ -51,7 +52,7 @@ class Hosts:
 
     def python(self, words: Sequence[str], ranks: int = 4, limit_s: float = 60) -> str:
         """What ``ranks`` ranks of python printed, two on each host. A death of some of them is survived."""
-        done = self.script("mpirun", "--with-ft", "ulfm", "-n", str(ranks), sys.executable, *words, limit_s=limit_s)
+        done = self.script(*MPIRUN, str(ranks), "--with-ft", "ulfm", sys.executable, *words, limit_s=limit_s)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -137,7 +138,7 @@ def test_the_suite_of_mpi_tests_holds_over_hosts(hosts, tmp_path):
     ranks = f'{sys.executable} -m pytest --with-mpi -q -p no:cacheprovider {ROOT}/tests/mpi -k "$0" '
     ranks += f"-o faulthandler_timeout=60 >{tmp_path}/$OMPI_COMM_WORLD_RANK 2>&1"
     chosen = "float32 or gradients_headers or memory or members or exchange or agree or allocates"
-    hosts.script("mpirun", "-n", "4", "bash", "-c", ranks, chosen, limit_s=150)
+    hosts.script(*MPIRUN, "4", "bash", "-c", ranks, chosen, limit_s=150)
     for rank in range(4):
         report = (tmp_path / str(rank)).read_text()
         assert " passed" in report and "failed" not in report and "error" not in report, report
