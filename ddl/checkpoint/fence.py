@@ -38,14 +38,16 @@ class Fence:
     A new launch supersedes older ones; within a launch a higher generation supersedes lower ones, and of
     two leaders of one generation (the two sides of a partition) the second is refused."""
 
-    def __init__(self, folder: str | Path, launch: str, generation: int = 0, leader: int = 0):
-        """Claim the folder. Raises Fenced if a newer generation of this launch holds it."""
+    def __init__(
+        self, folder: str | Path, launch: str, generation: int = 0, leader: int = 0, serial: int | None = None
+    ):
+        """Claim the folder. serial: the number that this launch has already; without it the launch is a new one.
+
+        Raises Fenced if a newer launch, or a newer generation of this one, holds the folder."""
         self.folder = Path(folder)
         found = owner_of(self.folder)
-        if found is None:
-            serial = 1
-        else:
-            serial = found.serial + (found.launch != launch)
+        if serial is None:
+            serial = 1 if found is None else found.serial + (found.launch != launch)
         self.owner = Owner(launch, serial, generation, leader)
         self._refuse(found)
         self._write()

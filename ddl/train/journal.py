@@ -66,6 +66,7 @@ class Journal:
         self.on_known: Callable[[], None] = lambda: None  # called once this rank knows launch and folder
         self.folder: Path | None = None
         self.ranks_started = 0
+        self.serial: int | None = None  # this launch's number among those of the folder
         self.failures: list[Failure] = []
         self.began = time.time()
         self._hub: Hub | None = None
@@ -81,13 +82,14 @@ class Journal:
             "folder": None if self.folder is None else str(self.folder),
             "ranks_started": self.ranks_started,
             "began": self.began,
+            "serial": self.serial,
             "failures": [asdict(failure) for failure in self.failures],
         }
 
     def become(self, values: Mapping[str, Any]) -> None:
         self.launch, self.ranks_started = values["launch"], values["ranks_started"]
         self.folder = None if values["folder"] is None else Path(values["folder"])
-        self.began = values["began"]
+        self.began, self.serial = values["began"], values["serial"]
         self.failures = [Failure(**failure) for failure in values["failures"]]
         self.on_known()
 

@@ -250,7 +250,9 @@ class Runner:
             )
 
     def _claim(self, folder: Path, launch: str, group: Group) -> None:
+        assert self.journal is not None
         self._fence = Fence(folder, launch, group.generation, group.me.identity)
+        self.journal.serial = self._fence.owner.serial
         write_config(self.job, folder / "config.toml")
 
     def _announce(self, loop: Loop, where: Device) -> None:
@@ -316,7 +318,8 @@ class Runner:
         """This generation writes to the run folder from now on. Raises Fenced where a newer one does."""
         assert self.journal is not None and self.journal.folder is not None
         if self._fence is None:
-            self._fence = Fence(self.journal.folder, self.journal.launch, group.generation, group.me.identity)
+            me, journal = group.me.identity, self.journal
+            self._fence = Fence(self.journal.folder, journal.launch, group.generation, me, journal.serial)
         else:
             self._fence.advance(group.generation, group.me.identity)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ddl.checkpoint import Fence, Store
+from ddl.checkpoint.fence import owner_of
 from ddl.checkpoint.store import ARRAYS, STATE
 from ddl.errors import CheckpointError, Fenced
 
@@ -244,3 +245,11 @@ def test_two_launches_at_once_end_with_one_owner(tmp_path):
     second.check()
     with pytest.raises(Fenced):
         first.check()
+
+
+def test_a_new_leader_of_an_older_launch_cannot_claim_the_folder_back(tmp_path):
+    older = Fence(tmp_path, "older")
+    Fence(tmp_path, "newer")
+    with pytest.raises(Fenced):
+        Fence(tmp_path, "older", 1, 2, older.owner.serial)
+    assert owner_of(tmp_path).launch == "newer"
