@@ -4,6 +4,8 @@ When a part may leave is the reducer's business (reducer.py); the algorithms are
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple, Protocol
@@ -18,6 +20,8 @@ from ddl.collectives.choose import Topology, Tuning, choose
 from ddl.collectives.hierarchical import Lanes
 from ddl.collectives.shared import LINE_BYTES, add, runs
 from ddl.comm import Group, SharedMemory
+from ddl.comm.group import no_probe
+from ddl.comm.topology import cores
 from ddl.parallel.staging import Staged
 
 
@@ -105,6 +109,32 @@ class Flat(_OnHost):
         return squares(self.result)
 
 
+class Arrivals:
+    """Waiting for the node's ranks without taking their cores: a rank that spins in a barrier slows those that compute.
+
+    Only a courtesy before the barrier: who has waited long enough goes there, and hears of deaths.
+    counts: (ranks,) in memory of the node, zero at first."""
+
+    SPIN_S, NAP_S, PATIENCE_S = 1e-4, 5e-5, 0.05
+
+    def __init__(self, counts: np.ndarray, me: int):
+        self._counts, self._me, self._round = counts, me, 0
+
+    def wait(self) -> None:
+        """Tell that this rank has come; return when all have, or after ``PATIENCE_S``."""
+        self._round += 1
+        self._counts[self._me] = self._round
+        began = time.perf_counter()
+        while self._counts.min() < self._round:
+            waited = time.perf_counter() - began
+            if waited > self.PATIENCE_S:
+                return
+            if waited > self.SPIN_S:
+                time.sleep(self.NAP_S)
+            else:
+                os.sched_yield()
+
+
 class InNode(_OnHost):
     """One node: gradients and headers lie in shared memory, and one pair of barriers serves both."""
 
@@ -121,6 +151,8 @@ class InNode(_OnHost):
         self.total = np.zeros(header_length)
         self._headers = headers
         self._norms = memory.common[: 8 * ranks].view(np.float64)
+        self._arrivals = Arrivals(memory.common[at.arrivals : at.arrivals + 8 * ranks].view(np.int64), self.me)
+        self._naps = ranks >= cores()
         self._sources = sources
         self._mine = [self._slice(part, ranks) for part in parts]
         self._squares = [0.0] * len(parts)
@@ -130,6 +162,10 @@ class InNode(_OnHost):
         return slice(part.start + mine.start, part.start + mine.stop)
 
     def reduce(self, number: int) -> None:
+        if self._naps and self.group.probe is no_probe:
+            self.group.waits(True)
+            self._arrivals.wait()
+            self.group.waits(False)
         self.group.node_barrier()
         self._squares[number] = add(self.result, self._sources, self._mine[number], self.group)
 
@@ -176,16 +212,17 @@ class BetweenNodes(InNode):
 
 
 class Places(NamedTuple):
-    """Byte offsets. A slot holds header, gradient; the common part holds norms, header, gradient."""
+    """Byte offsets. A slot holds header, gradient; the common part holds norms, arrivals, header, gradient."""
 
     slot: int  # the gradient in a slot
+    arrivals: int  # in the common part
     header: int  # the header in the common part
     common: int  # the gradient in the common part
 
 
 def places(header_length: int, ranks: int) -> Places:
-    header, norms = _lines(8 * header_length), _lines(8 * ranks)
-    return Places(slot=header, header=norms, common=norms + header)
+    header, each = _lines(8 * header_length), _lines(8 * ranks)
+    return Places(slot=header, arrivals=each, header=2 * each, common=2 * each + header)
 
 
 def _lines(nbytes: int) -> int:
