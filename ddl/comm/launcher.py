@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from ddl.comm.topology import cores
@@ -86,20 +87,28 @@ def can_respawn(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _recoverable(environment: Mapping[str, str]) -> str:
-    """What made the launcher recoverable, in words; "" when nothing did."""
+    """What made the launcher recoverable, in words; "" when nothing did.
+
+    Its arguments win over its environment, that over parameter files; what comes first decides, also with a no."""
     launcher = _launcher()
-    needed = ("state_base_recoverable", "state_base_notify_errors")
-    if all(name in launcher.words for name in needed):
-        return "launcher made recoverable by its arguments"
+    found = [_setting(name, launcher, environment) for name in ("state_base_recoverable", "state_base_notify_errors")]
+    return f"launcher made recoverable by {found[0][1]}" if all(_is_true(value) for value, _ in found) else ""
+
+
+def _setting(name: str, launcher: _Launcher, environment: Mapping[str, str]) -> tuple[str, str]:
+    """(value, where it stands) of a parameter of the launcher; ("", "") where nobody has set it."""
+    for word, value in pairwise(launcher.words):
+        if word == name:
+            return value, "its arguments"
     # The launcher keeps its own variables from the ranks, so they are looked up where it holds them.
     for variables in (environment, launcher.environment):
-        if all(_is_true(variables.get(f"PRTE_MCA_{name}", "")) for name in needed):
-            return "launcher made recoverable by PRTE_MCA_state_base_* in its environment"
+        if f"PRTE_MCA_{name}" in variables:
+            return variables[f"PRTE_MCA_{name}"], "PRTE_MCA_state_base_* in its environment"
     for path in launcher.files(environment.get("HOME")):
-        found = _parameters(path)
-        if all(_is_true(found.get(name, "")) for name in needed):
-            return f"launcher made recoverable by {path}"
-    return ""
+        value = _parameters(path).get(name, "")
+        if value:
+            return value, str(path)
+    return "", ""
 
 
 def library_is_tolerant(environment: Mapping[str, str] = os.environ) -> bool:

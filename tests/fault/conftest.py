@@ -173,6 +173,9 @@ class Running:
 class Jobs:
     """Starts jobs in a folder of their own. Words are settings; ``chaos`` is the script of faults."""
 
+    # The environment's own parameter files may make mpirun tolerant; this overrules them.
+    INTOLERANT = ("--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0")
+
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
         self._running: list[Running] = []

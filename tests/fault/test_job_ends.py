@@ -22,7 +22,7 @@ def slow(jobs, seconds: float = 0.1) -> list[str]:
 
 
 def test_without_tolerance_an_exception_ends_the_job_with_one_traceback(jobs):
-    running = jobs.start(*slow(jobs), flags=(), chaos="raise rank 1 at step 5")
+    running = jobs.start(*slow(jobs), flags=jobs.INTOLERANT, chaos="raise rank 1 at step 5")
     running.until(4)
     near = time.monotonic()
     ended = running.wait()
@@ -31,7 +31,7 @@ def test_without_tolerance_an_exception_ends_the_job_with_one_traceback(jobs):
 
 
 def test_without_tolerance_a_death_ends_the_job(jobs):
-    ended = jobs.run(flags=(), chaos="kill rank 1 at step 5")
+    ended = jobs.run(flags=jobs.INTOLERANT, chaos="kill rank 1 at step 5")
     assert ended.status not in (0, 75), ended.said
 
 

@@ -101,5 +101,5 @@ def test_a_death_while_a_replacement_is_started_ends_well(victim, jobs, calm):
 
 
 def test_respawn_is_refused_where_mpirun_would_call_it_a_failure(jobs):
-    ended = jobs.run("--fault.respawn", "true")
+    ended = jobs.run("--fault.respawn", "true", flags=("--with-ft", "ulfm", *jobs.INTOLERANT))
     assert ended.status == 2 and "fault.respawn" in ended.said and ended.said.count("ddl.train:") == 1, ended.said

@@ -157,8 +157,8 @@ def judge(folder: Path, ranks: int, script: Script, strikes: list[Strike], calm:
     problems += audit.problems
     if audit.steps != STEPS or audit.used != audit.expected:
         problems.append(f"{audit.steps} steps, {audit.used} of {audit.expected} samples")
-    ours, theirs = summary["test"]["loss"], calm["test"]["loss"]
-    if abs(ours - theirs) > SAME_LOSS * abs(theirs):
+    ours, theirs = summary["test"].get("loss"), calm["test"]["loss"]
+    if ours is None or abs(ours - theirs) > SAME_LOSS * abs(theirs):
         problems.append(f"loss {ours!r}, undisturbed {theirs!r}")
     job = summary["launch"].rpartition("-")[0]
     if left := [pid for attempt in range(audit.launches + 1) for pid in members(f"{job}-{attempt}")]:
