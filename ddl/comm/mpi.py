@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm import ending, launcher, shared_memory, threads
+from ddl.comm import checked, ending, launcher, shared_memory, threads
 from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
 from ddl.comm.topology import this_process
 from ddl.errors import CommError, PeerLost, UserError
@@ -60,7 +60,7 @@ class MpiGroup(Group):
         self._waiting: tuple[Any, np.ndarray] | None = None
         self._on_their_way: tuple[Any, ...] = ()  # requests and arrays that MPI may hold until ``close``
         everyone.Set_errhandler(mpi.ERRORS_RETURN)
-        self.members = everyone.allgather(me)
+        self.members = checked.gather(mpi, everyone, me, self.element_limit)
         self._workers: Any = self._part(everyone, self.rank < size, size == everyone.Get_size())
         if not self.is_spare:
             first = self.local_ranks[0]
@@ -222,13 +222,15 @@ class MpiGroup(Group):
     @kill_points("broadcast")
     @_translated
     def broadcast(self, x: Array, root: int) -> None:
-        for chunk in self._chunks(x):
-            self._workers.Bcast(chunk, root)
+        checked.broadcast(self._mpi, self._workers, self._chunks(x), root)
 
     @kill_points("gather")
     @_translated
     def gather_objects(self, value: Any) -> list[Any]:
-        return cast("list[Any]", self._workers.allgather(value))
+        return self._gather(value)
+
+    def _gather(self, value: Any) -> list[Any]:
+        return checked.gather(self._mpi, self._workers, value, self.element_limit)
 
     @kill_points("share")
     @_translated
@@ -239,7 +241,7 @@ class MpiGroup(Group):
             if first:
                 with contextlib.suppress(OSError):  # the next line tells everybody: -1
                     descriptor = shared_memory.create(len(local), slot_bytes, common_bytes)
-            offered = self._workers.allgather(descriptor)[local[0]]
+            offered = self._gather(descriptor)[local[0]]
             try:
                 if not first and offered >= 0:
                     descriptor = shared_memory.open_of(self.members[local[0]].pid, offered)
@@ -248,7 +250,7 @@ class MpiGroup(Group):
             except (OSError, ValueError):
                 memory = None
             # This also keeps the maker's descriptor open until everybody has mapped it.
-            if not all(self._workers.allgather(memory is not None)):
+            if not all(self._gather(memory is not None)):
                 memory = None
         finally:
             if descriptor >= 0:
@@ -400,7 +402,7 @@ def start(
     if parent != MPI.COMM_NULL:
         return _join(MPI, parent, wanted, probe, node)
     # Daemons of other nodes may have read other files: a death is survived everywhere or nowhere.
-    if not all(world.allgather(wanted)) and wanted:
+    if not all(checked.gather(MPI, world, wanted, MpiGroup.element_limit)) and wanted:
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but not all nodes' launchers survive a death; use --with-ft ulfm")
         wanted = False
