@@ -23,12 +23,13 @@ def node_identity() -> str:
 
 
 def start_time(pid: int) -> int:
-    """When process ``pid`` started, in clock ticks since boot; 0 where that cannot be read."""
+    """When process ``pid`` of this host started, in clock ticks since boot; 0 if it is gone or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0
-    return int(stat.rpartition(")")[2].split()[19])  # the name in parentheses may hold anything
+    fields = stat.rpartition(")")[2].split()  # the name in parentheses may hold anything
+    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 def this_process(identity: int, node: str | None = None) -> Member:

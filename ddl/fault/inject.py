@@ -103,11 +103,6 @@ class Script:
         return "; ".join(map(str, self.faults))
 
 
-def probe(script: Script, rank: int, step: Callable[[], int]) -> Probe:
-    """``script.probe`` for those who hold the script from ``parse``."""
-    return script.probe(rank, step)
-
-
 def parse(text: str, ranks: int | None = None, steps: int | None = None) -> Script:
     """The faults that ``text`` describes. Raises ConfigError, naming what is known, for any other text.
 

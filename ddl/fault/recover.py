@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ddl.comm import Group, Member
+from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
 from ddl.errors import DdlError, PeerLost, QuorumLost, Stop, UserCodeError, UserError
 from ddl.fault.decision import Action, Death, Situation, decide, fatal_error
@@ -77,15 +77,6 @@ class Report:
     @property
     def seconds(self) -> float:
         return sum(self.phases.values())
-
-
-def start_time(pid: int) -> int:
-    """When a process of this host started, in clock ticks since boot; 0 if it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 def fence(member: Member, timeout_s: float, node: str) -> bool:
