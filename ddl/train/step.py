@@ -17,7 +17,7 @@ from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
-from ddl.optim import Groups
+from ddl.optim import Groups, gradient_scale
 from ddl.parallel import GradientSum
 from ddl.train.state import State
 
@@ -199,11 +199,9 @@ class Step:
         weight, samples, lr = float(header[WEIGHT]), int(header[SAMPLES]) if not skipped else 0, self.lr(step)
         if self.model.averages:  # their sums travel behind the gradients and are none
             squared_norm = float(squares(gradient[: state.layout.length]))
-        norm = math.sqrt(squared_norm) / weight if not skipped and weight > 0 else math.nan
+        norm = math.nan
         if not skipped and weight > 0:
-            scale = 1.0 / weight
-            if self.clip_norm and norm > self.clip_norm:
-                scale *= self.clip_norm / norm
+            scale, norm = gradient_scale(squared_norm, weight, self.clip_norm)
             size = state.layout.length
             updates = step - progress.skipped
             self.optimizer.update(state.params.flat, gradient[:size], state.slots, lr, updates, scale)
