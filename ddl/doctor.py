@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ddl.config.launched import complain, launched_rank, launched_size
 from ddl.errors import DdlError, UserError
+from ddl.launched import complain, launched_rank, launched_size
 from ddl.parameters import enable_fault_tolerance
 
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
@@ -139,7 +139,7 @@ def _mpirun(libraries: list[str], mpirun: str | None) -> list[Finding]:
 
 def launch(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """What the launcher of this very process says."""
-    from ddl.comm import fault_tolerance, launched_size
+    from ddl.comm import fault_tolerance
 
     size = launched_size(environment)
     if size is None:
@@ -244,7 +244,7 @@ def report(findings: list[Finding]) -> str:
 
 def examine() -> list[Finding]:
     """All findings; under a launcher every rank takes part in the self-test."""
-    leads, launched = launched_rank() == 0, launched_size() > 1
+    leads, launched = launched_rank() == 0, (launched_size() or 1) > 1
     findings: list[Finding] = []
     if leads:  # the others would only repeat it
         findings = software() + mpi() + launch() + gpu() + memory() + threads()

@@ -159,8 +159,9 @@ def run(
     exceptions of the function end this rank alone where failures are survived, and the job where they are not."""
     settings = Settings(min_ranks=min_ranks)
     if group is None:
-        from ddl.comm import launched_rank, mpi
+        from ddl.comm import mpi
         from ddl.fault.watchdog import start_companion
+        from ddl.launched import launched_rank
 
         # Before MPI: a process that MPI has set up should not fork.
         heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)

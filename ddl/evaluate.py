@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from ddl.config import complain
 from ddl.errors import DdlError
+from ddl.launched import complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:

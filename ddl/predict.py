@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ddl.config import complain
 from ddl.errors import ConfigError, DdlError
+from ddl.launched import complain
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -14,18 +14,19 @@ PACKAGE = ROOT / "ddl"
 
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "launched"},
     "arrays": {"errors"},
     "named": {"errors"},
+    "launched": set(),
     "data": {"errors", "arrays", "named"},
     "nn": {"errors", "arrays"},
     "models": {"errors", "arrays", "named", "nn"},
     "optim": {"errors", "arrays"},
-    "comm": {"errors", "arrays"},
+    "comm": {"errors", "arrays", "launched"},
     "collectives": {"errors", "arrays", "comm"},
     "parallel": {"errors", "arrays", "comm", "collectives"},
     "checkpoint": {"errors", "arrays"},
-    "fault": {"errors", "arrays", "data", "comm", "checkpoint"},
+    "fault": {"errors", "arrays", "data", "comm", "checkpoint", "launched"},
     "metrics": {"errors"},
 }
 LOWER = set(ROOMS)
@@ -37,7 +38,7 @@ LIGHT: dict[str, set[str]] = {
     "launch": {"errors", "config", "metrics", "mpirun", "supervisor"},
     "supervisor": {"errors", "config", "metrics", "mpirun"},
     "mpirun": {"errors", "config", "metrics"},
-    "doctor": {"errors", "config", "metrics", "parameters"},
+    "doctor": {"errors", "launched", "metrics", "parameters"},
     "parameters": {"errors"},
     "__main__": set(),
 }

@@ -13,8 +13,9 @@ from typing import Any
 
 from ddl.bench import allreduce, scaling, step
 from ddl.bench.measure import Row
-from ddl.comm import launched_rank, mpi
+from ddl.comm import mpi
 from ddl.fault.watchdog import start_companion
+from ddl.launched import launched_rank
 
 
 def main(text: str) -> None:

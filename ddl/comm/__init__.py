@@ -3,7 +3,7 @@
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
 from ddl.comm.group import Group, Member, Probe, SharedMemory, no_probe
-from ddl.comm.launcher import EAGER_BYTES, can_respawn, fault_tolerance, launched_rank, launched_size
+from ddl.comm.launcher import EAGER_BYTES, can_respawn, fault_tolerance
 
 __all__ = [
     "EAGER_BYTES",
@@ -13,7 +13,5 @@ __all__ = [
     "SharedMemory",
     "can_respawn",
     "fault_tolerance",
-    "launched_rank",
-    "launched_size",
     "no_probe",
 ]

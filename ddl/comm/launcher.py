@@ -1,6 +1,7 @@
-"""What the launcher says before MPI starts: how many processes, and whether a death is survived.
+"""What the launcher says before MPI starts: whether a death is survived, and what MPI has to be told.
 
-Imports no MPI, so that doors and the doctor can ask at once. The group itself is made in mpi.py."""
+Imports no MPI, so that doors and the doctor can ask at once. How many ranks there are is ddl/launched.py's; the
+group itself is made in mpi.py."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from ddl.comm.topology import cores
 from ddl.errors import UserError
+from ddl.launched import launched_size, ranks_on_node
 
 UNSAFE_COLL = "^han,adapt"
 """After a death these two components return wrong sums as if all were well, so they are never used."""
@@ -21,36 +23,9 @@ EAGER_BYTES = 256 << 10
 behind all data that already waits in the sockets. A fifth of the time of a ring at 1 Gbit/s, both ways busy."""
 
 
-def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
-    """How many processes the launcher started; None when there was no launcher."""
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if environment.get(name, "").isdigit():
-            return int(environment[name])
-    # A batch script has SLURM_NTASKS as well; only the tasks of a step have PMIX_RANK beside it.
-    if "PMIX_RANK" in environment:
-        return int(environment.get("SLURM_NTASKS", "1"))
-    return None
-
-
 def has_process_manager(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a process manager that an MPI library could talk to started us."""
     return any(name in environment for name in ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PMI_PORT"))
-
-
-def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's rank as the launcher numbers it, before MPI starts; 0 without a launcher."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
-        if environment.get(name, "").isdigit():
-            return int(environment[name])
-    return int(environment.get("SLURM_PROCID", "0")) if "SLURM_STEP_NUM_TASKS" in environment else 0
-
-
-def local_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes the launcher started on this node."""
-    for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
-        if environment.get(name, "").isdigit():
-            return int(environment[name])
-    return int(environment.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].partition(",")[0] or 1)
 
 
 def check_world_size(world: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -181,7 +156,7 @@ def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dic
         chosen["OMPI_MCA_btl_tcp_eager_limit"] = str(EAGER_BYTES + 1024)  # and room for headers
     # Ranks that spin in MPI would take the cores from those that still compute, and where every core has its rank,
     # from the threads that read ahead and write: a barrier costs 0.3 us more then, a step on a busy machine half.
-    if local_size(environment) >= max(2, cores()) and "OMPI_MCA_mpi_yield_when_idle" not in environment:
+    if ranks_on_node(environment) >= max(2, cores()) and "OMPI_MCA_mpi_yield_when_idle" not in environment:
         chosen["OMPI_MCA_mpi_yield_when_idle"] = "1"
     return chosen
 

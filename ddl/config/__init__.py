@@ -3,7 +3,6 @@
 What becomes of them is train's; nobody else reads them or the environment."""
 
 from ddl.config.check import check
-from ddl.config.launched import complain, launched_rank, launched_size
 from ddl.config.load import load, load_or_exit, read, to_toml, write
 from ddl.config.sections import (
     Checkpoint,
@@ -30,9 +29,6 @@ __all__ = [
     "Run",
     "Train",
     "check",
-    "complain",
-    "launched_rank",
-    "launched_size",
     "load",
     "load_or_exit",
     "read",

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ddl.config.check import check
-from ddl.config.launched import complain, launched_rank
 from ddl.config.parser import ALIASES, find, literal, parse_values, parse_words, parser, tomllib
 from ddl.config.sections import SECTIONS, Job, public_names
 from ddl.errors import ConfigError
+from ddl.launched import complain, launched_rank
 
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
 

@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ddl.arrays import generator
-from ddl.comm import Probe, launched_size
+from ddl.comm import Probe
 from ddl.errors import ConfigError
+from ddl.launched import launched_size
 
 ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",

@@ -6,15 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ddl.launched import ranks_on_node
+
 
 def limit_blas_threads() -> None:
     """Share the cores among this node's ranks, unless the user said otherwise. Before NumPy is imported."""
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     if any(name in os.environ for name in names):
         return
-    ranks = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or 1)
     for name in names:
-        os.environ[name] = str(max(len(os.sched_getaffinity(0)) // ranks, 1))
+        os.environ[name] = str(max(len(os.sched_getaffinity(0)) // ranks_on_node(), 1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
 from ddl.checkpoint import Fence, Store, Writer, open_replica
 from ddl.checkpoint.replica import FOLDER_VARIABLE
-from ddl.comm import Group, can_respawn, ending, fault_tolerance, launched_rank, mpi
+from ddl.comm import Group, can_respawn, ending, fault_tolerance, mpi
 from ddl.comm.group import nobody_watches
 from ddl.comm.library import library_version
 from ddl.config import Job
@@ -32,6 +32,7 @@ from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
+from ddl.launched import launched_rank
 from ddl.metrics import Console, JobStarted, Sink, Trace, merge, versions
 from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task

@@ -10,22 +10,6 @@ MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_W
 RECOVERABLE = {"PRTE_MCA_state_base_recoverable": "1", "PRTE_MCA_state_base_notify_errors": "1"}
 
 
-@pytest.mark.parametrize(
-    ("environment", "size"),
-    [
-        ({}, None),
-        (MPIRUN, 4),
-        ({"PMI_SIZE": "3", "PMI_RANK": "0"}, 3),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script, not a task
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, 4),
-        ({"SLURM_NTASKS": "4", "PMIX_RANK": "1"}, 4),
-        ({**MPIRUN, "SLURM_STEP_NUM_TASKS": "1"}, 4),  # mpirun's daemon is a step of Slurm's
-    ],
-)
-def test_launched_size(environment, size):
-    assert launcher.launched_size(environment) == size
-
-
 def test_four_singletons_are_told_what_is_wrong():
     with pytest.raises(UserError, match="4 processes were started but each sees a world of 1"):
         launcher.check_world_size(1, MPIRUN)
