@@ -4,13 +4,13 @@ The proof is data/ledger.py's; here it is told."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddl.arguments import Parser
 from ddl.data.ledger import Audit, audit, read
 from ddl.errors import EX_USAGE, DataError
 
@@ -49,9 +49,7 @@ def lines(found: Audit) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the audit; status 0 when it is exact, 1 when it is not, 2 when there is nothing to audit."""
-    made = argparse.ArgumentParser(
-        prog="ddl.audit", description="Prove from a run's ledger that every sample was used exactly once an epoch."
-    )
+    made = Parser("ddl.audit", "Proves from a run's ledger that every sample was used exactly once an epoch.")
     made.add_argument("run", type=Path, help="a run's folder, as in runs/NAME")
     made.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
     options = made.parse_args(argv)

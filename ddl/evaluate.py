@@ -4,21 +4,19 @@ What evaluation is, is train/evaluate.py's."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 
+from ddl.arguments import Parser
 from ddl.errors import DdlError
 from ddl.launched import complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "ddl.evaluate", description="Evaluate a trained run, exactly, on any number of ranks."
-    )
-    parser.add_argument("run", help="the run's folder")
+    parser = Parser("ddl.evaluate", "Loss and metrics of a trained run, exact, alone or under mpirun on all its ranks.")
+    parser.add_argument("run", help="the run's folder, as in runs/NAME")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="which samples")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from ddl.arguments import Parser
 from ddl.config import check, load
 from ddl.errors import EX_USAGE, ConfigError
 from ddl.mpirun import members, parse_hosts, read_hostfile, sweep
@@ -17,17 +18,18 @@ from ddl.supervisor import Supervisor
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="ddl.launch",
+    made = Parser(
+        "ddl.launch",
         usage="python -m ddl.launch [-n RANKS] [options] [job.toml] [--section.key value ...]",
         description="Trains under supervision: mpirun with all that surviving a death needs, started again from the "
         "newest state when it ends early. Settings are those of ddl.train (python -m ddl.train --help).",
         epilog="Exit status: 0 trained to the end; 75 ended early, starting again goes on; 2 a mistake; 1 else.",
-        allow_abbrev=False,
     )
-    ranks = os.environ.get("SLURM_NTASKS", "4")
-    made.add_argument("-n", type=int, default=int(ranks), metavar="RANKS", help="ranks to start (default %(default)s)")
-    made.add_argument("--restarts", type=int, default=10, help="how often to start again (default %(default)s)")
+    ranks = os.environ.get("SLURM_NTASKS", "")
+    made.add_argument(
+        "-n", type=int, default=int(ranks) if ranks.isdecimal() else 4, metavar="RANKS", help="ranks to start"
+    )
+    made.add_argument("--restarts", type=int, default=10, help="how often to start again")
     made.add_argument("--host", default="", metavar="A[:N],B[:N]", help="hosts, and the ranks on each")
     made.add_argument("--hostfile", default="", metavar="FILE", help="the same, a host a line")
     made.add_argument(
@@ -35,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=600.0,
         metavar="S",
-        help="seconds without a step, checkpoint or evaluation after which all is killed and started again; "
-        "0: never (default %(default)s)",
+        help="seconds without a step, checkpoint or evaluation after which all is killed and started again; 0: never",
     )
     made.add_argument("--chaos", default="", metavar="SCRIPT", help="faults to inject, the same as --fault.chaos")
     made.add_argument("--verbose", action="store_true", help="show mpirun's own messages too")

@@ -14,20 +14,30 @@ from typing import Any
 
 import numpy as np
 
+from ddl.arguments import Parser
 from ddl.errors import ConfigError, DdlError
 from ddl.launched import complain
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("ddl.predict", description="Outputs of a trained run for new inputs.")
-    parser.add_argument("run", help="the run's folder")
+    parser = Parser(
+        "ddl.predict",
+        "Outputs of a trained run for new inputs, alone or under mpirun on all its ranks.",
+        usage="python -m ddl.predict RUN (--input FILE --output FILE | --prompt TEXT | --samples N --output FILE)",
+    )
+    parser.add_argument("run", help="the run's folder, as in runs/NAME")
     parser.add_argument("--input", help="samples in any format that training reads (.npy, .npz, .csv, ...)")
     parser.add_argument("--output", help="where outputs go: .npy, .npz or .csv")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
     parser.add_argument("--prompt", help="a text that a language model goes on with")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to generate after the prompt")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
-    parser.add_argument("--samples", type=int, help="how many samples a generator (a GAN's) draws into --output")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="below 1 draws more carefully, 0 takes the likeliest",
+    )
+    parser.add_argument("--samples", type=int, help="how many samples a generator (of a GAN) draws into --output")
     parser.add_argument("--top-k", type=int, default=0, help="choose among this many likeliest tokens; 0: among all")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     return parser.parse_args(argv)

@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "arrays": {"errors"},
     "named": {"errors"},
     "launched": set(),
+    "arguments": {"errors", "launched"},
     "data": {"errors", "arrays", "named"},
     "nn": {"errors", "arrays"},
     "models": {"errors", "arrays", "named", "nn"},
@@ -35,7 +36,7 @@ ROOMS["bench"] = LOWER | {"train", "mpirun"}
 # The supervisor outlives MPI, and the doctor comes before it: they start without the rooms that compute.
 # What the doctor opens for its self-test, and says about the launch and the GPU, it imports inside functions.
 LIGHT: dict[str, set[str]] = {
-    "launch": {"errors", "config", "metrics", "mpirun", "supervisor"},
+    "launch": {"arguments", "errors", "config", "metrics", "mpirun", "supervisor"},
     "supervisor": {"errors", "config", "metrics", "mpirun"},
     "mpirun": {"errors", "config", "metrics"},
     "doctor": {"errors", "launched", "metrics", "parameters"},

@@ -1,0 +1,49 @@
+"""The doors' own arguments: a mistake is one line and status 2, once under mpirun, and help shows defaults."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+MISTAKES = [
+    ("ddl.evaluate", [], "required: run"),
+    ("ddl.evaluate", ["run", "--split", "tests"], "--split: invalid choice: 'tests'"),
+    ("ddl.predict", [], "required: run"),
+    ("ddl.predict", ["run", "--tokens", "many"], "--tokens: invalid int value: 'many'"),
+    ("ddl.predict", ["run", "--inptu", "x.npy"], "unrecognized arguments: --inptu x.npy"),
+    ("ddl.audit", [], "required: run"),
+    ("ddl.launch", ["-n", "four"], "-n: invalid int value: 'four'"),
+    ("ddl.launch", ["--deadline", "soon"], "--deadline: invalid float value: 'soon'"),
+]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("door", "words", "told"), MISTAKES)
+def test_a_mistake_is_one_line_from_one_rank_and_status_2(door, words, told, rank, monkeypatch, capsys):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(door).main(words)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == ""
+    assert said.err.count("\n") == (rank == 0)
+    assert rank or (said.err.startswith(f"{door}: ") and told in said.err)
+
+
+@pytest.mark.parametrize("door", ["ddl.evaluate", "ddl.predict", "ddl.audit", "ddl.launch"])
+def test_help_comes_from_one_rank(door, monkeypatch, capsys):
+    said = []
+    for rank in (0, 1):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(door).main(["--help"])
+        assert end.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0].startswith(f"usage: python -m {door} ") and said[1] == ""
+
+
+def test_help_shows_the_defaults_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("ddl.predict").main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: 200)" in text and "among all (default: 0)" in text and "(default: None)" not in text
