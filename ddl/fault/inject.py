@@ -11,6 +11,7 @@ computed). Each fault happens once. The same script does the same in every run."
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -18,6 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ddl.arrays import generator
 from ddl.comm import Probe
@@ -167,6 +169,20 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
         Fault(acts[int(draw.integers(len(acts)))], int(rank), step, str(draw.choice(RANDOM_POINTS)))
         for rank, step in zip(victims, when, strict=True)
     )
+
+
+def told_in(folder: Path) -> Callable[[Fault], None]:
+    """``perform`` that first enters the fault in ``folder``/faults, a line each: which of a script's have happened."""
+
+    def act(fault: Fault) -> None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            # One write, straight to the system: several ranks may be struck at once, and this one ends now.
+            with open(folder / "faults", "ab", buffering=0) as file:
+                file.write(f"{fault}\n".encode())
+        perform(fault)
+
+    return act
 
 
 def perform(fault: Fault) -> None:

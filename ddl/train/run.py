@@ -198,7 +198,8 @@ class Runner:
         if self.group.is_leader:
             self._announce(loop, where)
         if chaos.faults:
-            self.group.probe = chaos.probe(self.group.me.identity, lambda: state.progress.step)
+            act = inject.told_in(self._notes()) if journal.folder is not None else None  # a spare does not know it yet
+            self.group.probe = chaos.probe(self.group.me.identity, lambda: state.progress.step, act)
         failure = loop.run()
         self.group = loop.group
         self._merge_traces()

@@ -133,6 +133,22 @@ def test_an_act_is_what_it_says(act, status):
     assert ("InjectedError" in done.stderr) == (act == "raise")
 
 
+def test_faults_that_happened_are_told_even_by_those_who_die_of_them(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ddl.fault.inject import *\n"
+        "act = told_in(Path(sys.argv[1]) / 'notes')\n"
+        "script = parse('raise rank 0 at point step.load; raise rank 0 at step 5; kill rank 0 at point step.sum:2')\n"
+        "probe = script.probe(0, act=act)\n"
+        "try: probe('step.load')\n"
+        "except InjectedError: pass\n"
+        "while True: probe('step.sum')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert done.returncode == -signal.SIGKILL
+    told = (tmp_path / "notes" / "faults").read_text().splitlines()
+    assert told == ["raise rank 0 at point step.load:1", "kill rank 0 at point step.sum:2"]
+
+
 def test_stop_stops_and_can_be_continued():
     code = "from ddl.fault.inject import *; parse('stop rank 0 at point step.load').probe(0)('step.load')"
     child = subprocess.Popen([sys.executable, "-c", code])
