@@ -1,0 +1,82 @@
+"""slurm/train.sbatch without Slurm, against a stub of mpirun: where the run goes, and what its end means."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STUB = """#!{python}
+import json, os, pathlib, sys
+words = sys.argv[1:]
+pathlib.Path("words.json").write_text(json.dumps(words))
+sys.path.insert(0, {root!r})
+from ddl.config import load
+folder = pathlib.Path(load(words[words.index("ddl.train") + 1:]).run.dir)
+folder.mkdir(parents=True)
+status = os.environ["ENDS"]
+if status != "dies":
+    (folder / "summary.json").write_text(json.dumps({{"status": status, "launch": os.environ["DDL_LAUNCH"]}}))
+"""
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """batch("job.toml", ends="finished"): the script, in a folder with a job file that names its run folder."""
+    tools = tmp_path / "environment" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "activate").write_text(f'export PATH="{tools}:$PATH"\n')
+    (tools / "mpirun").write_text(STUB.format(python=sys.executable, root=str(ROOT)))
+    (tools / "mpirun").chmod(0o755)
+    (tools / "python").symlink_to(sys.executable)
+    (tmp_path / "job.toml").write_text('[run]\ndir = "mine"\n')
+
+    def run(*words: str, ends: str = "finished") -> subprocess.CompletedProcess[str]:
+        names = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": str(tmp_path)}
+        return subprocess.run(
+            ["bash", str(ROOT / "slurm" / "train.sbatch"), *words],
+            env={**os.environ, **names, "DDL_VENV": str(tools.parent), "ENDS": ends, "PYTHONPATH": _paths()},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    return run
+
+
+def _paths() -> str:
+    # The link above is no environment of its own: packages are found where this interpreter finds them.
+    return os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ((), "runs/slurm-7"),
+        (("job.toml",), "mine"),
+        (("job.toml", "--run.dir", "other"), "other"),
+        (("--run.dir=other", "--train.steps=3"), "other"),
+    ],
+)
+def test_the_run_goes_where_the_command_line_or_the_job_file_says(batch, tmp_path, words, folder):
+    done = batch(*words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / folder / "summary.json").exists()
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
+
+
+@pytest.mark.parametrize(("ends", "status"), [("finished", 0), ("stopped", 75), ("failed", 1), ("dies", 75)])
+def test_its_status_is_what_the_summary_says_and_not_mpiruns(batch, ends, status):
+    assert batch(ends=ends).returncode == status
+
+
+def test_a_mistake_is_one_line_before_anything_starts(batch, tmp_path):
+    done = batch("--optim.lrr=1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("train.sbatch: [optim] has no setting ['lrr']")
+    assert not (tmp_path / "words.json").exists()
