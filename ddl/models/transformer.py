@@ -36,7 +36,7 @@ def transformer(
     width: int = 128,
     heads: int = 4,
     dropout: float = 0.0,
-    positions: Literal["learned", "sinusoidal"] = "learned",
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned",
     tied: bool = True,
     padding: int = 0,
 ) -> Blueprint:
@@ -47,19 +47,21 @@ def transformer(
     sees the whole text and classifies the mean of its places.
 
     layers: blocks of attention and dense part. width: of a token's vector, a multiple of heads. heads: patterns of
-    attention in parallel. dropout: of what each part adds. positions: how a place is told from another. tied
-    (decoder): the same matrix embeds a token and scores it. padding (encoder): the token that fills short texts and
-    is left out of the mean (-1: none)."""
+    attention in parallel. dropout: of what each part adds. positions: how a place is told from another: by a vector
+    of its own, "learned" or of waves ("sinusoidal"), or by turning queries and keys ("rotary": attention sees how far
+    apart two places stand, and learns soonest). tied (decoder): the same matrix embeds a token and scores it.
+    padding (encoder): the token that fills short texts and is left out of the mean (-1: none)."""
     vocabulary, outputs = problem.need_vocabulary("transformer"), problem.need_outputs("transformer")
     if width % heads:
         raise ConfigError(f"transformer: width = {width} must be a multiple of heads = {heads}")
     is_decoder = len(outputs) == 2 and outputs[0] == problem.shape[0]
-    blocks = [block(width, heads, dropout, causal=is_decoder) for _ in range(layers)]
-    # Vectors of tokens have a length of about 1, the waves one of sqrt(width / 2): neither should drown the other.
-    first = [Scale(width**0.5)] if positions == "sinusoidal" else []
-    trunk = Sequential(
-        *first, PositionalEmbedding(kind=positions), *([Dropout(dropout)] if dropout else []), *blocks, LayerNorm()
-    )
+    blocks = [block(width, heads, dropout, is_decoder, positions == "rotary") for _ in range(layers)]
+    # Vectors of tokens have a length of about 1, the waves one of sqrt(width / 2), what a block adds one of
+    # sqrt(width): none should drown the other. Learned places begin small and find their size.
+    first: list[Layer] = [] if positions == "learned" else [Scale(width**0.5)]
+    if positions != "rotary":
+        first.append(PositionalEmbedding(kind=positions))
+    trunk = Sequential(*first, *([Dropout(dropout)] if dropout else []), *blocks, LayerNorm())
     if not is_decoder:
         embedding = embed(vocabulary, width, padding)
         return Blueprint(Sequential(embedding=embedding, trunk=trunk, mean=TokenMean(), out=Sequential(*head(outputs))))
@@ -69,13 +71,13 @@ def transformer(
     return Blueprint(Decoder(vocabulary, width, trunk, tied), metrics=("accuracy", "perplexity", *bits))
 
 
-def block(width: int, heads: int, dropout: float, causal: bool) -> Layer:
+def block(width: int, heads: int, dropout: float, causal: bool, rotary: bool) -> Layer:
     """One layer: attention, then a dense part of four times the width; each adds to what it was given.
 
     Normalised before each part (pre-norm), which trains without warm-up."""
     drop: list[Layer] = [Dropout(dropout)] if dropout else []
     return Sequential(
-        attend=Residual(Sequential(LayerNorm(), MultiHeadAttention(heads, causal=causal), *drop)),
+        attend=Residual(Sequential(LayerNorm(), MultiHeadAttention(heads, causal, rotary), *drop)),
         think=Residual(Sequential(LayerNorm(), Dense(4 * width), GELU(), Dense(width), *drop)),
     )
 

@@ -5,6 +5,7 @@ The softmax under its masks is arrays/rowwise.py's; what stands around attention
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,32 @@ def _three(shape: Shape, random: np.random.Generator) -> np.ndarray:
     return np.concatenate([glorot((shape[0], shape[0]), random) for _ in range(3)], axis=1)
 
 
+@lru_cache(maxsize=8)
+def _turns(time: int, pairs: int) -> np.ndarray:
+    """(time, 1, pairs) complex, of length 1: by how much each pair of a head's values is turned at each place."""
+    rates = 10000.0 ** (-np.arange(pairs) / pairs)
+    return np.exp(1j * np.arange(time)[:, None, None] * rates)
+
+
 @dataclass(frozen=True)
 class MultiHeadAttention:
     """Each place gathers the values of other places, weighted by how its query meets their keys.
 
     causal: a place sees itself and earlier ones only. Places that the context's mask calls padding are not seen.
+    rotary: queries and keys are turned by angles that grow with their places, so that how they meet depends on how far
+    apart they stand, and no other embedding of places is needed.
     weight: (width, 3 * width) for queries, keys, values; output_weight: (width, width)."""
 
     heads: int
     causal: bool = False
+    rotary: bool = False
 
     def spec(self, shape: Shape) -> Spec:
         if len(shape) != 2 or shape[1] % self.heads:
             raise ConfigError(f"attention with {self.heads} heads cannot take samples of (time, width) = {shape}")
         width = shape[1]
+        if self.rotary and width // self.heads % 2:
+            raise ConfigError(f"rotary attention turns pairs of values: {width} / {self.heads} heads must be even")
         params: dict[str, Any] = {
             "weight": ((width, 3 * width), _three),
             "bias": ((3 * width,), zeros),
@@ -51,6 +64,15 @@ class MultiHeadAttention:
         parts = projected.reshape(batch, time, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
         return parts[0], parts[1], parts[2]
 
+    def _turn(self, projected: Array, batch: int, time: int, back: bool = False) -> None:
+        """Turn queries and keys by their places, in place; ``back`` undoes it, and so turns their gradients."""
+        if not self.rotary:
+            return
+        pairs = projected.view(np.result_type(projected.dtype, np.complex64)).reshape(batch, time, 3 * self.heads, -1)
+        turns = _turns(time, pairs.shape[-1])
+        queries_and_keys = pairs[:, :, : 2 * self.heads]
+        queries_and_keys *= namespace_of(projected).asarray((turns.conj() if back else turns).astype(pairs.dtype))
+
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
         xp, dtype = namespace_of(x), params["weight"].dtype
         batch, time, width = x.shape
@@ -58,6 +80,7 @@ class MultiHeadAttention:
         projected = ctx.empty((len(rows), 3 * width), dtype)
         xp.matmul(rows, params["weight"], out=projected)
         projected += params["bias"]
+        self._turn(projected, batch, time)
         queries, keys, values = self._heads(projected, batch, time)
         shares = ctx.empty((batch, self.heads, time, time), dtype)
         cuts = self._cuts(time)
@@ -109,6 +132,7 @@ class MultiHeadAttention:
             after = slice(0 if not self.causal else at.start, time)
             xp.matmul(dshares[:, :, at, seen], keys[:, :, seen], out=dqueries[:, :, at])
             xp.matmul(dshares[:, :, after, at].swapaxes(2, 3), queries[:, :, after], out=dkeys[:, :, at])
+        self._turn(dprojected, batch, time, back=True)
         xp.matmul(rows.T, dprojected, out=grads["weight"])
         xp.sum(dprojected, axis=0, out=grads["bias"])
         yield "weight", "bias"

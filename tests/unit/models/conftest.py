@@ -93,6 +93,12 @@ PROBLEMS = {
         counting,
         {"x": 7, "y": 7},
     ),
+    "decoder-rotary": (
+        "transformer",
+        {"layers": 1, "width": 8, "heads": 2, "positions": "rotary"},
+        counting,
+        {"x": 7, "y": 7},
+    ),
     "encoder": ("transformer", {"layers": 1, "width": 8, "heads": 2}, texts, {"x": 10, "y": 2}),
     "autoencoder": ("autoencoder", {"code": 4, "hidden": [12]}, images, {}),
     "autoencoder-conv": ("autoencoder", {"code": 4, "channels": [3, 4]}, images, {}),

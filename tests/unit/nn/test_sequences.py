@@ -5,7 +5,7 @@ import pytest
 from check_gradients import check_layer, context, made, run_backward
 
 from ddl import nn
-from ddl.errors import DataError
+from ddl.errors import ConfigError, DataError
 from ddl.nn import attention
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -79,6 +79,32 @@ def test_attention(causal, lengths, run, monkeypatch):
                     rows[i, h] = (e / e.sum()) @ v[seen, h]
         wanted[n] = rows @ params["output_weight"] + params["output_bias"]
     np.testing.assert_allclose(y, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rotary_attention(causal):
+    x = np.random.default_rng(0).standard_normal((2, 5, 8))
+    layer = nn.MultiHeadAttention(2, causal, rotary=True)
+    y = check_layer(layer, x)
+    params, _, _ = made(layer, x.shape[1:])
+    rotations = []
+    for place in range(5):
+        rotation = np.zeros((4, 4))
+        for pair, rate in enumerate((1.0, 0.01)):
+            c, s = np.cos(place * rate), np.sin(place * rate)
+            rotation[2 * pair : 2 * pair + 2, 2 * pair : 2 * pair + 2] = [[c, -s], [s, c]]
+        rotations.append(rotation)
+    for n in range(2):
+        q, k, v = np.split(x[n] @ params["weight"] + params["bias"], 3, axis=1)
+        rows = np.zeros((5, 8))
+        for h in (slice(0, 4), slice(4, 8)):
+            for i in range(5):
+                seen = range(i + 1 if causal else 5)
+                e = np.exp([rotations[i] @ q[i, h] @ (rotations[j] @ k[j, h]) / 2 for j in seen])
+                rows[i, h] = (e / e.sum()) @ v[: len(seen), h]
+        np.testing.assert_allclose(y[n], rows @ params["output_weight"] + params["output_bias"], atol=1e-12)
+    with pytest.raises(ConfigError, match="pairs"):
+        nn.MultiHeadAttention(2, rotary=True).spec((5, 6))
 
 
 def test_embedding():

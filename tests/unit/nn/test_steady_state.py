@@ -21,7 +21,7 @@ NETWORKS = {
     "attention": (
         nn.Sequential(
             nn.PositionalEmbedding(),
-            nn.Residual(nn.LayerNorm(), nn.MultiHeadAttention(2, causal=True)),
+            nn.Residual(nn.LayerNorm(), nn.MultiHeadAttention(2, causal=True, rotary=True)),
             *(nn.Residual(nn.Dense(64), nn.GELU(), nn.Dense(32)), nn.TokenMean(), nn.Dense(10)),
         ),
         (16, 40, 32),
@@ -54,5 +54,5 @@ def test_the_second_step_allocates_nothing_large(name):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert ctx.arena.grown == grown
-    # NumPy buffers up to 8192 elements of an operand that is strided or cast.
-    assert peak < 128 * 1024 < ctx.arena.nbytes / 4, f"{peak} bytes beside {ctx.arena.nbytes} of the arena"
+    # NumPy buffers up to 8192 elements of an operand that is strided or cast: 192 KiB for three of complex numbers.
+    assert peak < 224 * 1024 < ctx.arena.nbytes / 4, f"{peak} bytes beside {ctx.arena.nbytes} of the arena"
