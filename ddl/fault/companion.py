@@ -1,7 +1,8 @@
-"""The companion of a rank: a tiny process that kills its rank when that hangs, and never outlives it.
+"""The companion of a rank: a tiny process that kills its rank when that hangs, and goes when its rank is gone.
 
 Started as ``python -I -S companion.py PAGE STACK PID`` by watchdog.py, whose heartbeat page it reads. It
-imports nothing of ddl and nothing large: it must be there within milliseconds, and work when all else fails."""
+imports nothing of ddl and nothing large: it must be there within milliseconds, and work when all else fails.
+All that it does after a death that nobody agreed on is to leave word of when that was."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import time
 BEATS, STEP, PHASE, WAITING, RECOVERING, MEDIAN_NS, HANG_MS, RECOVERY_MS, STOP_MS, RANK, PHASES_BYTES, NOTES_BYTES = (
     range(12)
 )
+FIRST, ENDED = 12, 13  # the phase is new to this generation; the rank's end will be one that all agreed on
 SLOTS = 16
 PHASES_AT, PHASES_END = 8 * SLOTS, 2048
 NOTES_AT, PAGE_BYTES = 2048, 2048 + 4096
@@ -27,9 +29,15 @@ NOTES_AT, PAGE_BYTES = 2048, 2048 + 4096
 STACK_SIGNAL = signal.SIGRTMIN + 7
 PR_SET_PDEATHSIG = 1
 TICK_S = 0.1
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STACK_WAIT_S = 1.0
 NOTE_WAIT_S = 1.0
 MEDIAN_STEPS = 20  # a rank may take this many ordinary steps, whatever the limit says
+# What a rank does for the first time may have to be compiled first: while it gets any CPU time it then has so long.
+FIRST_S = 120.0
+# In a recovery the rank that waits for nobody is the one that holds it up: it goes first, and the others may finish.
+ALONE_SHARE = 2 / 3
+LAST_WORD_S = 2.0  # for the note about a death; no companion stays longer
 
 
 class Watch:
@@ -39,13 +47,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.last = (0, 0)
-        self.still_s = self.stopped_s = self.recovering_s = 0.0
-        self.since = 0
+        self.still_s = self.idle_s = self.stopped_s = self.recovering_s = 0.0
+        self.since, self.cpu_s = 0, 0.0
 
-    def look(self, slots, state: str, passed_s: float) -> str:
+    def look(self, slots, state: str, passed_s: float, cpu_s: float = 0.0) -> str:
         """The kind of a hang ("stopped", "hang" or "recovery") that calls for a kill now, or "".
 
-        slots: the page's. state: the process state letter of /proc. passed_s: since the last look."""
+        slots: the page's. state: the process state letter of /proc. passed_s: since the last look. cpu_s: CPU time
+        that the rank has used in all."""
         self.stopped_s = self.stopped_s + passed_s if state == "T" else 0.0
         if self.stopped_s > slots[STOP_MS] / 1e3 > 0:
             return "stopped"
@@ -54,14 +63,20 @@ class Watch:
         self.recovering_s = self.recovering_s + passed_s if slots[RECOVERING] == self.since != 0 else 0.0
         self.since = slots[RECOVERING]
         if self.since:
-            self.still_s = 0.0
-            return "recovery" if self.recovering_s > slots[RECOVERY_MS] / 1e3 > 0 else ""
+            self.still_s = self.idle_s = 0.0
+            limit_s = slots[RECOVERY_MS] / 1e3 * (1 if slots[WAITING] else ALONE_SHARE)
+            return "recovery" if self.recovering_s > limit_s > 0 else ""
         # A beat or a change of phase is life; so is waiting for others, who have companions of their own.
         seen = (slots[BEATS], slots[WAITING])
-        self.still_s = 0.0 if seen != self.last or slots[WAITING] or not slots[BEATS] else self.still_s + passed_s
-        self.last = seen
+        lives = seen != self.last or slots[WAITING] or not slots[BEATS]
+        self.still_s = 0.0 if lives else self.still_s + passed_s
+        self.idle_s = 0.0 if lives or cpu_s > self.cpu_s else self.idle_s + passed_s
+        self.last, self.cpu_s = seen, cpu_s
         limit_s = max(slots[HANG_MS] / 1e3, MEDIAN_STEPS * slots[MEDIAN_NS] / 1e9)
-        return "hang" if slots[HANG_MS] and self.still_s > limit_s else ""
+        hangs = self.still_s > limit_s
+        if slots[FIRST]:
+            hangs = self.idle_s > limit_s or self.still_s > max(limit_s, FIRST_S)
+        return "hang" if slots[HANG_MS] and hangs else ""
 
 
 def phase_of(page, slots) -> str:
@@ -71,18 +86,24 @@ def phase_of(page, slots) -> str:
     return names[slots[PHASE]] if slots[PHASE] < len(names) else ""
 
 
-def state_of(pid: int) -> str:
-    """The letter that /proc gives for a process; "X" when it is gone."""
+def look_at(pid: int) -> tuple[str, float]:
+    """The state letter that /proc gives for a process, "X" when it is gone, and the CPU seconds that it has used."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1].decode()
+            fields = file.read().rpartition(b") ")[2].split()
     except OSError:
-        return "X"
+        return "X", 0.0
+    return fields[0].decode(), (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def note_path(folder: str, rank: int) -> str:
+    """Where word of a rank's death is found."""
+    return os.path.join(folder, f"rank-{rank}.json")
 
 
 def write_note(folder: str, note: dict) -> None:
     """Put a note about a rank where the survivors and the supervisor look for it, all of it or nothing."""
-    path = os.path.join(folder, f"rank-{note['rank']}.json")
+    path = note_path(folder, note["rank"])
     os.makedirs(folder, exist_ok=True)
     with open(f"{path}.tmp-{os.getpid()}", "w") as file:
         json.dump(note, file)
@@ -103,11 +124,9 @@ def stack_from(pidfd: int, stack_fd: int) -> str:
     return os.pread(stack_fd, min(size, 1 << 16), 0).decode(errors="replace")
 
 
-def kill(kind: str, page, slots, pid: int, pidfd: int, stack_fd: int, limit_s: float) -> None:
-    """Note who was killed, where and why, then kill. The kill does not wait for a file system that hangs."""
-    stack = stack_from(pidfd, stack_fd) if kind != "stopped" else ""
-    folder = bytes(page[NOTES_AT : NOTES_AT + slots[NOTES_BYTES]]).decode()
-    note = {
+def note_of(kind: str, page, slots, pid: int) -> dict:
+    """What is known of the rank at its end."""
+    return {
         "rank": slots[RANK],
         "host": os.uname().nodename,
         "pid": pid,
@@ -115,9 +134,12 @@ def kill(kind: str, page, slots, pid: int, pidfd: int, stack_fd: int, limit_s: f
         "kind": kind,
         "step": slots[STEP],
         "phase": phase_of(page, slots),
-        "after_s": round(limit_s, 3),
-        "stack": stack,
     }
+
+
+def leave_word(page, slots, note: dict, wait_s: float) -> None:
+    """Write the note, but wait no longer than that for a file system that hangs."""
+    folder = bytes(page[NOTES_AT : NOTES_AT + slots[NOTES_BYTES]]).decode()
     written: list[bool] = []
 
     def write() -> None:
@@ -127,19 +149,36 @@ def kill(kind: str, page, slots, pid: int, pidfd: int, stack_fd: int, limit_s: f
 
     if folder:
         _thread.start_new_thread(write, ())
-        deadline = time.monotonic() + NOTE_WAIT_S
+        deadline = time.monotonic() + wait_s
         while not written and time.monotonic() < deadline:
             time.sleep(0.005)
+
+
+def kill(kind: str, page, slots, pid: int, pidfd: int, stack_fd: int, limit_s: float) -> None:
+    """Note who was killed, where and why, then kill."""
+    stack = stack_from(pidfd, stack_fd) if kind != "stopped" else ""
+    note = {**note_of(kind, page, slots, pid), "after_s": round(limit_s, 3), "stack": stack}
+    leave_word(page, slots, note, NOTE_WAIT_S)
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-def die_with(pid: int) -> bool:
-    """Ask the kernel to kill this process when its parent ends, be it stopped at that time; False if that is past."""
+def note_crash(page, slots, pid: int) -> None:
+    """The rank is gone without a word: note when that was, unless its own note tells why."""
+    note = note_of("crash", page, slots, pid)
+    folder = bytes(page[NOTES_AT : NOTES_AT + slots[NOTES_BYTES]]).decode()
+    signal.setitimer(signal.ITIMER_REAL, LAST_WORD_S)  # ends this process, whatever holds it up
+    if not os.path.exists(note_path(folder, slots[RANK])):
+        leave_word(page, slots, note, LAST_WORD_S)
+
+
+def wake_with(pid: int) -> bool:
+    """Ask the kernel to continue this process when its parent ends, should it be stopped at that time: then it sees
+    that and ends as well. False if the parent has ended already."""
     try:
         import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     except (ImportError, OSError, AttributeError):
         pass  # the loop below ends too, unless this process is stopped
     return os.getppid() == pid
@@ -147,23 +186,34 @@ def die_with(pid: int) -> bool:
 
 def main(page_fd: int, stack_fd: int, pid: int) -> None:
     """Watch the rank until it ends."""
-    if not die_with(pid):
-        return
     page = memoryview(mmap.mmap(page_fd, PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ))
     slots = page[: 8 * SLOTS].cast("q")
-    pidfd = os.pidfd_open(pid)
+    if wake_with(pid) and watch(page, slots, stack_fd, pid):
+        return
+    if slots[NOTES_BYTES] and not slots[ENDED]:
+        note_crash(page, slots, pid)
+
+
+def watch(page, slots, stack_fd: int, pid: int) -> bool:
+    """Return when the rank has ended: True if it was killed here, for a hang."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
     gone = select.poll()
     gone.register(pidfd, select.POLLIN)
-    watch, before = Watch(), time.monotonic()
+    seen, before = Watch(), time.monotonic()
     while not gone.poll(TICK_S * 1e3) and os.getppid() == pid:
         now = time.monotonic()
         passed_s, before = min(now - before, 2 * TICK_S), now
-        kind = watch.look(slots, state_of(pid), passed_s)
+        state, cpu_s = look_at(pid)
+        kind = seen.look(slots, state, passed_s, cpu_s)
         if kind:
-            waited = {"stopped": watch.stopped_s, "hang": watch.still_s, "recovery": watch.recovering_s}[kind]
+            waited = {"stopped": seen.stopped_s, "hang": seen.still_s, "recovery": seen.recovering_s}[kind]
             kill(kind, page, slots, pid, pidfd, stack_fd, waited)
             gone.poll()
-            return
+            return True
+    return False
 
 
 if __name__ == "__main__":

@@ -304,7 +304,6 @@ class Recovery:
         lap("level")
         if refusal is None:  # otherwise the leader saves what is newest, and all leave
             enter("reassign")
-            self._deadline.close()  # reading new shards takes as long as it takes; a hang in it is seen as a hang
             self._reassign(group, last, leader, report)
             lap("reassign")
         return report

@@ -48,6 +48,7 @@ class Heartbeat:
         self._slots = self._page[: 8 * SLOTS].cast("q")
         self._slots[page_of.RANK] = rank
         self._phases: dict[str, int] = {}
+        self._phase, self._met = -1, set[int]()  # the phase now, and those that this generation has been in
         self._beats, self._step = 0, -1
         self._step_began_ns = 0
         self._durations_ns: deque[int] = deque(maxlen=REMEMBERED_STEPS)
@@ -75,7 +76,12 @@ class Heartbeat:
         if step != self._step:
             self._new_step(step)
         number = self._phases.get(phase)
-        slots[page_of.PHASE] = self._new_phase(phase) if number is None else number
+        if number is None:
+            number = self._new_phase(phase)
+        if number != self._phase:
+            slots[page_of.PHASE] = self._phase = number
+            slots[page_of.FIRST] = number not in self._met
+            self._met.add(number)
         self._beats += 1
         slots[page_of.BEATS] = self._beats
 
@@ -102,8 +108,24 @@ class Heartbeat:
             yield
         finally:
             self._slots[page_of.RECOVERING] = 0
+            self._phase = -1
+            self._met.clear()  # other shards have other shapes: what was compiled may be compiled again
             self._beats += 1
             self._slots[page_of.BEATS] = self._beats
+
+    def end(self) -> None:
+        """All have agreed on the end, or been told of it: what ends this rank from now on is no death to note."""
+        self._slots[page_of.ENDED] = 1
+
+    def part(self) -> None:
+        """From now on this rank only waits for the others at the agreed end. Whoever hangs on the way there is killed
+        by its own companion, so one that waits for longer than that takes, and a recovery, is ended as well."""
+        self.end()
+        slots = self._slots
+        slots[page_of.WAITING] += 1
+        if slots[page_of.HANG_MS] and slots[page_of.RECOVERY_MS]:
+            slots[page_of.RECOVERY_MS] += max(slots[page_of.HANG_MS], round(page_of.FIRST_S * 1e3))
+            slots[page_of.RECOVERING] = time.monotonic_ns()
 
     def leave_notes_in(self, folder: str | Path, rank: int | None = None) -> None:
         """From now on this rank's death note goes there. One folder a launch: identities begin anew with each."""

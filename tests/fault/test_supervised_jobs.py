@@ -58,7 +58,7 @@ DRILLS = {
     "all at once": ("kill ranks 0,1,2 at step 17", (), [], 2),
     "all at once, with replicas": ("kill ranks 0,1,2 at step 17", ("--checkpoint.replica", "true"), [], 2),
     "a recovery that hangs": (
-        "kill rank 2 at step 9; hang rank 1 at point recover.shrink",
+        "kill rank 2 at step 9; hang ranks 0,1 at point recover.shrink",
         ("--fault.recovery_timeout_s", "3"),
         [],
         2,

@@ -166,10 +166,17 @@ def test_a_recovery_that_hangs_is_ended_by_the_companions_and_the_supervisor_sta
         "3",
         "--checkpoint.every_steps",
         "4",
-        chaos="kill rank 2 at step 9; hang rank 1 at point recover.shrink",
+        chaos="kill rank 2 at step 9; hang ranks 0,1,3 at point recover.shrink",
     ).wait()
     assert_calm(ended, calm)
     assert "starting again" in ended.said
+
+
+@pytest.mark.parametrize("point", ["recover.shrink", "recover.reassign"])
+def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_go_on(point, jobs, calm):
+    ended = jobs.run("--fault.recovery_timeout_s", "12", chaos=f"kill rank 2 at step 9; hang rank 1 at point {point}")
+    assert_calm(ended, calm)
+    assert ended.lost == [(2, "crash"), (1, "recovery")]
 
 
 # Tolerance by parameter files of the environment, as launch/local.sh writes them.

@@ -14,7 +14,20 @@ from pathlib import Path
 import pytest
 
 import ddl.fault.companion as companion
-from ddl.fault.companion import HANG_MS, MEDIAN_NS, RECOVERING, RECOVERY_MS, SLOTS, STOP_MS, WAITING, Watch, state_of
+from ddl.fault.companion import (
+    ENDED,
+    FIRST,
+    FIRST_S,
+    HANG_MS,
+    MEDIAN_NS,
+    RECOVERING,
+    RECOVERY_MS,
+    SLOTS,
+    STOP_MS,
+    WAITING,
+    Watch,
+    look_at,
+)
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
 
 DEADLINE_S = 60
@@ -57,6 +70,10 @@ class Rank:
         return read_note(self.notes, 3)
 
 
+def state_of(pid):
+    return look_at(pid)[0]
+
+
 def wait_until(true):
     deadline = time.monotonic() + DEADLINE_S
     while not true():
@@ -97,7 +114,7 @@ def test_a_stopped_rank_is_killed_and_named(rank):
 
 def test_a_suspended_and_resumed_job_lives(rank):
     """The whole process group stops for far longer than the limit, its companion with it."""
-    job = rank("sys.stdin.readline(); time.sleep(0.3); sys.exit(5)", stop=0.4)
+    job = rank("sys.stdin.readline(); time.sleep(0.3); beat.end(); sys.exit(5)", stop=0.4)
     os.killpg(job.process.pid, signal.SIGSTOP)
     wait_until(lambda: state_of(job.companion) == "T" and state_of(job.process.pid) == "T")
     time.sleep(0.8)
@@ -116,7 +133,7 @@ def test_a_rank_that_stands_still_is_killed_with_its_stack(rank):
 
 
 def test_a_rank_that_waits_for_others_is_not_the_victim(rank):
-    waiting = rank("with beat.waiting():\n    time.sleep(0.8)\nsys.exit(5)", hang=0.3)
+    waiting = rank("with beat.waiting():\n    time.sleep(0.8)\nbeat.end(); sys.exit(5)", hang=0.3)
     assert waiting.end() == 5
     assert waiting.note is None
 
@@ -145,12 +162,42 @@ def test_a_recovery_in_time_is_left_alone(rank):
     assert fine.end() == 5
 
 
-@pytest.mark.parametrize(
-    "end",
-    ["sys.exit(0)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGSEGV)"],
-)
-def test_the_companion_ends_with_its_rank(rank, end):
-    rank(end).end()
+ENDS = ["sys.exit(0)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGSEGV)"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_companion_ends_with_its_rank_and_notes_when_that_was(rank, end):
+    before = time.time()
+    dead = rank(end)
+    dead.end()
+    note = dead.note
+    assert (note["kind"], note["rank"], note["step"], note["phase"]) == ("crash", 3, 8, "compute")
+    assert before < note["time"] < time.time()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_end_that_all_agreed_on_is_not_noted(rank, end):
+    done = rank(f"beat.end(); {end}")
+    done.end()
+    assert done.note is None
+
+
+def test_what_a_rank_said_itself_is_not_written_over(rank):
+    dead = rank("beat.note_exception(ValueError('mine'), 8); os.kill(os.getpid(), signal.SIGKILL)")
+    dead.end()
+    assert dead.note["kind"] == "exception"
+
+
+def test_a_death_whose_note_cannot_be_written_holds_nobody_up(rank, tmp_path):
+    (tmp_path / "notes").write_text("a file where the folder should be")
+    rank("os._exit(0)").end()
+
+
+def test_who_waits_too_long_for_the_others_at_the_end_is_ended(rank):
+    code = "from ddl.fault import companion; companion.FIRST_S = 0.1; beat.part(); time.sleep(1000)"
+    alone = rank(code, hang=0.2, recovery=0.2)
+    assert alone.end() == -signal.SIGKILL
+    assert alone.note["kind"] == "recovery"
 
 
 def test_a_stopped_companion_ends_with_its_rank(rank):
@@ -204,14 +251,14 @@ def test_the_companion_imports_the_standard_library_alone():
 # The judgement itself, without processes: a look each tenth of a second of the companion's running time.
 
 
-def judge(seconds, state="S", beats=lambda t: 1, **slots):
+def judge(seconds, state="S", beats=lambda t: 1, cpu=lambda t: 0.0, **slots):
     """(kind, at which second) of the first verdict within ``seconds``, or ("", seconds)."""
     page, watch = [0] * SLOTS, Watch()
     for name, value in slots.items():
         page[getattr(companion, name)] = value
     for tick in range(round(seconds * 10)):
         page[companion.BEATS] = beats(tick / 10)
-        if kind := watch.look(page, state if isinstance(state, str) else state(tick / 10), 0.1):
+        if kind := watch.look(page, state if isinstance(state, str) else state(tick / 10), 0.1, cpu(tick / 10)):
             return kind, tick / 10
     return "", seconds
 
@@ -243,8 +290,57 @@ def test_limits_of_zero_switch_off():
     assert judge(1000, "S", RECOVERING=1)[0] == ""
 
 
+def test_what_compiles_in_a_phase_that_is_new_has_the_time_for_it():
+    """Two cores and many ranks: each gets a hundredth of a second of CPU now and then."""
+    assert judge(FIRST_S - 1, HANG_MS=2000, FIRST=1, cpu=lambda t: int(t) / 100) == ("", FIRST_S - 1)
+    assert judge(1000, HANG_MS=2000, FIRST=1, cpu=lambda t: t) == ("hang", pytest.approx(FIRST_S, abs=0.3))
+    assert judge(1000, HANG_MS=300_000, FIRST=1, cpu=lambda t: t) == ("hang", pytest.approx(300, abs=0.3))
+
+
+def test_who_sleeps_in_a_phase_that_is_new_does_not_compile():
+    assert judge(100, HANG_MS=2000, FIRST=1) == ("hang", pytest.approx(2, abs=0.3))
+    assert judge(100, HANG_MS=2000, FIRST=1, cpu=lambda t: min(t, 9)) == ("hang", pytest.approx(11, abs=0.3))
+
+
+def test_a_phase_met_before_has_the_ordinary_limit_busy_or_not():
+    assert judge(100, HANG_MS=2000, cpu=lambda t: t) == ("hang", pytest.approx(2, abs=0.3))
+
+
+def test_a_phase_is_new_once_a_generation():
+    heartbeat = Heartbeat(0)
+
+    def is_new(step, phase):
+        heartbeat.beat(step, phase)
+        return bool(heartbeat._slots[FIRST])
+
+    assert [is_new(0, phase) for phase in ("load", "compute", "compute", "sum")] == [True] * 4
+    assert [is_new(1, phase) for phase in ("load", "compute", "sum")] == [False] * 3
+    assert [is_new(1, "evaluate") for _ in range(3)] == [True] * 3  # batch by batch: one phase, which is still new
+    assert not is_new(2, "load")
+    with heartbeat.recovering():
+        heartbeat.beat(2, "recover fence")
+    assert [is_new(2, phase) for phase in ("load", "compute")] == [True] * 2
+
+
 def test_a_recovery_is_judged_by_its_own_limit():
-    assert judge(100, HANG_MS=2000, RECOVERY_MS=30_000, RECOVERING=5) == ("recovery", pytest.approx(30, abs=0.3))
+    waiting = judge(100, HANG_MS=2000, RECOVERY_MS=30_000, RECOVERING=5, WAITING=1)
+    assert waiting == ("recovery", pytest.approx(30, abs=0.3))
+
+
+def test_in_a_recovery_who_waits_for_nobody_goes_before_those_who_wait_for_it():
+    assert judge(100, HANG_MS=2000, RECOVERY_MS=30_000, RECOVERING=5) == ("recovery", pytest.approx(20, abs=0.3))
+
+
+def test_the_last_wait_is_longer_than_any_hang_of_another_and_its_recovery():
+    heartbeat = Heartbeat(0)
+    heartbeat.limits(2.0, 30.0)
+    heartbeat.part()
+    slots = heartbeat._slots
+    assert slots[RECOVERING] and slots[WAITING] and slots[ENDED]
+    assert slots[RECOVERY_MS] == pytest.approx(1e3 * (FIRST_S + 30))
+    unlimited = Heartbeat(0)
+    unlimited.part()
+    assert unlimited._slots[WAITING] and not unlimited._slots[RECOVERING]
 
 
 def test_each_recovery_counts_from_its_own_beginning():
