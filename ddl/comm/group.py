@@ -113,6 +113,7 @@ class Group(ABC):
     )  # told that a call waits for others, and that it is back
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
+    why_not_shared: str = ""  # what the last ``share`` that gave None failed with, where anybody knows
     newest_identity: int = -1  # the highest that any earlier member had: identities are not used twice
     is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
@@ -215,12 +216,12 @@ class Group(ABC):
 
     # Members, spares included.
     @abstractmethod
-    def wait_as_spare(self) -> None:
-        """Sleep, polling now and then, until ``release_spares`` (returns) or a revocation (PeerLost)."""
+    def wait_as_spare(self) -> int:
+        """Sleep, polling now and then, until ``release_spares`` (its status) or a revocation (PeerLost)."""
 
     @abstractmethod
-    def release_spares(self) -> None:
-        """The leader's word to the spares that the work is done."""
+    def release_spares(self, status: int = 0) -> None:
+        """The leader's word to the spares that the work is done, and what the job will end with (0 .. 255)."""
 
     @kill_points("agree")
     def agree(self, flags: int) -> int:

@@ -30,6 +30,7 @@ INHERITED = (
 )
 """Variables that a replacement gets from those that start it."""
 RELEASE_TAG = 7
+_abandoned: list[tuple[Any, ...]] = []  # requests of aborted generations, with their arrays
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -57,8 +58,7 @@ class MpiGroup(Group):
         self.tolerant, self.probe = tolerant, probe
         self._node: Any = None
         self._memory: list[SharedMemory] = []
-        self._waiting: tuple[Any, np.ndarray] | None = None
-        self._on_their_way: tuple[Any, ...] = ()  # requests and arrays that MPI may hold until ``close``
+        self._on_their_way: tuple[Any, ...] = ()  # requests, and the arrays that they read and write
         everyone.Set_errhandler(mpi.ERRORS_RETURN)
         self.members = checked.gather(mpi, everyone, me, self.element_limit)
         self._workers: Any = self._part(everyone, self.rank < size, size == everyone.Get_size())
@@ -236,22 +236,26 @@ class MpiGroup(Group):
     @_translated
     def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
         local = self.local_ranks
-        first, descriptor, memory = self.rank == local[0], -1, None
+        first, descriptor, memory, problem = self.rank == local[0], -1, None, ""
         try:
             if first:
-                with contextlib.suppress(OSError):  # the next line tells everybody: -1
+                try:
                     descriptor = shared_memory.create(len(local), slot_bytes, common_bytes)
+                except OSError as error:  # the next line tells everybody: -1
+                    problem = f"{error} on {self.me.host}"
             offered = self._gather(descriptor)[local[0]]
             try:
                 if not first and offered >= 0:
                     descriptor = shared_memory.open_of(self.members[local[0]].pid, offered)
                 if descriptor >= 0:
                     memory = shared_memory.MappedMemory(descriptor, len(local), slot_bytes, common_bytes)
-            except (OSError, ValueError):
-                memory = None
+            except (OSError, ValueError) as error:
+                problem = f"{error} on {self.me.host}"
             # This also keeps the maker's descriptor open until everybody has mapped it.
-            if not all(self._gather(memory is not None)):
+            told = self._gather((memory is not None, problem))
+            if not all(mapped for mapped, _ in told):
                 memory = None
+                self.why_not_shared = next((problem for _, problem in told if problem), "")
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -262,17 +266,19 @@ class MpiGroup(Group):
     # All members.
     @kill_points("spare")
     @_translated
-    def wait_as_spare(self) -> None:
+    def wait_as_spare(self) -> int:
         word = np.zeros(1, np.uint8)
         request = self._everyone.Irecv(word, self._mpi.ANY_SOURCE, RELEASE_TAG)
-        self._waiting = (request, word)  # both must outlive an error: MPI may still hold them
+        self._on_their_way = ([request], [word])
         while not request.Test():
             time.sleep(SPARE_POLL_S)
+        self._on_their_way = ()
+        return int(word[0])
 
     @_translated
-    def release_spares(self) -> None:
+    def release_spares(self, status: int = 0) -> None:
         for rank in range(self.size, len(self.members)):
-            self._everyone.Send(np.ones(1, np.uint8), rank, RELEASE_TAG)
+            self._everyone.Send(np.array([status], np.uint8), rank, RELEASE_TAG)
 
     def _vote(self, flags: int) -> int:
         return _agree(self._mpi, self._everyone, flags, self.tolerant)
@@ -314,7 +320,11 @@ class MpiGroup(Group):
         for comm in reversed(self._communicators()):
             _quietly(self._mpi, comm.Free)
         self._everyone = self._workers = self._node = None
-        self._on_their_way = ()
+        # A call was left by an error. That its requests are over cannot be known without touching them, which can be
+        # fatal after a death; until this process ends, nobody else may get memory that MPI might still write to.
+        if self._on_their_way:
+            _abandoned.append(self._on_their_way)
+            self._on_their_way = ()
 
 
 def _agree(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:

@@ -239,21 +239,26 @@ class ThreadGroup(Group):
             if key not in self._world.memory:
                 self._world.memory[key] = ThreadMemory(len(self.local_ranks), slot_bytes, common_bytes)
         self._barrier(range(self.size))
-        return self._world.memory[key] if self._job.can_share else None
+        if not self._job.can_share:
+            self.why_not_shared = "these threads may not"
+            return None
+        return self._world.memory[key]
 
     # All members.
     @kill_points("spare")
-    def wait_as_spare(self) -> None:
+    def wait_as_spare(self) -> int:
         with self._job.changed:
-            box = self._world.boxes.setdefault(("release", 0, self.rank), deque())
+            box: deque[_Message] = self._world.boxes.setdefault(("release", 0, self.rank), deque())
             self._wait(
                 lambda: bool(box),
                 lambda: self._world.revoked or any(self._is_gone(rank) for rank in range(len(self.members))),
                 "spare",
             )
+            status: int = box[0].payload
+            return status
 
-    def release_spares(self) -> None:
-        self._to_each("release", range(self.size, len(self.members)), None)
+    def release_spares(self, status: int = 0) -> None:
+        self._to_each("release", range(self.size, len(self.members)), status)
 
     def _vote(self, flags: int) -> int:
         number, self._agreements = self._agreements, self._agreements + 1
