@@ -5,6 +5,7 @@ Only the leader has one. Files are jsonl.py's and summary.py's."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -43,18 +44,24 @@ def figures(metrics: Mapping[str, Any]) -> str:
     for name, value in metrics.items():
         if name == "samples" or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        shown.append(f"{name} {100 * value:.2f} %" if name in _SHARES else f"{name} {value:.4g}")
+        shown.append(f"{name} {100 * value:.2f} %" if is_share(name) else f"{name} {value:.4g}")
     return ", ".join(shown)
 
 
-_SHARES = ("accuracy", "top_k", "top5", "precision", "recall", "f1")
+def is_share(name: str) -> bool:
+    """Whether a metric is a share of one, which people read as percent: accuracy, top3, validation_f1."""
+    return _SHARE.search(name) is not None
+
+
+_SHARE = re.compile(r"(^|_)(accuracy|top\d+|precision|recall|f1)$")
 
 
 class Console:
     """Writes to ``out``; rewrites one line in place on a terminal, prints a plain line now and then elsewhere.
 
     every_s: seconds between progress lines, at first: plain lines become rarer; 0: none. live: in place or not;
-    default: as ``is_live`` finds. steps, steps_per_epoch: of the whole job, for a leader that takes over and hears
+    default: as ``is_live`` finds. columns: that a line of progress may take, 0: any number; default: those of the
+    terminal. steps, steps_per_epoch: of the whole job, for a leader that takes over and hears
     no JobStarted; 0: not known."""
 
     def __init__(
@@ -62,6 +69,7 @@ class Console:
         every_s: float = 1.0,
         out: TextIO | None = None,
         live: bool | None = None,
+        columns: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         steps: int = 0,
         steps_per_epoch: int = 1,
@@ -69,6 +77,7 @@ class Console:
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.out = out if out is not None else sys.stdout
         self.live = is_live() if live is None else live
+        self.columns = columns if columns is not None else terminal_columns() if self.live else 0
         self.every_s, self.clock = every_s, clock
         self._started = self._shown_at = self._since = clock()
         self._samples = 0
@@ -132,10 +141,16 @@ class Console:
             done = event.step - self._first.step
             if done > 0:
                 left = f"{duration((self.steps - event.step) * (now - self._since) / done)} left"
-        parts.append(figures({"loss": event.loss, **event.metrics}))
-        if rate:
-            parts.append(f"{rate:,.0f} samples/s")
-        return "  ".join([*parts, left]).rstrip()
+        rest = [f"{rate:,.0f} samples/s"] if rate else []
+        if left:
+            rest.append(left)
+        names = list(event.metrics)
+        while True:  # the line must fit, else the terminal could not rewrite it: the first metrics tell most
+            shown = figures({"loss": event.loss, **{name: event.metrics[name] for name in names}})
+            text = "  ".join([*parts, shown, *rest])
+            if not names or not self.columns or len(text) < self.columns:
+                return text
+            names.pop()
 
     def _progress(self, text: str) -> None:
         if not self.live:
@@ -171,13 +186,31 @@ def is_live(process: Path = Path("/proc")) -> bool:
     return name in _LAUNCHERS and output.startswith(("/dev/pts/", "/dev/tty"))
 
 
+def terminal_columns(process: Path = Path("/proc")) -> int:
+    """How wide the terminal is that a person looks at; 0: not known. Of mpirun's own where it stands between."""
+    for name in (process / str(os.getppid()) / "fd" / "1", process / "self" / "fd" / "1"):
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            if columns := os.get_terminal_size(file).columns:
+                return columns
+        except OSError:
+            pass
+        finally:
+            os.close(file)
+    return 0
+
+
 def banner(job: JobStarted) -> str:
     hosts = ", ".join(f"{host}: {ranks}" for host, ranks in job.hosts.items())
     versions = ", ".join(f"{name} {version}" for name, version in job.versions.items())
     spares = f" and {job.spares} spare" if job.spares else ""
+    ranks, shards = (f"{n:,} {noun}{'' if n == 1 else 's'}" for n, noun in ((job.ranks, "rank"), (job.shards, "shard")))
     lines = [
         f"{job.name}: {job.model}, {job.parameters:,} parameters, on {job.device}",
-        f"{job.ranks} ranks{spares} ({hosts}); {job.samples:,} samples in {job.shards} shards, "
+        f"{ranks}{spares} ({hosts}); {job.samples:,} samples in {shards}, "
         f"{job.global_batch} a step, {job.steps:,} steps in {job.steps / job.steps_per_epoch:.4g} epochs",
         versions,
     ]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddl.metrics.console import is_share
+
 _DPI = 120
 
 
@@ -40,9 +42,17 @@ def curves(events: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
                 axis.plot(*zip(*found, strict=True), color=colour, marker=".", label=part)
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
+        if is_share(name):
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        elif _spans_decades([value for line in axis.lines for value in line.get_ydata()]):
+            axis.set_yscale("log")  # else the first steps press all others flat
     axes[0].legend()
     axes[-1].set_xlabel("step")
     return _save(figure, path)
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
 
 _NO_CURVE = ("step", "epoch", "lr", "samples", "seconds", "gradient_norm", "time")
@@ -71,19 +81,25 @@ def confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], path: Pat
                 if cell:
                     colour = "white" if shares[i][j] > 0.5 else "black"
                     axis.text(j, i, f"{cell:g}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xticks(range(size), labels, rotation=90)
+    axis.set_xticks(range(size), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
     axis.set_yticks(range(size), labels)
     axis.set_xlabel("taken for")
     axis.set_ylabel("is")
+    right, total = sum(matrix[i][i] for i in range(size)), sum(map(sum, matrix))
+    axis.set_title(f"{right:g} of {total:g} right", fontsize=10)
     return _save(figure, path)
 
 
-def grid(images: Any, path: Path, columns: int = 8) -> Path:
-    """Images (count, height, width) or (count, height, width, channels) side by side, row by row; one scale for all."""
+def grid(images: Any, path: Path, columns: int = 8, title: str = "", scale: tuple[float, float] | None = None) -> Path:
+    """Images (count, height, width) or (count, height, width, channels) side by side, row by row; one scale for all.
+
+    scale: the values of white and black, default: the least and the largest there are."""
     count = len(images)
     rows = -(-count // columns)
-    low, high = float(images.min()), float(images.max())
-    figure, axes = _figure(rows, columns, columns * 0.8, rows * 0.8)
+    low, high = scale or (float(images.min()), float(images.max()))
+    figure, axes = _figure(rows, columns, columns * 0.8, rows * 0.8 + (0.3 if title else 0.0))
+    if title:
+        figure.suptitle(title, fontsize=10)
     for place, axis in enumerate(axes):
         axis.axis("off")
         if place < count:
@@ -91,7 +107,7 @@ def grid(images: Any, path: Path, columns: int = 8) -> Path:
             if image.ndim == 3 and image.shape[-1] == 1:
                 image = image[..., 0]
             if image.ndim == 3:
-                image = (image - low) / ((high - low) or 1.0)
+                image = ((image - low) / ((high - low) or 1.0)).clip(0, 1)
             axis.imshow(image, cmap="gray_r", vmin=low, vmax=high)
     return _save(figure, path)
 

@@ -59,7 +59,10 @@ def _draw(loop: Loop, folder: Path):
     elif isinstance(model, Supervised) and model.target == "x":
         pairs = _reconstructions(loop, model)
         if pairs is not None:
-            yield plots.grid(pairs, folder / "reconstructions.png")
+            # What comes out may go a little beyond what images hold: they set the scale.
+            scale = float(pairs[::2].min()), float(pairs[::2].max())
+            title = "held-out images, each with its reconstruction to the right"
+            yield plots.grid(pairs, folder / "reconstructions.png", title=title, scale=scale)
 
 
 def samples(model: GAN, state: State, count: int, seed: int) -> np.ndarray:

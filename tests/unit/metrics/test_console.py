@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -72,6 +73,26 @@ def test_progress_says_epoch_step_loss_accuracy_rate_and_time_left(clock):
     # 9 steps of 64 samples since the first, in 4.5 s; 30 steps to go at half a second each
     assert last[:3] == ["epoch 1/2", "step 10/40", "loss 0.5, accuracy 90.00 %"]
     assert last[3:] == ["128 samples/s", "15.0 s left"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "metrics"),
+    [
+        (0, "loss 0.5, accuracy 90.00 %, perplexity 1.649"),
+        (94, "loss 0.5, accuracy 90.00 %, perplexity 1.649"),
+        (80, "loss 0.5, accuracy 90.00 %"),
+        (20, "loss 0.5"),
+    ],
+)
+def test_progress_fits_the_terminal(columns, metrics, clock):
+    out = io.StringIO()
+    console = Console(every_s=1.0, out=out, live=True, columns=columns, clock=clock)
+    console.write(JOB)
+    for number in (1, 5):
+        clock.now += 2.0
+        console.write(replace(step(number), metrics={"accuracy": 0.9, "perplexity": 1.6487}))
+    last = out.getvalue().split("\r")[-1]
+    assert last == f"epoch 1/2  step 5/40  {metrics}  32 samples/s  17.5 s left"
 
 
 def test_a_leader_that_takes_over_knows_how_far_it_is(clock):
@@ -157,6 +178,20 @@ def test_an_evaluation_leaves_out_what_is_no_figure(clock):
     Console(out=out, live=False, clock=clock).write(Evaluated(3, "test", metrics))
     assert out.getvalue() == "test: loss 0.25, accuracy 100.00 %\n"
     assert figures({}) == ""
+
+
+def test_shares_of_one_are_percents():
+    shares = {"accuracy": 0.5, "top3": 1.0, "top10": 0.25, "precision": 0.125, "recall": 0.0, "f1": 0.75}
+    assert figures(shares) == (
+        "accuracy 50.00 %, top3 100.00 %, top10 25.00 %, precision 12.50 %, recall 0.00 %, f1 75.00 %"
+    )
+    assert figures({"loss": 0.5, "r2": 0.5, "stop5x": 2.0}) == "loss 0.5, r2 0.5, stop5x 2"
+
+
+def test_one_rank_with_one_shard_is_not_many(clock):
+    out = io.StringIO()
+    Console(out=out, live=False, clock=clock).write(replace(JOB, ranks=1, spares=0, shards=1))
+    assert "1 rank (here: 4); 1,258 samples in 1 shard, 64 a step" in out.getvalue()
 
 
 @pytest.mark.parametrize(
