@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,6 +11,13 @@ import pytest
 from ddl.arrays.namespace import gpu_count
 
 BACKENDS = ["numpy"] + [pytest.param("cupy", marks=pytest.mark.gpu)] * (gpu_count() > 0)
+
+with suppress(ImportError):
+    from hypothesis import settings
+
+    # The same examples every time, and no deadline: a busy machine may be slow.
+    settings.register_profile("ddl", max_examples=40, deadline=None, derandomize=True)
+    settings.load_profile("ddl")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ A new arrow is a change of the design: change the table with it, or move the cod
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ FOREIGN = {  # package -> the only places that may import it
 }
 
 
+@cache
 def imports(path: Path, nested: bool = True) -> set[str]:
     """Modules that a file imports, ``ddl.room`` for those of our own; nested: inside functions as well."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,283 @@
+"""The supervisor, against a stub that plays mpirun: what it believes, when it starts again, what it leaves.
+
+Its decision alone is tested in tests/unit/launch, with a real mpirun in tests/fault."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from ddl.launch import from_words
+from ddl.mpirun import members
+from ddl.supervisor import Supervisor
+
+DEADLINE_S = 60
+
+STUB = """\
+#!{python}
+import json, os, pathlib, signal, subprocess, sys, time
+words = sys.argv[1:]
+if "--sweep" in words:  # a host is asked whether it answers
+    host = words[words.index("--host") + 1].split(":")[0]
+    print("swept 0") if host != "dead" else sys.exit(1)
+    sys.exit(0)
+folder = pathlib.Path(words[len(words) - 1 - words[::-1].index("--run.dir") + 1])
+launch = os.environ["DDL_LAUNCH"]
+attempt = int(launch.rpartition("-")[2])
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "calls.jsonl", "a") as file:
+    file.write(json.dumps({{"words": words, "launch": launch, "replica": os.environ.get("DDL_REPLICA")}}) + "\\n")
+
+def step(number):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({{"event": "step", "step": number}}) + "\\n")
+
+def summary(status, **more):
+    (folder / "summary.json").write_text(json.dumps({{"status": status, "launch": launch, **more}}))
+
+"""
+
+
+@pytest.fixture
+def play(tmp_path):
+    """play(code) -> (supervisor, calls): a supervisor whose mpirun runs ``code``."""
+
+    def make(code, *, open_mpi=False, hosts=(), words=(), **options):
+        bin_folder = tmp_path / "bin"
+        bin_folder.mkdir(exist_ok=True)
+        stub = bin_folder / "mpirun"
+        stub.write_text(STUB.format(python=sys.executable) + textwrap.dedent(code))
+        stub.chmod(0o755)
+        if open_mpi or hosts:
+            (bin_folder / "prterun").touch()
+        made = from_words(["-n", "4", "--run.dir", str(tmp_path / "run"), *words])
+        made = Supervisor(made.job, made.words, 4, list(hosts), mpirun=str(stub), **options)
+
+        def calls():
+            return [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
+
+        return made, calls
+
+    return make
+
+
+def run_dir(call):
+    return call["words"][call["words"].index("--run.dir") + 1]
+
+
+def test_a_job_that_finished_is_done_whatever_mpirun_says(play):
+    made, calls = play("summary('finished'); sys.exit(134)")
+    assert made.run() == 0
+    assert len(calls()) == 1
+
+
+def test_status_0_of_mpirun_proves_nothing(play, capfd):
+    made, calls = play("step(5 + attempt)\nif attempt: summary('finished')")
+    assert made.run() == 0
+    assert len(calls()) == 2
+    assert "lost after step 5; starting again on 4 ranks (9 restarts left)" in capfd.readouterr().err
+
+
+def test_the_summary_of_another_launch_does_not_count(play):
+    made, calls = play("step(attempt)\nlaunch = launch if attempt else 'before'\nsummary('finished')")
+    assert made.run() == 0
+    assert len(calls()) == 2
+
+
+def test_a_mistake_of_the_users_is_not_repeated(play):
+    made, calls = play("sys.exit(2)")
+    assert made.run() == 2
+    assert len(calls()) == 1
+
+
+def test_a_failed_job_is_not_repeated(play, capfd):
+    made, calls = play("step(3); summary('failed', error='ten steps in a row'); sys.exit(1)")
+    assert made.run() == 1
+    assert "failed after step 3: ten steps in a row" in capfd.readouterr().err
+    assert len(calls()) == 1
+
+
+def test_the_same_step_failing_three_times_stops_it_and_the_notes_are_named(play, capfd):
+    made, calls = play(
+        """
+        step(7)
+        notes = folder / "notes" / launch
+        notes.mkdir(parents=True)
+        note = dict(rank=2, host="h", step=7, time=1, kind="exception", error="ZeroDivisionError: x at m.py:3")
+        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback of the user's"}))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert made.run() == 1
+    assert len(calls()) == 3
+    told = capfd.readouterr().err
+    assert "the 3rd time at the same step" in told
+    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in told and "Traceback of the user's" in told
+
+
+def test_failures_at_different_steps_use_up_the_restarts(play, capfd):
+    made, calls = play("step(attempt)", restarts=4)
+    assert made.run() == 1
+    assert len(calls()) == 5
+    assert "no restart is left" in capfd.readouterr().err
+
+
+def test_a_restart_goes_on_from_the_newest_checkpoint_and_without_the_drill(play):
+    made, calls = play(
+        """
+        step(attempt)
+        (folder / "checkpoints" / "step_00000001").mkdir(parents=True, exist_ok=True)
+        if attempt: summary('finished')
+        """,
+        words=["--fault.chaos", "kill rank 1 at step 3"],
+    )
+    assert made.run() == 0
+    first, second = (call["words"] for call in calls())
+    assert "--checkpoint.resume" not in first
+    assert second[-4:] == ["--fault.chaos", "", "--checkpoint.resume", "auto"]
+    assert run_dir(calls()[0]) == run_dir(calls()[1])
+
+
+def test_a_named_checkpoint_is_taken_again_until_there_is_a_newer_one(play, tmp_path):
+    (tmp_path / "other").mkdir()
+    words = ["--checkpoint.resume", str(tmp_path / "other")]
+    made, calls = play("step(attempt)\nif attempt: summary('finished')", words=words)
+    assert made.run() == 0
+    assert "auto" not in calls()[1]["words"]
+
+
+def test_a_run_without_a_folder_of_its_own_keeps_the_one_it_got(play, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/job").mkdir(parents=True)
+    Path("runs/job/config.toml").touch()
+    made, _ = play("")
+    made = Supervisor(from_words(["--run.name", "job"]).job, [], 1, mpirun=made.mpirun)
+    assert made.folder == tmp_path / "runs" / "job-2"
+
+
+def test_a_job_that_stands_still_is_killed_and_started_again(play, capfd):
+    made, _ = play(
+        """
+        step(attempt)
+        if attempt:
+            summary("finished")
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            subprocess.Popen(["sleep", "1000"], start_new_session=True)
+            time.sleep(1000)
+        """,
+        deadline_s=0.5,
+    )
+    assert made.run() == 0
+    assert members(f"{made.name}-0") == []
+    assert "made no progress" in capfd.readouterr().err
+
+
+def test_orphans_of_a_launch_are_gone_before_the_next(play):
+    made, _ = play(
+        """
+        step(attempt)
+        subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        if attempt: summary("finished")
+        else: os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert made.run() == 0
+    assert [members(f"{made.name}-{attempt}") for attempt in (0, 1)] == [[], []]
+
+
+def test_a_lost_host_is_left_out(play, capfd):
+    from ddl.mpirun import Host
+
+    made, calls = play(
+        "step(attempt)\nif attempt: summary('finished')", hosts=[Host("alive", 2), Host("dead", 2)], restarts=1
+    )
+    assert made.run() == 0
+    first, second = (call["words"] for call in calls())
+    assert first[first.index("--host") + 1] == "alive:2,dead:2" and first[first.index("-n") + 1] == "4"
+    assert second[second.index("--host") + 1] == "alive:2" and second[second.index("-n") + 1] == "2"
+    assert "no answer from dead: going on without" in capfd.readouterr().err
+
+
+def test_the_replica_is_the_supervisors_and_goes_with_it(play):
+    made, calls = play(
+        """
+        pathlib.Path(os.environ["DDL_REPLICA"], "step_00000009").mkdir(parents=True)
+        summary("finished")
+        """,
+        words=["--checkpoint.replica", "true"],
+    )
+    assert made.run() == 0
+    assert calls()[0]["replica"].startswith("/dev/shm/ddl-replica-")
+    assert not Path(calls()[0]["replica"]).exists()
+
+
+def test_without_replicas_none_is_named(play):
+    made, calls = play("summary('finished')")
+    made.run()
+    assert calls()[0]["replica"] is None
+
+
+def test_noise_is_left_out_and_the_rest_passes(play, capfd):
+    made, _ = play("print('loss 0.5\\0'); print('[warn] Epoll MOD(1) on fd 3'); summary('finished')")
+    made.run()
+    assert capfd.readouterr().out == "loss 0.5\n"
+
+
+def started(tmp_path, code, *words):
+    """The door itself, as a process, on a PATH where mpirun is the stub; returns when the stub runs."""
+    stub = tmp_path / "mpirun"
+    stub.write_text(STUB.format(python=sys.executable) + textwrap.dedent(code))
+    stub.chmod(0o755)
+    text = f"import ddl.launch, ddl.supervisor as s; s.find_mpirun = lambda: {str(stub)!r}; exit(ddl.launch.main())"
+    door = subprocess.Popen([sys.executable, "-c", text, "--run.dir", str(tmp_path / "run"), *words])
+    ready = tmp_path / "run" / "ready"
+    deadline = time.monotonic() + DEADLINE_S
+    while not ready.exists():
+        assert time.monotonic() < deadline and door.poll() is None
+        time.sleep(0.01)
+    return door, json.loads((tmp_path / "run" / "calls.jsonl").read_text())["launch"]
+
+
+WAITS = """
+def stop(number, frame):
+    summary("stopped")
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, stop)
+subprocess.Popen(["sleep", "1000"], start_new_session=True)
+step(1)
+(folder / "ready").touch()
+time.sleep(1000)
+"""
+
+
+def test_usr1_reaches_the_ranks_and_ends_with_75(tmp_path):
+    door, launch = started(tmp_path, WAITS)
+    door.send_signal(signal.SIGUSR1)
+    assert door.wait(DEADLINE_S) == 75
+    assert members(launch) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_term_and_ctrl_c_leave_no_process(tmp_path, number):
+    door, launch = started(tmp_path, WAITS)
+    door.send_signal(number)
+    assert door.wait(DEADLINE_S) == 75
+    assert members(launch) == []
+
+
+def test_mpirun_does_not_outlive_a_killed_supervisor(tmp_path):
+    door, launch = started(tmp_path, WAITS.replace('subprocess.Popen(["sleep", "1000"], start_new_session=True)\n', ""))
+    door.kill()
+    door.wait()
+    deadline = time.monotonic() + DEADLINE_S
+    while members(launch):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
