@@ -185,6 +185,19 @@ def members(launch: str) -> list[int]:
     return found
 
 
+def ranks(launch: str) -> dict[int, int]:
+    """rank -> pid of the ranks of a launch on this host, without mpirun and the companions."""
+    found = {}
+    for pid in members(launch):
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                name, _, value = word.partition(b"=")
+                if name == b"OMPI_COMM_WORLD_RANK" and b"companion.py" not in command:
+                    found[int(value)] = pid
+    return found
+
+
 def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
     """Kill what is left of a launch on this host and see it gone; returns what would not go."""
     deadline = time.monotonic() + timeout_s

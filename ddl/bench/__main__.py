@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ddl.bench import report
+from ddl.bench import report, tolerance
 from ddl.bench.allreduce import SIZES, tuning_of
 from ddl.bench.job import rows
 from ddl.bench.models import CASES
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=3, help="recovery: deaths (default %(default)s)")
     made.add_argument("--threads", type=int, default=1, help="BLAS threads of a rank (default %(default)s)")
     made.add_argument(
-        "--tolerance", choices=("on", "off", "both"), help="with what surviving a death needs (step), or without it"
+        "--tolerance",
+        choices=("on", "off", "both"),
+        help="with what surviving a death needs (step), or without it; step, both: what it costs, in turns",
     )
     made.add_argument(
         "--mpirun", default="", metavar="WORDS", help="what starts the ranks, such as 'mpirun --host a:2,b:2'"
@@ -75,6 +77,9 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
             yield from (row.to_json() for row in recovery.rows(ranks, peers, options.rounds, options.threads))
             continue
+        if options.bench == "step" and options.tolerance == "both":
+            yield from tolerance.rows(ranks, models, options.seconds, options.threads, options.mpirun)
+            continue
         asked = {
             "bench": options.bench,
             "sizes": numbers(options.sizes, "sizes") if options.sizes else SIZES,
@@ -84,8 +89,8 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "mpirun": options.mpirun,
         }
         wanted = {"both": ("off", "on"), None: settings}.get(options.tolerance, (options.tolerance,))
-        for tolerance in wanted:
-            yield from rows(asked, ranks, tolerance, options.threads)
+        for setting in wanted:
+            yield from rows(asked, ranks, setting, options.threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ddl.errors import DdlError
-from ddl.mpirun import command_line, find_mpirun
+from ddl.mpirun import command_line, find_mpirun, is_open_mpi
 
 # One thread a rank unless the user says otherwise: peers get the same.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -30,14 +30,21 @@ def environment(ranks: int, threads: int, tolerance: str, environ: Mapping[str, 
     return found
 
 
-def rows(options: Mapping[str, Any], ranks: int, tolerance: str, threads: int) -> Iterator[dict[str, Any]]:
-    """The rows of one bench on ``ranks`` ranks. Raises DdlError when the ranks did not get to the end."""
-    environ = environment(ranks, threads, tolerance)
+def rows(
+    options: Mapping[str, Any], ranks: int, tolerance: str, threads: int, environ: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of one bench on ``ranks`` ranks. Raises DdlError when the ranks did not get to the end.
+
+    environ: for mpirun and its ranks (default: what ``tolerance`` asks for)."""
+    environ = environ or environment(ranks, threads, tolerance)
     with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
         words = json.dumps({**options, "tolerance": tolerance, "store": f"{folder}/store"})
         program = [sys.executable, "-m", "ddl.bench.worker", words]
         command = command_line(find_mpirun(), program, ranks, tolerant=tolerance != "off", environ=environ)
         command[:1] = shlex.split(options["mpirun"]) or command[:1]
+        if tolerance == "off" and is_open_mpi(command[0]):
+            # Parameter files of this environment may make every mpirun tolerant.
+            command[1:1] = ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as process:
             assert process.stdout is not None
             ended = False

@@ -1,18 +1,23 @@
-"""The cost of a death: how long training stands still when a rank is killed, against torchrun's restart of all ranks.
+"""The cost of a death: how long the main job stands still when a rank is killed, against torchrun's restart of all.
 
-From the last step before the kill to the first one after it, as each program's own record tells."""
+``mpirun -n N python -m ddl.train``, the CNN on the digits, is struck from outside at a random moment of a step. The
+clock runs from SIGKILL to the next committed step, as metrics.jsonl tells, less an ordinary step of the same run."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,80 +25,130 @@ from ddl.bench.job import environment
 from ddl.bench.measure import Row
 from ddl.errors import DdlError
 from ddl.metrics import read_lines
-from ddl.mpirun import command_line, find_mpirun
+from ddl.mpirun import LAUNCH_VARIABLE, command_line, find_mpirun, ranks
 
-KILLED_AT, STEPS = 60, 120
-LIMIT_S = 120.0
+WARM, KILLED_AT, STEPS = 30, 90, 130  # steps: from the first on they are ordinary
+LIMIT_S = 60.0
+TAIL_BYTES = 1 << 12
 
 
-def standstill(lines: Sequence[dict[str, Any]]) -> tuple[float, dict[str, float]]:
-    """Seconds between the steps on both sides of the recovery that metrics.jsonl tells of, and its phases."""
+@dataclass(frozen=True)
+class Death:
+    """What one death cost. stall_s: from SIGKILL to the next committed step; phases: its parts, in seconds."""
+
+    stall_s: float
+    step_s: float  # an ordinary step
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cost_s(self) -> float:
+        return self.stall_s - self.step_s
+
+
+def death(lines: Sequence[dict[str, Any]], killed: float) -> Death:
+    """What metrics.jsonl tells of the death of a rank at the time ``killed``."""
     place = next(number for number, line in enumerate(lines) if line["event"] == "recovery")
-    before = [line["time"] for line in lines[:place] if line["event"] == "step"]
-    after = [line["time"] for line in lines[place:] if line["event"] == "step"]
-    return after[0] - before[-1], lines[place].get("phases", {})
+    told = lines[place]
+    before = [line["time"] for line in lines[:place] if line["event"] == "step" and line["time"] < killed]
+    after = next(line["time"] for line in lines[place:] if line["event"] == "step")
+    phases = {name: seconds for name, seconds in told.get("phases", {}).items() if name != "detect"}
+    began = told["time"] - sum(phases.values())
+    parts = {"detect": began - killed, **phases, "first_step": after - told["time"]}
+    return Death(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])), parts)
 
 
-def ours(ranks: int, folder: Path, threads: int) -> tuple[float, dict[str, float]]:
-    """One job on the digits whose last rank is killed."""
-    chaos = f"kill rank {ranks - 1} at step {KILLED_AT}"
-    settings = {
-        "run.dir": str(folder),
-        "model.name": "mlp",
-        "train.steps": str(STEPS),
-        "fault.chaos": chaos,
-        "metrics.console_every_s": "0",
-    }
+def ours(size: int, victim: int, folder: Path, threads: int, wait_s: float) -> Death:
+    """One main job; ``victim`` is killed ``wait_s`` after step KILLED_AT was told."""
+    settings = {"run.dir": str(folder), "train.steps": str(STEPS), "metrics.console_every_s": "0"}
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    environ = environment(ranks, threads, "on")
-    program = [sys.executable, "-m", "ddl.train", *words]
-    command = command_line(find_mpirun(), program, ranks, environ=environ)
-    _finish(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    mark = f"bench-{uuid.uuid4().hex[:8]}"
+    environ = {**environment(size, threads, "on"), LAUNCH_VARIABLE: mark}
+    command = command_line(find_mpirun(), [sys.executable, "-m", "ddl.train", *words], size, environ=environ)
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        return standstill(read_lines(folder / "metrics.jsonl"))
-    except (OSError, StopIteration, IndexError) as error:
+        _until(1, folder, process)
+        pid = ranks(mark)[victim]
+        _until(KILLED_AT, folder, process)
+        time.sleep(wait_s)
+        killed = time.time()
+        os.kill(pid, signal.SIGKILL)
+        process.wait(LIMIT_S)
+        return death(read_lines(folder / "metrics.jsonl"), killed)
+    except (OSError, KeyError, StopIteration, subprocess.TimeoutExpired) as error:
         raise DdlError("the job did not survive the death of a rank: python -m ddl.doctor says why") from error
+    finally:
+        _end(process)
 
 
-def theirs(ranks: int, folder: Path, threads: int) -> float:
+def _until(step: int, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until that step is told, looking often enough and cheaply enough to disturb nobody."""
+    deadline, path = time.monotonic() + LIMIT_S, folder / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = read_lines(path, TAIL_BYTES) if path.exists() else []
+        if any(line["event"] == "step" and line["step"] >= step for line in lines):
+            return
+        time.sleep(0.005)
+    raise DdlError(f"the job did not get to step {step}")
+
+
+def theirs(size: int, folder: Path, threads: int) -> Death:
     """One job under torchrun --max-restarts, with a checkpoint after every step, whose last rank is killed."""
     folder.mkdir(parents=True)
     program = ["-m", "ddl.bench.restarted", str(folder), str(STEPS), str(KILLED_AT)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     command += ["--max-restarts", "3", *program]
-    environ = {**environment(ranks, threads, "on"), "PYTHONWARNINGS": "ignore"}
-    _finish(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    times = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
-    first = next((number for number, line in enumerate(times) if line["restarts"] > 0), 0)
-    if not first:
-        raise DdlError("torchrun did not restart the ranks")
-    return float(times[first]["time"] - times[first - 1]["time"])
-
-
-def _finish(process: subprocess.Popen[bytes]) -> None:
+    environ = {**environment(size, threads, "on"), "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
+        times = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+        after = next(line["time"] for line in times if line["restarts"] > 0)
+        killed = float((folder / "killed").read_text())
+    except (OSError, StopIteration, subprocess.TimeoutExpired) as error:
+        raise DdlError("torchrun did not restart the ranks") from error
+    finally:
+        _end(process)
+    before = [line["time"] for line in times if line["restarts"] == 0]
+    return Death(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
         process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        process.kill()
-        process.wait()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def rows(ranks: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator[Row]:
-    """Ours and the peer in turns, ``rounds`` times each; medians."""
-    found: list[float] = []
-    phases: list[dict[str, float]] = []
-    other: list[float] = []
+def rows(size: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator[Row]:
+    """Ours and the peer in turns, ``rounds`` deaths each, the leader's among ours; medians and the range."""
+    found: list[Death] = []
+    other: list[Death] = []
+    moments = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
         for number in range(rounds):
-            seconds, of = ours(ranks, Path(folder, f"ours-{number}"), threads)
-            found.append(seconds)
-            phases.append(of)
+            victim, wait_s = (size - 1 - number) % size, moments.uniform(0, 0.02)
+            found.append(ours(size, victim, Path(folder, f"ours-{number}"), threads, wait_s))
             if peers:
-                other.append(theirs(ranks, Path(folder, f"theirs-{number}"), threads))
-    middle = statistics.median(found)
-    more = {"phases": {name: statistics.median(of.get(name, 0.0) for of in phases) for name in phases[0]}}
-    peer = "torchrun" if peers else "itself"
-    more["cores"] = os.cpu_count()  # type: ignore[assignment]
-    yield Row("recovery", ranks, {"model": "digits"}, "auto", middle, peer, statistics.median(other or found), more)
+                try:
+                    other.append(theirs(size, Path(folder, f"theirs-{number}"), threads))
+                except DdlError as error:  # seen once in four: the survivor hangs in Gloo
+                    hung = error
+    if peers and not other:
+        raise hung
+    costs = [each.cost_s for each in found]
+    names = dict.fromkeys(name for each in found for name in each.phases)
+    more: dict[str, Any] = {
+        "phases": {name: statistics.median(each.phases.get(name, 0.0) for each in found) for name in names},
+        "range_s": [min(costs), max(costs)],
+        "costs_s": [round(cost, 4) for cost in costs],
+        "step_s": statistics.median(each.step_s for each in found),
+        "cores": os.cpu_count(),
+    }
+    if peers:
+        more["peer_lost"] = rounds - len(other)
+    middle = statistics.median(costs)
+    theirs_s = statistics.median([each.cost_s for each in other]) if other else middle
+    yield Row("recovery", size, {"model": "digits"}, "auto", middle, "torchrun" if peers else "itself", theirs_s, more)

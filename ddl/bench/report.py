@@ -43,10 +43,17 @@ def row_text(row: Mapping[str, Any]) -> str:
     notes = []
     if "bus_gb_s" in row:
         notes.append(f"{row['algorithm_gb_s']:.3g} GB/s, bus {row['bus_gb_s']:.3g}")
+    if "cost_us" in row:
+        low, high = row["cost_quartiles_us"]
+        notes.append(f"costs {row['cost_us']:.0f} us ({low:.0f} to {high:.0f}), {row['cost_share']:.1%} of a step")
     if "samples_per_s" in row:
         notes.append(f"{row['samples_per_s']:.0f} samples/s")
     if "shares" in row:
         notes.append(" ".join(f"{name} {share:.0%}" for name, share in row["shares"].items()))
+    if "range_s" in row:
+        notes.append(f"{' to '.join(map(time_text, row['range_s']))}, besides a step of {time_text(row['step_s'])}")
+    if row.get("peer_lost"):
+        notes.append(f"{row['peer']} did not recover {row['peer_lost']} times")
     if "phases" in row:
         notes.append(" ".join(f"{name} {time_text(value)}" for name, value in row["phases"].items()))
     if row.get("settings", "default") != "default":

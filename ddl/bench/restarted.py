@@ -33,6 +33,7 @@ def main(folder: Path, steps: int, killed_at: int) -> None:
     with open(folder / "steps.jsonl", "a") as told:
         while done < steps:
             if done == killed_at and restarts == 0 and rank == size - 1:
+                (folder / "killed").write_text(str(time.time()))
                 os.kill(os.getpid(), signal.SIGKILL)
             step()
             done += 1

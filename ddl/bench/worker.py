@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddl.bench import allreduce, scaling, step
+from ddl.bench import allreduce, scaling, step, tolerance
 from ddl.bench.measure import Row
 from ddl.comm import mpi
 from ddl.fault.watchdog import start_companion
@@ -20,16 +20,16 @@ from ddl.launched import launched_rank
 
 def main(text: str) -> None:
     options = json.loads(text)
-    tolerance = options["tolerance"]
-    heartbeat = None if tolerance == "off" else start_companion(launched_rank())
-    group = mpi.start(tolerant=tolerance)
+    wanted = options["tolerance"]
+    heartbeat = None if wanted == "off" else start_companion(launched_rank())
+    group = mpi.start(tolerant=wanted)
     if heartbeat is not None:
         group.waits = heartbeat.wait
     settings = {"settings": "fault-tolerant" if group.tolerant else "default"}
     with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
         for row in rows(options, group, Path(folder), heartbeat, settings):
             if group.is_leader:
-                print(json.dumps(row.to_json()), flush=True)
+                print(json.dumps(row.to_json() if isinstance(row, Row) else {"block": row}), flush=True)
         group.barrier()
         if group.is_leader:
             print(json.dumps({"end": True}), flush=True)
@@ -38,13 +38,19 @@ def main(text: str) -> None:
     mpi.finish(group, 0)
 
 
-def rows(options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, settings: dict[str, Any]) -> Iterator[Row]:
+def rows(
+    options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, settings: dict[str, Any]
+) -> Iterator[Row | list[float]]:
+    """Rows, or of the tolerance bench the times of a block."""
     store, seconds, peers = options["store"], options["seconds"], options["peers"]
     beat = nobody_listens if heartbeat is None else heartbeat.beat
     if options["bench"] == "allreduce":
         return allreduce.rows(group, options["sizes"], peers, seconds, store, settings)
     if options["bench"] == "scaling":
         return scaling.rows(group, folder, options["models"], seconds, beat, settings)
+    if options["bench"] == "tolerance":
+        turns = tolerance.Turns(options["turns"], options["mine"])
+        return tolerance.blocks(group, folder, options["models"][0], turns, beat)
     return step.rows(group, folder, options["models"], peers, seconds, store, beat, settings)
 
 

@@ -1,11 +1,12 @@
 """The arithmetic of the bench: bandwidths, medians, turns, rows and rules. Nothing here is timed."""
 
 import json
+from threading import Thread
 
 import numpy as np
 import pytest
 
-from ddl.bench import report
+from ddl.bench import report, tolerance
 from ddl.bench import step as step_bench
 from ddl.bench.__main__ import measured, parser
 from ddl.bench.allreduce import tuning_of
@@ -20,7 +21,7 @@ from ddl.bench.measure import (
     spread,
 )
 from ddl.bench.models import CASES, STEPS_OF_DATA
-from ddl.bench.recovery import standstill
+from ddl.bench.recovery import WARM, death
 from ddl.bench.step import Shares, data_of, make_loop
 from ddl.collectives import Topology, Tuning, choose
 from ddl.comm.threads import alone, run_ranks
@@ -96,13 +97,43 @@ def test_a_saved_table_is_the_same_when_it_is_loaded(tmp_path):
     assert Tuning.load(tmp_path / "tuning.json") == tuning
 
 
-def test_the_standstill_is_between_the_steps_around_the_recovery():
+def test_a_death_costs_what_the_next_step_comes_later_than_an_ordinary_one():
     def event(kind, time, **more):
         return {"event": kind, "time": time, **more}
 
-    lines = [event("step", 1.0), event("step", 2.0), event("failure", 2.2)]
-    lines += [event("recovery", 2.3, phases={"shrink": 0.1}), event("step", 2.5), event("step", 3.5)]
-    assert standstill(lines) == (0.5, {"shrink": 0.1})
+    lines = [event("step", 0.5 * number) for number in range(WARM + 3)]
+    last = lines[-1]["time"]
+    lines += [event("step", last + 0.25), event("failure", last + 0.5)]  # committed when the rank was dead already
+    phases = {"detect": 9.0, "shrink": 0.25, "level": 0.25}
+    lines += [event("recovery", last + 1.0, phases=phases), event("step", last + 2.0), event("step", last + 9.0)]
+    found = death(lines, last + 0.125)
+    assert (found.stall_s, found.step_s, found.cost_s) == (1.875, 0.5, 1.375)
+    assert found.phases == {"detect": 0.375, "shrink": 0.25, "level": 0.25, "first_step": 1.0}
+
+
+def test_two_jobs_step_in_turns_until_it_is_over(tmp_path):
+    ours, others = tolerance.Turns(tmp_path / "turns", 0), tolerance.Turns(tmp_path / "turns", 1)
+    parent, done = tolerance.Turns(tmp_path / "turns"), []
+
+    def job(turns, name):
+        while turns.take():
+            done.append(name)
+            parent.give(len(done) if len(done) < 6 else tolerance.OVER)
+
+    threads = [Thread(target=job, args=each) for each in ((ours, "ours"), (others, "others"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == ["ours", "others"] * 3
+
+
+def test_what_tolerance_costs_is_the_median_of_what_neighbouring_blocks_differ_by():
+    drifting = np.array([[1.0, 1.02], [2.0, 2.01], [3.0, 3.03], [4.0, 4.02], [5.0, 5.02]])
+    row = tolerance.summed_up("cnn", 2, drifting).to_json()
+    assert row["cost_us"] == pytest.approx(20_000) and row["cost_quartiles_us"] == pytest.approx([20_000, 20_000])
+    assert row["cost_share"] == pytest.approx(0.02 / 3, abs=1e-4)
+    assert "costs 20000 us (20000 to 20000), 0.7% of a step" in report.row_text(row)
 
 
 def test_figures_are_readable():
