@@ -80,7 +80,10 @@ def rows(
         check(group, nbytes // 4)
         candidates = candidates_of(group, nbytes, peers, wire)
         rounds = ROUNDS if nbytes > 32 << 20 else 3 * ROUNDS
-        times = in_turns(candidates, rounds, group.barrier, block_s=seconds / rounds / len(candidates), agree=slowest)
+        block_s = seconds / rounds / len(candidates)
+        times = in_turns(
+            candidates, rounds, group.barrier, block_s=block_s, agree=slowest, limit_s=seconds * len(candidates)
+        )
         middle = medians(times)
         better = min(MPI_FORMS, key=lambda name: middle[name])
         middle["mpi_allreduce"] = middle[better]

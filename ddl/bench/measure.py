@@ -4,6 +4,7 @@ What is measured is said by the other files of this room; none of the arithmetic
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Call = Callable[[], object]
+
+FEWEST_ROUNDS = 3  # a median needs them
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,22 @@ def in_turns(
     *,
     block_s: float = 0.002,
     agree: Callable[[float], float] = lambda seconds: seconds,
+    limit_s: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of one call of each candidate, by rounds; in every round each has its turn, and the order rotates.
 
     together: a barrier before each block. agree: the same number on every rank for numbers that differ, since all
-    must make the same number of calls; it also says whose time counts (the slowest rank's)."""
+    must make the same number of calls; it also says whose time counts (the slowest rank's).
+    limit_s: fewer rounds where all of them would take longer, but FEWEST_ROUNDS."""
     names, calls = list(candidates), {}
+    round_s = 0.0
     for name in names:  # the first call warms up, the second says how long a block must be
         candidates[name]()
         together()
-        calls[name] = calls_per_block(agree(time_block(candidates[name], 1)), block_s)
+        once_s = agree(time_block(candidates[name], 1))
+        calls[name] = calls_per_block(once_s, block_s)
+        round_s += once_s * calls[name]
+    rounds = min(rounds, max(FEWEST_ROUNDS, int(min(limit_s / max(round_s, 1e-9), rounds))))
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         shift = number % len(names)

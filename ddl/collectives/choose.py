@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddl.errors import UserError
 
-# From here on two barriers and a sum in shared memory cost less than the library's allreduce.
+# From here on a barrier and a sum in shared memory cost less than the library's allreduce.
 IN_PLACE_BYTES = 4 << 10
 ALGORITHMS = ("native", "ring", "shared", "hierarchical")
 

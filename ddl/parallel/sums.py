@@ -14,11 +14,10 @@ import numpy as np
 
 from ddl.arrays import Array, Device, Layout
 from ddl.arrays.sums import squares
-from ddl.collectives import ring
+from ddl.collectives import placed, ring
 from ddl.collectives.allreduce import TABLE
 from ddl.collectives.choose import Topology, Tuning, choose
-from ddl.collectives.hierarchical import Lanes
-from ddl.collectives.shared import LINE_BYTES, add, runs
+from ddl.collectives.shared import LINE_BYTES
 from ddl.comm import Group, SharedMemory
 from ddl.comm.group import no_probe
 from ddl.comm.topology import cores
@@ -153,13 +152,8 @@ class InNode(_OnHost):
         self._norms = memory.common[: 8 * ranks].view(np.float64)
         self._arrivals = Arrivals(memory.common[at.arrivals : at.arrivals + 8 * ranks].view(np.int64), self.me)
         self._naps = ranks >= cores()
-        self._sources = sources
-        self._mine = [self._slice(part, ranks) for part in parts]
+        self._way = placed.of(group, sources, self.result, parts)
         self._squares = [0.0] * len(parts)
-
-    def _slice(self, part: slice, ranks: int) -> slice:
-        mine = runs(part.stop - part.start, ranks, self.local.itemsize)[self.me]
-        return slice(part.start + mine.start, part.start + mine.stop)
 
     def reduce(self, number: int) -> None:
         if self._naps and self.group.probe is no_probe:
@@ -167,7 +161,7 @@ class InNode(_OnHost):
             self._arrivals.wait()
             self.group.waits(False)
         self.group.node_barrier()
-        self._squares[number] = add(self.result, self._sources, self._mine[number], self.group)
+        self._squares[number] = self._way.reduce(number)
 
     def close(self) -> float:
         np.add.reduce(self._headers, axis=0, out=self.total)
@@ -183,26 +177,16 @@ class BetweenNodes(InNode):
 
     def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
         super().__init__(group, memory, layout, header_length, parts)
-        self._lanes = Lanes(group)
-        self._results, self._starts = [self.result[part] for part in parts], [part.start for part in parts]
         self._first = [ranks[0] for ranks in group.nodes]
         start = places(header_length, len(group.local_ranks)).header
         self._shared_total = memory.common[start : start + 8 * header_length].view(np.float64)
 
     def reduce(self, number: int) -> None:
         self.group.node_barrier()
-        start = self._starts[number]
-        self._lanes.carry(
-            self._results[number],
-            lambda part: add(self.result, self._sources, slice(start + part.start, start + part.stop), self.group),
-        )
+        self._way.reduce(number)
 
     def close(self) -> float:
-        self._norms[self.me] = 0.0
-        for result in self._results:
-            lane = self._lanes.lane(result.size, result.itemsize)
-            if lane is not None:
-                self._norms[self.me] += squares(result[lane])
+        self._norms[self.me] = sum(squares(self.result[lane]) for lane in self._way.lanes)
         if self.me == 0:
             np.add.reduce(self._headers, axis=0, out=self._shared_total)
             ring.allreduce(self._shared_total, self.group, self._first)
