@@ -88,7 +88,7 @@ def cnn(
     pool: Literal["max", "average", "none"] = "max",
     dense: Sequence[int] = (64,),
     dropout: float = 0.0,
-    batch_norm: bool = False,
+    batch_norm: bool | Literal["sync"] = False,
     global_pool: bool = False,
 ) -> Layer:
     """A convolutional network: small filters slide over the image, pooling halves it, dense layers decide.
@@ -101,14 +101,16 @@ def cnn(
 
     channels: filters of each convolution. kernel: their width in pixels (odd). pool: after each convolution.
     dense: units of the dense layers before the last. dropout: before each dense layer. batch_norm: normalise after
-    each convolution (statistics per shard). global_pool: average each channel over the image instead of flattening."""
+    each convolution, by the statistics of each shard, or ("sync") of the whole batch, for which ranks exchange sums.
+    global_pool: average each channel over the image instead of flattening."""
     is_grey = len(problem.shape) == 2
     shape = (*problem.shape, 1) if is_grey else problem.need_rank(3, "cnn", "(height, width, channels)")
     height, width = shape[:2]
     layers: list[Layer] = [Reshape(shape)] if is_grey else []
     for filters in channels:
         if batch_norm:  # it subtracts the mean: a bias before it would have no effect
-            layers += [Conv2D(filters, kernel, padding="same", bias=False, initial="he"), BatchNorm(), ReLU()]
+            norm = BatchNorm(sync=batch_norm == "sync")
+            layers += [Conv2D(filters, kernel, padding="same", bias=False, initial="he"), norm, ReLU()]
         else:
             layers.append(Conv2D(filters, kernel, padding="same", activation="relu"))
         if pool != "none" and min(height, width) >= 2:
