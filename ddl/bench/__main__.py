@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("bench", choices=[*BENCHES, "gpu"])
-    made.add_argument("--ranks", default="", metavar="N[,N]", help="rank counts (allreduce, recovery: 2,4; otherwise: 2)")
+    made.add_argument(
+        "--ranks", default="", metavar="N[,N]", help="rank counts (allreduce, recovery: 2,4; otherwise: 2)"
+    )
     made.add_argument("--sizes", default="", metavar="BYTES[,BYTES]", help="allreduce: 1 KiB to 256 MiB")
     made.add_argument("--models", default="", metavar="NAME[,NAME]", help=f"step, scaling: of {', '.join(CASES)}")
     made.add_argument("--seconds", type=float, default=4.0, help="for each size or candidate (default %(default)s)")
