@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm import checked, ending, launcher, shared_memory, threads
+from ddl.comm import checked, ending, launcher, leftovers, shared_memory, threads
 from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
 from ddl.comm.topology import this_process
 from ddl.errors import CommError, PeerLost, UserError
@@ -470,7 +470,7 @@ def _tell_of_every_end(group: MpiGroup) -> None:
 def part(group: Group) -> None:
     """``finish`` for a script at the interpreter's end: the process then ends by itself, with a status of its own."""
     if isinstance(group, MpiGroup) and launcher.library_is_tolerant():
-        _quietly(group._mpi, group._everyone.Barrier)
+        _meet(group)
         ending.agreed()
     else:
         finish(group)
@@ -484,13 +484,21 @@ def finish(group: Group, status: int = 0) -> None:
     if not isinstance(group, MpiGroup):
         group.close()
         return
-    mpi, everyone = group._mpi, group._everyone
     if launcher.library_is_tolerant():
-        _quietly(mpi, everyone.Barrier)  # leaving early would look like a death to the others
+        _meet(group)
+        leftovers.remove_segments()
         ending.leave(status)
     group.close()
-    if not mpi.Is_finalized():
-        mpi.Finalize()
+    if not group._mpi.Is_finalized():
+        group._mpi.Finalize()
+
+
+def _meet(group: MpiGroup) -> None:
+    """Wait for all members: to leave early would look like a death to the others."""
+    try:
+        group._everyone.Barrier()
+    except group._mpi.Exception:
+        group.revoke()  # not all may hear of a death after the end, and none of one that has left with a status
 
 
 def fail(group: Group, status: int = 1) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import numpy as np
 from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
-from ddl.errors import DdlError, PeerLost, QuorumLost, Stop, UserCodeError, UserError
+from ddl.errors import DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, Death, Situation, decide, fatal_error
 
 
@@ -98,6 +98,18 @@ def fence(member: Member, timeout_s: float, node: str) -> bool:
     return True
 
 
+def detection_s(note: Mapping[str, Any] | None, raised_s: float, began_s: float, longest_s: float) -> float:
+    """Seconds from a death to the beginning of recovery at ``began_s`` (all times are ``time.time()``).
+
+    note: of the dead rank, which tells when it ended; where it hung or was stopped its last sign of life counts.
+    raised_s: when a call of this rank failed, which is all that is known without a note; a rank that computes hears
+    late. longest_s: no death is older, since the dead rank took part in what was then."""
+    sign_s = raised_s
+    if note is not None and isinstance(note.get("time"), int | float):
+        sign_s = note["time"] - note.get("after_s", 0.0)
+    return min(max(began_s - sign_s, 0.0), max(longest_s, 0.0))
+
+
 class Leaves(Exception):
     """This rank raised, the others can go on without it: it must end now."""
 
@@ -122,22 +134,32 @@ def survive(
     """Do what can be done again from its beginning, such as setting up, until all workers have done it.
 
     The group is that of the survivors afterwards. action: tells every worker why the job cannot begin, or None.
-    A spare does nothing; it hears that there is a problem. mine: what a spare has found out by itself."""
+    A spare does nothing. mine: what a spare has found out by itself. Whoever has no reason of its own is told that of
+    the others as JobEnded, with their status."""
     while True:
-        problem, done = mine, 1
+        problem, done = mine if group.is_spare else None, 1
         try:
             if not group.is_spare:
                 problem = action(group)
         except PeerLost:
             group.revoke()
             done = 0
-        told = group.agree(done | (2 if problem is None else 0))
+        # All are told the status that the workers end with, or else the spares: an agreement is an AND of bits.
+        status = 0 if problem is None else problem.exit_status
+        place = _SPARES if group.is_spare else _WORKERS
+        told = group.agree(done | (~(status << place) & (_STATUS << _WORKERS | _STATUS << _SPARES)))
         if told & 1:
-            return group, problem if told & 2 else problem or UserError("the job cannot begin; another rank says why")
+            of_workers, of_spares = ~told >> _WORKERS & _STATUS, ~told >> _SPARES & _STATUS
+            if of_workers:
+                return group, JobEnded(of_workers) if group.is_spare else problem
+            return group, problem or (JobEnded(of_spares) if of_spares else None)
         group.revoke()
         survivors = group.shrink()
         group.close()
         group = survivors
+
+
+_STATUS, _WORKERS, _SPARES = 0xFF, 1, 9  # where in the vote of ``survive`` the statuses stand, inverted
 
 
 class Recovery:

@@ -29,7 +29,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank that was lost on the way. kind: crash, hang, exception; times in seconds."""
+    """A rank that was lost on the way. kind: crash, exception, hang, stopped, recovery; times in seconds.
+
+    detect_s: from its death to the beginning of recovery, where its companion saw the one and the leader the other
+    (by the clocks of their hosts); from the last sign of life of a rank that hung or was stopped. A death of which no
+    companion could tell counts from the leader's failing call, so it may be older. recover_s: from there until all
+    survivors were ready for the next step. Both are 0 for a rank that died before the first step."""
 
     step: int
     rank: int

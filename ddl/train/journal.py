@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddl.comm import Group
+from ddl.comm import Group, Member
 from ddl.data import Plan
 from ddl.data.ledger import Ledger, Record, audit, read
 from ddl.data.ledger import Start as LedgerStart
@@ -72,7 +72,7 @@ class Journal:
         self._hub: Hub | None = None
         self._ledger: Ledger | None = None
         self._mark = time.monotonic()
-        self._told = -1  # the last step that the files tell of
+        self._told = self._told_epoch = -1  # the last steps of which the files tell, and tell as the end of an epoch
 
     # What a newcomer must know to take it up.
 
@@ -104,7 +104,7 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._ledger = Ledger(self.folder / "ledger.jsonl")
             try:
-                self._told = _last_told(self.folder, self._jsonl)
+                self._told, self._told_epoch = _last_told(self.folder, self._jsonl)
                 if self._jsonl:
                     sinks.append(JsonLines(self.folder / "metrics.jsonl"))
             except OSError as error:
@@ -115,6 +115,17 @@ class Journal:
     @property
     def leads(self) -> bool:
         return self._hub is not None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the ledger tells of this launch: the first thing that its first leader enters is the start."""
+        if self.folder is None:
+            return True
+        path = self.folder / "ledger.jsonl"
+        try:
+            return path.exists() and any(line.get("launch") == self.launch for line in read_lines(path, TAIL_BYTES))
+        except OSError:
+            return True
 
     def emit(self, event: Event) -> None:
         if self._hub is not None:
@@ -128,6 +139,8 @@ class Journal:
         if self._ledger is not None:
             start = LedgerStart(self.launch, 0, event.step, self.task.order)
             self._enter(lambda ledger: ledger.start(start))
+        for lost in self.failures:
+            self.emit(RankFailed(lost.step, lost.rank, lost.host, lost.kind))
         self._told = event.step
         self._mark = time.monotonic()
 
@@ -175,19 +188,33 @@ class Journal:
         if outcome is not None and outcome.step > self._told:
             self.step(outcome, group, plan)
 
+    def missed_epoch(self, epoch: int, progress: Progress) -> None:
+        """After a recovery: tell the end of an epoch that has been evaluated, if nobody has come to that."""
+        if progress.evaluated_at == progress.step > self._told_epoch:
+            self.epoch(epoch, progress)
+
     def epoch(self, epoch: int, progress: Progress) -> None:
+        self._told_epoch = progress.step
         results = progress.results
         self.emit(EpochDone(epoch, progress.step, results.get("train", {}), results.get("validation", {})))
 
     def checkpointed(self, step: int, path: Path) -> None:
         self.emit(CheckpointSaved(step, str(path)))
 
-    def recovered(self, report: Report, detect_s: float) -> None:
+    def lost_at_start(self, members: Sequence[Member], step: int) -> None:
+        """Ranks died in the set-up, when there was nothing to recover. Every rank keeps that; ``started`` tells it."""
+        for member in members:
+            self.failures.append(Failure(step, member.identity, member.host, "crash", 0.0, 0.0))
+
+    def recovered(self, report: Report, detect_s: Mapping[int, float] | None = None) -> None:
         """Every rank keeps the failure, since any may have to sum up; the leader tells of it.
 
-        detect_s: from the last committed step to the beginning of recovery."""
+        detect_s: identity -> seconds from its death to the beginning of recovery, as ``fault.recover.detection_s``
+        finds them; the longest stands among the phases of the recovery."""
+        known = detect_s or {}
         for death in report.deaths:
-            failure = Failure(report.step, death.identity, death.host, death.kind, detect_s, report.seconds)
+            seconds = known.get(death.identity, 0.0)
+            failure = Failure(report.step, death.identity, death.host, death.kind, seconds, report.seconds)
             self.failures.append(failure)
             self.emit(RankFailed(report.step, death.identity, death.host, death.kind, death.error))
         self.emit(
@@ -196,7 +223,7 @@ class Journal:
                 report.generation,
                 report.survivors,
                 report.seconds,
-                {"detect": detect_s, **report.phases},
+                {"detect": max(known.values(), default=0.0), **report.phases},
                 report.moved,
                 report.promoted,
             )
@@ -255,11 +282,15 @@ class Journal:
             self._ledger.close()
 
 
-def _last_told(folder: Path, jsonl: bool) -> int:
-    """The last step that the files of a run tell of; -1 where none does."""
+def _last_told(folder: Path, jsonl: bool) -> tuple[int, int]:
+    """(the last step that the files of a run tell of, the last that ended an epoch); -1 where none does."""
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
-    lines = reversed(read_lines(path, TAIL_BYTES) if path.exists() else [])
-    if jsonl:
-        return next((line["step"] for line in lines if line.get("event") in ("start", "step")), -1)
-    # The ledger numbers steps from 0, everybody else counts how many are done.
-    return next((line["start"] if "start" in line else line["step"] + 1 for line in lines), -1)
+    lines = read_lines(path, TAIL_BYTES) if path.exists() else []
+    if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs
+        told = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
+        return next(told, -1), -1
+    starts = [place for place, line in enumerate(lines) if line.get("event") == "start"]
+    lines = lines[starts[-1] :] if starts else lines  # what an earlier launch told is told again
+    told = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
+    ends = (line["step"] for line in reversed(lines) if line.get("event") == "epoch")
+    return next(told, -1), next(ends, -1)

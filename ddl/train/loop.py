@@ -31,7 +31,7 @@ from ddl.errors import (
     UserError,
 )
 from ddl.fault.decision import Death
-from ddl.fault.recover import Leaves, Recovery, Report
+from ddl.fault.recover import Leaves, Recovery, Report, detection_s
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
@@ -59,8 +59,9 @@ class Loop:
 
     state: fresh or restored, equal on all workers. journal: where the leader writes what happened.
     open_writer: makes what writes checkpoints (None: none are written). claim: makes the run folder a generation's,
-    raises Fenced where it is in newer hands. beat: told (step, phase) whenever this
-    rank gets somewhere. on_error: leaves a note about an exception. respawn: start a new rank for each dead one."""
+    raises Fenced where it is in newer hands. announce: tells that the job begins, which the first leader may not have
+    come to. beat: told (step, phase) whenever this rank gets somewhere. on_error: leaves a note about an exception.
+    respawn: start a new rank for each dead one."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Loop:
         *,
         open_writer: Callable[[], Writer] | None = None,
         claim: Callable[[Group], None] = lambda group: None,
+        announce: Callable[[], None] = lambda: None,
         wishes: Wishes | None = None,
         recovery: RecoverySettings | None = None,
         beat: Callable[[int, str], None] = lambda step, phase: None,
@@ -81,7 +83,7 @@ class Loop:
     ):
         self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
         self.wishes, self.beat, self.span = wishes or Wishes(), beat, span
-        self._open_writer, self._claim = open_writer, claim
+        self._open_writer, self._claim, self._announce = open_writer, claim, announce
         self._writer: Writer | None = None
         self._on_error = on_error or self.describe
         self.plan = assign(task.order.shards, group.size)
@@ -94,6 +96,8 @@ class Loop:
         self.samples, self.train_seconds, self._steps = 0, 0.0, 0
         self._stepped = time.monotonic()  # when the last step was committed
         self._last: Outcome | None = None
+        self._called = -1  # the last step of which this rank told the callbacks
+        self._told_of_memory = False
         self._respawn, self._joins, self._wanted = respawn, False, len(group.members)
         self.is_running = False  # from here on the others go on when this rank ends
         self._fenced: Fenced | None = None  # set on a leader that may write no more
@@ -198,8 +202,8 @@ class Loop:
     def run(self) -> DdlError | None:
         """Train to the end, through any number of failures; returns on every survivor after the agreed end.
 
-        What is returned is why the job ended early: Stop, Diverged, UserCodeError or UserError, on all workers alike.
-        An exception that is raised is this rank's alone."""
+        What is returned is why the job ended early: Stop, Diverged, UserCodeError or UserError, on all workers alike;
+        JobEnded with the same status on spares. An exception that is raised is this rank's alone."""
         attached, failure, self.is_running = False, None, True
         while True:
             agreed = False
@@ -207,12 +211,15 @@ class Loop:
                 if self._joins:
                     failure, attached = self._join(), True
                 if self.group.is_spare:
-                    self.group.wait_as_spare()
+                    status = self.group.wait_as_spare()
+                    failure = JobEnded(status) if status else None
                 else:
                     try:
                         if failure is None and not attached:
                             failure = self.attach(self.group, self.plan)
                             attached = True
+                        if failure is None or isinstance(failure, Stop):
+                            self._catch_up()
                         if failure is None:
                             self._train()
                             self._finish()
@@ -222,7 +229,8 @@ class Loop:
                     if failure is not None:
                         self._abandon(failure)
                     if self.group.is_leader:
-                        self.group.release_spares()
+                        self.group.release_spares(self.status_of(failure))
+                self.group.probe("end.agree")
                 agreed = True
                 if self.group.agree(1):
                     return failure
@@ -249,6 +257,12 @@ class Loop:
         """Whether the communication thread has left MPI to this one. Where all raised, at least one thread soon has."""
         return self.total is None or self.total.is_quiet(QUIET_S)
 
+    def status_of(self, failure: DdlError | None) -> int:
+        """What all processes of the job end with, once ``run`` has returned that."""
+        if failure is not None:
+            return failure.exit_status
+        return Stop.exit_status if self.status == "stopped" else 0
+
     def close(self) -> None:
         self._detach()
         if self._writer is not None:
@@ -260,17 +274,21 @@ class Loop:
 
     def _recover(self, lost: PeerLost, agreed: bool) -> DdlError | None:
         """Bind to the next generation; what is returned is why all survivors must leave it again."""
-        detect_s = time.monotonic() - self._stepped
+        raised_s, longest_s = time.time(), time.monotonic() - self._stepped
         group, plan = self.group, self.plan
         self._detach()
+        began_s = time.time()
         with self.span("recovery"):
             self.group, report = self.recovery.recover(self.group, lost, agreed)
         self.reports.append(report)
         if not isinstance(report.refusal, QuorumLost):
             if self.group.is_leader and self.recovery.has_state:
                 self._claim_folder()
-                self.journal.lead()
-                self.journal.missed(self._last, group, plan)
+                self._take_word(group, plan)
+            detect_s = {}
+            for death in report.deaths:
+                note = self.recovery.settings.notes(death.identity)  # only by now has the companion surely left it
+                detect_s[death.identity] = detection_s(note, raised_s, began_s, longest_s)
             self.journal.recovered(report, detect_s)
         while self._respawn and report.refusal is None and len(self.group.members) < self._wanted:
             if self.group.generation > LAST_REFILLED:
@@ -279,10 +297,36 @@ class Loop:
             self.group, report = self.recovery.refill(self.group, self._wanted - len(self.group.members))
             self.reports.append(report)
             if self.group.is_leader and not isinstance(report.refusal, QuorumLost):
-                self.journal.lead()  # the one before may have died in this
-            self.journal.recovered(report, 0.0)
+                self._claim_folder()
+                self._take_word(group, plan)  # the one before may have died in this
+            self.journal.recovered(report)
         self._stepped = time.monotonic()
         return report.refusal
+
+    def _take_word(self, group: Group, plan: Plan) -> None:
+        """Tell what the leader before, or this one, did not come to. group, plan: those that computed the last step."""
+        progress, journal = self.state.progress, self.journal
+        journal.lead()
+        if not journal.has_started:
+            self._announce()
+        if self._last is not None:
+            journal.missed(self._last, group, plan)
+            journal.missed_epoch(self._epoch_of(progress.step), progress)
+
+    def _catch_up(self) -> None:
+        """Callbacks hear of each committed step at least once: a new leader tells the last one, since the leader before
+        may have died in that; one that lagged behind a step tells it now."""
+        if self.group.is_leader and self._last is not None and self._last.step > self._called:
+            self._call(self._last)
+
+    def _call(self, outcome: Outcome) -> None:
+        for callback in self.task.callbacks:
+            callback(outcome)
+        self._called = outcome.step
+
+    def _epoch_of(self, step: int) -> int:
+        """The epoch, from 1, that ends with ``step`` or is broken off there."""
+        return -(-step // self.task.order.steps_per_epoch)
 
     def _join(self) -> DdlError | None:
         """Bind to the group that this rank was started for."""
@@ -302,10 +346,20 @@ class Loop:
         so that after a recovery exactly the missing ones are made; a checkpoint that a leader's death prevented
         comes with the next."""
         task, progress = self.task, self.state.progress
+        self._tell_of_memory()
         self._after_epoch()
         self._stepped = time.monotonic()
         while progress.step < task.total_steps and not progress.ended and not progress.stopping:
             self.advance()
+
+    def _tell_of_memory(self) -> None:
+        """One line where sums have to do without the memory of the node, which costs speed and nothing else."""
+        if self.group.why_not_shared and not self._told_of_memory:
+            self.journal.warn(
+                "the ranks of a node cannot share memory, so gradients are summed by messages, which is slower "
+                f"({self.group.why_not_shared})"
+            )
+            self._told_of_memory = True
 
     def advance(self) -> None:
         """One step, and what is due after it."""
@@ -324,8 +378,7 @@ class Loop:
         self._stepped, self._last = now, outcome
         if self.group.is_leader:
             self.journal.step(outcome, self.group, self.plan)
-            for callback in task.callbacks:
-                callback(outcome)
+            self._call(outcome)
         if outcome.fenced:
             raise _AllLeave(self._fenced or Fenced("a newer launch has taken over the run folder"))
         if outcome.skipped and self.state.progress.skipped_in_row >= task.skip_limit:
@@ -362,7 +415,7 @@ class Loop:
         progress.evaluated_at = progress.step
         progress.stage += 1
         if self.group.is_leader:
-            self.journal.epoch(epoch + (rest > 0), progress)
+            self.journal.epoch(self._epoch_of(progress.step), progress)
         every = self.wishes.checkpoint_every_epochs
         if (every and not rest and epoch % every == 0) or (improved and self.wishes.keep_best):
             self._checkpoint()

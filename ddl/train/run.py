@@ -12,35 +12,29 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
-
-import numpy as np
 
 from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
-from ddl.checkpoint import Fence, Store, Writer, open_replica
 from ddl.checkpoint.replica import FOLDER_VARIABLE
-from ddl.comm import Group, can_respawn, ending, fault_tolerance, mpi
+from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi
 from ddl.comm.group import nobody_watches
-from ddl.comm.library import library_version
 from ddl.config import Job
-from ddl.config import write as write_config
-from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, Stop, UserCodeError, UserError
+from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
 from ddl.fault import inject
 from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
 from ddl.launched import launched_rank
-from ddl.metrics import Console, JobStarted, Sink, Trace, merge, versions
+from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task
-from ddl.train.folder import holds_run, new_launch, run_folder
+from ddl.train.folder import RunFolder
 from ddl.train.journal import Journal
 from ddl.train.loop import Loop
 from ddl.train.pictures import draw_pictures
-from ddl.train.resume import find_checkpoint, restore
+from ddl.train.setup import announce, set_up
 from ddl.train.state import State
 from ddl.train.step import no_span
 from ddl.train.task import Task
@@ -53,8 +47,7 @@ def run(job: Job, make_task: Callable[[Job], Task] = build_task) -> int:
     Where failures are tolerated, and the job ran under mpirun, ``finish`` has to end the process with it."""
     runner = Runner(job, make_task)
     status = runner.run()
-    if runner.has_started:
-        mpi.finish(runner.group, status)
+    runner.leave(status)
     return status
 
 
@@ -87,7 +80,8 @@ class Runner:
         self.loop: Loop | None = None
         self._joins = False  # this process was started to replace one that died
         self.journal: Journal | None = None
-        self._fence: Fence | None = None
+        self.folder: RunFolder | None = None
+        self._lost: list[Member] = []  # in the set-up
         self._trace: Trace | None = None
         self._warnings: list[str] = []
 
@@ -110,7 +104,7 @@ class Runner:
         try:
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
-            return self._refuse(error, launched_rank() == 0)
+            return self._refuse(error)
         self._joins = self._running is None and self.group.generation > 0
         if self.heartbeat is not None:
             self.group.waits = self.heartbeat.wait
@@ -121,6 +115,7 @@ class Runner:
             try:
                 return self._train(task, chaos, problem)
             except JobEnded as ended:  # by another rank, for a reason that it has told
+                self.end()
                 mpi.fail(self.loop.group if self.loop else self.group, ended.exit_status)
                 return ended.exit_status
             except Exception as error:
@@ -150,29 +145,39 @@ class Runner:
             text = "".join(traceback.format_exception(error))
             return None, inject.Script(), UserCodeError(f"the job could not be made: {error!r}", text)
 
+    def leave(self, status: int) -> None:
+        """Part from the others at the agreed end, and end this process with ``status`` where that is how it is done."""
+        if self.has_started:
+            if self.heartbeat is not None:
+                self.heartbeat.part()  # its companion watches to the very end
+            mpi.finish(self.group, status)
+            self.group.waits = nobody_watches
+        if self.heartbeat is not None:
+            self.heartbeat.close()
+
+    def end(self) -> None:
+        """All know that the job ends: nobody's death needs a note from here on."""
+        if self.heartbeat is not None:
+            self.heartbeat.end()
+
     def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
-        if not self._joins:
-            self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(problem)), problem)
-        elif problem is not None:
-            raise problem
+        problem = self._settled(problem)
         if problem is not None or task is None:
-            return self._refuse(problem, self.group.is_leader)
+            return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
         try:
-            where, missing = device(self.job.comm.device, local), None
+            where, problem = device(self.job.comm.device, local), None
         except LookupError as error:
-            where, missing = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
-        if not self._joins:
-            self.group, problem = survive(self.group, lambda group: _first(group.gather_objects(missing)), missing)
-        elif missing is not None:
-            raise missing
+            where, problem = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
+        problem = self._settled(problem)
         if problem is not None:
-            return self._refuse(problem, self.group.is_leader)
+            return self._refuse(problem)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
         if self.job.metrics.trace:
             self._open_trace()
         journal = self.journal = Journal(task, self._sinks, self._say, self.job.metrics.jsonl)
         journal.on_known = self._leave_notes
+        folder = self.folder = RunFolder(self.job, journal, self._say)
         loop = self.loop = Loop(
             task,
             self.group,
@@ -180,172 +185,91 @@ class Runner:
             state,
             journal,
             wishes=self.wishes,
-            open_writer=self._open_writer,
-            claim=self._hold_folder,
-            recovery=self._recovery_settings(state, journal),
+            open_writer=lambda: folder.open_writer(loop.group),
+            claim=folder.hold,
+            announce=lambda: self._announce(where),
+            recovery=self._recovery_settings(state),
             beat=self._beat,
             on_error=self._note_error,
             span=self._trace.span if self._trace else no_span,
             respawn=self.job.fault.respawn,
         )
+        if chaos.faults:
+            # Before training no step is committed, not even none.
+            step: Callable[[], int] = lambda: state.progress.step if loop.is_running else -1  # noqa: E731
+            self.group.probe = chaos.probe(self.group.me.identity, step, self._strike)
         if not self._joins:  # a newcomer gets all of that from the others
-            self.group, problem = survive(self.group, lambda group: self._set_up(group, loop))
+            resume = self.job.checkpoint.resume
+            problem = self._survive(lambda group: set_up(group, loop, folder, resume, self._say))
         if problem is not None:
-            return self._refuse(problem, self.group.is_leader)
-        if self.heartbeat is not None and not (self._joins or self.group.is_spare):
-            self.heartbeat.leave_notes_in(self._notes(), self.group.me.identity)
+            return self._refuse(problem)
+        journal.lost_at_start(self._lost, state.progress.step)
         loop.start(self.group, self._joins)
         if self.group.is_leader:
-            self._announce(loop, where)
-        if chaos.faults:
-            act = inject.told_in(self._notes()) if journal.folder is not None else None  # a spare does not know it yet
-            self.group.probe = chaos.probe(self.group.me.identity, lambda: state.progress.step, act)
+            journal.lead()
+            self.group.probe("setup.announce")
+            self._announce(where)
         failure = loop.run()
         self.group = loop.group
         self._merge_traces()
         if failure is not None:
-            return self._refuse(failure, self.group.is_leader)
+            return self._refuse(failure)
         if self.job.metrics.plots and self.group.is_leader:
+            self._beat(state.progress.step, "plots")
             draw_pictures(loop)
-        return Stop.exit_status if loop.status == "stopped" else 0
+        return loop.status_of(failure)
 
-    def _set_up(self, group: Group, loop: Loop) -> DdlError | None:
-        """Choose the run folder, claim it and load the newest checkpoint: the leader reads, all receive.
+    def _settled(self, problem: DdlError | None) -> DdlError | None:
+        """What keeps any of the ranks from beginning, on all of them: this one's own problem, or another's."""
+        if self._joins and problem is not None:
+            raise problem
+        if self._joins:
+            return None
+        return self._survive(lambda group: _first(group.gather_objects(problem)), problem)
 
-        May be done again when a rank dies in it. Returns, on every worker, why the job cannot begin."""
-        journal, state = loop.journal, loop.state
-        told: DdlError | dict[str, Any] | None = None
-        arrays: dict[str, np.ndarray] | None = None
-        if group.is_leader:
-            try:
-                folder = journal.folder or run_folder(self.job)
-                launch = journal.launch or new_launch()
-                self._refuse_second_run(folder)
-                arrays, meta = find_checkpoint(self.job.checkpoint.resume, folder, self._say)
-                if loop.task.initial is not None and arrays is None:
-                    for line in loop.task.initial(state):
-                        self._say(line)
-                if arrays is not None:
-                    restore(state, arrays, meta, loop.task)
-                # Only now that the job is known to fit: a wrong one must leave what is in the folder as it is.
-                self._claim(folder, launch, group)
-                journal.launch, journal.folder, journal.ranks_started = launch, folder, len(group.members)
-                told = loop.meta()
-            except UserError as error:
-                told = error
-            except OSError as error:
-                told = ConfigError(f"run.dir = {str(run_folder(self.job))!r} cannot be used: {error}")
-        told = group.gather_objects(told)[0]
-        if isinstance(told, DdlError):
-            return told
-        received = loop.flat_arrays()
-        for flat in received:
-            group.broadcast(flat, 0)
-        loop.take_over(received, told)
-        return None
+    def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
+        before = self.group.members
+        self.group, problem = survive(self.group, action, mine)
+        left = {member.identity for member in self.group.members}
+        self._lost += [member for member in before if member.identity not in left]
+        return problem
 
-    def _refuse_second_run(self, folder: Path) -> None:
-        if self.job.run.dir and self.job.checkpoint.resume == "none" and holds_run(folder):
-            raise ConfigError(
-                f"run.dir = {str(folder)!r} holds a run already, and checkpoint.resume is none; "
-                "choose another folder, or checkpoint.resume = auto to go on"
-            )
-
-    def _claim(self, folder: Path, launch: str, group: Group) -> None:
-        assert self.journal is not None
-        self._fence = Fence(folder, launch, group.generation, group.me.identity)
-        self.journal.serial = self._fence.owner.serial
-        write_config(self.job, folder / "config.toml")
-
-    def _announce(self, loop: Loop, where: Device) -> None:
-        task, group, journal = loop.task, loop.group, loop.journal
-        hosts: dict[str, int] = {}
-        for member in group.members[: group.size]:
-            hosts[member.host] = hosts.get(member.host, 0) + 1
+    def _announce(self, where: Device) -> None:
+        assert self.loop is not None and self.journal is not None
         reason = "fault.tolerance is off" if self.job.fault.tolerance == "off" else _survival()
-        survived = "a rank's death is survived" if group.tolerant else "a rank's death ends the job"
-        journal.lead()
-        journal.started(
-            JobStarted(
-                name=self.job.run.name,
-                folder=str(journal.folder),
-                launch=journal.launch,
-                ranks=group.size,
-                spares=len(group.members) - group.size,
-                hosts=hosts,
-                device=str(where),
-                model=self.job.model.name,
-                parameters=loop.state.layout.size,
-                samples=task.order.samples,
-                shards=task.order.shards,
-                global_batch=task.order.global_batch,
-                steps=task.total_steps,
-                steps_per_epoch=task.order.steps_per_epoch,
-                step=loop.state.progress.step,
-                tolerance=f"{survived} ({reason})",
-                versions=versions(library_version()),
-            )
-        )
-        if group.size > task.order.shards:
-            journal.warn(
-                f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "
-                "have nothing to compute (data.shards)"
-            )
+        announce(self.loop, self.job, where, reason)
         for line in self._warnings:
-            journal.warn(line)
+            self.journal.warn(line)
+        self._warnings.clear()
 
-    def _recovery_settings(self, state: State, journal: Journal) -> RecoverySettings:
+    def _strike(self, fault: inject.Fault) -> None:
+        """An injected fault: the folder is told first, once this rank knows it; a spare does when it steps in."""
+        known = self.folder is not None and self.folder.path is not None
+        act = inject.told_in(self.folder.notes) if self.folder is not None and known else inject.perform
+        act(fault)
+
+    def _recovery_settings(self, state: State) -> RecoverySettings:
+        folder = self.folder
+        assert folder is not None
         return RecoverySettings(
             min_ranks=self.job.fault.min_ranks,
             # A spare does not know the folder until it steps in; what it would read the others tell it.
-            notes=lambda identity: read_note(self._notes(), identity) if journal.folder else None,
+            notes=lambda identity: read_note(folder.notes, identity) if folder.path is not None else None,
             beat=lambda phase: self._beat(state.progress.step, f"recover {phase}"),
             recovering=self.heartbeat.recovering if self.heartbeat else nullcontext,
         )
 
-    def _notes(self) -> Path:
-        """Where this launch's ranks leave word of how they died."""
-        assert self.journal is not None and self.journal.folder is not None
-        return self.journal.folder / "notes" / self.journal.launch
-
     def _leave_notes(self) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.leave_notes_in(self._notes(), self.group.me.identity)
+        if self.heartbeat is not None and self.folder is not None:
+            self.heartbeat.leave_notes_in(self.folder.notes, self.group.me.identity)
+
+    @property
+    def _step(self) -> int:
+        return 0 if self.loop is None else self.loop.state.progress.step
 
     def _beat(self, step: int, phase: str) -> None:
         if self.heartbeat is not None:
             self.heartbeat.beat(step, phase)
-
-    def _hold_folder(self, group: Group) -> None:
-        """This generation writes to the run folder from now on. Raises Fenced where a newer one does."""
-        assert self.journal is not None and self.journal.folder is not None
-        if self._fence is None:
-            me, journal = group.me.identity, self.journal
-            self._fence = Fence(self.journal.folder, journal.launch, group.generation, me, journal.serial)
-        else:
-            self._fence.advance(group.generation, group.me.identity)
-
-    def _open_writer(self) -> Writer:
-        assert self.journal is not None and self.journal.folder is not None and self.loop is not None
-        group, journal, settings = self.loop.group, self.journal, self.job.checkpoint
-        folder = self.journal.folder
-        store = None
-        if group.is_leader:
-            self._hold_folder(group)
-            store = Store(
-                folder / "checkpoints",
-                settings.keep,
-                settings.keep_best,
-                fence=self._fence,
-                say=self._say,
-                probe=group.probe,
-            )
-        return Writer(
-            store,
-            open_replica(say=self._say) if settings.replica else None,
-            say=journal.warn,
-            saved=journal.checkpointed,
-        )
 
     def _sinks(self) -> list[Sink]:
         assert self.journal is not None and self.journal.folder is not None
@@ -365,11 +289,14 @@ class Runner:
         else:
             self._warnings.append(message)
 
-    def _refuse(self, error: DdlError | None, speaks: bool) -> int:
-        """One line from one rank, and the status that goes with the error."""
+    def _refuse(self, error: DdlError | None) -> int:
+        """One line from one rank, and the status that goes with the error.
+
+        The leader speaks, and a spare that alone knows of something; without a group the first process."""
         assert error is not None
         self.failure = error
-        if speaks and not self._in_script:
+        one = self.group.is_leader or self.group.is_spare if self.has_started else launched_rank() == 0
+        if one and not isinstance(error, JobEnded) and not self._in_script:
             if isinstance(error, UserCodeError) and error.traceback:
                 sys.stderr.write(error.traceback.rstrip() + "\n")
             print(f"ddl.train: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -397,6 +324,7 @@ class Runner:
         alone = self._joins or (self.loop is not None and self.loop.is_running)
         if group.tolerant and len(group.members) > 1 and alone:
             ending.die()
+        self.end()
         mpi.fail(group, status)  # before the first step the others are told to end as well
         raise SystemExit(status)
 
@@ -419,6 +347,7 @@ class Runner:
         """The leader makes one file of all ranks', once all are written."""
         if self._trace is None:
             return
+        self._beat(self._step, "trace")
         self._trace.close()
         with contextlib.suppress(PeerLost):  # what a rank has written is there, whether it lives or not
             if not self.group.is_spare:
@@ -427,6 +356,7 @@ class Runner:
             merge(self.job.metrics.trace)
 
     def _close(self) -> None:
+        self._beat(self._step, "close")
         if self.loop is not None:
             self.loop.close()
         if self.journal is not None:
@@ -435,10 +365,6 @@ class Runner:
             self._trace.close()
         if self.heartbeat is not None and self._in_script:
             self.heartbeat.wait(True)  # what the script does now may take as long as it takes
-        elif self.heartbeat is not None:
-            for group in (self.group, self.loop.group if self.loop else self.group):
-                group.waits = nobody_watches
-            self.heartbeat.close()
 
 
 @functools.cache

@@ -179,6 +179,7 @@ class Trainer:
     def _leave(self) -> None:
         """At the interpreter's end: all ranks part together, so that nobody takes it for a death."""
         if self._runner is not None:
+            self._runner.end()
             mpi.part(self._runner.group)
 
 
