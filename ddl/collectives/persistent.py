@@ -5,8 +5,7 @@ travel with a header and in buckets, have a way of their own (parallel/sums.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import cycle
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,11 +13,8 @@ from ddl.arrays import Array
 from ddl.collectives import placed
 from ddl.collectives.allreduce import TABLE
 from ddl.collectives.choose import Topology, Tuning, choose
-from ddl.collectives.shared import add, workspace
+from ddl.collectives.shared import workspace
 from ddl.comm import Group
-
-# Up to here each rank sums everything for itself: a copy and that cost less than a second barrier.
-ONE_BARRIER_BYTES = 16 << 10
 
 
 class PersistentAllreduce:
@@ -53,45 +49,18 @@ class PersistentAllreduce:
 
     def _share(self, group: Group, length: int, dtype: np.dtype) -> bool:
         """Map the arrays; False on all workers where that cannot be done."""
-        nbytes, me = length * dtype.itemsize, group.local_ranks.index(group.rank)
-        if self.algorithm == "shared" and nbytes <= ONE_BARRIER_BYTES:
-            memory = group.share(2 * nbytes, 0)
-            if memory is not None:
-                halves = [memory.slots[:, at : at + nbytes].view(dtype) for at in (0, nbytes)]
-                self.local, self.result = np.zeros(length, dtype), np.zeros(length, dtype)
-                self.run = _OneBarrier(group, self.local, halves, me, self.result)
-        else:
-            memory = group.share(nbytes, nbytes)
-            if memory is not None:
-                sources = memory.slots[:, :nbytes].view(dtype)
-                self.local, self.result = sources[me], memory.common[:nbytes].view(dtype)
-                self.run = _TwoBarriers(group, placed.of(group, sources, self.result, [slice(0, length)]))
-        return memory is not None
+        nbytes = length * dtype.itemsize
+        memory = group.share(nbytes, nbytes)
+        if memory is None:
+            return False
+        sources = memory.slots[:, :nbytes].view(dtype)
+        self.local, self.result = sources[group.local_ranks.index(group.rank)], memory.common[:nbytes].view(dtype)
+        way = placed.of(group, sources, self.result, [slice(0, length)])
+        self.run = lambda: _run(group, way)
+        return True
 
 
-class _TwoBarriers:
-    """All have written, each sums its share, all shares are there."""
-
-    def __init__(self, group: Group, way: placed.InNode):
-        self._group, self._way = group, way
-
-    def __call__(self) -> None:
-        self._group.node_barrier()
-        self._way.reduce(0)
-        self._group.node_barrier()
-
-
-class _OneBarrier:
-    """Each shows the others a copy, and sums them all. The next call shows the other half: who still reads this one
-    has not come to that call's barrier."""
-
-    def __init__(self, group: Group, local: Array, halves: Sequence[np.ndarray], me: int, result: Array):
-        self._group, self._local, self._result = group, local, result
-        self._turns = cycle([(half[me], half) for half in halves])
-        self._whole = slice(0, len(local))
-
-    def __call__(self) -> None:
-        own, all_of_them = next(self._turns)
-        np.copyto(own, self._local)
-        self._group.node_barrier()
-        add(self._result, all_of_them, self._whole, self._group)
+def _run(group: Group, way: placed.InNode) -> None:
+    group.node_barrier()
+    way.reduce(0)
+    group.node_barrier()

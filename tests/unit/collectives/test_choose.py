@@ -29,6 +29,14 @@ def test_rules_of_thumb(nbytes, topology, expected):
     assert choose(nbytes, topology) == expected
 
 
+@pytest.mark.parametrize(
+    ("nbytes", "ranks", "expected"),
+    [(4096, 2, "native"), (8192, 2, "shared"), (2048, 4, "native"), (4096, 4, "shared")],
+)
+def test_a_few_bytes_in_shared_memory(nbytes, ranks, expected):
+    assert choose(nbytes, Topology((ranks,), can_share=True), in_place=True) == expected
+
+
 def test_a_measured_table_comes_first_where_it_was_measured(tmp_path):
     tuning = Tuning((Rule(1, 4, 0, "native"), Rule(1, 4, 1000, "ring"), Rule(2, 4, 0, "shared")))
     tuning.save(tmp_path / "tuning.json")
