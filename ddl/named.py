@@ -61,8 +61,7 @@ def make(builder: Callable[..., Any], options: Mapping[str, Any], what: str, *gi
     hints = _hints(builder)
     for name, value in options.items():
         if name in hints and not _fits(value, hints[name]):
-            wanted = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else str(hints[name])
-            raise ConfigError(f"{what}: option {name} = {value!r} must be {str(wanted).replace('typing.', '')}")
+            raise ConfigError(f"{what}: option {name} = {value!r} must be {_spelled(hints[name])}")
     return builder(*given, **options)
 
 
@@ -92,3 +91,15 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
     return True
+
+
+def _spelled(hint: Any) -> str:
+    """A hint as people read it: "list of int", "str or None"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return " or ".join(map(_spelled, arguments))
+    if origin is typing.Literal:
+        return f"one of {list(arguments)}"
+    if origin in (tuple, list, Sequence):
+        return "a list" + f" of {_spelled(arguments[0])}" * bool(arguments)
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -6,7 +6,7 @@ import pytest
 from ddl import elastic
 from ddl.comm.threads import Death, Killed, run_ranks
 
-STEPS, SHARDS = 5, 6
+STEPS, SHARDS = 3, 6
 
 
 def gradient_of(shard, w):
@@ -52,7 +52,7 @@ def test_a_death_at_any_point_changes_nothing(rank):
         for result in results:
             if not isinstance(result, Killed):
                 assert np.allclose(result[1], expected(), rtol=1e-12) and result[2] == STEPS
-    assert count > 50
+    assert count > 30
 
 
 def test_what_was_not_committed_is_taken_back():
