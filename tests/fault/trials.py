@@ -4,7 +4,7 @@
 
 Each trial trains the digits on 2 to 6 ranks under ddl.launch and strikes all ranks but one at most: at a kill
 point of its script, which can be run again, or from outside at any moment. It is judged by its exit status, its
-ledger, its loss and by what it left behind."""
+ledger, its losses, by what it left behind, and by whether what should strike it did."""
 
 from __future__ import annotations
 
@@ -19,192 +19,314 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddl.audit import report
 from ddl.fault.inject import Fault, Script, parse
+from ddl.metrics import read_lines
 from ddl.mpirun import members
 from ddl.supervisor import last_step
 
-STEPS = 60
+STEPS, EPOCH, CHECKPOINT = 60, 20, 10  # all of them, those of an epoch, those between checkpoints
 SETTINGS = (
-    f"--train.steps {STEPS} --train.dtype float64 --metrics.console_every_s 0 --checkpoint.every_steps 10".split()
-)
-POINTS = (
-    *(
-        "recover.revoke",
-        "recover.shrink",
-        "recovery.gather",
-        "recover.level",
-        "recover.reassign",
-        "recovery.share.done",
+    f"--train.steps {STEPS} --train.dtype float64 --metrics.console_every_s 0 --checkpoint.every_steps {CHECKPOINT}"
+).split()
+# moment -> kill points of a script that lie in it
+POINTS = {
+    "step": (
+        *("step.load", "step.compute", "step.sum", "step.commit"),
+        *("allreduce.barrier", "allreduce.barrier.done", "allreduce.block"),
     ),
-    *("step.load", "step.compute", "step.sum", "step.commit"),
-    *("allreduce.barrier", "allreduce.barrier.done", "allreduce.block"),
-)
+    "recovery": (
+        *("recover.fence", "recover.revoke", "recover.shrink", "recovery.shrink.done", "recover.agree"),
+        *("recovery.gather", "recover.level", "recover.reassign", "recovery.share.done", "recovery.agree.done"),
+    ),
+    "evaluation": ("evaluate.batch", "job.gather", "job.gather.done"),
+    "checkpoint": tuple(
+        f"checkpoint.{call}{done}" for call in ("mkdir", "open", "write", "fsync", "rename") for done in ("", ".done")
+    ),
+    "end": ("evaluate.batch", "end.checkpoint", "end.barrier", "job.agree"),
+}
+# moment -> how long after a step was told a strike from outside may come, in ms
+LATEST_MS = {"step": 40.0, "evaluation": 8.0, "checkpoint": 8.0, "end": 60.0}
 SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "stop": signal.SIGSTOP}
-LIMIT_S = 180
+LIMIT_S, END_S = 180, 30
 SAME_LOSS = 1e-8  # relative, in float64: what is lost is computed again, only the order of sums differs
 
 
-@dataclass(frozen=True)
+@dataclass
 class Strike:
-    """A signal from outside, some time after a step was told."""
+    """A signal from outside, some time after a step was told. has_hit: it met a live process."""
 
     rank: int
     act: str
+    moment: str
     step: int
     after_ms: float
+    has_hit: bool = False
 
     def __str__(self) -> str:
-        return f"{self.act} rank {self.rank} from outside {self.after_ms:.1f} ms after step {self.step}"
+        missed = "" if self.has_hit else " (missed)"
+        return f"{self.act} rank {self.rank} from outside {self.after_ms:.1f} ms after step {self.step}{missed}"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What happened. problems: empty when all is well."""
+@dataclass
+class Plan:
+    """What a trial is to suffer. moments: fault -> in which part of the job its script puts it."""
 
     ranks: int
-    script: str
+    faults: dict[Fault, str] = field(default_factory=dict)
+    strikes: list[Strike] = field(default_factory=list)
+
+    @property
+    def script(self) -> Script:
+        return Script(tuple(self.faults))
+
+
+@dataclass
+class Trial:
+    """What happened. problems: empty when all is well. struck: (act, moment, "script" or "outside") of each blow."""
+
+    plan: Plan
     seconds: float
-    failures: int
-    launches: int
-    problems: list[str]
+    failures: int = 0
+    launches: int = 0
+    struck: list[tuple[str, str, str]] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
-
-def draw(rng: np.random.Generator) -> tuple[int, Script, list[Strike]]:
-    """2 to 6 ranks and a fault on 1 to all but one of them, half of them from outside."""
-    ranks = int(rng.integers(2, 7))
-    victims = rng.permutation(ranks)[: int(rng.integers(1, ranks))]
-    faults, strikes = [], []
-    for rank in map(int, victims):
-        act, step, point = str(rng.choice(list(SIGNALS))), int(rng.integers(1, STEPS)), str(rng.choice(POINTS))
-        after_ms = float(rng.uniform(0, 40))
-        if rng.random() < 0.5:
-            strikes.append(Strike(rank, act, step, after_ms))
-        else:  # a recovery comes when others die, at whatever step
-            faults.append(Fault(act, rank, None if point.startswith("recover") else step, point))
-    return ranks, Script(tuple(faults)), sorted(strikes, key=lambda strike: strike.step)
-
-
-def pid_of(folder: Path, rank: int) -> int | None:
-    """The process of a rank of the job that trains in ``folder``."""
-    for entry in os.scandir("/proc"):
-        with contextlib.suppress(OSError):
-            if not entry.name.isdecimal() or str(folder).encode() not in Path(entry.path, "cmdline").read_bytes():
-                continue
-            if f"OMPI_COMM_WORLD_RANK={rank}".encode() in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                return int(entry.name)
-    return None
-
-
-def strike_all(folder: Path, ranks: int, strikes: list[Strike], is_over: threading.Event) -> None:
-    """Strike when it is time, until the job is over."""
-    pids = {}
-    for strike in strikes:
-        while not is_over.wait(0.002) and last_step(folder) < strike.step:
-            pass
-        if not pids:  # looked up while all of them live, since that takes a while
-            pids = {rank: pid_of(folder, rank) for rank in range(ranks)}
-        time.sleep(strike.after_ms / 1e3)
-        pid = pids.get(strike.rank)
-        if pid is not None and not is_over.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, SIGNALS[strike.act])
-
-
-def train(folder: Path, ranks: int, chaos: str = "", strikes: Sequence[Strike] = ()) -> tuple[int, float, str]:
-    """(exit status, seconds, last lines) of a job under the supervisor."""
-    is_over = threading.Event()
-    striker = threading.Thread(target=strike_all, args=(folder, ranks, list(strikes), is_over))
-    striker.start()
-    try:
-        return _train(folder, ranks, chaos)
-    finally:
-        is_over.set()
-        striker.join()
-
-
-def _train(folder: Path, ranks: int, chaos: str) -> tuple[int, float, str]:
-    words = [sys.executable, "-m", "ddl.launch", "-n", str(ranks), "--run.dir", str(folder), *SETTINGS]
-    began = time.monotonic()
-    try:
-        done = subprocess.run(
-            [*words, "--fault.chaos", chaos], capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL
+    def __str__(self) -> str:
+        verdict = "ok" if not self.problems else "BAD " + "; ".join(self.problems)
+        missed = f"  missed: {', '.join(self.missed)}" if self.missed else ""
+        blows = "; ".join(map(str, (*self.plan.faults, *self.plan.strikes)))
+        return (
+            f"{self.plan.ranks} ranks  {len(self.struck)} struck  {self.failures} lost  {self.launches} launches  "
+            f"{self.seconds:5.1f} s  {verdict}  [{blows}]{missed}"
         )
-    except subprocess.TimeoutExpired:
-        return 124, time.monotonic() - began, f"not over after {LIMIT_S} s"
-    return done.returncode, time.monotonic() - began, (done.stdout + done.stderr)[-2000:]
 
 
-def judge(folder: Path, ranks: int, script: Script, strikes: list[Strike], calm: dict) -> Trial:
-    """Run one trial and compare it with the calm run's summary."""
+def draw(rng: np.random.Generator) -> Plan:
+    """2 to 6 ranks and a blow for 1 to all but one of them, about half of them from outside."""
+    plan = Plan(int(rng.integers(2, 7)))
+    for number, rank in enumerate(map(int, rng.permutation(plan.ranks)[: int(rng.integers(1, plan.ranks))])):
+        act = str(rng.choice(list(SIGNALS)))
+        if rng.random() < 0.5:
+            moment = str(rng.choice(list(LATEST_MS), p=[0.4, 0.2, 0.2, 0.2]))
+            step = {
+                "step": int(rng.integers(1, STEPS)),
+                "evaluation": EPOCH * int(rng.integers(1, STEPS // EPOCH)),
+                "checkpoint": CHECKPOINT * int(rng.integers(1, STEPS // CHECKPOINT)),
+                "end": STEPS,
+            }[moment]
+            plan.strikes.append(Strike(rank, act, moment, step, float(rng.uniform(0, LATEST_MS[moment]))))
+            continue
+        moment = str(rng.choice(list(POINTS), p=[0.3, 0.3, 0.15, 0.15, 0.1]))
+        if moment == "recovery" and number == 0:
+            moment = "step"  # somebody has to die before there is a recovery
+        if moment == "checkpoint" and rank != 0:
+            moment = "evaluation"  # the leader writes
+        step = {"step": int(rng.integers(1, STEPS)), "evaluation": EPOCH * int(rng.integers(1, 3)), "end": STEPS}
+        count = int(rng.integers(1, 4)) if moment == "checkpoint" else 1
+        plan.faults[Fault(act, rank, step.get(moment), str(rng.choice(POINTS[moment])), count)] = moment
+    plan.strikes.sort(key=lambda strike: (strike.step, strike.after_ms))
+    return plan
+
+
+class Job:
+    """A job under the supervisor, and those who strike it from outside."""
+
+    def __init__(self, folder: Path, ranks: int, script: str = "", strikes: Sequence[Strike] = ()):
+        self.folder, self.ranks, self.script, self.strikes = folder, ranks, script, strikes
+        self.mapped: set[str] = set()  # files in shared memory that its ranks had mapped
+        self._is_over = threading.Event()
+
+    def run(self) -> tuple[int, float, str]:
+        """(exit status, seconds, last lines)."""
+        striker = threading.Thread(target=self._strike)
+        striker.start()
+        began = time.monotonic()
+        words = [sys.executable, "-m", "ddl.launch", "-n", str(self.ranks), "--run.dir", str(self.folder), *SETTINGS]
+        words += ["--fault.chaos", self.script]
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                status = process.wait(LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # it ends all that it has started
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_S)
+                process.kill()
+                process.wait()
+                status = 124
+            finally:
+                self._is_over.set()
+                striker.join()
+            output.seek(0)
+            return status, time.monotonic() - began, output.read().decode(errors="replace")[-2000:]
+
+    def _strike(self) -> None:
+        """Strike when it is time, until the job is over."""
+        self._until(1)
+        pids = self._pids()  # while all of them live, and once, since that takes a while
+        for pid in pids.values():
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+                self.mapped |= {line.split()[5] for line in lines if "/dev/shm/" in line}
+        for strike in self.strikes:
+            self._until(strike.step)
+            time.sleep(strike.after_ms / 1e3)
+            pid = pids.get(strike.rank, 0)
+            with contextlib.suppress(OSError):
+                if pid and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+                    os.kill(pid, SIGNALS[strike.act])
+                    strike.has_hit = True
+
+    def _until(self, step: int) -> None:
+        while last_step(self.folder) < step and not self._is_over.wait(0.002):
+            pass
+
+    def _pids(self) -> dict[int, int]:
+        """rank -> process of those that train in this folder."""
+        found = {}
+        for entry in os.scandir("/proc"):
+            with contextlib.suppress(OSError):
+                if not entry.name.isdecimal() or str(self.folder).encode() not in Path(entry, "cmdline").read_bytes():
+                    continue
+                for word in Path(entry, "environ").read_bytes().split(b"\0"):
+                    name, _, value = word.partition(b"=")
+                    if name == b"OMPI_COMM_WORLD_RANK":
+                        found[int(value)] = int(entry.name)
+        return found
+
+
+def losses(events: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """step -> loss, as told last."""
+    return {event["step"]: event["loss"] for event in events if event["event"] == "step"}
+
+
+def judge(folder: Path, plan: Plan, calm: Path) -> Trial:
+    """Run one trial and compare it with the calm run."""
     files = set(os.listdir("/dev/shm"))
-    status, seconds, told = train(folder, ranks, str(script), strikes)
-    words = "; ".join(map(str, (*script.faults, *strikes)))
-    problems = []
+    job = Job(folder, plan.ranks, str(plan.script), plan.strikes)
+    status, seconds, told = job.run()
+    trial = Trial(plan, seconds)
     if status:
-        problems.append(f"status {status}: {told}")
+        trial.problems.append(f"status {status}: {told}")
     try:
         summary = json.loads((folder / "summary.json").read_text())
+        events, theirs = read_lines(folder / "metrics.jsonl"), read_lines(calm / "metrics.jsonl")
         audit = report(folder)
     except (OSError, ValueError) as error:
-        return Trial(ranks, words, seconds, 0, 0, [*problems, f"no summary: {error}"])
-    problems += audit.problems
-    if audit.steps != STEPS or audit.used != audit.expected:
-        problems.append(f"{audit.steps} steps, {audit.used} of {audit.expected} samples")
-    ours, theirs = summary["test"].get("loss"), calm["test"]["loss"]
-    if ours is None or abs(ours - theirs) > SAME_LOSS * abs(theirs):
-        problems.append(f"loss {ours!r}, undisturbed {theirs!r}")
-    job = summary["launch"].rpartition("-")[0]
-    if left := [pid for attempt in range(audit.launches + 1) for pid in members(f"{job}-{attempt}")]:
-        problems.append(f"processes {left} are left")
-    if left := [name for name in set(os.listdir("/dev/shm")) - files if name.startswith("ddl")]:
-        problems.append(f"files {left} are left in /dev/shm")
-    return Trial(ranks, words, seconds, len(summary["failures"]), audit.launches, problems)
+        trial.problems.append(f"no summary: {error}")
+        return trial
+    trial.failures, trial.launches = len(summary["failures"]), audit.launches
+    trial.problems += audit.problems
+    if audit.steps != STEPS or audit.used != audit.expected or audit.used != summary["samples"]["used"]:
+        trial.problems.append(f"{audit.steps} steps, {audit.used} of {audit.expected} samples")
+    trial.problems += _differences(losses(events), losses(theirs))
+    ours, right = summary["test"].get("loss"), json.loads((calm / "summary.json").read_text())["test"]["loss"]
+    if ours is None or abs(ours - right) > SAME_LOSS * abs(right):
+        trial.problems.append(f"loss {ours!r}, undisturbed {right!r}")
+    name = summary["launch"].rpartition("-")[0]
+    _judge_blows(trial, folder / "notes" / f"{name}-0" / "faults", events, summary)
+    if left := [pid for attempt in range(audit.launches + 1) for pid in members(f"{name}-{attempt}")]:
+        trial.problems.append(f"processes {left} are left")
+    left = {name for name in set(os.listdir("/dev/shm")) - files if name.startswith("ddl")}
+    if left := left | {path for path in job.mapped if os.path.exists(path)}:
+        trial.problems.append(f"files {sorted(left)} are left in /dev/shm")
+    return trial
 
 
-def run(count: int, seed: int) -> list[Trial]:
-    """``count`` trials; each is printed as it ends."""
+def _differences(ours: dict[int, float], theirs: dict[int, float]) -> list[str]:
+    """Steps whose loss is another than in the calm run, or that only one of them has."""
+    wrong = sorted(set(ours) ^ set(theirs))
+    wrong += [s for s in ours if s in theirs and not abs(ours[s] - theirs[s]) <= SAME_LOSS * abs(theirs[s])]
+    return [f"other losses at steps {wrong[:8]}"] if wrong else []
+
+
+def _judge_blows(trial: Trial, happened: Path, events: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Whether every blow that could fall fell, and nobody was lost but those that were struck."""
+    plan = trial.plan
+    fallen = set(happened.read_text().splitlines()) if happened.exists() else set()
+    seen = {rank for event in events if event["event"] == "recovery" for rank in event["ranks"]}
+    struck = set()
+    for fault, moment in plan.faults.items():
+        if str(fault) in fallen:
+            trial.struck.append((fault.act, moment, "script"))
+            struck.add(fault.rank)
+        elif trial.launches > 1:  # a job that is started again is not struck again
+            trial.missed.append(f"{fault} (started again)")
+        elif moment == "recovery" and fault.rank not in seen:
+            trial.missed.append(f"{fault} (no recovery)")
+        else:
+            trial.problems.append(f"{fault} did not happen")
+    for strike in plan.strikes:
+        if strike.has_hit:
+            trial.struck.append((strike.act, strike.moment, "outside"))
+            struck.add(strike.rank)
+        else:
+            trial.missed.append(str(strike))
+    lost = {failure["rank"] for failure in summary["failures"]}
+    if trial.launches == 1 and not lost <= struck:
+        trial.problems.append(f"ranks {sorted(lost - struck)} were lost, and nobody had struck them")
+
+
+def run(count: int, seed: int, only: Sequence[int] = (), keep: Path | None = None) -> list[Trial]:
+    """``count`` trials, or some of them; each is printed as it ends. keep: where the folders of bad ones go."""
     rng = np.random.default_rng(seed)
     place = Path(tempfile.mkdtemp(prefix="ddl-trials-"))
     try:
-        status, _, told = train(place / "calm", 2)
+        status, _, told = Job(place / "calm", 2).run()
         if status:
             raise SystemExit(f"the undisturbed run ended with status {status}: {told}")
-        calm = json.loads((place / "calm" / "summary.json").read_text())
         trials = []
         for number in range(count):
-            ranks, script, strikes = draw(rng)
-            assert parse(str(script), ranks) == script
-            trial = judge(place / str(number), ranks, script, strikes, calm)
+            plan = draw(rng)
+            assert parse(str(plan.script), plan.ranks) == plan.script
+            if only and number not in only:
+                continue
+            trial = judge(place / str(number), plan, place / "calm")
             trials.append(trial)
-            verdict = "ok" if not trial.problems else "BAD " + "; ".join(trial.problems)
-            print(
-                f"{number:4}  {ranks} ranks  {trial.failures} lost  {trial.launches} launches  "
-                f"{trial.seconds:5.1f} s  {verdict}  [{trial.script}]",
-                flush=True,
-            )
+            print(f"{number:4}  {trial}", flush=True)
+            if trial.problems and keep is not None:
+                shutil.copytree(place / str(number), keep / f"{seed}-{number}", dirs_exist_ok=True)
             shutil.rmtree(place / str(number), ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return trials
 
 
+def summed_up(trials: Sequence[Trial]) -> str:
+    """The last lines of the table."""
+    bad = sum(bool(trial.problems) for trial in trials)
+    again = sum(trial.launches > 1 for trial in trials)
+    blows = [blow for trial in trials for blow in trial.struck]
+    told = [
+        f"{len(trials)} trials: {bad} bad, {again} started again by the supervisor, the rest recovered in place",
+        f"{len(blows)} blows fell, {sum(len(trial.missed) for trial in trials)} missed their moment",
+    ]
+    for place, what in enumerate(("act", "moment", "from")):
+        counted = Counter(blow[place] for blow in blows)
+        told.append(f"by {what}: " + ", ".join(f"{name} {number}" for name, number in sorted(counted.items())))
+    return "\n".join(told)
+
+
 def main() -> int:
     words = argparse.ArgumentParser(description="Random trials of whole jobs under failure.")
     words.add_argument("count", type=int, nargs="?", default=12)
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--only", type=int, nargs="*", default=(), help="numbers of the trials to run")
+    words.add_argument("--keep", type=Path, help="a folder for the run folders of bad trials")
     options = words.parse_args()
-    trials = run(options.count, options.seed)
-    bad = sum(bool(trial.problems) for trial in trials)
-    again = sum(trial.launches > 1 for trial in trials)
-    print(f"{len(trials)} trials: {bad} bad, {again} started again by the supervisor, the rest recovered in place")
-    return 1 if bad else 0
+    trials = run(options.count, options.seed, options.only, options.keep)
+    print(summed_up(trials))
+    return 1 if any(trial.problems for trial in trials) else 0
 
 
 if __name__ == "__main__":
