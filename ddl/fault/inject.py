@@ -6,8 +6,8 @@
     random:seed=7,kills=3
 
 A rank is named by its rank at launch. ``at step 40`` is the first kill point passed when 40 steps are
-committed; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that step is
-computed). Each fault happens once. The same script does the same in every run."""
+committed and training goes on; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
+step is computed). Each fault happens once. The same script does the same in every run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,24 @@ ACTS = {
     "raise": "an exception in what looks like code of the user's",
     "hang": "sleeps for ever and beats no more",
 }
-_CALLS = ["send", "receive", "exchange", "stream", "barrier", "native", "broadcast", "gather", "share", "spare"]
-_CALLS += ["agree", "revoke", "shrink", "refill"]
-_USES = {"job": "outside the sum of a step", "allreduce": "in the sum of a step", "recovery": "in a recovery"}
+_CALLS = {  # what a group is used for: where that is, and the calls that a job then makes
+    "job": ("outside the sum of a step", "barrier native broadcast gather share spare agree revoke shrink"),
+    "allreduce": ("in the sum of a step", "barrier native stream"),
+    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink refill"),
+}
 _RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 
 POINTS: dict[str, str] = {
-    **{f"{use}.{call}": f"before a {call} {where}" for use, where in _USES.items() for call in _CALLS},
-    **{f"{use}.{call}.done": f"after a {call} {where}" for use, where in _USES.items() for call in _CALLS},
+    "setup.claim": "before the leader claims the run folder",
+    "setup.claim.done": "after the leader has claimed the run folder, before the others know",
+    "setup.announce": "before the leader tells that the job begins",
+    **{f"{use}.{call}": f"before a {call} {where}" for use, (where, calls) in _CALLS.items() for call in calls.split()},
+    **{
+        f"{use}.{call}.done": f"after a {call} {where}"
+        for use, (where, calls) in _CALLS.items()
+        for call in calls.split()
+    },
     "allreduce.block": "before a block of a sum in shared memory",
     "allreduce.stream.message": "before a message of a ring between hosts",
     "step.load": "before a batch is fetched",
