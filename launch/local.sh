@@ -8,21 +8,26 @@ set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/environment.sh"
 
 ranks=4
-case ${1:-} in
-  -n)
-    [ $# -ge 2 ] || fail "-n needs a number of ranks"
-    ranks=$2
-    shift 2
-    ;;
-  -n*)
-    ranks=${1#-n}
-    shift
-    ;;
-  --help | -h)
-    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
-    ;;
-esac
-case $ranks in '' | *[!0-9]* | 0) fail "-n $ranks: the number of ranks is a whole number above 0" ;; esac
+words=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -n)
+      [ $# -ge 2 ] || mistake "-n needs a number of ranks"
+      ranks=$2
+      shift
+      ;;
+    -n*) ranks=${1#-n} ;;
+    --help | -h)
+      sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+      is_prepared run || { echo "All settings are listed once it is set up."; exit 0; }
+      activate
+      exec python -m ddl.train --help
+      ;;
+    *) words+=("$1") ;;
+  esac
+  shift
+done
+case $ranks in '' | *[!0-9]* | 0) mistake "-n $ranks: the number of ranks is a whole number above 0" ;; esac
 
 prepare run
-exec mpirun -n "$ranks" python -m ddl.train "$@"
+exec mpirun -n "$ranks" python -m ddl.train ${words[@]+"${words[@]}"}

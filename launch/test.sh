@@ -8,6 +8,13 @@
 set -uo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/environment.sh"
 
+for name in "$@"; do
+  case $name in
+    lint | unit | mpi | jobs | fault | cluster) ;;
+    *) mistake "there is no part $name; there are: lint unit mpi jobs fault cluster" ;;
+  esac
+done
+
 prepare test
 cd "$ROOT" || exit 1
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
@@ -64,7 +71,6 @@ for name in $wanted; do
     jobs) part jobs 1200 python -m pytest -q tests/jobs ;;
     fault) part fault 1800 python -m pytest -q tests/fault ;;
     cluster) part cluster 900 python -m pytest -q tests/cluster ;;
-    *) fail "there is no part $name; there are: lint unit mpi jobs fault cluster" ;;
   esac
 done
 
