@@ -84,7 +84,7 @@ class Optim:
     eps: float = setting(1e-8, "added to the denominator, for adaptive optimizers")
     decay: float = setting(0.9, "decay of the squared gradients, for rmsprop")
     weight_decay: float = setting(0.0, "L2 penalty; for adamw and lamb decoupled from the gradient")
-    no_decay: tuple[str, ...] = setting(("*bias", "*gamma", "*beta"), "patterns of names without weight decay")
+    no_decay: tuple[str, ...] = setting(("*bias", "*norm*.weight"), "patterns of names without weight decay")
     schedule: Literal["constant", "step", "linear", "cosine"] = setting(
         "cosine", "how the learning rate goes over the steps"
     )

@@ -66,6 +66,17 @@ def open_dataset(
     request = Request(targets, np.dtype(dtype), options or {})
     opened = _open(source, path, format, request)
     if isinstance(opened, Splits):
+        asked = [
+            f"data.{name} = {value!r}"
+            for name, value in (("validation", validation), ("test", test))
+            if isinstance(value, str) and value
+        ]
+        if oversample:
+            asked.append(f"data.oversample = {oversample}")
+        if asked:
+            raise ConfigError(
+                f"data source {source!r} returns finished Splits, which {', '.join(asked)} would not change"
+            )
         return opened
     parts: dict[str, Source] = dict(opened) if isinstance(opened, Mapping) else {"train": opened}
     if "train" not in parts:

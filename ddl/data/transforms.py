@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddl.data.source import Field
-from ddl.errors import DataError
+from ddl.errors import ConfigError, DataError
 
 Rows = dict[str, np.ndarray]
 Segments = Sequence[slice]
@@ -49,6 +49,11 @@ def _images(batch: Rows, who: str) -> np.ndarray:
     return x
 
 
+def _need(holds: bool, who: str, setting: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"{who}: {setting} = {value!r} must be {wanted}")
+
+
 def _windows(x: np.ndarray, top: np.ndarray, left: np.ndarray, margin: int) -> np.ndarray:
     """Each image moved within a margin of zeros: the window of its own size at (top, left) of the padded image."""
     rows, height, width = x.shape[:3]
@@ -65,6 +70,9 @@ class Shift:
 
     pixels: int = 1
 
+    def __post_init__(self) -> None:
+        _need(self.pixels >= 0, "shift", "pixels", self.pixels, "at least 0")
+
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
         x = _images(batch, "shift")
         if len(x):
@@ -78,6 +86,9 @@ class Flip:
     """Mirror each image left to right with ``probability``."""
 
     probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.probability <= 1, "flip", "probability", self.probability, "from 0 to 1")
 
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
         x = _images(batch, "flip")
@@ -95,6 +106,10 @@ class Crop:
 
     padding: int = 4
     size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        _need(self.padding >= 0, "crop", "padding", self.padding, "at least 0")
+        _need(self.size is None or min(self.size) > 0, "crop", "size", self.size, "at least one pixel each way")
 
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
         x = _images(batch, "crop")
@@ -124,6 +139,9 @@ class Noise:
 
     scale: float = 0.1
 
+    def __post_init__(self) -> None:
+        _need(0 <= self.scale < np.inf, "noise", "scale", self.scale, "at least 0")
+
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
         x = batch["x"]
         if x.dtype.kind != "f":
@@ -139,31 +157,41 @@ class Mixup:
     """Blend each sample with another of its shard: x and targets by the same weight, from Beta(alpha, alpha).
 
     Class numbers become soft targets (rows, classes), which the cross-entropy takes; targets that are
-    values are blended as they are. classes: how many there are; the source's knowledge fills it in."""
+    values are blended as they are, and data without targets have none to blend. classes: how many there are; the
+    source's knowledge fills it in. as_values: blend class numbers 0 and 1 as values, for binary cross-entropy."""
 
     alpha: float = 0.2
     classes: int | None = None
+    as_values: bool = False
+
+    def __post_init__(self) -> None:
+        _need(self.alpha > 0, "mixup", "alpha", self.alpha, "above 0")
 
     def for_fields(self, fields: Mapping[str, Field]) -> Mixup:
         return self if self.classes else replace(self, classes=fields["y"].size if "y" in fields else None)
 
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
-        x, y = batch["x"], batch["y"]
+        x, y = batch["x"], batch.get("y")
         if x.dtype.kind != "f":
             raise DataError(f"mixup needs x of a floating type, it is {x.dtype}")
-        if y.dtype.kind in "iu":
-            if not self.classes:
-                raise DataError("mixup needs to know the number of classes")
-            y = (y[:, None] == np.arange(self.classes)).astype(x.dtype)
+        if y is not None and y.dtype.kind in "iu":
+            y = y.astype(x.dtype) if self.as_values else self._soft(y, x.dtype)
         if len(x):
             weight = _draw(segments, generators, lambda g, n: g.beta(self.alpha, self.alpha, n)).astype(x.dtype)
             other = np.concatenate(
                 [s.start + generators[i].permutation(s.stop - s.start) for i, s in enumerate(segments)]
             )
             x = _blend(x, other, weight)
-            y = _blend(y, other, weight)
-        batch["x"], batch["y"] = x, y
+            y = None if y is None else _blend(y, other, weight)
+        batch["x"] = x
+        if y is not None:
+            batch["y"] = y
         return batch
+
+    def _soft(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        if not self.classes:
+            raise DataError("mixup needs to know the number of classes")
+        return (y[:, None] == np.arange(self.classes)).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -174,6 +202,9 @@ class Blank:
 
     probability: float = 0.2
     unknown: int = 1
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.probability <= 1, "blank", "probability", self.probability, "from 0 to 1")
 
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
         x = batch["x"]

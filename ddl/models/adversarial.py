@@ -93,6 +93,11 @@ class GAN:
         return self.spec.averages
 
     @property
+    def synchronised(self) -> bool:
+        """Whether layers ask all ranks for sums while they compute."""
+        return bool(self.spec.synchronised)
+
+    @property
     def step_metrics(self) -> Sequence[str]:
         return _STEP_SUMS
 

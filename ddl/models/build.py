@@ -5,10 +5,13 @@ What each model is stands in the zoo's files; ``build`` is the one function that
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ddl.errors import ConfigError
+import numpy as np
+
+from ddl.errors import ConfigError, DdlError
 from ddl.models.adversarial import gan
 from ddl.models.blueprint import Blueprint, FieldLike, Problem, default_loss
 from ddl.models.model import Loss, Model, Supervised
@@ -16,8 +19,9 @@ from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.named import find, make
-from ddl.nn.losses import LOSSES
-from ddl.nn.metric import METRICS, Metric
+from ddl.nn.context import Context
+from ddl.nn.losses import LOSSES, CrossEntropy
+from ddl.nn.metric import METRICS, BitsPerByte, Metric, Perplexity
 
 MODELS = {
     "linear": linear,
@@ -115,14 +119,60 @@ def _supervised(
     made_loss = (
         make(find(chosen, LOSSES, "model.loss"), of_loss, f"loss {chosen!r}") if isinstance(chosen, str) else chosen
     )
-    made_metrics = [_metric(metric) for metric in of_metrics]
+    made_metrics = [_fitting(_metric(metric), made_loss) for metric in of_metrics]
     model = Supervised(blueprint.network, made_loss, problem.shape, made_metrics, blueprint.target)
+    _check_sizes(model, name)
     output, wanted = model.spec.output, problem.outputs if blueprint.target == "y" else tuple(target.shape)
     if isinstance(chosen, str) and chosen in LOSSES and output != wanted:
         raise ConfigError(
             f"model {name!r} gives outputs of shape {output}, but loss {chosen!r} with these targets needs {wanted}"
         )
+    _try_out(model, target)
     return model
+
+
+def _check_sizes(model: Supervised, name: str) -> None:
+    """Layers say what they cannot take; this is for numbers that make no layer at all."""
+    try:
+        shapes = {parameter: shape for parameter, (shape, _) in model.params.items()}
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise ConfigError(f"model {name!r} cannot be built with these options: {error}") from error
+    for parameter, shape in shapes.items():
+        if any(length < 1 for length in shape):
+            raise ConfigError(f"model {name!r}: {parameter} would have the shape {shape}: its options leave no room")
+
+
+def _try_out(model: Supervised, target: FieldLike) -> None:
+    """One row of zeros through the loss and the metrics that are ours: what does not fit should fail here, in one
+    line, and not after the first epoch. Raises ConfigError."""
+    outputs = np.zeros((1, *model.spec.output), np.float32)
+    targets = np.zeros((1, *target.shape), target.dtype)
+    shapes = f"outputs of shape {outputs.shape[1:]} and targets of shape {targets.shape[1:]}"
+    if type(model.loss) in LOSSES.values():
+        context = Context(segments=[slice(0, 1)], shards=[0])
+        _tried(lambda: model.loss.forward(outputs, targets, context), "the loss", shapes)
+    for metric in model.metrics:
+        if type(metric).__module__ == Metric.__module__:
+            _tried(lambda m=metric: m.sums(outputs, targets, 0.0), f"metric {metric.name!r}", shapes)  # type: ignore[misc]
+
+
+def _tried(action: Callable[[], object], what: str, shapes: str) -> None:
+    try:
+        action()
+    except DdlError as error:
+        raise ConfigError(str(error)) from error
+    except (ValueError, IndexError, TypeError) as error:
+        raise ConfigError(f"{what} does not fit {shapes}") from error
+
+
+def _fitting(metric: Metric, loss: Loss) -> Metric:
+    """Perplexity and bits a byte are read off the loss, where that is a plain cross-entropy."""
+    if isinstance(metric, (Perplexity, BitsPerByte)):
+        if isinstance(loss, CrossEntropy):
+            return replace(metric, of_outputs=bool(loss.label_smoothing or loss.class_weights))
+        if type(loss) in LOSSES.values():
+            raise ConfigError(f"metric {metric.name!r} is of a cross-entropy, the loss is {type(loss).__name__}")
+    return metric
 
 
 def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:

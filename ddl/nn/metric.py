@@ -96,6 +96,8 @@ class TopK:
 
     def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
         xp = namespace_of(outputs)
+        if outputs.ndim != targets.ndim + 1:
+            raise ConfigError(f"{self.name} needs a score for each class, and targets that are class numbers")
         scores, truth = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1).astype(np.int64)
         counted = truth >= 0
         scores, truth = scores[counted], truth[counted]
@@ -243,33 +245,55 @@ class R2:
         return float(np.where(varies, explained, (error == 0).astype(np.float64)).mean())
 
 
+def _surprise(outputs: Array, targets: Array) -> np.ndarray:
+    """Minus the log of the share that softmax gives the true class, summed over the targets, and their number."""
+    scores = host(outputs).reshape(-1, outputs.shape[-1]).astype(np.float64)
+    truth = host(targets).reshape(-1).astype(np.int64)
+    scores, truth = scores[truth >= 0], truth[truth >= 0]
+    largest = scores.max(axis=1, initial=-inf)
+    total = largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1))
+    return np.array([(total - scores[np.arange(len(truth)), truth]).sum(), len(truth)])
+
+
 @dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean loss: of how many equally likely tokens a cross-entropy is the worth."""
+class _MeanSurprise:
+    """What perplexity and bits per byte share: the mean cross-entropy with the true classes, in nats.
+
+    That is the mean of the loss where the loss is a plain cross-entropy. of_outputs: computed from the outputs
+    instead, where the loss smooths its targets or weighs classes."""
+
+    of_outputs: bool = False
+
+    @property
+    def every_step(self) -> int:
+        return 2 if self.of_outputs else 1
+
+    def sums(self, outputs: Array, targets: Array, loss: float) -> float | np.ndarray:
+        return _surprise(outputs, targets) if self.of_outputs else float(loss)
+
+    def mean(self, sums: Any, weight: float) -> float:
+        return _ratio(sums[0], sums[1]) if self.of_outputs else float(np.sum(sums)) / weight
+
+
+@dataclass(frozen=True)
+class Perplexity(_MeanSurprise):
+    """exp of the mean cross-entropy: of how many equally likely tokens it is the worth."""
 
     name: ClassVar[str] = "perplexity"
-    every_step: ClassVar[int] = 1
-
-    def sums(self, outputs: Array, targets: Array, loss: float) -> float:
-        return float(loss)
 
     def value(self, sums: Any, weight: float) -> float:
-        mean = float(np.sum(sums)) / weight
+        mean = self.mean(sums, weight)
         return exp(mean) if mean < 700 else inf
 
 
 @dataclass(frozen=True)
-class BitsPerByte:
+class BitsPerByte(_MeanSurprise):
     """The mean cross-entropy in bits, for tokens that are bytes: what a compressor built on the model would write."""
 
     name: ClassVar[str] = "bits_per_byte"
-    every_step: ClassVar[int] = 1
-
-    def sums(self, outputs: Array, targets: Array, loss: float) -> float:
-        return float(loss)
 
     def value(self, sums: Any, weight: float) -> float:
-        return float(np.sum(sums)) / weight / log(2)
+        return self.mean(sums, weight) / log(2)
 
 
 METRICS: dict[str, Callable[[], Metric]] = {

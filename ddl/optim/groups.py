@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ddl.arrays import Array, Layout
+from ddl.arrays.sums import squares
 from ddl.errors import ConfigError
 from ddl.optim.elementwise import Optimizer
 
@@ -92,6 +93,15 @@ class Groups:
         """Names of the flat arrays that the optimizers keep, zero at the start."""
         names = [slot for run in self.runs if run.optimizer is not None for slot in run.optimizer.slots]
         return tuple(dict.fromkeys(names))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether some parameters are never changed."""
+        return any(run.optimizer is None for run in self.runs)
+
+    def squared_norm(self, grads: Array) -> float:
+        """Of the gradients of what is trained."""
+        return sum(squares(grads[run.place]) for run in self.runs if run.optimizer is not None)
 
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float

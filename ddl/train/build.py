@@ -5,18 +5,19 @@ What the settings may be is config's; what the objects do is their rooms'."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.config import Job
-from ddl.data import Order, Splits, auto_shards, class_weights, labels_of, make_transforms, open_dataset
+from ddl.data import Mixup, Order, Splits, auto_shards, class_weights, labels_of, make_transforms, open_dataset
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.model import Model
 from ddl.named import find
+from ddl.nn.losses import BinaryCrossEntropy
 from ddl.optim import Groups, Rule, scaled_lr, schedule
 from ddl.optim import build as build_optimizer
 from ddl.train.task import Task
@@ -56,9 +57,16 @@ def build_task(job: Job) -> Task:
         total_steps=total_steps,
         clip_norm=job.optim.clip_norm,
         normalise=job.data.normalize,
-        augment=make_transforms(job.data.augment, splits.train.fields),
+        augment=_augmentations(job, splits, model),
         callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
     )
+
+
+def _augmentations(job: Job, splits: Splits, model: Model) -> list[Any]:
+    """The job's transforms; mixup blends class numbers in the form that the model's loss takes."""
+    made = make_transforms(job.data.augment, splits.train.fields)
+    values = isinstance(getattr(model, "loss", None), BinaryCrossEntropy)
+    return [replace(one, as_values=True) if values and isinstance(one, Mixup) else one for one in made]
 
 
 def order_of(job: Job, samples: int) -> Order:
@@ -145,13 +153,24 @@ def build_groups(job: Job, model: Model) -> Groups:
         if not isinstance(match, str):
             raise ConfigError(f"each of optim.groups needs match = PATTERN, got {group}")
         settings = {**asdict(optim), **wanted}
-        unknown = sorted(set(wanted) - set(asdict(optim)))
-        if unknown:
-            raise ConfigError(f"optim.groups: [{match}] has no setting {unknown}")
+        _check_group(match, wanted, str(settings["name"]))
         own = _optimizer(str(settings["name"]), float(wanted.get("lr", lr)), settings)
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
     return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
+
+
+def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
+    """What the schedule, clipping and the like are is one thing for all parameters: a group cannot have its own."""
+    own = ("name", "lr", "weight_decay", *_OPTIONS.get(name, ()))
+    unknown = sorted(set(wanted) - set(own))
+    if unknown:
+        raise ConfigError(f"optim.groups: [{match}] with {name} has no setting {unknown}; it has {sorted(own)}")
+    for setting, value in wanted.items():
+        kind: Any = {"name": str, "nesterov": bool}.get(setting, float)
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) if kind is float else type(value) is kind
+        if not fits:
+            raise ConfigError(f"optim.groups: [{match}] {setting} = {value!r} must be a {kind.__name__}")
 
 
 def _matches(pattern: str, layout: Layout) -> bool:

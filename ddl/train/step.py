@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddl.arrays import Arena, Array, FlatBuffer, host
-from ddl.arrays.sums import squares
 from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
@@ -85,6 +84,8 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
+        # Sums of averages travel behind the gradients and are none; frozen parameters have gradients that nobody uses.
+        self._norm_differs = bool(model.averages) or optimizer.frozen
 
     @staticmethod
     def header_length(model: Model) -> int:
@@ -168,9 +169,8 @@ class Step:
 
         Costs a step; it runs only after a non-finite sum, on every rank, since all see the same sum."""
         scratch, bad = self._scratch_buffer(), []
-        if (
-            self.synchronised
-        ):  # its shards cannot be computed one by one; a rank's own sum tells at least whose they are
+        if self.synchronised:
+            # Its shards cannot be computed one by one; a rank's own sum tells at least whose they are.
             finite = bool(np.isfinite(self.total.local.flat).all())
             return tuple(sorted(s for own in self.group.gather_objects([] if finite else self.shards) for s in own))
         for shard in self.shards:
@@ -197,8 +197,8 @@ class Step:
         """Law 2: everything changes here, and nothing in here can wait for or hear of another rank."""
         progress, state = self.state.progress, self.state
         weight, samples, lr = float(header[WEIGHT]), int(header[SAMPLES]) if not skipped else 0, self.lr(step)
-        if self.model.averages:  # their sums travel behind the gradients and are none
-            squared_norm = float(squares(gradient[: state.layout.length]))
+        if self._norm_differs:
+            squared_norm = self.optimizer.squared_norm(gradient[: state.layout.length])
         norm = math.nan
         if not skipped and weight > 0:
             scale, norm = gradient_scale(squared_norm, weight, self.clip_norm)

@@ -19,7 +19,7 @@ from ddl.data import (
     multiplicity,
     oversample,
 )
-from ddl.errors import DataError
+from ddl.errors import ConfigError, DataError
 
 SEGMENTS = [slice(0, 3), slice(3, 3), slice(3, 8)]
 
@@ -99,6 +99,14 @@ def test_mixup_blends_pairs_within_a_shard_with_their_targets():
     assert np.allclose(values["x"], values["y"])
 
 
+def test_mixup_of_classes_0_and_1_as_values_and_of_data_without_targets():
+    given = {"x": np.eye(8), "y": np.array([0, 1, 1, 0, 1, 0, 0, 1])}
+    out = each(Mixup(1.0, as_values=True), given)
+    # A row of x says from which two samples it comes, and how much of each.
+    np.testing.assert_allclose(out["y"], out["x"] @ [0, 1, 1, 0, 1, 0, 0, 1])
+    assert set(each(Mixup(1.0), {"x": np.eye(8)})) == {"x"}
+
+
 @pytest.mark.parametrize("transform", [Shift(1), Flip(), Crop(1), Noise(), Mixup(0.4, 3)])
 def test_a_shards_draws_do_not_depend_on_its_company(transform):
     given = batch(5, 4, 1)
@@ -171,3 +179,18 @@ def test_blank_hides_that_share_of_tokens_but_no_padding():
     assert (out == 1).sum() / 4000 == pytest.approx(0.3, abs=0.05)
     with pytest.raises(DataError, match="whole-number tokens"):
         each(Blank(), {"x": np.zeros((8, 3), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("shift:-1", "pixels"),
+        ("flip:2", "probability"),
+        ("noise:-1", "scale"),
+        ("mixup:0", "alpha"),
+        ("crop:-1", "padding"),
+    ],
+)
+def test_impossible_numbers_are_told_before_the_first_step(spec, says):
+    with pytest.raises(ConfigError, match=says):
+        make_transforms([spec], {})

@@ -79,6 +79,14 @@ def test_options_reach_model_and_loss():
     assert build("cnn", fields(), options={"batch_norm": "sync"}).synchronised
 
 
+def test_perplexity_beside_a_smoothed_loss_is_of_the_outputs():
+    tokens = fields((6,), (6,), size=256, x_dtype="uint8")
+    plain = build("transformer", tokens)
+    smoothed = build("transformer", tokens, options={"loss": {"label_smoothing": 0.1}})
+    assert [m.of_outputs for m in plain.metrics[1:]] == [False, False]
+    assert [m.of_outputs for m in smoothed.metrics[1:]] == [True, True]
+
+
 @pytest.fixture
 def mine(monkeypatch):
     """A module of a user's."""
@@ -149,6 +157,13 @@ MISTAKES = {
     "no attribute": (("mine:nothing", fields()), {}, ["nothing"]),
     "a loss for a model that has one": (("gan", fields(), "mse"), {}, ["gan", "own loss"]),
     "a stride that does not divide": (("autoencoder", fields()), {"channels": [2, 2, 2, 2]}, ["8 x 8"]),
+    "no units": (("mlp", fields()), {"hidden": [0]}, ["mlp", "(64, 0)"]),
+    "units below none": (("mlp", fields()), {"hidden": [-3]}, ["mlp"]),
+    "no heads": (("transformer", fields((12,), x_dtype="uint8")), {"heads": 0}, ["transformer", "heads"]),
+    "values of classes": (("cnn", fields(), None, ["r2"]), {}, ["r2", "(10,)"]),
+    "more choices than outputs": (("mlp", fields((5,), (), size=2), "binary_cross_entropy", ["top5"]), {}, ["top5"]),
+    "bits of a regression": (("mlp", fields((5,), (), "float32", None), "mse", ["perplexity"]), {}, ["MSE"]),
+    "weights of other classes": (("mlp", fields()), {"loss": {"class_weights": [1.0, 2.0]}}, ["2", "10"]),
     "an object with options": ((MLP([64, 10]), fields()), {"hidden": [3]}, ["options"]),
 }
 

@@ -84,6 +84,16 @@ def test_perplexity_and_bits_come_from_the_loss():
     assert whole(Perplexity(), LOGITS, LABELS, 1e6, 1.0) == math.inf
 
 
+def test_bits_of_outputs_do_not_ask_the_loss():
+    shares = np.exp(LOGITS.astype(np.float64))
+    shares /= shares.sum(axis=1, keepdims=True)
+    expected = -np.log2(shares[np.arange(len(LABELS)), LABELS]).mean()
+    assert math.isclose(whole(BitsPerByte(True), LOGITS, LABELS, 1e9, 3.0), expected)
+    assert math.isclose(whole(Perplexity(True), LOGITS, LABELS, 1e9, 3.0), 2**expected)
+    padded = np.append(LABELS, -1)
+    assert math.isclose(whole(BitsPerByte(True), np.vstack([LOGITS, 9 * LOGITS[:1]]), padded, 1e9, 3.0), expected)
+
+
 @given(st.lists(st.integers(1, 89), unique=True, max_size=6).map(sorted), st.sampled_from(sorted(METRICS)))
 def test_any_split_gives_the_same_figure(cuts, name):
     metric = METRICS[name]()

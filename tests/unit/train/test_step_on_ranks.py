@@ -75,7 +75,7 @@ NETWORKS = {
 }
 
 
-def after_steps(group, inputs, network, optimizer, loss="cross_entropy", steps=3):
+def after_steps(group, inputs, network, optimizer, loss="cross_entropy", steps=3, freeze=()):
     """Flat parameters after some steps, and the last step's outcome."""
     random = np.random.default_rng(5)
     x, y = inputs(random), random.integers(0, 3, ROWS)
@@ -94,7 +94,7 @@ def after_steps(group, inputs, network, optimizer, loss="cross_entropy", steps=3
         validation=None,
         test=None,
         order=order,
-        optimizer=Groups(layout, optimizer),
+        optimizer=Groups(layout, optimizer, freeze=freeze),
         lr=lambda step: optimizer.lr,
         total_steps=steps,
         prefetch=0,
@@ -154,3 +154,25 @@ def test_every_loss(loss):
     one, _ = run_ranks(1, lambda g: after_steps(g, vectors, network, optimizer, loss))[0]
     for state, _ in run_ranks(3, lambda g: after_steps(g, vectors, network, optimizer, loss)):
         assert close(state.params.flat, one.params.flat)
+
+
+def test_clipping_counts_only_what_is_trained():
+    """Where the norm is clipped to 1, plain gradient descent moves the trained parameters by exactly lr."""
+
+    def steep(random):
+        return 100 * vectors(random)
+
+    def network():
+        return nn.Sequential(nn.Dense(5), nn.Dense(3))
+
+    moved = []
+    for steps in (0, 1):
+        optimizer = OPTIMIZERS["sgd"](lr=0.1)
+        run = run_ranks(
+            2, lambda g, n=steps, o=optimizer: after_steps(g, steep, network, o, steps=n, freeze=["dense1*"])
+        )
+        moved.append({name: value.copy() for name, value in run[0][0].params.views.items()})
+    before, after = moved
+    assert all((before[name] == after[name]).all() for name in before if name.startswith("dense1"))
+    distance = sum(np.square(after[name] - before[name]).sum() for name in before)
+    assert np.isclose(np.sqrt(distance), 0.1, rtol=1e-5)
