@@ -1,0 +1,86 @@
+"""Whole jobs on thread-ranks, from the set-up to the end, with a run folder of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddl.arrays import Device, Layout
+from ddl.config import Job
+from ddl.data import Arrays, Order
+from ddl.fault.recover import survive
+from ddl.models import MLP
+from ddl.models import build as build_model
+from ddl.optim import Adam, Groups
+from ddl.train.folder import RunFolder
+from ddl.train.journal import Journal
+from ddl.train.loop import Loop
+from ddl.train.setup import announce, set_up
+from ddl.train.state import State
+from ddl.train.task import Task
+from ddl.train.wishes import Wishes
+
+
+def make_task(network=None, **changes) -> Task:
+    random = np.random.default_rng(3)
+    x = random.normal(size=(50, 5))
+    source = Arrays(x, (x[:, 0] > 0).astype(np.int64))
+    model = build_model(network or MLP([5, 8, 2]), source.fields, "cross_entropy", None)
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, "float64")
+    defaults = {
+        "model": model,
+        "train": source,
+        "validation": source,
+        "test": source,
+        "order": Order(50, 6, 16, 1),
+        "optimizer": Groups(layout, Adam()),
+        "lr": lambda step: 0.01,
+        "total_steps": 9,
+        "dtype": "float64",
+        "prefetch": 0,
+    }
+    return Task(**{**defaults, **changes})
+
+
+def train_whole(group, settings=None, recovery=None, **changes):
+    """One rank's job: (loop, failure). settings: of a job, by name; changes: of its task."""
+    task = make_task(**changes)
+    state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+    job = Job().override(**(settings or {}))
+    journal = Journal(task)
+    folder = RunFolder(job, journal, journal.warn)
+    loop = Loop(
+        task,
+        group,
+        Device(),
+        state,
+        journal,
+        wishes=Wishes(checkpoint_every_steps=2),
+        claim=folder.hold,
+        open_writer=lambda: folder.open_writer(loop.group),
+        announce=lambda: announce(loop, job, Device(), "threads"),
+        recovery=recovery,
+    )
+    before = group.members
+    group, problem = survive(group, lambda group: set_up(group, loop, folder, job.checkpoint.resume, journal.warn))
+    if problem is not None:
+        return loop, problem
+    left = [member.identity for member in group.members]
+    journal.lost_at_start([member for member in before if member.identity not in left], state.progress.step)
+    loop.start(group)
+    try:
+        if group.is_leader:
+            journal.lead()
+            group.probe("setup.announce")
+            announce(loop, job, Device(), "threads")
+        return loop, loop.run()
+    finally:
+        loop.close()
+        journal.close()
+
+
+@pytest.fixture
+def whole_job(tmp_path, monkeypatch):
+    """``train_whole``, in a folder where its runs are the first."""
+    monkeypatch.chdir(tmp_path)
+    return train_whole
