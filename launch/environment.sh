@@ -69,8 +69,16 @@ install() {
   # mpirun refuses root, by default and for good reason on shared machines; a container knows no one else.
   grep -q OMPI_ALLOW_RUN_AS_ROOT "$VENV/bin/activate" ||
     printf '\nexport OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1\n' >>"$VENV/bin/activate"
+  compile_kernels >>"$log" 2>&1 || true # the first job would compile them, on all its ranks at once
   { exec 9>&-; } 2>/dev/null || true
 }
+
+compile_kernels() (
+  activate
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  timeout -k 5 200 mpirun -n 2 python -m ddl.train --train.steps 2 --run.dir "$scratch/run"
+)
 
 activate() {
   # shellcheck disable=SC1091

