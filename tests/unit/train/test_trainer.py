@@ -9,6 +9,7 @@ import pytest
 
 import ddl
 from ddl.checkpoint import Store
+from ddl.collectives.choose import Rule, Tuning
 from ddl.errors import ConfigError, DdlError, Diverged, UserError
 
 RANDOM = np.random.default_rng(5)
@@ -113,6 +114,16 @@ def test_settings_reach_the_job(here):
     run.fit(steps=3)
     assert run.folder == here / "mine"
     assert not (run.folder / "metrics.jsonl").exists() and (run.folder / "ledger.jsonl").exists()
+
+
+def test_a_measured_table_is_read_as_by_a_job(here):
+    Tuning((Rule(1, 1, 0, "ring"),)).save(here / "tuning.json")
+    run = trainer({"comm.tuning": "tuning.json"})
+    run.fit(steps=2)
+    assert run._loop.task.tuning == Tuning.load(here / "tuning.json")
+    (here / "tuning.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tuning\.json is not a tuning table"):
+        trainer({"comm.tuning": "tuning.json"}).fit(steps=2)
 
 
 def test_tensorboard_files_are_written(here):
