@@ -42,8 +42,8 @@ def make_task(network=None, **changes) -> Task:
     return Task(**{**defaults, **changes})
 
 
-def train_whole(group, settings=None, recovery=None, **changes):
-    """One rank's job: (loop, failure). settings: of a job, by name; changes: of its task."""
+def train_whole(group, settings=None, recovery=None, stop=False, **changes):
+    """One rank's job: (loop, failure). settings: of a job, by name; stop: a wish to end; changes: of its task."""
     task = make_task(**changes)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     job = Job().override(**(settings or {}))
@@ -55,7 +55,7 @@ def train_whole(group, settings=None, recovery=None, **changes):
         Device(),
         state,
         journal,
-        wishes=Wishes(checkpoint_every_steps=2),
+        wishes=Wishes(stop, checkpoint_every_steps=2),
         claim=folder.hold,
         open_writer=lambda: folder.open_writer(loop.group),
         announce=lambda: announce(loop, job, Device(), "threads"),

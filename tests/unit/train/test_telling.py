@@ -1,0 +1,113 @@
+"""What callbacks, files and people are told: every step and epoch, whoever dies in telling it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.errors import Diverged, JobEnded, Stop
+from ddl.fault.recover import Settings
+
+STEPS, PER_EPOCH = 5, 4
+SETTINGS = {"run.dir": "run"}
+
+
+def events(kind):
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_wherever_a_rank_dies_each_step_and_epoch_is_told(rank, whole_job, tmp_path, monkeypatch):
+    passed = Counter[str]()
+
+    def probe_of(number):
+        def probe(point):
+            passed[point] += number == rank
+
+        return probe
+
+    run_ranks(3, lambda g: whole_job(g, SETTINGS, total_steps=STEPS), probe=probe_of)
+    # What dies in a checkpoint is, with threads, the thread that writes it.
+    points = [point for point in passed if point.partition(".")[0] not in ("setup", "checkpoint")]
+    deaths = [(point, count) for point in sorted(points) for count in range(1, passed[point] + 1)]
+    for point, count in deaths[:: 5 if rank else 2]:
+        here = tmp_path / f"{point}-{count}"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        heard = []
+        results = run_ranks(
+            3,
+            lambda g, h=heard: whole_job(
+                g, SETTINGS, total_steps=STEPS, callbacks=[lambda outcome: h.append(outcome.step)]
+            ),
+            death=Death(rank, count, point),
+        )
+        assert isinstance(results[rank], Killed)
+        where = (point, count)
+        assert sorted(set(heard)) == list(range(1, STEPS + 1)), where
+        assert heard == sorted(heard) and len(heard) <= STEPS + 1, where  # the last one before the death, again
+        assert [event["step"] for event in events("step")] == list(range(1, STEPS + 1)), where
+        assert [event["step"] for event in events("epoch")] == [PER_EPOCH, STEPS], where
+
+
+def test_a_callback_that_the_leader_died_in_hears_of_the_step_again(whole_job):
+    heard = []
+
+    def callback(outcome):
+        heard.append(outcome.step)
+        if outcome.step == 3 and heard.count(3) == 1:
+            raise Killed("in a callback")
+
+    results = run_ranks(3, lambda g: whole_job(g, SETTINGS, total_steps=STEPS, callbacks=[callback]))
+    assert isinstance(results[0], Killed) and results[1][1] is None
+    assert heard == [1, 2, 3, 3, 4, 5]
+
+
+def test_the_last_step_before_too_few_are_left_is_told(whole_job):
+    heard = []
+
+    def callback(outcome):
+        heard.append(outcome.step)
+        if outcome.step == 3 and heard.count(3) == 1:
+            raise Killed("in a callback")
+
+    few = Settings(min_ranks=3)
+    results = run_ranks(3, lambda g: whole_job(g, SETTINGS, recovery=few, callbacks=[callback]))
+    assert all(isinstance(failure, Stop) for _, failure in results[1:])
+    assert heard == [1, 2, 3, 3] and [event["step"] for event in events("step")] == [1, 2, 3]
+
+
+def test_memory_that_cannot_be_shared_is_told_once(whole_job):
+    results = run_ranks(4, lambda g: whole_job(g, SETTINGS), can_share=False, death=Death(0, 3, "step.compute"))
+    assert results[1][1] is None
+    said = [event["message"] for event in events("warning") if "cannot share memory" in event["message"]]
+    assert len(said) == 1 and "these threads may not" in said[0]
+
+
+def test_memory_that_is_shared_or_not_asked_for_is_not_worth_a_word(whole_job):
+    run_ranks(2, lambda g: whole_job(g, {"run.dir": "run"}))
+    assert not events("warning")
+    run_ranks(2, lambda g: whole_job(g, {"run.dir": "run"}, algorithm="ring", total_steps=12), can_share=False)
+    assert not events("warning")
+
+
+@pytest.mark.parametrize("spares", [1, 2])
+def test_spares_end_with_the_status_of_the_job(spares, whole_job, monkeypatch):
+    few = Settings(min_ranks=3)
+    results = run_ranks(2, lambda g: whole_job(g, SETTINGS), spares=spares)
+    assert [failure for _, failure in results] == [None] * (2 + spares)
+    monkeypatch.setattr("ddl.train.loop.compare", lambda *_: None)  # no majority holds the same state
+    results = run_ranks(2, lambda g: whole_job(g, {"run.dir": "two"}, check_every=3), spares=spares)
+    assert [type(failure) for _, failure in results] == [Diverged] * 2 + [JobEnded] * spares
+    assert {failure.exit_status for _, failure in results} == {Diverged.exit_status}
+    deaths = [Death(rank, 1, "step.compute") for rank in range(spares)]
+    results = run_ranks(3, lambda g: whole_job(g, {"run.dir": "three"}, recovery=few), spares=spares, death=deaths)
+    assert all(result[1] is None for result in results if not isinstance(result, Killed))
+
+
+def test_a_spare_ends_with_75_when_the_job_is_asked_to_stop(whole_job):
+    results = run_ranks(2, lambda g: whole_job(g, SETTINGS, stop=g.rank == 1), spares=1)
+    assert [loop.status_of(failure) for loop, failure in results] == [Stop.exit_status] * 3
