@@ -156,6 +156,7 @@ class Supervisor:
         self.asked = ""
         self.must_end = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._passed_on: set[int] = set()  # signals that it has been sent
         self._replica = SHARED_MEMORY / f"ddl-replica-{os.getpid()}" if job.checkpoint.replica else None
 
     def run(self) -> int:
@@ -163,7 +164,7 @@ class Supervisor:
         failed_at: list[int] = []
         try:
             remove_stale_replicas()
-            while True:
+            while not self.asked:
                 ended = self._launch(len(failed_at), tuple(failed_at))
                 verdict = decide(ended)
                 if verdict.status is not None:
@@ -174,16 +175,17 @@ class Supervisor:
                     return verdict.status
                 failed_at.append(ended.step)
                 self._drop_dead_hosts(self._id(len(failed_at) - 1))
-                if self.must_end:
-                    return EX_TEMPFAIL
-                left = self.restarts - len(failed_at)
-                self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
+                if not self.asked:
+                    left = self.restarts - len(failed_at)
+                    self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
+            self._say(f"ended by {self.asked} before the job was started{' again' if failed_at else ''}")
+            return EX_TEMPFAIL
         finally:
             if self._replica is not None:
                 shutil.rmtree(self._replica, ignore_errors=True)
 
     def ask_to_stop(self, number: int, frame: object = None) -> None:
-        """SIGUSR1: the ranks write a checkpoint and end."""
+        """SIGUSR1: the ranks write a checkpoint and end. Between two launches there is nothing to write."""
         self.asked = signal.Signals(number).name
         self._signal(number)
 
@@ -232,10 +234,11 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes on what it decides
             preexec_fn=_end_with_parent,
         ) as process:
+            self._passed_on.clear()
             self._process = process
             pumps = [self._pump(process.stdout, sys.stdout), self._pump(process.stderr, sys.stderr)]
-            if self.must_end:
-                self._signal(signal.SIGTERM)
+            if self.asked:  # while the process was made; it does not know yet
+                self._signal(signal.SIGTERM if self.must_end else signal.Signals[self.asked])
             try:
                 overdue_s = self._watch(process, launch, before)
             finally:
@@ -277,8 +280,7 @@ class Supervisor:
     def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:
         """mpirun and all its processes are gone when this returns."""
         if process.poll() is None:
-            if not self.must_end:  # else it has had its signal; a second one makes it leave its ranks alone
-                self._signal(signal.SIGTERM)  # mpirun then ends its ranks, those of other hosts as well
+            self._signal(signal.SIGTERM)  # mpirun then ends its ranks, those of other hosts as well
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TERM_S)
         if process.poll() is None:
@@ -308,7 +310,8 @@ class Supervisor:
 
     def _signal(self, number: int) -> None:
         process = self._process
-        if process is not None and process.poll() is None:
+        if process is not None and process.poll() is None and number not in self._passed_on:
+            self._passed_on.add(number)  # a second SIGTERM makes mpirun leave its ranks alone
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
@@ -322,7 +325,7 @@ class Supervisor:
         """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends."""
         if len(self.hosts) < 2:
             return
-        alive = [host for host in self.hosts if self._answers(host, launch)]
+        alive = [host for host in self.hosts if self.asked or self._answers(host, launch)]
         if alive and len(alive) < len(self.hosts):
             lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
             self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
@@ -332,11 +335,19 @@ class Supervisor:
     def _answers(self, host: Host, launch: str) -> bool:
         sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch]
         words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=EXPORTED[2:])
+        deadline = time.monotonic() + PROBE_S
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S)
-        except (OSError, subprocess.TimeoutExpired):
+            probe = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        except OSError:
             return False
-        return b"swept" in done.stdout
+        with probe:
+            assert probe.stdout is not None
+            while probe.poll() is None and time.monotonic() < deadline and not self.asked:
+                time.sleep(TICK_S)
+            if probe.poll() is None:
+                probe.kill()
+                return bool(self.asked)  # nobody will need to know
+            return b"swept" in probe.stdout.read()
 
     def _show_notes(self, launch: str) -> None:
         """Say how the ranks died, and show the traceback or stack of the first."""
@@ -348,10 +359,10 @@ class Supervisor:
             alike.setdefault(what, []).append(f"{note.get('rank')} on {note.get('host')}")
         for what, ranks in alike.items():
             self._say(f"rank {', '.join(ranks)}, {what}")
+        texts = [note.get("traceback") or note.get("stack") or "" for note in notes]
+        if any(texts):
+            print(next(filter(None, texts)).rstrip(), file=sys.stderr)
         if notes:
-            text = notes[0].get("traceback") or notes[0].get("stack") or ""
-            if text:
-                print(text.rstrip(), file=sys.stderr)
             self._say(f"all notes are in {folder}")
 
     def _say(self, line: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -263,6 +264,35 @@ def test_usr1_reaches_the_ranks_and_ends_with_75(tmp_path):
     door.send_signal(signal.SIGUSR1)
     assert door.wait(DEADLINE_S) == 75
     assert members(launch) == []
+
+
+@pytest.mark.parametrize("ask", ["ask_to_stop", "end"])
+@pytest.mark.parametrize("when", ["before the first", "between two", "while one is made"])
+def test_a_signal_that_meets_no_mpirun_is_not_lost(play, monkeypatch, capfd, ask, when):
+    """A second launch would train to the end."""
+    code = "time.sleep(1000)" if when == "while one is made" else "step(attempt)\nif attempt: summary('finished')"
+    made, calls = play(code)
+    number = signal.SIGUSR1 if ask == "ask_to_stop" else signal.SIGTERM
+    if when == "before the first":
+        getattr(made, ask)(number)
+    else:
+        name = "_drop_dead_hosts" if when == "between two" else "_command"
+        before = getattr(made, name)
+        monkeypatch.setattr(made, name, lambda argument: (getattr(made, ask)(number), before(argument))[1])
+    assert made.run() == 75
+    assert f"ended by {number.name}" in capfd.readouterr().err
+    if when == "between two":
+        assert len(calls()) == 1
+
+
+def test_a_signal_ends_the_question_whether_a_host_answers(play, monkeypatch):
+    from ddl.mpirun import Host
+
+    made, _ = play("", hosts=[Host("one", 2), Host("other", 2)])
+    Path(made.mpirun).write_text("#!/bin/sh\nexec sleep 1000\n")
+    threading.Timer(0.2, made.ask_to_stop, [signal.SIGUSR1]).start()
+    made._drop_dead_hosts("x")
+    assert len(made.hosts) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
