@@ -111,7 +111,7 @@ class Train:
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end")
     patience: int = setting(0, "evaluations without a better validation loss after which training ends; 0: never")
     compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
-    callbacks: tuple[str, ...] = setting((), '"package.module:Name" of functions called with every step')
+    callbacks: tuple[str, ...] = setting((), '"package.module:Name" of functions called with every step, at least once')
 
 
 @dataclass(frozen=True)

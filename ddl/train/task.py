@@ -21,6 +21,8 @@ class Task:
     lr: step -> learning rate. parts: micro-batches per step. normalise: "none" or a name that data.moments knows.
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
+    callbacks: called on the leader with the Outcome of each step, in order and at least once: when the leader dies, the
+    next one calls them with the last committed step, whether the one before had come to that or not.
     limits: skip_limit, check_every (steps between comparisons of replicas; 0: never)."""
 
     model: Model
