@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from ddl.arrays.namespace import Array
+from ddl.arrays.tables import clear_rows
 
 ALIGNMENT = 16  # elements: a float32 view starts on a cache line of 64 bytes
 
@@ -64,11 +65,15 @@ class Layout:
 class Views(Mapping[str, Array]):
     """Named arrays: ``views["conv1.weight"]``, and ``views.at("conv1")["weight"]`` for a layer.
 
-    ``at`` is remembered, since a step asks for the same names again and again."""
+    ``at`` is remembered, since a step asks for the same names again and again.
+    zero_outside: name -> (numbers,) the rows outside of which that array is zero, where that is known. Whoever owns
+    the arrays keeps it (train/step.py); all scopes share it."""
 
-    def __init__(self, arrays: Mapping[str, Array]):
+    def __init__(self, arrays: Mapping[str, Array], zero_outside: dict[str, Array] | None = None, prefix: str = ""):
         self._arrays = dict(arrays)
         self._scopes: dict[str, Views] = {}
+        self.zero_outside: dict[str, Array] = {} if zero_outside is None else zero_outside
+        self._prefix = prefix
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -84,9 +89,18 @@ class Views(Mapping[str, Array]):
         found = self._scopes.get(scope)
         if found is None:
             prefix = scope + "."
-            found = Views({n[len(prefix) :]: a for n, a in self._arrays.items() if n.startswith(prefix)})
-            self._scopes[scope] = found
+            arrays = {n[len(prefix) :]: a for n, a in self._arrays.items() if n.startswith(prefix)}
+            found = self._scopes[scope] = Views(arrays, self.zero_outside, self._prefix + prefix)
         return found
+
+    def clear(self, name: str) -> Array:
+        """The array ``name``, which is now zero: written only where something else may have been."""
+        array, rows = self._arrays[name], self.zero_outside.pop(self._prefix + name, None)
+        if rows is None:
+            array[...] = 0
+        else:
+            clear_rows(array, rows)
+        return array
 
 
 class FlatBuffer:

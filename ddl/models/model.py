@@ -118,6 +118,11 @@ class Supervised:
         return bool(self.spec.synchronised)
 
     @property
+    def by_rows(self) -> Sequence[str]:
+        """Parameters whose gradients are announced with the rows that were written."""
+        return self.spec.by_rows
+
+    @property
     def step_metrics(self) -> Sequence[str]:
         return [name for m in self.metrics for name in _step_names(m)]
 

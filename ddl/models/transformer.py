@@ -4,7 +4,7 @@ Attention itself is nn's; drawing text from a trained decoder is generate.py's."
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ddl.arrays import Array, Views, namespace_of
@@ -52,7 +52,7 @@ def transformer(
     apart two places stand, and learns soonest). tied (decoder): the same matrix embeds a token and scores it.
     padding (encoder): the token that fills short texts and is left out of the mean (-1: none)."""
     vocabulary, outputs = problem.need_vocabulary("transformer"), problem.need_outputs("transformer")
-    if width % heads:
+    if heads < 1 or width % heads:
         raise ConfigError(f"transformer: width = {width} must be a multiple of heads = {heads}")
     is_decoder = len(outputs) == 2 and outputs[0] == problem.shape[0]
     blocks = [block(width, heads, dropout, is_decoder, positions == "rotary") for _ in range(layers)]
@@ -103,6 +103,8 @@ class Decoder:
 
     def spec(self, shape: Shape) -> Spec:
         embedded = self.embedding.spec(shape)
+        if self.tied:  # the scores' part of its gradient fills all rows
+            embedded = replace(embedded, by_rows=())
         specs = {"embedding": embedded, "trunk": self.trunk.spec(embedded.output)}
         if not self.tied:
             specs["scores"] = self.scores.spec(embedded.output)
@@ -135,9 +137,10 @@ class Decoder:
             dy = back
         dy = yield from prefixed("trunk", self.trunk.backward(params.at("trunk"), grads.at("trunk"), of_trunk, dy))
         embedding = self.embedding.backward(params.at("embedding"), grads.at("embedding"), of_embedding, dy)
+        if as_output is None:
+            return (yield from prefixed("embedding", embedding))
         names, dx = exhausted(embedding)
-        if as_output is not None:
-            grads["embedding.weight"][...] += as_output
+        grads["embedding.weight"][...] += as_output
         yield [f"embedding.{name}" for name in names]
         return dx
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddl.arrays import Array, Views, namespace_of
+from ddl.arrays import Array, InRows, Views, namespace_of
 from ddl.arrays.rowwise import scatter_add
 from ddl.errors import ConfigError, DataError
 from ddl.nn.context import Context
@@ -30,7 +30,8 @@ class Embedding:
     padding: int | None = None
 
     def spec(self, shape: Shape) -> Spec:
-        return Spec((*shape, self.width), {"weight": ((self.tokens, self.width), normal(self.width**-0.5))})
+        weight = ((self.tokens, self.width), normal(self.width**-0.5))
+        return Spec((*shape, self.width), {"weight": weight}, by_rows=("weight",))
 
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
         weight = params["weight"]
@@ -48,9 +49,9 @@ class Embedding:
         return y, x
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
-        grads["weight"][...] = 0
-        scatter_add(contiguous(dy).reshape(-1, self.width), contiguous(cache).reshape(-1), grads["weight"])
-        yield ("weight",)
+        rows = contiguous(cache).reshape(-1)
+        scatter_add(contiguous(dy).reshape(-1, self.width), rows, grads.clear("weight"))
+        yield (InRows("weight", rows),)
         return None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddl.arrays import Array, Views, namespace_of
+from ddl.arrays import Array, InRows, Views, namespace_of
 from ddl.nn.context import Context
 
 Shape = tuple[int, ...]
@@ -41,12 +41,14 @@ class Spec:
     """What a layer is for inputs of one shape. Shapes leave out the batch axis.
 
     output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average.
-    synchronised: in training it asks all ranks for sums, so all must compute it in step."""
+    synchronised: in training it asks all ranks for sums, so all must compute it in step.
+    by_rows: parameters, each a table, whose gradients backward may announce with the rows that it wrote (InRows)."""
 
     output: Shape
     params: Mapping[str, tuple[Shape, Initialiser]] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=dict)
     synchronised: bool = False
+    by_rows: tuple[str, ...] = ()
 
 
 class Layer(Protocol):
@@ -62,6 +64,8 @@ class Layer(Protocol):
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         """Write gradients of the SUM of the loss into ``grads``, yield their names, return the input's gradient.
+
+        A name that is yielded as InRows is a promise: that gradient is zero in all other rows (``grads.clear``).
 
         ``dy`` may be overwritten. None is returned where ``ctx.wants_gradient_of(x)`` said no.
         In training a layer with averages writes their sums into ``grads`` as well."""
@@ -80,14 +84,15 @@ def prefixed(scope: str, backward: Backward) -> Backward:
             names = next(backward)
         except StopIteration as end:
             return end.value
-        yield [f"{scope}.{name}" for name in names]
+        yield [name.below(scope) if isinstance(name, InRows) else f"{scope}.{name}" for name in names]
 
 
 def merged(specs: Mapping[str, Spec], output: Shape) -> Spec:
     """The spec of a layer made of named parts: their parameters and averages below their names."""
     params = {f"{scope}.{n}": p for scope, spec in specs.items() for n, p in spec.params.items()}
     averages = {f"{scope}.{n}": a for scope, spec in specs.items() for n, a in spec.averages.items()}
-    return Spec(output, params, averages, any(spec.synchronised for spec in specs.values()))
+    by_rows = tuple(f"{scope}.{name}" for scope, spec in specs.items() for name in spec.by_rows)
+    return Spec(output, params, averages, any(spec.synchronised for spec in specs.values()), by_rows)
 
 
 class Sequential:

@@ -4,7 +4,7 @@ Pure arithmetic; sending a bucket that is whole is the reducer's work (reducer.p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,11 +19,14 @@ class Bucket:
     span: slice
 
 
-def buckets(layout: Layout, bucket_bytes: float, order: Sequence[str] | None = None) -> list[Bucket]:
+def buckets(
+    layout: Layout, bucket_bytes: float, order: Sequence[str] | None = None, alone: Collection[str] = ()
+) -> list[Bucket]:
     """Cut the flat gradient into buckets that together cover it once, gaps included.
 
     order: the names as backward yields them (default: forward's order, reversed). A bucket is closed
-    when it has reached ``bucket_bytes``, or where the order jumps to another place in memory."""
+    when it has reached ``bucket_bytes``, or where the order jumps to another place in memory.
+    alone: names that share their bucket with no other."""
     names = list(reversed(list(layout.shapes)) if order is None else order)
     if sorted(names) != sorted(layout.shapes):
         raise ValueError(f"the order must hold each name once; differs by {sorted(set(names) ^ set(layout.shapes))}")
@@ -33,6 +36,7 @@ def buckets(layout: Layout, bucket_bytes: float, order: Sequence[str] | None = N
         span = spans[name]
         last = found[-1] if found else None
         joins = last is not None and (span.stop == last.span.start or span.start == last.span.stop)
+        joins = joins and name not in alone and not (last is not None and last.names[0] in alone)
         if last is None or not joins or _bytes(last.span, layout) >= bucket_bytes:
             found.append(Bucket((name,), span))
         else:

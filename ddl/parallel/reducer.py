@@ -6,21 +6,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import inf, prod
 from queue import Empty, SimpleQueue
 from typing import Literal
 
 import numpy as np
 
-from ddl.arrays import Array, Device, FlatBuffer, Layout
+from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
 from ddl.parallel.buckets import Progress, buckets
 from ddl.parallel.sums import make_sum
+from ddl.parallel.tables import Table
 
 BUCKET_MIB = 4.0  # between hosts at 1 Gbit/s the step times of 1 to 8 MiB lie within the noise
+# Smaller tables are summed whole: what agreeing on their rows takes is saved only from here on.
+TABLE_BYTES, TABLE_BYTES_BETWEEN_NODES = 1 << 20, 128 << 10
 
 
 @dataclass
@@ -39,6 +43,8 @@ class GradientSum:
     Between the first announcement and the return of ``finish`` nobody else may use the group.
 
     overlap: send a bucket while backward still runs: "auto" where that pays (between nodes, from a GPU).
+    by_rows: names, the same on all ranks, of tables (rows, width). Where ``local.views.zero_outside`` names the rows
+    that a step has touched, on all ranks, and they are few together, those alone are summed.
     span: around each bucket, for a trace. After PeerLost it is closed and another one made for the next generation."""
 
     local: FlatBuffer
@@ -54,16 +60,28 @@ class GradientSum:
         bucket_mib: float = BUCKET_MIB,
         overlap: Literal["auto", "on", "off"] | bool = "auto",
         tuning: Tuning | None = None,
+        by_rows: Sequence[str] = (),
         span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ):
         self.group, device = group, device or Device()
-        plan = buckets(layout, bucket_mib * (1 << 20)) if overlap not in ("off", False) and group.size > 1 else []
+        may_overlap = overlap not in ("off", False)
+        least = TABLE_BYTES if len(group.nodes) == 1 else TABLE_BYTES_BETWEEN_NODES
+        sizes = {name: prod(layout.shapes[name]) * layout.dtype.itemsize for name in by_rows}
+        tables = [name for name, nbytes in sizes.items() if nbytes >= least]
+        plan = buckets(layout, bucket_mib * (1 << 20) if may_overlap else inf, alone=tables)
+        if group.size == 1:
+            plan = []
         self._parts = [bucket.span for bucket in plan] or [slice(0, layout.length)]
-        self._sum = make_sum(group, layout, header_length, self._parts, algorithm, tuning, device)
+        self._tables = {
+            number: Table(bucket.names[0], bucket.span.start, *layout.shapes[bucket.names[0]])
+            for number, bucket in enumerate(plan)
+            if bucket.names[0] in tables
+        }
+        self._sum = make_sum(group, layout, header_length, self._parts, self._tables, algorithm, tuning, device)
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         self._progress = Progress(plan)
         self._span = span
-        self._sender = _Sender(self._reduce) if wanted and len(plan) > 1 else None
+        self._sender = _Sender(self._send) if wanted and len(plan) > 1 else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)
         self._total = Total(self._sum.result, self._sum.total, 0.0)
@@ -72,16 +90,27 @@ class GradientSum:
     def overlaps(self) -> bool:
         return self._sender is not None
 
+    def _stage(self, number: int) -> None:
+        if number in self._tables:
+            rows = self.local.views.zero_outside.get(self._tables[number].name)
+            self._sum.touched[number].mark(None if rows is None else host(rows))
+        self._sum.stage(number)
+
     def _reduce(self, number: int) -> None:
         with self._span(f"bucket {number}"):
             self._sum.reduce(number)
+
+    def _send(self, number: int) -> None:
+        """A part by itself. All ranks open alike: what a backward has not announced leaves one by one as well."""
+        self._sum.open()
+        self._reduce(number)
 
     def announce(self, names: Iterable[str]) -> None:
         """Backward has written the gradients ``names`` for the last time in this step."""
         if self._sender is not None:
             for number in self._progress.announce(names):
                 self.group.doing = "allreduce"
-                self._sum.stage(number)
+                self._stage(number)
                 self._sender.submit(number)
 
     def finish(self) -> Total:
@@ -92,10 +121,19 @@ class GradientSum:
             self._sender.join()
         self.group.doing = "allreduce"
         for number in rest:
-            self._sum.stage(number)
-        for number in rest:
-            self._reduce(number)
+            self._stage(number)
+        if self._sender is not None:
+            for number in rest:
+                self._send(number)
+        else:
+            self._sum.open()
+            for number in rest:
+                self._reduce(number)
         self._total.squared_norm = self._sum.close()
+        if self._sum.result is self._sum.local and self.group.size > 1:  # it now holds what any rank has touched
+            rows = {t.name: np.flatnonzero(self._sum.touched[number].union) for number, t in self._tables.items()}
+            self.local.views.zero_outside.clear()
+            self.local.views.zero_outside.update(rows)
         self.group.doing = "job"
         return self._total
 

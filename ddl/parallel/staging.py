@@ -23,7 +23,7 @@ class Staged:
 
     def __init__(self, inner: Sum, device: Device, parts: Sequence[slice]):
         self._inner, self._device = inner, device
-        self.header, self.total = inner.header, inner.total
+        self.header, self.total, self.touched = inner.header, inner.total, inner.touched
         self._pinned: list[int] = []
         xp = device.xp
         with device.activate():
@@ -49,12 +49,16 @@ class Staged:
         with self._device.activate():
             self._written[number].record()  # on the stream of the computation, which is the caller's
 
+    def open(self) -> None:
+        """Nothing is whole before it has been copied."""
+
     def reduce(self, number: int) -> None:
         on_device, on_host = self._copies[number]
         with self._device.activate():
             self._stream.wait_event(self._written[number])
             on_device.get(stream=self._stream, out=on_host, blocking=False)
             self._stream.synchronize()
+        self._inner.open()
         self._inner.reduce(number)
 
     def close(self) -> float:

@@ -4,9 +4,10 @@ When a part may leave is the reducer's business (reducer.py); the algorithms are
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
@@ -22,19 +23,26 @@ from ddl.comm import Group, SharedMemory
 from ddl.comm.group import no_probe
 from ddl.comm.topology import cores
 from ddl.parallel.staging import Staged
+from ddl.parallel.tables import RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
 
 
 class Sum(Protocol):
-    """Sums one flat array and a float64 header over all workers, part by part."""
+    """Sums one flat array and a float64 header over all workers, part by part.
+
+    tables: by part, those of which the rows that a rank has touched are known; each is a part of its own."""
 
     local: Array  # (length,) of this rank: write here
     header: np.ndarray  # (header_length,) float64 of this rank: write here
     result: Array  # (length,) the sum, from the return of ``close`` to the next ``reduce``; may be ``local``
     total: np.ndarray  # (header_length,) float64, likewise
     pays_to_overlap: bool  # whether sending during backward is worth a thread
+    touched: dict[int, Touched]  # by part, for each table: mark the rows before ``open``
 
     def stage(self, number: int) -> None:
-        """Part ``number`` of ``local`` is written; called by the thread that wrote it, before ``reduce``."""
+        """Part ``number`` of ``local`` is written; called by the thread that wrote it, before ``open``."""
+
+    def open(self) -> None:
+        """All parts that are reduced before the next ``open`` are staged; all workers call it alike."""
 
     def reduce(self, number: int) -> None:
         """Sum part ``number``; all workers go through the parts in the same order."""
@@ -49,7 +57,12 @@ class Sum(Protocol):
 class _OnHost:
     """What is written on the host needs no staging and is freed with its last view."""
 
+    touched: dict[int, Touched]
+
     def stage(self, number: int) -> None:
+        pass
+
+    def open(self) -> None:
         pass
 
     def release(self) -> None:
@@ -64,6 +77,7 @@ class Alone(_OnHost):
     def __init__(self, layout: Layout, header_length: int, xp: ModuleType = np):
         self.local = self.result = xp.zeros(layout.length, layout.dtype)
         self.header = self.total = np.zeros(header_length)
+        self.touched = {}
 
     def reduce(self, number: int) -> None:
         """Nothing to add."""
@@ -83,6 +97,7 @@ class Flat(_OnHost):
         layout: Layout,
         header_length: int,
         parts: Sequence[slice],
+        tables: Mapping[int, Table],
         algorithm: str,
         tuning: Tuning | None,
     ):
@@ -90,15 +105,25 @@ class Flat(_OnHost):
         self.local = self.result = np.zeros(layout.length, layout.dtype)
         self.header, self.total = np.zeros(header_length), np.zeros(header_length)
         topology = Topology.of(group.nodes, can_share=False)
-        self._todo = []
-        for part in parts:
-            x = self.local[part]
+
+        def allreduce(x: Array, group: Group) -> None:
             usable = algorithm if algorithm in ("ring", "native") else choose(x.nbytes, topology, tuning)
-            self._todo.append((TABLE[usable], x))
+            TABLE[usable](x, group)
+
+        self._allreduce = allreduce
+        self._parts = [self.local[part] for part in parts]
+        self._rows = {n: RowsInPlace(group, table, self.local, allreduce) for n, table in tables.items()}
+        self.touched = {n: rows.touched for n, rows in self._rows.items()}
 
     def reduce(self, number: int) -> None:
-        allreduce, x = self._todo[number]
-        allreduce(x, self.group)
+        rows = self._rows.get(number)
+        if rows is None:
+            self._dense(number)
+        else:
+            rows.reduce(functools.partial(self._dense, number))
+
+    def _dense(self, number: int) -> None:
+        self._allreduce(self._parts[number], self.group)
 
     def close(self) -> float:
         self.total[...] = self.header
@@ -139,29 +164,51 @@ class InNode(_OnHost):
 
     pays_to_overlap = False
 
-    def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
+    def __init__(
+        self,
+        group: Group,
+        memory: SharedMemory,
+        at: Places,
+        layout: Layout,
+        parts: Sequence[slice],
+        tables: Mapping[int, Table],
+    ):
         self.group, self.me = group, group.local_ranks.index(group.rank)
         ranks = len(group.local_ranks)
-        at = places(header_length, ranks)
-        headers = memory.slots[:, : 8 * header_length].view(np.float64)
-        sources = memory.slots[:, at.slot : at.slot + layout.nbytes].view(layout.dtype)
+        headers = at.header.of(memory.slots, np.float64)
+        sources = at.gradient.of(memory.slots, layout.dtype)
         self.local, self.header = sources[self.me], headers[self.me]
-        self.result = memory.common[at.common : at.common + layout.nbytes].view(layout.dtype)
-        self.total = np.zeros(header_length)
+        self.result = at.result.of(memory.common, layout.dtype)
+        self.total = np.zeros(headers.shape[1])
         self._headers = headers
-        self._norms = memory.common[: 8 * ranks].view(np.float64)
-        self._arrivals = Arrivals(memory.common[at.arrivals : at.arrivals + 8 * ranks].view(np.int64), self.me)
+        self._norms = at.norms.of(memory.common, np.float64)[:ranks]
+        self._arrivals = Arrivals(at.arrivals.of(memory.common, np.int64)[:ranks], self.me)
         self._naps = ranks >= cores()
         self._way = placed.of(group, sources, self.result, parts)
+        self._rows: dict[int, RowsInNode] = {}
+        for number, table in tables.items():
+            flags = at.touched[number].of(memory.slots, np.uint8)
+            self._rows[number] = self._by_rows(table, sources, flags, at.packed[number].of(memory.common, layout.dtype))
+        self.touched = {number: rows.touched for number, rows in self._rows.items()}
         self._squares = [0.0] * len(parts)
 
-    def reduce(self, number: int) -> None:
+    def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
+        return RowsInNode(self.group, table, sources, self.result, flags)
+
+    def open(self) -> None:
         if self._naps and self.group.probe is no_probe:
             self.group.waits(True)
             self._arrivals.wait()
             self.group.waits(False)
         self.group.node_barrier()
-        self._squares[number] = self._way.reduce(number)
+
+    def reduce(self, number: int) -> None:
+        rows = self._rows.get(number)
+        dense = functools.partial(self._dense, number)
+        self._squares[number] = dense() if rows is None else rows.reduce(dense)
+
+    def _dense(self, number: int) -> float:
+        return self._way.reduce(number)
 
     def close(self) -> float:
         np.add.reduce(self._headers, axis=0, out=self.total)
@@ -175,18 +222,31 @@ class BetweenNodes(InNode):
 
     pays_to_overlap = True
 
-    def __init__(self, group: Group, memory: SharedMemory, layout: Layout, header_length: int, parts: Sequence[slice]):
-        super().__init__(group, memory, layout, header_length, parts)
+    def __init__(
+        self,
+        group: Group,
+        memory: SharedMemory,
+        at: Places,
+        layout: Layout,
+        parts: Sequence[slice],
+        tables: Mapping[int, Table],
+    ):
+        super().__init__(group, memory, at, layout, parts, tables)
         self._first = [ranks[0] for ranks in group.nodes]
-        start = places(header_length, len(group.local_ranks)).header
-        self._shared_total = memory.common[start : start + 8 * header_length].view(np.float64)
+        self._shared_total = at.total.of(memory.common, np.float64)
 
-    def reduce(self, number: int) -> None:
+    def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
+        return RowsBetweenNodes(self.group, table, sources, self.result, flags, packed)
+
+    def open(self) -> None:
         self.group.node_barrier()
+
+    def _dense(self, number: int) -> float:
         self._way.reduce(number)
+        return squares(self.result[self._way.lanes[number]])
 
     def close(self) -> float:
-        self._norms[self.me] = sum(squares(self.result[lane]) for lane in self._way.lanes)
+        self._norms[self.me] = sum(self._squares)
         if self.me == 0:
             np.add.reduce(self._headers, axis=0, out=self._shared_total)
             ring.allreduce(self._shared_total, self.group, self._first)
@@ -195,22 +255,54 @@ class BetweenNodes(InNode):
         return float(self._norms.sum())
 
 
+class Place(NamedTuple):
+    """Bytes of a slot, or of the common part."""
+
+    start: int
+    stop: int
+
+    def of(self, memory: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+        """A view of ``memory`` (..., bytes)."""
+        found: np.ndarray = memory[..., self.start : self.stop].view(dtype)
+        return found
+
+
 class Places(NamedTuple):
-    """Byte offsets. A slot holds header, gradient; the common part holds norms, arrivals, header, gradient."""
+    """Where things lie: of each rank in its slot, of the node in the common part. touched, packed: by part."""
 
-    slot: int  # the gradient in a slot
-    arrivals: int  # in the common part
-    header: int  # the header in the common part
-    common: int  # the gradient in the common part
+    header: Place
+    gradient: Place
+    touched: dict[int, Place]
+    slot_bytes: int
+    norms: Place
+    arrivals: Place
+    total: Place
+    result: Place
+    packed: dict[int, Place]
+    common_bytes: int
+
+    @classmethod
+    def of(cls, layout: Layout, header_length: int, ranks: int, tables: Mapping[int, Table], packs: bool) -> Places:
+        """ranks: the most on a node. packs: rows are packed to travel."""
+        slot, common, itemsize = _Shelf(), _Shelf(), layout.dtype.itemsize
+        header, gradient = slot.place(8 * header_length), slot.place(layout.nbytes)
+        touched = {number: slot.place(table.rows) for number, table in tables.items()}
+        norms, arrivals, total = common.place(8 * ranks), common.place(8 * ranks), common.place(8 * header_length)
+        result = common.place(layout.nbytes)
+        packed = {n: common.place(packs * (t.rows // 2) * t.width * itemsize) for n, t in tables.items()}
+        return cls(header, gradient, touched, slot.used, norms, arrivals, total, result, packed, common.used)
 
 
-def places(header_length: int, ranks: int) -> Places:
-    header, each = _lines(8 * header_length), _lines(8 * ranks)
-    return Places(slot=header, arrivals=each, header=2 * each, common=2 * each + header)
+class _Shelf:
+    """Hands out bytes, each piece from a cache line on."""
 
+    def __init__(self) -> None:
+        self.used = 0
 
-def _lines(nbytes: int) -> int:
-    return -(-nbytes // LINE_BYTES) * LINE_BYTES
+    def place(self, nbytes: int) -> Place:
+        found = Place(self.used, self.used + nbytes)
+        self.used += -(-nbytes // LINE_BYTES) * LINE_BYTES
+        return found
 
 
 def make_sum(
@@ -218,6 +310,7 @@ def make_sum(
     layout: Layout,
     header_length: int,
     parts: Sequence[slice],
+    tables: Mapping[int, Table],
     algorithm: str,
     tuning: Tuning | None,
     device: Device,
@@ -225,19 +318,25 @@ def make_sum(
     """The best way for this group; every worker calls it with the same arguments, each with its own device."""
     if group.size == 1:
         return Alone(layout, header_length, device.xp)
-    on_host = _on_host(group, layout, header_length, parts, algorithm, tuning)
+    on_host = _on_host(group, layout, header_length, parts, tables, algorithm, tuning)
     return Staged(on_host, device, parts) if device.is_gpu else on_host
 
 
 def _on_host(
-    group: Group, layout: Layout, header_length: int, parts: Sequence[slice], algorithm: str, tuning: Tuning | None
+    group: Group,
+    layout: Layout,
+    header_length: int,
+    parts: Sequence[slice],
+    tables: Mapping[int, Table],
+    algorithm: str,
+    tuning: Tuning | None,
 ) -> Sum:
     if algorithm == "auto" and tuning is not None:
         algorithm = tuning.algorithm(layout.nbytes, Topology.of(group.nodes, can_share=True)) or "auto"
     if algorithm in ("auto", "shared", "hierarchical"):
-        at = places(header_length, max(len(ranks) for ranks in group.nodes))
-        memory = group.share(at.slot + layout.nbytes, at.common + layout.nbytes)
+        is_one = len(group.nodes) == 1
+        at = Places.of(layout, header_length, max(len(ranks) for ranks in group.nodes), tables, packs=not is_one)
+        memory = group.share(at.slot_bytes, at.common_bytes)
         if memory is not None:
-            way = InNode if len(group.nodes) == 1 else BetweenNodes
-            return way(group, memory, layout, header_length, parts)
-    return Flat(group, layout, header_length, parts, algorithm, tuning)
+            return (InNode if is_one else BetweenNodes)(group, memory, at, layout, parts, tables)
+    return Flat(group, layout, header_length, parts, tables, algorithm, tuning)

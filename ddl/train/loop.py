@@ -39,7 +39,7 @@ from ddl.train.evaluate import evaluate
 from ddl.train.journal import Journal
 from ddl.train.replicas import compare, hardware
 from ddl.train.state import Progress, State
-from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
+from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, by_rows, no_span
 from ddl.train.task import Task
 from ddl.train.wishes import Wishes
 
@@ -165,6 +165,7 @@ class Loop:
             bucket_mib=task.bucket_mib,
             overlap="off" if getattr(task.model, "synchronised", False) else task.overlap,
             tuning=task.tuning,
+            by_rows=by_rows(task.model),
             span=self.span,
         )
         self.step = Step(

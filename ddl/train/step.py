@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddl.arrays import Arena, Array, FlatBuffer, host
+from ddl.arrays import Arena, Array, FlatBuffer, InRows, host
 from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
@@ -29,6 +29,11 @@ Span = Callable[[str], AbstractContextManager[None]]
 def no_span(name: str) -> AbstractContextManager[None]:
     """Nobody traces."""
     return nullcontext()
+
+
+def by_rows(model: Model) -> Sequence[str]:
+    """Parameters whose gradients a model may announce with the rows that it wrote; most models say nothing."""
+    return tuple(getattr(model, "by_rows", ()))
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Step:
         self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
         self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp), span=span)
         self.metrics = list(model.step_metrics)
+        self.by_rows = by_rows(model)
         self.synchronised = bool(getattr(model, "synchronised", False))
         if self.synchronised and group.size > 1:
             self.context.sum_over_ranks = self._sum_over_ranks
@@ -117,7 +123,7 @@ class Step:
         """Gradients of the sum over this rank's shards into ``total.local``, their sums into ``header``."""
         local = self.total.local
         if not self.shards:  # more ranks than shards: this one only takes part in the sums
-            local.flat[...] = 0
+            self._clear(local)
             return
         for part in range(self.parts):
             self.beat(step, "load")
@@ -128,7 +134,7 @@ class Step:
             last = part == self.parts - 1
             target = local if part == 0 else self._scratch_buffer()
             if rows == 0 and not self.synchronised:
-                target.flat[...] = 0
+                self._clear(target)
             else:
                 self.beat(step, "compute")
                 self.group.probe("step.compute")
@@ -142,6 +148,17 @@ class Step:
                     header[place] += float(sums[name])
             if part > 0:
                 local.flat += target.flat
+                written, more = local.views.zero_outside, target.views.zero_outside
+                for name in list(written):
+                    if name in more:
+                        written[name] = np.concatenate([host(written[name]), host(more[name])])
+                    else:
+                        del written[name]
+
+    def _clear(self, target: FlatBuffer) -> None:
+        """No gradient at all."""
+        target.flat[...] = 0
+        target.views.zero_outside.update({name: np.empty(0, np.int64) for name in self.by_rows})
 
     def _sum_over_ranks(self, x: Array) -> Array:
         """What synchronised layers ask for in forward and backward; nothing else uses the group meanwhile."""
@@ -150,13 +167,26 @@ class Step:
         return self.state.device.array(total)
 
     def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
-        ctx = self.context
-        ctx.begin(segments, shards, step, part, announce)
+        ctx, written, announced = self.context, target.views.zero_outside, set()
+
+        def heard(names: Sequence[str]) -> None:
+            for name in names:
+                if isinstance(name, InRows) and name in self.by_rows:
+                    # A copy: they may be the batch's own tokens, whose memory the next one takes.
+                    written[str(name)] = name.rows.astype(np.int64).reshape(-1)
+                    announced.add(name)
+            if announce is not None:
+                announce(names)
+
+        ctx.begin(segments, shards, step, part, heard)
         if self.state.device.is_gpu:
             batch = {name: self.state.device.array(value) for name, value in batch.items()}
-        return self.model.loss_and_gradients(
+        found = self.model.loss_and_gradients(
             self.state.params.views, self.state.averages.views, batch, target.views, ctx
         )
+        for name in written.keys() - announced:  # of these nothing is known in this step
+            del written[name]
+        return found
 
     def _scratch_buffer(self) -> FlatBuffer:
         if self._scratch is None:
