@@ -16,6 +16,10 @@ from ddl.errors import UserError
 # and they fall to either side by the day; never slower than the library is what can be promised there.
 IN_PLACE_BYTES = 4 << 10
 IN_PLACE_BYTES_OF_TWO = (4 << 10) + 1
+# Arrays of the ranks' own, on one node that shares memory: from so many bytes on. The copies in and out must pay; with
+# two ranks the library has a range of its own, above which their ring needs one copy less than shared memory.
+STEPS_OF_TWO = ((0, "native"), (256 << 10, "shared"), (1 << 20, "native"), (12 << 20, "ring"))
+STEPS = ((0, "native"), (8 << 10, "shared"))
 ALGORITHMS = ("native", "ring", "shared", "hierarchical")
 
 
@@ -102,7 +106,8 @@ def default_algorithm(nbytes: int, topology: Topology) -> str:
         return "native"
     if len(topology.workers) == 1:
         if topology.can_share:
-            return "shared" if nbytes >= 512 << 10 else "native"  # the copies in and out must pay
+            steps = STEPS_OF_TWO if topology.ranks == 2 else STEPS
+            return [algorithm for least, algorithm in steps if nbytes >= least][-1]
         return "ring" if nbytes >= 4 << 20 else "native"
     if nbytes < 64 << 10:
         return "native"

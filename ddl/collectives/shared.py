@@ -17,6 +17,8 @@ from ddl.comm.group import no_probe
 
 BLOCK_BYTES = 128 << 10
 PIECE_BYTES = 4 << 20
+# Pieces of one node's sum: so long that barriers do not count, so short that all ranks' copies stay in the caches.
+CACHED_BYTES = 1 << 20
 LINE_BYTES = 64
 # What is longer than the caches is written past them, which saves reading what is overwritten.
 STREAM_BYTES = 16 << 20
@@ -84,7 +86,7 @@ def allreduce(x: Array, group: Group) -> None:
     if x.nbytes <= min(SMALL_BYTES, space.piece_bytes):
         _allreduce_small(flat, space, me, group)
         return
-    step = space.piece_bytes // x.itemsize
+    step = min(CACHED_BYTES, space.piece_bytes) // x.itemsize
     pieces = [flat[start : start + step] for start in range(0, flat.size, step)]
     halves = [space.half(space.next_half(), x.dtype) for _ in pieces]
     halves[0][0][me, : pieces[0].size] = pieces[0]
