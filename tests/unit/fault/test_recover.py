@@ -6,7 +6,7 @@ import pytest
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.data import assign
 from ddl.errors import PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.recover import Recovery, Settings
+from ddl.fault.recover import Recovery, Settings, detection_s
 
 SHARDS, STEPS = 12, 4
 
@@ -173,3 +173,18 @@ def abroad(group):
 
     group.members[:] = [replace(m, node=f"node{m.identity}") for m in group.members]
     return group
+
+
+@pytest.mark.parametrize(
+    ("note", "seconds"),
+    [
+        ({"time": 99.0}, 1.0),  # its companion saw it end
+        ({"time": 98.0, "after_s": 2.0}, 4.0),  # it hung for two seconds before it was killed
+        ({"time": 50.0, "after_s": 120.0}, 9.0),  # it took part in what was 9 s ago, whatever clocks say
+        ({"time": 103.0}, 0.0),  # it died while the others recovered from another's death
+        (None, 0.5),  # nobody saw it: since a call failed
+        ({"kind": "crash"}, 0.5),
+    ],
+)
+def test_a_failure_counts_from_the_death_where_that_is_known(note, seconds):
+    assert detection_s(note, raised_s=99.5, began_s=100.0, longest_s=9.0) == pytest.approx(seconds)
