@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ddl.config.check import check
-from ddl.config.parser import ALIASES, find, literal, parse_values, parse_words, parser, tomllib
+from ddl.config.parser import ALIASES, find, literal, no_section, parse_values, parse_words, parser, tomllib
 from ddl.config.sections import SECTIONS, Job, public_names
 from ddl.errors import ConfigError
 from ddl.launched import complain, launched_rank
 
+_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors make them of --
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
 
 
@@ -118,6 +119,9 @@ def _tables(argv: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], dict[
     while rest:
         word = rest.pop(0)
         option, equals, text = word.partition("=")
+        if word.startswith(_DASHES):
+            plain = option.lstrip("".join(("-", *_DASHES)))
+            raise ConfigError(f"{word} begins with a dash of typography: write --{plain}")
         if not option.startswith("--") or option in ALIASES.values():
             words.append(word)
             continue
@@ -152,7 +156,7 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def _from_file(path: Path) -> dict[str, Any]:
     """The settings of a job file as "section.key" -> value. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError as error:
         raise ConfigError(f"there is no job file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -164,7 +168,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, table in tables.items():
         if section not in SECTIONS:
-            raise ConfigError(f"{path}: there is no section [{section}]; there are {sorted(SECTIONS)}")
+            raise ConfigError(f"{path}: {no_section(section)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {section} is a section: write [{section}] and its settings below")
         known = public_names(SECTIONS[section])

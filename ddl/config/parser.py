@@ -154,13 +154,20 @@ def find(name: str) -> tuple[str, str, list[str]]:
     """(section, setting, inner names) of "section.setting.inner"; raises ConfigError that names what there is."""
     section, *rest = name.split(".")
     if section not in SECTIONS:
-        raise ConfigError(f"there is no section [{section}]; there are {sorted(SECTIONS)}")
+        raise ConfigError(no_section(section))
     known = public_names(SECTIONS[section])
     setting = rest[0] if rest else ""
     is_table = setting in known and _type_of(f"{section}.{setting}") == dict[str, Any]
     if setting not in known or (rest[1:] and not is_table):
         raise ConfigError(f"[{section}] has no setting {['.'.join(rest)]}; it has {sorted(known)}")
     return section, setting, rest[1:]
+
+
+def no_section(name: str) -> str:
+    """What to say of a section that there is not, and where the setting of that name is."""
+    homes = [f"{section}.{name}" for section, kind in SECTIONS.items() if name in public_names(kind)]
+    hint = f"; did you mean {' or '.join(homes)}?" if homes else ""
+    return f"there is no section [{name}]; there are {sorted(SECTIONS)}{hint}"
 
 
 @cache
@@ -204,7 +211,7 @@ def _told(message: str) -> str:
 
 def _wrong(name: str, shown: Any) -> str:
     section, _, key = name.partition(".")
-    kind = spell(_type_of(name))
+    shown, kind = '""' if shown == "" else shown, spell(_type_of(name))
     return f"[{section}] {key} is {shown}: it must be {'one of' if '|' in kind else 'a'} {kind}"
 
 

@@ -37,4 +37,4 @@ def _parse(spec: str | Mapping[str, Any]) -> tuple[str, list[float], dict[str, A
     try:
         return name, [int(v) if v.strip().isdigit() else float(v) for v in values.split(",")], {}
     except ValueError:
-        raise ConfigError(f"augmentation {spec!r}: {values!r} are not numbers") from None
+        raise ConfigError(f"augmentation {spec!r}: {values!r} must be numbers, with commas between") from None

@@ -29,6 +29,8 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "stdlib_text": stdlib_text,
 }
 
+MOST_CLASSES = 1000  # more than these, and more than samples: they are other numbers
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -81,6 +83,14 @@ def open_dataset(
     parts: dict[str, Source] = dict(opened) if isinstance(opened, Mapping) else {"train": opened}
     if "train" not in parts:
         raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
+    if source == "files" and _has_classes(parts["train"]):
+        classes = parts["train"].fields["y"].size or 0
+        if classes > max(MOST_CLASSES, len(parts["train"])):
+            raise DataError(
+                f"targets up to {classes - 1} would be {classes} classes of {len(parts['train'])} samples: number the "
+                "classes from 0, or write values as 1.0 and not as 1",
+                targets or path,
+            )
     fractions: dict[str, float] = {}
     for name, wanted in (("validation", validation), ("test", test)):
         if isinstance(wanted, str) and wanted:

@@ -26,7 +26,7 @@ from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
-from ddl.launched import launched_rank
+from ddl.launched import launched_rank, launched_size
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task
@@ -138,7 +138,8 @@ class Runner:
             if self.job.metrics.tensorboard:
                 writer_class()  # now, and on every rank: any of them may have to write
             task = self.make_task(self.job)
-            return task, inject.parse(self.job.fault.chaos, steps=task.total_steps), None
+            ranks = None if self.job.fault.respawn else launched_size() or 1  # respawned ones get higher numbers
+            return task, inject.parse(self.job.fault.chaos, ranks, task.total_steps), None
         except UserError as error:
             return None, inject.Script(), error
         except Exception as error:

@@ -60,6 +60,18 @@ BAD_WORDS = {
     "nesterov without momentum": (["--optim.nesterov", "true"], r"nesterov .*momentum"),
     "a callback that names nothing": (["--train.callbacks", "mine"], r'callbacks has "mine"'),
     "no patience with hangs": (["--fault.hang_timeout_s", "0"], r"\[fault\] hang_timeout_s is 0.0"),
+    "a setting without its section": (["--lr", "1"], r"no section \[lr\]; .*; did you mean optim.lr\?"),
+    "a setting of two sections": (["--name", "x"], r"did you mean run.name or model.name or optim.name\?"),
+    "a dash of a word processor": (["\u2013-train.steps", "3"], r"typography: write --train.steps"),
+    "a dash instead of two": (["\u2014train.steps=3"], r"typography: write --train.steps"),
+    "a setting as in a job file": (["optim.lr=1"], r"no job file optim.lr=1"),
+    "a value with a unit": (["--train.epochs", "10k"], r"\[train\] epochs is 10k: it must be a whole number"),
+    "a comma in a number": (["--optim.lr", "0,1"], r"\[optim\] lr is 0,1: it must be a number"),
+    "nothing behind the equals sign": (["--train.epochs="], r'\[train\] epochs is "": it must be a whole number'),
+    "a table without braces": (["--model.options", "hidden=[64]"], r"options is hidden=\[64\]: it must be a table"),
+    "float16 for an optimizer that squares": (["--train.dtype", "float16"], r"float16 .*use sgd or momentum"),
+    "a trace in a folder that there is not": (["--metrics.trace", "no/t.json"], r"trace: there is no folder .*/no"),
+    "a trace that is a folder": (["--trace", "."], r"trace: . is a folder"),
     "no rank needed": (["--fault.min_ranks", "0"], r"\[fault\] min_ranks is 0"),
 }
 BAD_FILES = {
@@ -75,6 +87,9 @@ BAD_FILES = {
         "[data]\naugment = [1]",
         r"\[data\] augment is \[1\]: it must be a list of strings",
     ),
+    "a setting of no section": ("steps = 1", r"no section \[steps\]; .*; did you mean train.steps\?"),
+    "a section twice": ("[train]\nsteps = 1\n[train]\nepochs = 1", r"is not TOML: Cannot declare .*train"),
+    "JSON": ('{"train": {"steps": 1}}', r"is not TOML"),
     "data beside the job that is not there": ('[data]\npath = "x.npy"', r"\[data\] path: there is no .*x.npy"),
 }
 

@@ -188,3 +188,8 @@ def test_toml_of_a_job_has_every_section():
     assert [line[1:-1] for line in to_toml(Job()).splitlines() if line.startswith("[") and "." not in line] == list(
         SECTIONS
     )
+
+
+def test_a_job_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "job.toml").write_bytes(b"\xef\xbb\xbf[train]\nsteps = 3\n")
+    assert load([str(tmp_path / "job.toml")]).train.steps == 3

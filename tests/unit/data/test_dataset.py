@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ddl.data import Arrays, Splits, labels_of, make_transforms, open_dataset, sequential_split, stratified_split
 from ddl.data.generated import library
-from ddl.errors import ConfigError
+from ddl.data.source import Field
+from ddl.errors import ConfigError, DataError
 
 from .filewriters import write, write_csv
 
@@ -148,7 +149,8 @@ def test_the_librarys_text_is_held_out_by_files():
     ("spec", "words"),
     [
         ("blur", "data.augment = 'blur' is unknown"),
-        ("shift:two", "'two' are not numbers"),
+        ("shift:two", "'two' must be numbers, with commas between"),
+        ("shift:8", "pixels = 8 must be below the 8 of the images' shorter side"),
         ({"name": "flip", "chance": 1}, "chance"),
         ({"probability": 1}, "needs a name"),
         ("shift:1,2,3", "too many"),
@@ -156,4 +158,10 @@ def test_the_librarys_text_is_held_out_by_files():
 )
 def test_a_wrong_augmentation_is_named(spec, words):
     with pytest.raises(ConfigError, match=words):
-        make_transforms([spec], {})
+        make_transforms([spec], {"x": Field((9, 8, 1), np.dtype("float32"))})
+
+
+def test_targets_that_cannot_be_classes_are_refused(tmp_path):
+    np.savez(tmp_path / "prices.npz", x=np.zeros((60, 4)), y=np.arange(60) * 20_000)
+    with pytest.raises(DataError, match=r"prices\.npz: targets up to 1180000 would be 1180001 classes of 60 samples"):
+        open_dataset("files", path=str(tmp_path / "prices.npz"))
