@@ -36,7 +36,7 @@ import ctypes, json, sys
 import mpi4py
 mpi4py.rc.thread_level = "serialized"
 from mpi4py import MPI
-version = MPI.Get_library_version().split("\\0")[0].splitlines()[0].split(", package")[0]
+version = " ".join(MPI.Get_library_version().split("\\0")[0].splitlines()[0].split(", package")[0].split())
 found = {"library": version, "standard": MPI.Get_version(), "paths": [],
          "threads": MPI.Query_thread(), "serialized": MPI.THREAD_SERIALIZED,
          "ulfm": MPI.ERR_REVOKED != MPI.ERR_UNKNOWN}
@@ -108,7 +108,9 @@ def mpi(look: Callable[[], tuple[dict[str, Any], str]] = look_at_mpi) -> list[Fi
     lines = [
         Finding("MPI", True, f"{found['library']} (MPI {standard}), {', '.join(found['paths']) or 'library unknown'}"),
         Finding("MPI", found["threads"] >= found["serialized"], "thread level SERIALIZED"),
-        Finding("MPI", found["ulfm"], "ULFM: the library can report the death of a rank"),
+        Finding(
+            "MPI", found["ulfm"], f"ULFM: the library {'can' if found['ulfm'] else 'cannot'} report the death of a rank"
+        ),
         Finding("MPI", found["cuda"], "CUDA-aware: MPI takes GPU memory" if found["cuda"] else _STAGED),
     ]
     return lines + _mpirun(found["paths"], shutil.which("mpirun"))
@@ -149,7 +151,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> list[Finding]:
         Finding("This launch", True, f"{size} processes were started"),
         Finding("This launch", tolerant, f"the death of a rank is survived: {'' if tolerant else 'no; '}{reason}"),
     ]
-    if not tolerant:
+    if not tolerant and "OMPI_COMM_WORLD_SIZE" in environment:  # another launcher cannot be told to
         lines.append(Finding("This launch", False, "python -m ddl.doctor --enable-fault-tolerance changes that"))
     return lines
 

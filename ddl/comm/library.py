@@ -11,4 +11,5 @@ def library_version() -> str:
         return ""
     from mpi4py import MPI
 
-    return str(MPI.Get_library_version()).partition(",")[0].strip("\0 \n")
+    first = str(MPI.Get_library_version()).strip("\0 \n").splitlines()[0].partition(",")[0]
+    return " ".join(first.replace("Version:", "").split())  # MPICH writes its name, a colon and a table
