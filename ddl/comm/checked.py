@@ -2,7 +2,7 @@
 
 After a death Open MPI's allgather was seen to return garbage as if all were well (5.0.11, one node, about one in
 five runs with two deaths of six), so values travel in sums, which were never seen to, and carry a checksum.
-What an error means is mpi.py's business."""
+What an error means is mpi_group.py's business."""
 
 from __future__ import annotations
 

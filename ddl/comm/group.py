@@ -1,6 +1,6 @@
 """A group: the ranks of one generation, and everything that one of them can say to the others.
 
-Two implementations share this contract: processes over MPI (mpi.py) and threads of one process
+Two implementations share this contract: processes over MPI (mpi_group.py) and threads of one process
 (threads.py, for tests). Which algorithm sums gradients is collectives' business; what to do about a
 death is fault's.
 

@@ -2,7 +2,7 @@
 
 The node's first worker makes it (memfd_create) and the others open it through /proc, so nothing is
 left behind whatever dies, and the size of /dev/shm does not matter. Who maps what, and what happens
-when somebody cannot, is the group's business (mpi.py)."""
+when somebody cannot, is the group's business (mpi_group.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A group whose ranks are threads of one process, with scripted deaths: for tests, and for a job of one rank.
 
-Speed is nobody's concern here; real processes talk in mpi.py. Collectives are made of single
+Speed is nobody's concern here; real processes talk in mpi_group.py. Collectives are made of single
 messages, so that a rank that dies inside one leaves some peers with a result and others without, as
 over MPI."""
 

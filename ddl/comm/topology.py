@@ -1,6 +1,6 @@
 """Who and where this process is: host, node, process.
 
-How members find each other is the group's business (mpi.py)."""
+How members find each other is the group's business (mpi_group.py)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from ddl.comm import mpi
+from ddl.comm import mpi_group
 from ddl.comm.group import Member, no_probe
 from ddl.errors import PeerLost
 
@@ -55,7 +55,7 @@ class Library:
 @pytest.fixture
 def group_of():
     def make(good):
-        group = mpi.MpiGroup.__new__(mpi.MpiGroup)
+        group = mpi_group.MpiGroup.__new__(mpi_group.MpiGroup)
         group._mpi, group._everyone, group.tolerant, group.probe = Library, Comm(good), True, no_probe
         group._workers = group._node = group._everyone
         group.rank, group.size, group.generation, group._memory, group._on_their_way = 0, 2, 0, [], ()
@@ -74,7 +74,7 @@ def test_what_a_broken_stream_writes_to_lives_on(group_of):
     del group, incoming
     gc.collect()
     assert all(ref() is not None for ref in seen)
-    mpi._abandoned.clear()  # nothing else holds them
+    mpi_group._abandoned.clear()  # nothing else holds them
     gc.collect()
     assert all(ref() is None for ref in seen)
 

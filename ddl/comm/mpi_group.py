@@ -1,0 +1,372 @@
+"""A group of processes over MPI: what one rank can say to the others of its generation, by MPI's own calls.
+
+Uses only those calls of which it was measured that they return after a death under ULFM: blocking
+collectives, Sendrecv, single requests tested one by one; never Waitall, Finalize or Abort. How MPI is started and
+left is mpi.py's, who is where topology.py's."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from ddl.arrays import Array
+from ddl.comm import checked, launcher, shared_memory
+from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
+from ddl.errors import CommError, PeerLost
+
+SPARE_POLL_S = 0.02
+INHERITED = (
+    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"),
+    *("OMPI_MCA_mpi_yield_when_idle", "PYTHONPATH"),
+)
+"""Variables that a replacement gets from those that start it."""
+RELEASE_TAG = 7
+_abandoned: list[tuple[Any, ...]] = []  # requests of aborted generations, with their arrays
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _translated(method: _Method) -> _Method:
+    """MPI's exceptions in ours: in a tolerant group every one of them can be the trace of a death."""
+
+    @functools.wraps(method)
+    def translating(self: MpiGroup, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except self._mpi.Exception as error:
+            raise self._error(error, method.__name__) from error
+
+    return cast(_Method, translating)
+
+
+class MpiGroup(Group):
+    """``everyone`` (workers, then spares), the ``workers``, and the workers of this ``node``: communicators made in
+    this order and sealed by an agreement of everyone, so that a revocation never meets one that a peer still makes."""
+
+    def __init__(self, mpi: Any, everyone: Any, me: Member, size: int, generation: int, tolerant: bool, probe: Probe):
+        self._mpi, self._everyone, self._me = mpi, everyone, me
+        self.rank, self.size, self.generation = everyone.Get_rank(), size, generation
+        self.tolerant, self.probe = tolerant, probe
+        self._node: Any = None
+        self._memory: list[SharedMemory] = []
+        self._on_their_way: tuple[Any, ...] = ()  # requests, and the arrays that they read and write
+        everyone.Set_errhandler(mpi.ERRORS_RETURN)
+        self.members = checked.gather(mpi, everyone, me, self.element_limit)
+        self._workers: Any = self._part(everyone, self.rank < size, size == everyone.Get_size())
+        if not self.is_spare:
+            first = self.local_ranks[0]
+            self._node = self._part(self._workers, True, len(self.nodes) == 1, color=first)
+
+    def _part(self, comm: Any, belongs: bool, is_whole: bool, color: int = 0) -> Any:
+        if is_whole:
+            return comm
+        part = comm.Split(color if belongs else self._mpi.UNDEFINED, 0)
+        if not belongs:
+            return None
+        part.Set_errhandler(self._mpi.ERRORS_RETURN)
+        return part
+
+    def _communicators(self) -> list[Any]:
+        """Each communicator once, in the order in which they were made."""
+        found: list[Any] = []
+        for comm in (self._everyone, self._workers, self._node):
+            if comm is not None and not any(comm is other for other in found):
+                found.append(comm)
+        return found
+
+    def _error(self, error: Exception, call: str) -> Exception:
+        if not self.tolerant:
+            return CommError(f"{error} in {self.doing}.{call} on rank {self.rank}")
+        return PeerLost(self._failed(), self.generation, f"{self.doing}.{call}")
+
+    def _failed(self) -> list[int]:
+        """The ranks of which MPI knows that they are gone; it may not know yet."""
+        try:
+            failed, group = self._everyone.Get_failed(), self._everyone.Get_group()
+            ranks = self._mpi.Group.Translate_ranks(failed, list(range(failed.Get_size())), group)
+        except self._mpi.Exception:
+            return []
+        return [rank for rank in ranks if rank >= 0]
+
+    # Point to point.
+    def _chunks(self, x: Array) -> list[Array]:
+        if not x.flags.c_contiguous:
+            raise ValueError("an array that travels must be contiguous")
+        if x.size <= self.element_limit:
+            return [x] if x.size else []
+        flat = x.reshape(-1)
+        return [flat[i : i + self.element_limit] for i in range(0, flat.size, self.element_limit)]
+
+    @kill_points("send")
+    @_translated
+    def send(self, x: Array, to: int) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Send(chunk, to)
+
+    @kill_points("receive")
+    @_translated
+    def receive(self, x: Array, source: int) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Recv(chunk, source)
+
+    @kill_points("exchange")
+    @_translated
+    def exchange(self, outgoing: Array, to: int, incoming: Array, source: int) -> None:
+        sends, receives = self._chunks(outgoing), self._chunks(incoming)
+        both = min(len(sends), len(receives))
+        for send, receive in zip(sends, receives, strict=False):
+            self._workers.Sendrecv(send, to, 0, receive, source, 0)
+        # Every send has its receive in the same round, so what is left over cannot close a circle.
+        for send in sends[both:]:
+            self._workers.Send(send, to)
+        for receive in receives[both:]:
+            self._workers.Recv(receive, source)
+
+    @kill_points("stream")
+    @_translated
+    def stream(
+        self,
+        outgoing: Sequence[Array],
+        to: int,
+        incoming: Sequence[Array],
+        source: int,
+        arrived: Callable[[int], None],
+        ahead: int,
+    ) -> None:
+        sends: deque[Any] = deque()
+        receives: deque[Any] = deque()
+        self._on_their_way = (sends, receives, outgoing, incoming)
+        silent = self.probe is no_probe
+
+        def post(number: int) -> None:
+            if not silent:
+                self.probe(f"{self.doing}.stream.message")
+            receives.append(self._workers.Irecv(incoming[number], source) if incoming[number].size else None)
+            sends.append(self._workers.Isend(outgoing[number], to) if outgoing[number].size else None)
+
+        for number in range(min(ahead, len(outgoing))):
+            post(number)
+        for number in range(len(incoming)):
+            # One by one: waiting for many at once is fatal when a peer dies meanwhile.
+            if receives[0] is not None:
+                receives[0].Wait()
+            receives.popleft()
+            arrived(number)
+            if sends[0] is not None:
+                sends[0].Wait()
+            sends.popleft()
+            if number + ahead < len(outgoing):
+                post(number + ahead)
+        self._on_their_way = ()
+
+    # Collectives of all workers.
+    @kill_points("barrier")
+    @_translated
+    def barrier(self) -> None:
+        self._workers.Barrier()
+
+    def node_barrier(self) -> None:
+        # Twice in every step: without the layers that kill points and translation put around other calls.
+        if self.probe is not no_probe:
+            self.probe(f"{self.doing}.barrier")
+        self.waits(True)
+        try:
+            self._node.Barrier()
+        except self._mpi.Exception as error:
+            raise self._error(error, "node_barrier") from error
+        finally:
+            self.waits(False)
+        if self.probe is not no_probe:
+            self.probe(f"{self.doing}.barrier.done")
+
+    @kill_points("native")
+    @_translated
+    def native_allreduce(self, x: Array) -> None:
+        for chunk in self._chunks(x):
+            self._workers.Allreduce(self._mpi.IN_PLACE, chunk)
+
+    def prepared_allreduce(self, x: Array, source: Array | None = None) -> Callable[[], None]:
+        # A short sum takes two microseconds; what the general way looks at in every call would double that.
+        if len(self._chunks(x)) != 1:
+            return super().prepared_allreduce(x, source)
+        allreduce, of, failed = (
+            self._workers.Allreduce,
+            self._mpi.IN_PLACE if source is None else source,
+            self._mpi.Exception,
+        )
+
+        def call() -> None:
+            if self.probe is not no_probe:
+                if source is not None:
+                    x[...] = source
+                return self.native_allreduce(x)
+            self.waits(True)
+            try:
+                allreduce(of, x)
+            except failed as error:
+                raise self._error(error, "native_allreduce") from error
+            finally:
+                self.waits(False)
+
+        return call
+
+    @kill_points("broadcast")
+    @_translated
+    def broadcast(self, x: Array, root: int) -> None:
+        checked.broadcast(self._mpi, self._workers, self._chunks(x), root)
+
+    @kill_points("gather")
+    @_translated
+    def gather_objects(self, value: Any) -> list[Any]:
+        return self._gather(value)
+
+    def _gather(self, value: Any) -> list[Any]:
+        return checked.gather(self._mpi, self._workers, value, self.element_limit)
+
+    @kill_points("share")
+    @_translated
+    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+        local = self.local_ranks
+        first, descriptor, memory, problem = self.rank == local[0], -1, None, ""
+        try:
+            if first:
+                try:
+                    descriptor = shared_memory.create(len(local), slot_bytes, common_bytes)
+                except OSError as error:  # the next line tells everybody: -1
+                    problem = f"{error} on {self.me.host}"
+            offered = self._gather(descriptor)[local[0]]
+            try:
+                if not first and offered >= 0:
+                    descriptor = shared_memory.open_of(self.members[local[0]].pid, offered)
+                if descriptor >= 0:
+                    memory = shared_memory.MappedMemory(descriptor, len(local), slot_bytes, common_bytes)
+            except (OSError, ValueError) as error:
+                problem = f"{error} on {self.me.host}"
+            # This also keeps the maker's descriptor open until everybody has mapped it.
+            told = self._gather((memory is not None, problem))
+            if not all(mapped for mapped, _ in told):
+                memory = None
+                self.why_not_shared = next((problem for _, problem in told if problem), "")
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        if memory is not None:
+            self._memory.append(memory)
+        return memory
+
+    # All members.
+    @kill_points("spare")
+    @_translated
+    def wait_as_spare(self) -> int:
+        word = np.zeros(1, np.uint8)
+        request = self._everyone.Irecv(word, self._mpi.ANY_SOURCE, RELEASE_TAG)
+        self._on_their_way = ([request], [word])
+        while not request.Test():
+            time.sleep(SPARE_POLL_S)
+        self._on_their_way = ()
+        return int(word[0])
+
+    @_translated
+    def release_spares(self, status: int = 0) -> None:
+        for rank in range(self.size, len(self.members)):
+            self._everyone.Send(np.array([status], np.uint8), rank, RELEASE_TAG)
+
+    def _vote(self, flags: int) -> int:
+        return agree_over(self._mpi, self._everyone, flags, self.tolerant)
+
+    @kill_points("revoke")
+    def revoke(self) -> None:
+        if not self._revocable:
+            return
+        for comm in self._communicators():
+            quietly(self._mpi, comm.Revoke)
+
+    @property
+    def _revocable(self) -> bool:
+        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and launcher.library_is_tolerant()
+
+    def _next(self, workers: int) -> Group:
+        smaller = self._everyone.Shrink()
+        return sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
+
+    @kill_points("refill")
+    @_translated
+    def refill(self, count: int) -> Group:
+        everyone = self._everyone
+        # They are a job of their own to the launcher, so they would take the whole machine for theirs.
+        same = [f"{name}={os.environ[name]}" for name in INHERITED if name in os.environ]
+        between = everyone.Spawn("env", [*same, sys.executable, *sys.orig_argv[1:]], maxprocs=count, root=0)
+        wider = between.Merge(high=False)
+        newest = max(self.newest_identity, *(member.identity for member in self.members))
+        wider.bcast((self.generation + 1, newest + 1), root=0)
+        between.Disconnect()
+        size = len(self.members) + count
+        group = sealed(self._mpi, wider, self._me, size, self.generation + 1, self.tolerant, self.probe)
+        return self._handed_on(group)
+
+    def close(self) -> None:
+        for memory in self._memory:
+            memory.close()
+        self._memory.clear()
+        for comm in reversed(self._communicators()):
+            quietly(self._mpi, comm.Free)
+        self._everyone = self._workers = self._node = None
+        # A call was left by an error. That its requests are over cannot be known without touching them, which can be
+        # fatal after a death; until this process ends, nobody else may get memory that MPI might still write to.
+        if self._on_their_way:
+            _abandoned.append(self._on_their_way)
+            self._on_their_way = ()
+
+
+def agree_over(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:
+    """Bitwise AND over all of ``comm``; 0 when somebody is found dead, on every survivor alike."""
+    if not tolerant:
+        word = np.array([flags], np.int64)
+        comm.Allreduce(mpi.IN_PLACE, word, mpi.BAND)
+        return int(word[0])
+    try:
+        return int(comm.Agree(flags))
+    except mpi.Exception:
+        return 0
+
+
+def sealed(mpi: Any, comm: Any, me: Member, wanted: int, generation: int, tolerant: bool, probe: Probe) -> MpiGroup:
+    """A group on ``comm`` that every member of it has seen complete; shrinks further while members die."""
+    while True:
+        comm.Set_errhandler(mpi.ERRORS_RETURN)
+        # Everybody must have left the call that made ``comm`` before anybody may revoke it.
+        agree_over(mpi, comm, 1, tolerant)
+        group = None
+        try:
+            group = MpiGroup(mpi, comm, me, min(wanted, comm.Get_size()), generation, tolerant, probe)
+        except mpi.Exception as error:
+            if not tolerant:
+                raise CommError(f"{error} while the group was made") from error
+            quietly(mpi, comm.Revoke)  # before the agreement: peers may still wait for us in an exchange
+        # The parts are never revoked here: a peer may still be inside the call that makes them.
+        if agree_over(mpi, comm, int(group is not None), tolerant):
+            assert group is not None
+            return group
+        if not tolerant:
+            raise CommError("a member could not make its group")
+        quietly(mpi, comm.Revoke)
+        smaller = comm.Shrink()
+        if group is not None:
+            group.close()
+        else:
+            quietly(mpi, comm.Free)
+        comm = smaller
+
+
+def quietly(mpi: Any, call: Callable[[], Any]) -> None:
+    """Call what may fail because its communicator is broken, which is why it is called."""
+    with contextlib.suppress(mpi.Exception):
+        call()
