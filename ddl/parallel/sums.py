@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from ddl.collectives.choose import Topology, Tuning, choose
 from ddl.collectives.shared import LINE_BYTES
 from ddl.comm import Group, SharedMemory
 from ddl.comm.group import no_probe
-from ddl.comm.topology import cores
+from ddl.comm.topology import cores, start_time
 from ddl.parallel.staging import Staged
 from ddl.parallel.tables import RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
 
@@ -136,23 +136,27 @@ class Flat(_OnHost):
 class Arrivals:
     """Waiting for the node's ranks without taking their cores: a rank that spins in a barrier slows those that compute.
 
-    Only a courtesy before the barrier: who has waited long enough goes there, and hears of deaths.
-    counts: (ranks,) in memory of the node, zero at first."""
+    Only a courtesy before the barrier: who has waited long enough, or for the dead, goes there, and hears of deaths.
+    counts: (ranks,) in memory of the node, zero at first. lives: whether the rank at a place of ``counts`` does."""
 
-    SPIN_S, NAP_S, PATIENCE_S = 1e-4, 5e-5, 0.05
+    SPIN_S, NAP_S, LOOK_S, PATIENCE_S = 1e-4, 5e-5, 2e-3, 0.05
 
-    def __init__(self, counts: np.ndarray, me: int):
-        self._counts, self._me, self._round = counts, me, 0
+    def __init__(self, counts: np.ndarray, me: int, lives: Callable[[int], bool] = lambda place: True):
+        self._counts, self._me, self._round, self._lives = counts, me, 0, lives
 
     def wait(self) -> None:
-        """Tell that this rank has come; return when all have, or after ``PATIENCE_S``."""
+        """Tell that this rank has come; return when all have, when one is gone, or after ``PATIENCE_S``."""
         self._round += 1
         self._counts[self._me] = self._round
-        began = time.perf_counter()
+        began, look_s = time.perf_counter(), self.LOOK_S
         while self._counts.min() < self._round:
             waited = time.perf_counter() - began
             if waited > self.PATIENCE_S:
                 return
+            if waited > look_s:
+                look_s = waited + self.LOOK_S
+                if not all(self._lives(int(place)) for place in np.flatnonzero(self._counts < self._round)):
+                    return
             if waited > self.SPIN_S:
                 time.sleep(self.NAP_S)
             else:
@@ -182,7 +186,12 @@ class InNode(_OnHost):
         self.total = np.zeros(headers.shape[1])
         self._headers = headers
         self._norms = at.norms.of(memory.common, np.float64)[:ranks]
-        self._arrivals = Arrivals(at.arrivals.of(memory.common, np.int64)[:ranks], self.me)
+        local = [group.members[rank] for rank in group.local_ranks]
+        self._arrivals = Arrivals(
+            at.arrivals.of(memory.common, np.int64)[:ranks],
+            self.me,
+            lambda place: local[place].started in (0, start_time(local[place].pid)),  # 0: nobody knows when
+        )
         self._naps = ranks >= cores()
         self._way = placed.of(group, sources, self.result, parts)
         self._rows: dict[int, RowsInNode] = {}

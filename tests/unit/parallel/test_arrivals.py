@@ -25,6 +25,20 @@ def test_all_go_on_when_the_last_has_come_round_after_round():
     assert len(reached) == 57 and all(reached)
 
 
+def test_a_death_is_not_waited_for():
+    asked = []
+
+    def lives(place):
+        asked.append(place)
+        return len(asked) < 3
+
+    counts = np.array([0, 1, 0])
+    arrivals = Arrivals(counts, 0, lives)
+    arrivals.PATIENCE_S, arrivals.LOOK_S = 60.0, 0.0
+    arrivals.wait()
+    assert asked == [2, 2, 2] and counts.tolist() == [1, 1, 0]
+
+
 def test_who_waits_for_the_dead_goes_on_to_the_barrier():
     arrivals = Arrivals(np.zeros(2, np.int64), 0)
     arrivals.PATIENCE_S = 0.0
