@@ -247,6 +247,21 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+    """words -> the quick job with these settings on 4 ranks, undisturbed; each is run once."""
+    made, done = Jobs(tmp_path_factory.mktemp("undisturbed")), {}
+
+    def ended(*words: str, quick: bool = True) -> Ended:
+        if (words, quick) not in done:
+            done[words, quick] = made.run(*words, flags=(), quick=quick)
+            assert done[words, quick].status == 0, done[words, quick].said
+        return done[words, quick]
+
+    yield ended
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def main_job(tmp_path_factory: pytest.TempPathFactory):
     """ranks -> the main job, without an argument, on so many ranks; each is run once."""
     made, done = Jobs(tmp_path_factory.mktemp("main")), {}

@@ -1,87 +1,330 @@
-"""A rank of a real job dies at every kill point: of a step, of a recovery, of an evaluation, a checkpoint and the end.
+"""A rank of a real job dies at every kill point: of start, step, recovery, evaluation, checkpoint and end.
 
-Whatever dies, the job ends with the result of the undisturbed one. Several deaths share a job, since starting
-one takes longer than training does; DDL_SWEEP=full gives every kill point a job of its own, on 4 ranks."""
+Whatever dies, the job ends with the result of the undisturbed one. PARTS tells what ranks pass in each part of a job,
+and a test holds it against what they really do. A point that is passed several times is tried at the first, a middle
+and the last one, on the leader and on another rank. Several deaths share a job, since starting one takes longer than
+training does; DDL_SWEEP=full gives each of them a job of its own, on 4 ranks."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
+
+from ddl.fault.inject import POINTS, parse
 
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path"),
 ]
 FULL = os.environ.get("DDL_SWEEP") == "full"
-LAST = 30
-
-# "POINT:N": the N-th time in that step, recovery, ... that the rank passes it.
-STEP = [
-    *("step.load:1", "step.compute:1", "step.sum:1", "allreduce.barrier:1", "allreduce.barrier.done:1"),
-    *("allreduce.block:1", "allreduce.barrier:2", "allreduce.barrier.done:2", "step.commit:1"),
-]
-RECOVERY = [
-    *("recover.fence:1", "recover.revoke:1", "recovery.revoke:1", "recovery.revoke.done:1", "recover.shrink:1"),
-    *("recovery.agree:1", "recovery.agree.done:1", "recovery.shrink:1", "recovery.shrink.done:1", "recover.agree:1"),
-    *("recovery.gather:1", "recovery.gather.done:1", "recover.level:1", "recover.reassign:1", "recovery.gather:2"),
-    *("recovery.gather.done:2", "recovery.gather:3", "recovery.gather.done:3", "recovery.share:1"),
-    *("recovery.share.done:1", "recovery.agree:2", "recovery.agree.done:2"),
-]
-EVALUATION = ["evaluate.batch:1", "job.gather:1", "job.gather.done:1"]
-CHECKPOINT = [
-    *("checkpoint.mkdir:1", "checkpoint.mkdir.done:2", "checkpoint.open:1", "checkpoint.open.done:2"),
-    *("checkpoint.write:1", "checkpoint.write.done:3", "checkpoint.fsync:1", "checkpoint.fsync.done:2"),
-    *("checkpoint.fsync:3", "checkpoint.rename:1", "checkpoint.rename.done:1", "checkpoint.fsync:4"),
-]
-END = ["end.checkpoint:1", "end.barrier:1", "job.gather:3", "job.gather.done:3", "job.agree:1"]
+RANKS, LAST, EPOCH = 4, 30, 5  # steps of the job and of an epoch
+# Several blocks of a sum, several batches of an evaluation, checkpoints that are deleted again.
+JOB = (
+    *("--model.options.hidden=[512,256]", "--data.batch_eval=16"),
+    *("--checkpoint.every_steps=3", "--checkpoint.keep=2"),
+)
 
 
-def chunks(points: list[str], size: int) -> list[list[str]]:
-    return [points[i : i + size] for i in range(0, len(points), size)]
+# Notes down each point that a rank passes, with the steps that are committed by then.
+TRACER = """
+import os
+from ddl.fault import inject
+from ddl.train.__main__ import main
+
+passing, rank = inject._Probe.__call__, os.environ["OMPI_COMM_WORLD_RANK"]
+file = os.open(os.path.join(os.environ["TRACES"], rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def traced(self, point):
+    os.write(file, f"{self.step()} {point}\\n".encode())
+    passing(self, point)
+
+inject._Probe.__call__ = traced
+raise SystemExit(main())
+"""
 
 
-def cases() -> dict[str, tuple[int, list[str]]]:
-    """name -> ranks and script."""
-    made: dict[str, tuple[int, list[str]]] = {}
-    for place, points in enumerate(chunks(STEP, 1 if FULL else 3)):
-        for first in (0, 1):  # the leader dies first, or lives longest
-            victims = list(range(first, first + len(points)))
-            made[f"step-{place}-{first}"] = (
-                4,
-                [f"kill rank {v} at step {4 + 6 * i} point {p}" for i, (v, p) in enumerate(zip(victims, points))],
-            )
-    for place, points in enumerate(chunks(RECOVERY, 1 if FULL else 2)):
-        # A death, and another one in the recovery from it; then the same again with the leader.
-        script = ["kill rank 4 at step 4 point step.compute", f"kill rank 1 at step 4 point {points[0]}"]
-        script += ["kill rank 2 at step 9 point step.compute", f"kill rank 0 at step 9 point {points[-1]}"]
-        made[f"recovery-{place}"] = (5, script)
-    for place, point in enumerate(EVALUATION):
-        made[f"evaluation-{place}"] = (
-            4,
-            [f"kill rank {victim} at step {step} point {point}" for victim, step in ((1, 5), (0, 10), (2, 20))],
-        )
-    for place, points in enumerate(chunks(CHECKPOINT, 1 if FULL else 3)):
+def passed(text: str) -> list[str]:
+    """The points of a line such as ``step.load allreduce.block*3 job.gather+``; a + stands for the .done behind it."""
+    found: list[str] = []
+    for word in text.split():
+        name, _, times = word.partition("*")
+        points = [name[:-1], f"{name[:-1]}.done"] if name.endswith("+") else [name]
+        found += points * int(times or 1)
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a job. points: what a rank passes in it, in order. leads: what only the leader passes.
+
+    step: how many are committed by then (None: whenever). words: settings of its jobs. before: the death that
+    brings it about, in a job with one rank more."""
+
+    points: list[str]
+    step: int | None
+    leads: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    before: str = ""
+
+    def tried(self, leader: bool) -> list[tuple[str, int]]:
+        """(point, the how-manieth time) of every death in it, in the order in which they come."""
+        found: list[tuple[str, int]] = []
+        for place, name in enumerate(self.points):
+            nth, times = self.points[: place + 1].count(name), self.points.count(name)
+            if nth in (1, times, (times + 1) // 2 if FULL else 1) and (leader or name not in self.leads):
+                found.append((name, nth))
+        return found
+
+
+SUM = "step.load step.compute step.sum"
+BARRIERS = "allreduce.barrier+ allreduce.block*3 allreduce.barrier+"
+SHRUNK = "recover.fence recover.revoke recovery.revoke+ recover.shrink recovery.agree+ recovery.shrink+ recover.agree"
+BOUND = "recover.reassign recovery.gather+*2 recovery.share+ recovery.agree+"
+CHECKPOINT_FILE = "checkpoint.open+ checkpoint.write+ checkpoint.fsync+"
+PARTS = {
+    "set-up": Part(
+        passed("job.gather+ job.barrier+ setup.claim setup.claim.done job.gather+ job.broadcast+*4 job.agree+")
+        + passed("setup.announce"),
+        None,
+        leads=("setup.claim", "setup.claim.done", "setup.announce"),
+    ),
+    "start": Part(passed("job.gather+*2 job.share+"), 0),
+    "step": Part(passed(f"{SUM} {BARRIERS} step.commit"), 3),
+    "step, ring": Part(
+        passed(f"{SUM} allreduce.stream allreduce.stream.message*12 allreduce.stream.done allreduce.native+")
+        + passed("allreduce.barrier+ step.commit"),
+        3,
+        words=("--comm.algorithm=ring",),
+    ),
+    "step, native": Part(
+        passed(f"{SUM} allreduce.native+*2 allreduce.barrier+ step.commit"), 3, words=("--comm.algorithm=native",)
+    ),
+    "recovery": Part(
+        passed(f"{SHRUNK} recovery.gather+ recover.level {BOUND}"),
+        3,
+        before="kill rank {} at step 3 point step.compute",
+    ),
+    "recovery, with a spare": Part(
+        passed(f"{SHRUNK} recovery.gather+ recover.level recovery.gather+ recovery.broadcast+*4 {BOUND}"),
+        3,
+        words=("--fault.spares=1",),
+        before="kill rank {} at step 3 point step.compute",
+    ),
+    "evaluation": Part(passed("evaluate.batch*3 job.gather+"), EPOCH),
+    "end": Part(
+        passed("evaluate.batch*3 job.gather+ evaluate.batch*6 job.gather+ end.checkpoint end.summary end.barrier")
+        + passed("job.gather+ end.agree job.agree+"),
+        LAST,
+        leads=("end.summary",),
+    ),
+    "checkpoint": Part(
+        passed(f"checkpoint.mkdir+*2 {CHECKPOINT_FILE} {CHECKPOINT_FILE} checkpoint.fsync+ checkpoint.rename+")
+        + passed("checkpoint.fsync+ checkpoint.delete+"),
+        None,
+    ),
+}
+PLAIN = ["start", "step", "evaluation", "end"]
+OTHERWISE = ["step, ring", "step, native"]
+ROOM = 4  # deaths that share a job
+# Behind the agreement on the end: the summary is written.
+TOO_LATE_TO_TELL = {"job.agree.done"}
+
+
+@dataclass(frozen=True)
+class Death:
+    """One rank's, at the ``nth`` passing of a point."""
+
+    point: str
+    nth: int
+    step: int | None
+    rank: int = -1
+
+    def __str__(self) -> str:
+        at = "" if self.step is None else f" step {self.step}"
+        return f"kill rank {self.rank} at{at} point {self.point}:{self.nth}"
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A job and all that befalls it."""
+
+    ranks: int
+    deaths: list[Death]
+    words: tuple[str, ...] = ()
+    before: str = ""
+
+    @property
+    def script(self) -> list[str]:
+        return [self.before] * bool(self.before) + [str(death) for death in self.deaths]
+
+    @property
+    def untold(self) -> set[str]:
+        """Deaths of those who do not know yet where to tell of them: in the set-up, and of a spare."""
+        return {str(death) for death in self.deaths if death.step is None and not death.point.startswith("checkpoint")}
+
+
+def deaths(part: str, leader: bool) -> list[Death]:
+    """All that are tried in a part; what other parts have tried already is left out."""
+    tried = PARTS[part].tried(leader)
+    known = {"step, ring": "step", "step, native": "step", "recovery, with a spare": "recovery"}.get(part)
+    if known is not None:
+        same = PARTS[known].tried(leader)
+        tried = [at for at in tried if at not in same or at[0].startswith("allreduce.barrier")]
+    return [Death(point, nth, PARTS[part].step) for point, nth in tried]
+
+
+def struck(some: list[Death], victims: Sequence[int]) -> list[Death]:
+    return [replace(death, rank=rank) for death, rank in zip(some, victims, strict=False)]
+
+
+def chunks(found: list[Death], size: int) -> list[list[Death]]:
+    return [found[i : i + size] for i in range(0, len(found), size)]
+
+
+def packed(leader: bool) -> list[list[Death]]:
+    """The deaths of the plain parts by job: one at the start, then steps and evaluations, the end last."""
+    starts, ends = deaths("start", leader), deaths("end", leader)
+    between = [(death, offset) for part, offset in (("step", 2), ("evaluation", 0)) for death in deaths(part, leader)]
+    jobs = []
+    while starts or between or ends:
+        first, starts = starts[:1], starts[1:]
+        last, ends = ends[:1], ends[1:]
+        room = ROOM - len(first) - len(last)
+        some, between = between[:room], between[room:]
+        if not first and not some:
+            last, ends = last + ends[-1:], ends[:-1]
+        middle = [replace(death, step=EPOCH * place + offset) for place, (death, offset) in enumerate(some, 1)]
+        jobs.append([*first, *middle, *last])
+    return jobs
+
+
+def drills() -> dict[str, Drill]:
+    """name -> job; see the top of the file."""
+    made: dict[str, Drill] = {}
+
+    def add(name: str, some: list[Death], victims: Sequence[int], ranks: int, part: str, before: str = "") -> None:
+        alone = f"{some[0].point}:{some[0].nth}"
+        number = sum(known.startswith(f"{name}-") for known in made)
+        made[f"{name}-{alone if FULL else number}"] = Drill(ranks, struck(some, victims), PARTS[part].words, before)
+
+    for role, leader in (("leader", True), ("other", False)):
+        ranks = RANKS if FULL else ROOM + 1
+        victims = range(ranks) if leader else range(ranks - 1 - FULL, 0, -1)
+        if FULL:
+            for part in PLAIN:
+                for death in deaths(part, leader):
+                    add(f"{part}-{role}", [death], victims, ranks, part)
+        else:
+            for some in packed(leader):
+                add(f"plain-{role}", some, victims, ranks, "step")
+        for some in chunks(deaths("set-up", leader), 1 if FULL else ROOM):
+            add(f"set-up-{role}", some, victims, ranks, "set-up")  # it is done again, by those who are left
+        for part in OTHERWISE:
+            # Fewer ranks send fewer messages: the last of them comes while all are there.
+            found = sorted(deaths(part, leader), key=lambda death: -death.nth)
+            for some in chunks(found, 1 if FULL else ROOM):
+                some = [replace(death, step=EPOCH * place + 2) for place, death in enumerate(some)]
+                add(f"{part}-{role}", some, victims, ranks, part)
+        # The leader dies, and in the recovery its successor; or two others do.
+        for part in ("recovery", "recovery, with a spare"):
+            last = ranks  # of one rank more: a spare, where there is one
+            found = deaths(part, leader)
+            if leader:
+                first, victims = 0, range(1, ranks)
+            elif PARTS[part].words:
+                first, victims = 1, [last] if FULL else [2, 3, last]  # without the spare nobody is given the state
+                found = [replace(death, step=None) for death in found]  # the spare does not know it yet
+            else:
+                first, victims = last, [2, 1, 3, 4]
+            for some in chunks(found, 1 if FULL else ROOM - bool(PARTS[part].words)):
+                add(f"{part}-{role}", some, victims, ranks + 1, part, PARTS[part].before.format(first))
+    for some in chunks(deaths("checkpoint", True), 1 if FULL else ROOM):
         # Whoever leads writes; the next leader's first checkpoint is its own.
-        made[f"checkpoint-{place}"] = (4, [f"kill rank {v} at point {p}" for v, p in enumerate(points)])
-    for place, points in enumerate(chunks(END, 1 if FULL else 2)):
-        made[f"end-{place}"] = (4, [f"kill rank {v} at step {LAST} point {p}" for v, p in enumerate(points, 1)])
-    made["end-leader"] = (4, [f"kill rank {v} at step {LAST} point {p}" for v, p in enumerate(END[:3])])
-    made["end-summary"] = (4, [f"kill rank 0 at step {LAST} point end.summary"])
+        add("checkpoint", some, range(RANKS), RANKS + 1, "checkpoint")
     return made
 
 
-CASES = cases()
+DRILLS = drills()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_job_ends_like_an_undisturbed_one(name, jobs, calm):
-    ranks, script = CASES[name]
-    ended = jobs.run("--checkpoint.every_steps", "7", n=ranks, chaos="; ".join(script))
+@pytest.mark.parametrize("name", DRILLS)
+def test_the_job_ends_like_an_undisturbed_one(name, jobs, undisturbed):
+    drill, calm = DRILLS[name], undisturbed(*JOB)
+    ended = jobs.run(*JOB, *drill.words, n=drill.ranks, chaos="; ".join(drill.script))
     assert ended.status == 0 and ended.summary["status"] == "finished", ended.said
-    assert sorted(ended.lost) == sorted((int(line.split()[2]), "crash") for line in script), ended.said
+    told, script = told_of(ended), {str(fault) for fault in parse("; ".join(drill.script)).faults}
+    assert len(told) == len(set(told)) and script - drill.untold <= set(told) <= script, ended.said
+    victims = {(int(line.split()[2]), "crash") for line in drill.script}
+    untold = {(death.rank, "crash") for death in drill.deaths if death.point in TOO_LATE_TO_TELL}
+    assert victims - untold <= set(ended.lost) <= victims, ended.said
     assert ended.summary["steps"] == LAST and ended.is_exact()
     assert ended.summary["test"]["loss"] == pytest.approx(calm.summary["test"]["loss"], rel=1e-8)
     assert ended.summary["test"]["accuracy"] == calm.summary["test"]["accuracy"]
     assert ended.losses == pytest.approx(calm.losses, rel=1e-8)
+
+
+def told_of(ended) -> list[str]:
+    """The faults that happened, by the job's own word."""
+    path = ended.folder / "notes" / ended.summary["launch"] / "faults"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# Whether PARTS is the truth.
+
+
+def trace(jobs, words: tuple[str, ...] = (), ranks: int = RANKS, chaos: str = "hang rank 0 at step 1000"):
+    """rank -> [(committed steps, point)] of a job."""
+    (jobs.folder / "tracer.py").write_text(TRACER)
+    folder = jobs.folder / "traces"
+    folder.mkdir()
+    environ = {"TRACES": str(folder)}
+    ended = jobs.run(*JOB, *words, n=ranks, chaos=chaos, program=("tracer.py",), environ=environ)
+    assert ended.status == 0, ended.said
+    lines = {int(path.name): path.read_text().splitlines() for path in folder.iterdir()}
+    return {rank: [(int(step), point) for step, point in map(str.split, told)] for rank, told in lines.items()}
+
+
+def of_rank(rank: int, part: str) -> list[str]:
+    return [point for point in PARTS[part].points if rank == 0 or point not in PARTS[part].leads]
+
+
+@pytest.mark.parametrize("part", ["step", *OTHERWISE])
+def test_ranks_pass_what_is_tried(part, jobs):
+    step = PARTS[part].points
+    for rank, told in trace(jobs, PARTS[part].words).items():
+        of_thread = [point for _, point in told if point.startswith("checkpoint.")]
+        points = {number: [p for s, p in told if s == number and p not in of_thread] for number in range(-1, LAST + 1)}
+        assert points[-1] == of_rank(rank, "set-up")
+        assert points[3] == step and points[0][-len(step) :] == step
+        assert points[EPOCH] == PARTS["evaluation"].points + step
+        assert points[LAST] == of_rank(rank, "end")
+        if part == "step":
+            assert points[0] == PARTS["start"].points + step
+            assert set(of_thread) == (set(PARTS["checkpoint"].points) if rank == 0 else set())
+
+
+@pytest.mark.parametrize("part", ["recovery", "recovery, with a spare"])
+def test_survivors_pass_what_is_tried(part, jobs):
+    for first in (0, 3):
+        folder = jobs.folder / "traces"
+        shutil.rmtree(folder, ignore_errors=True)
+        told = trace(jobs, PARTS[part].words, RANKS + 1, PARTS[part].before.format(first))
+        del told[first]
+        for found in told.values():
+            points = [point for _, point in found if not point.startswith("checkpoint.")]
+            begin = points.index("recover.fence")
+            assert points[begin : begin + len(PARTS[part].points)] == PARTS[part].points
+            assert points[begin + len(PARTS[part].points)] == "step.load"
+
+
+def test_no_point_of_a_job_on_one_node_is_left_out():
+    """What is not here: calls that only other algorithms, several nodes or a loop of the user's own make; respawn."""
+    tried = {point for part in PARTS.values() for point in part.points}
+    assert {
+        point for point in POINTS if point.split(".")[0] in ("setup", "step", "evaluate", "checkpoint", "end")
+    } <= tried
+    assert {point for point in POINTS if point.startswith("recover.")} - tried == {"recover.refill"}

@@ -35,7 +35,8 @@ from ddl.supervisor import last_step
 
 STEPS, EPOCH, CHECKPOINT = 60, 20, 10  # all of them, those of an epoch, those between checkpoints
 SETTINGS = (
-    f"--train.steps {STEPS} --train.dtype float64 --metrics.console_every_s 0 --checkpoint.every_steps {CHECKPOINT}"
+    f"--train.steps {STEPS} --train.dtype float64 --train.compiled off --metrics.console_every_s 0 "
+    f"--checkpoint.every_steps {CHECKPOINT}"
 ).split()
 # moment -> kill points of a script that lie in it
 POINTS = {
