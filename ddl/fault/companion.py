@@ -21,6 +21,8 @@ BEATS, STEP, PHASE, WAITING, RECOVERING, MEDIAN_NS, HANG_MS, RECOVERY_MS, STOP_M
     range(12)
 )
 FIRST, ENDED = 12, 13  # the phase is new to this generation; the rank's end will be one that all agreed on
+PART = 14  # what a recovery is at, as far as that has limits of its own:
+MEETING, READING = 1, 2  # until all live ranks have come to it, which may compute till then; reading new shards
 SLOTS = 16
 PHASES_AT, PHASES_END = 8 * SLOTS, 2048
 NOTES_AT, PAGE_BYTES = 2048, 2048 + 4096
@@ -64,19 +66,38 @@ class Watch:
         self.since = slots[RECOVERING]
         if self.since:
             self.still_s = self.idle_s = 0.0
-            limit_s = slots[RECOVERY_MS] / 1e3 * (1 if slots[WAITING] else ALONE_SHARE)
-            return "recovery" if self.recovering_s > limit_s > 0 else ""
+            return "recovery" if self.recovering_s > recovery_limit_s(slots) > 0 else ""
         # A beat or a change of phase is life; so is waiting for others, who have companions of their own.
         seen = (slots[BEATS], slots[WAITING])
         lives = seen != self.last or slots[WAITING] or not slots[BEATS]
         self.still_s = 0.0 if lives else self.still_s + passed_s
         self.idle_s = 0.0 if lives or cpu_s > self.cpu_s else self.idle_s + passed_s
         self.last, self.cpu_s = seen, cpu_s
-        limit_s = max(slots[HANG_MS] / 1e3, MEDIAN_STEPS * slots[MEDIAN_NS] / 1e9)
+        limit_s = hang_limit_s(slots)
         hangs = self.still_s > limit_s
         if slots[FIRST]:
             hangs = self.idle_s > limit_s or self.still_s > max(limit_s, FIRST_S)
         return "hang" if slots[HANG_MS] and hangs else ""
+
+
+def hang_limit_s(slots) -> float:
+    """How long a rank may stand still outside a recovery."""
+    return max(slots[HANG_MS] / 1e3, MEDIAN_STEPS * slots[MEDIAN_NS] / 1e9)
+
+
+def recovery_limit_s(slots) -> float:
+    """How long this part of a recovery may take this rank; 0: as long as it likes.
+
+    Whoever may be waited for that long has a companion of its own, which acts first."""
+    recovery_s, part = slots[RECOVERY_MS] / 1e3, slots[PART]
+    if part and not slots[HANG_MS]:
+        return 0.0
+    if part == READING:
+        read_s = max(recovery_s, slots[HANG_MS] / 1e3)
+        return read_s + recovery_s if slots[WAITING] else read_s
+    if part == MEETING and slots[WAITING]:
+        return max(hang_limit_s(slots), FIRST_S) + recovery_s
+    return recovery_s * (1 if slots[WAITING] else ALONE_SHARE)
 
 
 def phase_of(page, slots) -> str:

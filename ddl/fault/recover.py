@@ -57,7 +57,8 @@ class Settings:
     fence_timeout_s: float = 10.0
     notes: Callable[[int], dict[str, Any] | None] = lambda identity: None
     beat: Callable[[str], None] = lambda phase: None
-    recovering: Callable[[], AbstractContextManager[None]] = nullcontext  # around a recovery: watched by the companion
+    # Around each part of a recovery, named "meet", "" or "read": watched by the companion.
+    recovering: Callable[[str], AbstractContextManager[Any]] = nullcontext
     clock: Callable[[], float] = time.monotonic
 
 
@@ -173,6 +174,7 @@ class Recovery:
         self.history: list[Death] = []
         self.has_state = not group.is_spare
         self.raised: Death | None = None  # set before recover() by a rank whose own code raised
+        self._told: dict[int, Death] = {}  # what ranks that raised have said themselves, by identity
         self.failure: DdlError | None = None  # why the job must end, as soon as some rank knows it
         self._deadline = ExitStack()  # the watchdog's limit on the recovery in progress
 
@@ -213,10 +215,10 @@ class Recovery:
         with self._deadline:
             return self._recover(group, group, None, True)
 
-    def _within_limit(self) -> None:
-        """The limit begins anew."""
+    def _within_limit(self, part: str = "") -> None:
+        """The limit begins anew: that of this part."""
         self._deadline.close()
-        self._deadline.enter_context(self.settings.recovering())
+        self._deadline.enter_context(self.settings.recovering(part))
 
     def _recover(self, group: Group, last: Group, cause: PeerLost | None, agreed: bool) -> tuple[Group, Report]:
         """cause: None where ``group`` is whole, and only has to be bound to. last: the one of the plan so far."""
@@ -238,7 +240,8 @@ class Recovery:
             group.probe(f"recover.{phase}")
 
         while True:
-            self._within_limit()
+            # A rank that has not heard of the death yet may compute or hang first, for as long as any rank may.
+            self._within_limit("" if agreed else "meet")
             if lost is not None:
                 enter("fence")
                 for rank in lost:
@@ -250,6 +253,7 @@ class Recovery:
                 enter("shrink")
                 if not agreed:  # every member leaves a generation through exactly one agreement: has it ended, or not
                     group.agree(0)
+                    self._within_limit()
                 survivors = group.shrink()
                 group.close()
                 group, lost = survivors, set()  # ranks are those of a group: the last one's mean nothing here
@@ -275,6 +279,7 @@ class Recovery:
         gone = [member for member in before if member.identity not in alive]
         confirmed = frozenset(m.identity for m in gone if fence(m, self.settings.fence_timeout_s, group.me.node))
         if group.is_spare:
+            self._within_limit("read")  # it waits for those that do
             return Report(group.generation, [], sorted(alive), 0)
         deaths = tuple(self._death(m) for m in gone)
         word = _Word(
@@ -298,6 +303,7 @@ class Recovery:
             raise AssertionError(f"committed steps differ by more than one: {[w.position for w in words]}")
         self.history = list(words[leader].history)  # a spare that steps in has not seen it
         raised = [w.raised for w in words if w.raised is not None]
+        self._told.update((death.identity, death) for death in raised)
         deaths = (*words[leader].deaths, *raised)
         now = Situation(
             last=[m.identity for m in before],
@@ -326,11 +332,14 @@ class Recovery:
         lap("level")
         if refusal is None:  # otherwise the leader saves what is newest, and all leave
             enter("reassign")
+            self._within_limit("read")
             self._reassign(group, last, leader, report)
             lap("reassign")
         return report
 
     def _death(self, member: Member) -> Death:
+        if member.identity in self._told:
+            return self._told[member.identity]
         note = self.settings.notes(member.identity) or {}
         return Death(
             identity=member.identity,

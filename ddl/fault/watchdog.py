@@ -33,6 +33,7 @@ NOT_FOR_THE_COMPANION = {
     signal.SIGUSR1,
     signal.SIGUSR2,
 }
+_PARTS = {"": 0, "meet": page_of.MEETING, "read": page_of.READING}
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
@@ -101,13 +102,17 @@ class Heartbeat:
             self.wait(False)
 
     @contextlib.contextmanager
-    def recovering(self) -> Iterator[None]:
-        """Around a whole recovery: if it takes longer than the limit, the companion ends this rank."""
-        self._slots[page_of.RECOVERING] = time.monotonic_ns()
+    def recovering(self, part: str = "") -> Iterator[None]:
+        """Around a recovery: if it takes longer than the limit, the companion ends this rank.
+
+        part: "meet" until all live ranks have come, "read" while shards are opened; both may take as long as a step."""
+        slots = self._slots
+        slots[page_of.PART] = _PARTS[part]
+        slots[page_of.RECOVERING] = time.monotonic_ns()
         try:
             yield
         finally:
-            self._slots[page_of.RECOVERING] = 0
+            slots[page_of.RECOVERING] = slots[page_of.PART] = 0
             self._phase = -1
             self._met.clear()  # other shards have other shapes: what was compiled may be compiled again
             self._beats += 1

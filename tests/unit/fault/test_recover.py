@@ -1,5 +1,8 @@
 """Recovery on thread-ranks: whoever dies, wherever, the survivors hold the newest state and all shards."""
 
+import contextlib
+import itertools
+
 import numpy as np
 import pytest
 
@@ -188,3 +191,39 @@ def abroad(group):
 )
 def test_a_failure_counts_from_the_death_where_that_is_known(note, seconds):
     assert detection_s(note, raised_s=99.5, began_s=100.0, longest_s=9.0) == pytest.approx(seconds)
+
+
+class Limits:
+    """Which part of a recovery a rank was in when it passed each of its kill points."""
+
+    def __init__(self):
+        self.now, self.seen = None, []
+
+    @contextlib.contextmanager
+    def recovering(self, part):
+        self.now = part
+        yield
+        self.now = None
+
+    def probe(self, point):
+        if self.now is not None:
+            self.seen.append((self.now, point))
+
+
+def test_only_what_the_survivors_do_together_has_the_short_limit():
+    """Till all have come one may compute as long as in any step; while shards are read as well."""
+    limits = [Limits() for _ in range(3)]
+    results = run_ranks(
+        3,
+        lambda group: job(group, Settings(recovering=limits[group.rank].recovering)),
+        death=Death(2, 4),
+        probe=lambda rank: limits[rank].probe,
+    )
+    check(results)
+    for rank in (0, 1):
+        parts = [part for part, _ in limits[rank].seen]
+        assert [part for part, _ in itertools.groupby(parts)] == ["meet", "", "read"]
+        where = dict(reversed([(point, part) for part, point in limits[rank].seen]))
+        assert where["recovery.agree"] == "meet" and where["recovery.shrink"] == ""
+        assert where["recover.agree"] == "" and where["recovery.barrier"] == "read"
+    assert limits[2].seen == []

@@ -343,6 +343,32 @@ def test_the_last_wait_is_longer_than_any_hang_of_another_and_its_recovery():
     assert unlimited._slots[WAITING] and not unlimited._slots[RECOVERING]
 
 
+IN_RECOVERY = {"HANG_MS": 120_000, "RECOVERY_MS": 30_000, "RECOVERING": 5}
+
+
+def test_who_waits_for_all_to_come_to_a_recovery_outlasts_a_hang_of_another():
+    """A rank that has not heard of the death may compute for as long as any, and is killed only after that."""
+    meeting = {**IN_RECOVERY, "PART": companion.MEETING}
+    assert judge(200, **meeting, WAITING=1) == ("recovery", pytest.approx(150, abs=0.3))
+    assert judge(400, **{**meeting, "MEDIAN_NS": 10 * 10**9}, WAITING=1) == ("recovery", pytest.approx(230, abs=0.3))
+    assert judge(200, **meeting) == ("recovery", pytest.approx(20, abs=0.3))  # this one is held up by itself
+    assert judge(1000, **{**meeting, "HANG_MS": 0}, WAITING=1)[0] == ""
+
+
+def test_reading_new_shards_may_take_as_long_as_a_step():
+    reading = {**IN_RECOVERY, "PART": companion.READING}
+    assert judge(300, **reading) == ("recovery", pytest.approx(120, abs=0.3))
+    assert judge(300, **reading, WAITING=1) == ("recovery", pytest.approx(150, abs=0.3))
+    assert judge(300, **{**reading, "HANG_MS": 2000}) == ("recovery", pytest.approx(30, abs=0.3))
+
+
+def test_a_part_of_a_recovery_ends_with_it():
+    heartbeat = Heartbeat(0)
+    with heartbeat.recovering("read"):
+        assert heartbeat._slots[companion.PART] == companion.READING
+    assert not heartbeat._slots[companion.PART] and not heartbeat._slots[RECOVERING]
+
+
 def test_each_recovery_counts_from_its_own_beginning():
     page, watch = [0] * SLOTS, Watch()
     page[RECOVERY_MS] = 3000
