@@ -18,17 +18,28 @@ from __future__ import annotations
 
 import atexit
 import copy
+import os
+import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from ddl.comm import Group
+from ddl.comm import Group, ending, mpi
 from ddl.data import Plan, assign
-from ddl.errors import DdlError, PeerLost
-from ddl.fault.recover import Recovery, Report, Settings
+from ddl.errors import DdlError, JobEnded, PeerLost, UserCodeError
+from ddl.fault.decision import Death
+from ddl.fault.recover import Leaves, Recovery, Report, Settings
+from ddl.fault.watchdog import Heartbeat, start_companion
+from ddl.launched import launched_rank
 
 T = TypeVar("T")
+RECOVERY_TIMEOUT_S = 30.0
+
+
+def _nobody_watches(commits: int, phase: str) -> None:
+    """No heartbeat: the state is not in a run."""
 
 
 class State:
@@ -37,10 +48,11 @@ class State:
     Begins equal on every rank. Arrays keep shape and dtype; setting one copies into it."""
 
     def __init__(self, **values: Any):
-        arrays = {name: np.array(v) for name, v in values.items() if isinstance(v, np.ndarray)}
+        # Whatever their order was: what travels must be contiguous.
+        arrays = {name: np.array(v, order="C") for name, v in values.items() if isinstance(v, np.ndarray)}
         small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
         self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _barrier=lambda: None)
-        self.__dict__["_beat"] = lambda commits, phase: None
+        self.__dict__["_beat"] = _nobody_watches
         self.__dict__.update(_kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
 
     def __getattr__(self, name: str) -> Any:
@@ -72,6 +84,7 @@ class State:
         self.__dict__["_kept_values"] = copy.deepcopy(self._values)
         self.__dict__["_commits"] += 1
         self._beat(self._commits, "commit")
+        self._beat(self._commits, "function")
 
     def restore(self) -> None:
         """Back to the last commit."""
@@ -139,6 +152,150 @@ class _Work:
         return None
 
 
+class _Launch:
+    """This process among the ranks, and its watchdog: started once, kept from one ``run`` to the next.
+
+    Looks after every way out of the script. Outside ``run`` no rank needs another: all part at the interpreter's end,
+    so that nobody takes the first to leave for dead, and each ends with the status that its script chose."""
+
+    def __init__(self, hang_timeout_s: float):
+        # Before MPI: a process that MPI has set up should not fork.
+        self.heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
+        self._show = sys.excepthook  # that of before MPI, which makes a death of every exception
+        self._first = mpi.start()
+        self._job: _Run | None = None
+        self._first.waits = self.heartbeat.wait
+        self.heartbeat.wait(True)
+        self.is_running = False
+        self.refusal: DdlError | None = None
+        sys.excepthook = self._uncaught
+        atexit.register(self._part)
+
+    @property
+    def group(self) -> Group:
+        """The newest generation."""
+        return self._first if self._job is None else self._job.group
+
+    def begin(self, state: State, plan: Plan, min_ranks: int, hang_timeout_s: float) -> _Run:
+        self._job = _Run(state, plan, self.group, min_ranks, self.heartbeat)
+        self.heartbeat.limits(hang_timeout_s, RECOVERY_TIMEOUT_S)
+        self.heartbeat.wait(False)
+        self.is_running = True
+        return self._job
+
+    def end(self, refusal: DdlError | None = None) -> None:
+        """All ranks have come to the same end. What the script does next may take as long as it takes."""
+        self.heartbeat.wait(True)
+        self.is_running, self.refusal = False, refusal
+
+    def die(self, error: BaseException) -> NoReturn:
+        """An exception of this rank alone: the others go on once it is gone."""
+        self._show(type(error), error, error.__traceback__)
+        ending.die()
+
+    def exit(self, wish: SystemExit) -> None:
+        """The function has called ``sys.exit``, which ends the whole job. Returns where the interpreter's own end will
+        do."""
+        status = wish.code if isinstance(wish.code, int) else int(wish.code is not None)
+        if self.group.tolerant or status:
+            if not isinstance(wish.code, int | None):
+                print(wish.code, file=sys.stderr)
+            self.heartbeat.end()
+            mpi.fail(self.group, status & 0xFF)
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if error is self.refusal:
+            self._tell(self.refusal)
+            self.heartbeat.part()
+            mpi.finish(self.group, self.refusal.exit_status)
+            return
+        self._show(kind, error, trace)
+        if self.is_running:
+            self.heartbeat.end()
+            mpi.fail(self.group, 1)
+        else:
+            self.heartbeat.part()  # the others may have begun another run, which does not wait for this rank for ever
+
+    def _tell(self, refusal: DdlError) -> None:
+        if self.group.is_leader:
+            if isinstance(refusal, UserCodeError) and refusal.traceback:
+                print(refusal.traceback.rstrip(), file=sys.stderr)
+            print(f"{os.path.basename(sys.argv[0])}: {refusal}", file=sys.stderr, flush=True)
+
+    def _part(self) -> None:
+        self.heartbeat.end()
+        mpi.part(self.group)
+
+
+_launch: _Launch | None = None
+
+
+class _Run:
+    """One call of ``run``: that of the function in each generation.
+
+    group: the newest. refusal: why the survivors, all of them, may not go on."""
+
+    def __init__(self, state: State, plan: Plan, group: Group, min_ranks: int, heartbeat: Heartbeat):
+        self.state, self.plan, self.group, self.heartbeat = state, plan, group, heartbeat
+        self.work = _Work(state)
+        self.refusal: DdlError | None = None
+        state.__dict__["_beat"] = heartbeat.beat
+        self.recovery = Recovery(
+            self.work,
+            plan,
+            group,
+            Settings(
+                min_ranks=min_ranks,
+                beat=lambda phase: heartbeat.beat(state.commits, f"recover {phase}"),
+                recovering=heartbeat.recovering,
+            ),
+        )
+
+    def through(self, function: Callable[[State, World], T], on_failure: Callable[[Report], None]) -> T:
+        """What ``run`` promises. Raises Leaves, from the exception, on a rank whose function alone raised."""
+        is_attached = False
+        while True:
+            agreed = False
+            try:
+                if not is_attached:
+                    self.work.attach(self.group, self.plan)
+                    is_attached = True
+                self.state.restore()
+                self.heartbeat.beat(self.state.commits, "function")
+                value = function(self.state, World(self.group, self.work.shards))
+                self.group.barrier()
+                agreed = True
+                if self.group.agree(1):
+                    return value
+                lost = PeerLost([], self.group.generation, "the agreement on the end")
+            except PeerLost as error:
+                lost = error
+            except JobEnded:
+                raise
+            except Exception as error:
+                # Other ranks may have raised the same: they all tell each other before anybody ends.
+                if not self.group.tolerant or len(self.group.members) == 1:
+                    raise
+                self.recovery.raised = self._describe(error)
+                lost = PeerLost([], self.group.generation, "an exception")
+                lost.__cause__ = error
+            try:
+                self.group, report = self.recovery.recover(self.group, lost, agreed)
+            except Leaves as leaves:
+                raise leaves from lost.__cause__
+            is_attached = True
+            on_failure(report)
+            self.refusal = report.refusal
+            if self.refusal is not None:
+                raise self.refusal from None
+
+    def _describe(self, error: Exception) -> Death:
+        me, step = self.group.me, self.state.commits
+        note = self.heartbeat.note_exception(error, step)
+        shards = frozenset(self.work.shards)
+        return Death(me.identity, me.host, "exception", step, shards, note["error"], note["traceback"])
+
+
 def run(
     function: Callable[[State, World], T],
     state: State,
@@ -155,47 +312,38 @@ def run(
     that of the newest commit and the function is called again. on_failure: told of each, on every rank.
     hang_timeout_s: seconds without a commit after which a rank that waits for nobody counts as hung, and is killed;
     one that is stopped is killed after 2.
-    Raises Stop when fewer than ``min_ranks`` are left, QuorumLost on the smaller side of a partition. Other
-    exceptions of the function end this rank alone where failures are survived, and the job where they are not."""
-    settings = Settings(min_ranks=min_ranks)
-    if group is None:
-        from ddl.comm import mpi
-        from ddl.fault.watchdog import start_companion
-        from ddl.launched import launched_rank
-
-        # Before MPI: a process that MPI has set up should not fork.
-        heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
-        group = mpi.start()
-        group.waits = heartbeat.wait
-        state.__dict__["_beat"] = heartbeat.beat
-        settings = Settings(
-            min_ranks=min_ranks,
-            beat=lambda phase: heartbeat.beat(state.commits, f"recover {phase}"),
-            recovering=heartbeat.recovering,
-        )
-        # All part together at the interpreter's end, so that nobody takes the first to leave for dead.
-        atexit.register(lambda: mpi.finish(newest[0], 0))
-    newest = [group]
-    work, plan = _Work(state), assign(shards, group.size)
-    recovery = Recovery(work, plan, group, settings)
-    attached = False
-    while True:
-        agreed = False
+    Raises on every rank alike: Stop when fewer than ``min_ranks`` are left, QuorumLost on the smaller side of a
+    partition, UserCodeError when the function raised on all ranks, a second time, or before the first commit. Where
+    the script does not catch it, one rank tells of it and all end with its status. Any other exception of the
+    function ends this rank alone where failures are survived, and the job where they are not."""
+    global _launch
+    if group is not None:
+        heartbeat = Heartbeat(group.me.identity)
         try:
-            if not attached:
-                work.attach(group, plan)
-                attached = True
-            state.restore()
-            value = function(state, World(group, work.shards))
-            group.barrier()
-            agreed = True
-            if group.agree(1):
-                return value
-            raise PeerLost([], group.generation, "the agreement on the end")
-        except PeerLost as lost:
-            group, report = recovery.recover(group, lost, agreed)
-            newest[0] = group
-            attached = True
-            on_failure(report)
-            if report.refusal is not None:
-                raise report.refusal from lost
+            return _Run(state, assign(shards, group.size), group, min_ranks, heartbeat).through(function, on_failure)
+        except Leaves as leaves:
+            assert leaves.__cause__ is not None
+            raise leaves.__cause__ from None
+        finally:
+            state.__dict__["_beat"] = _nobody_watches
+            heartbeat.close()
+    if _launch is None:
+        _launch = _Launch(hang_timeout_s)
+    launch = _launch
+    job = launch.begin(state, assign(shards, launch.group.size), min_ranks, hang_timeout_s)
+    try:
+        value = job.through(function, on_failure)
+    except Leaves as leaves:
+        assert leaves.__cause__ is not None
+        launch.die(leaves.__cause__)
+    except JobEnded as ended:
+        ending.leave(ended.exit_status)
+    except SystemExit as wish:
+        launch.exit(wish)
+        raise
+    except DdlError as error:
+        if error is job.refusal:
+            launch.end(error)
+        raise
+    launch.end()
+    return value

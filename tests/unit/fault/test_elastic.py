@@ -5,6 +5,7 @@ import pytest
 
 from ddl import elastic
 from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.errors import Stop, UserCodeError
 
 STEPS, SHARDS = 3, 6
 
@@ -73,3 +74,83 @@ def test_a_state_takes_only_the_names_it_was_made_with():
         state.stpe = 1
     with pytest.raises(AttributeError, match="it has \\['step'\\]"):
         _ = state.other
+
+
+def wrong_job(is_wrong):
+    """The job with a function that raises where ``is_wrong(identity, commits)`` says so."""
+
+    def told(group):
+        state = elastic.State(w=np.zeros(3), step=0)
+
+        def function(state, world):
+            while state.step < STEPS:
+                gradient = sum((gradient_of(shard, state.w) for shard in world.shards), np.zeros(3))
+                state.w -= 0.01 * world.allreduce(gradient)
+                if is_wrong(world.group.me.identity, state.commits):
+                    raise ValueError(f"mine at {state.step}")
+                state.step += 1
+                state.commit()
+            return state.step
+
+        return elastic.run(function, state, shards=SHARDS, group=group), state.w
+
+    return told
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_exception_on_one_rank_costs_that_rank(rank):
+    results = run_ranks(3, wrong_job(lambda identity, commits: identity == rank and commits == 1))
+    assert isinstance(results.pop(rank), ValueError)
+    for steps, w in results:
+        assert steps == STEPS and np.allclose(w, expected(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("commits", [0, 1])
+def test_an_exception_on_every_rank_ends_all_alike(commits):
+    results = run_ranks(3, wrong_job(lambda identity, now: now == commits))
+    # A rank may hear of the first exception in its call before, and raise only after that one has left.
+    refused = [result for result in results if not isinstance(result, ValueError)]
+    assert len(refused) >= 2
+    for result in refused:
+        assert isinstance(result, UserCodeError) and "raised ValueError: mine at" in str(result)
+        assert "in function" in result.traceback
+
+
+def test_before_the_first_commit_one_exception_ends_all():
+    for result in run_ranks(3, wrong_job(lambda identity, commits: identity == 1)):
+        assert isinstance(result, UserCodeError) and "rank 1 raised" in str(result)
+
+
+def test_the_same_exception_on_a_second_rank_ends_all():
+    results = run_ranks(4, wrong_job(lambda identity, commits: (identity, commits) in ((1, 1), (3, 2))))
+    assert isinstance(results.pop(1), ValueError)
+    assert all(isinstance(result, UserCodeError) and "rank 3 raised" in str(result) for result in results)
+
+
+def test_too_few_ranks_stop_all_alike():
+    results = run_ranks(
+        3,
+        lambda group: elastic.run(train, elastic.State(w=np.zeros(3), step=0), group=group, min_ranks=3),
+        death=Death(1, 20),
+    )
+    assert isinstance(results.pop(1), Killed)
+    assert all(isinstance(result, Stop) and "min_ranks is 3" in str(result) for result in results)
+
+
+def test_an_array_may_be_laid_out_in_any_order():
+    def behind(group):
+        state = elastic.State(w=np.asfortranarray(np.arange(6.0).reshape(2, 3)), step=0)
+
+        def function(state, world):
+            while state.step < STEPS:
+                state.w += world.allreduce(np.ones((2, 3)) / world.size)
+                state.step += 1
+                state.commit()
+
+        elastic.run(function, state, shards=SHARDS, group=group)
+        return state.w
+
+    # Some deaths leave a rank one commit behind, and the state has to travel.
+    for count in range(10, 40):
+        for result in run_ranks(3, behind, death=Death(0, count)):
+            assert isinstance(result, Killed) or np.allclose(result, np.arange(6.0).reshape(2, 3) + STEPS)
