@@ -9,8 +9,9 @@ A ledger is a JSONL file of two kinds of lines (the first is broken here to be r
     {"step": 120, "launch": "a1", "generation": 0, "plan": [0, 0, 1, 1], "skipped": false, "samples": 64}
 
 A start says that a launch goes on before that step (0, or that of the checkpoint it resumed from), and whatever
-stood in the ledger from that step on is no longer part of the job's history. ``plan`` is left out where it is
-that of the line before it. ``samples`` is what the ranks counted, summed over them."""
+stood in the ledger from that step on is no longer part of the job's history. Nor is what an earlier launch, which
+has not noticed that yet, still enters after it. ``plan`` is left out where it is that of this launch's line before.
+``samples`` is what the ranks counted, summed over them."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def read(path: str | Path) -> list[Start | Record]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path) from error
     entries: list[Start | Record] = []
-    plan: tuple[int, ...] | None = None
+    plans: dict[str, tuple[int, ...]] = {}  # by launch: two may be writing for a while
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
@@ -127,14 +128,15 @@ def read(path: str | Path) -> list[Start | Record]:
             if "start" in line:
                 order = Order(line["samples"], line["shards"], line["global_batch"], line["seed"], line["shuffle"])
                 entries.append(Start(line["launch"], line["generation"], line["start"], order))
-                plan = None
+                plans.pop(line["launch"], None)
                 continue
+            launch = line["launch"]
             if "plan" in line:
-                plan = tuple(line["plan"])
-            if plan is None:
+                plans[launch] = tuple(line["plan"])
+            if launch not in plans:
                 raise KeyError("plan")
             entries.append(
-                Record(line["launch"], line["generation"], line["step"], plan, line["skipped"], line["samples"])
+                Record(launch, line["generation"], line["step"], plans[launch], line["skipped"], line["samples"])
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"not a line of a ledger: {error}", path, number, "line") from error
@@ -175,12 +177,17 @@ class Audit:
 def lineage(entries: Iterable[Start | Record]) -> tuple[dict[int, Record], Order | None, list[str]]:
     """The surviving history: step -> the record that counts, the order of samples, and contradictions.
 
-    A record takes the place of every earlier one of its step or of later steps; so does a start."""
+    A record takes the place of every earlier one of its step or of later steps; so does a start. What a launch enters
+    after the start of another does not count: the folder is no longer its own."""
     surviving: dict[int, Record] = {}
     order: Order | None = None
     problems: list[str] = []
-    last = -1
+    last, owner = -1, ""
     for entry in entries:
+        if isinstance(entry, Start):
+            owner = entry.launch
+        elif owner and entry.launch != owner:
+            continue
         for step in range(entry.step, last + 1):
             surviving.pop(step, None)
         last = entry.step - 1

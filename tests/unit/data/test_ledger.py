@@ -138,3 +138,25 @@ def test_a_shuffle_of_numpy_agrees_that_epochs_are_whole():
     for step in range(8):
         uses[ORDER.indices(step // 4, step % 4, range(6))[0]] += 1
     assert (uses == 2).all()
+
+
+def test_what_an_older_launch_still_enters_does_not_count():
+    stray = history(3, 4)  # launch a has not noticed yet that b has taken over
+    newer = history(2, 3, launch="b")
+    entries = [Start("a", 0, 0, ORDER), *history(0, 1, 2), Start("b", 0, 2, ORDER), newer[0], *stray, newer[1]]
+    result = audit(entries)
+    assert counts(result) == (50, 50, 0, 0, 0)
+    assert result.is_exact and result.steps == 4
+
+
+def test_two_launches_that_write_in_turns_keep_their_plans(tmp_path):
+    path, other = tmp_path / "ledger.jsonl", assign(6, 3).owners
+    with Ledger(path) as old, Ledger(path) as new:
+        old.start(Start("a", 0, 0, ORDER))
+        old.append(history(0)[0])
+        new.start(Start("b", 0, 0, ORDER))
+        new.append(history(0, launch="b", plan=other)[0])
+        old.append(history(1)[0])
+        new.append(history(1, launch="b", plan=other)[0])
+    plans = {(entry.launch, entry.step): entry.plan for entry in read(path) if isinstance(entry, Record)}
+    assert plans == {("a", 0): PLAN, ("a", 1): PLAN, ("b", 0): other, ("b", 1): other}
