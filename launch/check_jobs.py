@@ -102,7 +102,7 @@ def _regression(texts: Any, labels: Any, held_texts: Any, held_labels: Any) -> t
 
 
 def gzip_of_each_file(run: Path) -> Figure:
-    """Bits a byte of the model over the held-out files. It must beat gzip -9 on each of them: over all is not enough."""
+    """Bits a byte of the model over the held-out files; it must beat gzip -9 on each of them, not only over all."""
     from ddl.data import generated
     from ddl.train.trained import Trained
 
@@ -223,7 +223,8 @@ def train(row: str, ranks: int, seed: int, folder: Path) -> float:
         text=True,
     )
     if done.returncode:
-        raise SystemExit(f"{row} on {ranks} ranks ended with status {done.returncode}:\n{done.stderr}")
+        said = (done.stdout + done.stderr).strip()
+        raise SystemExit(f"{row} on {ranks} ranks ended with status {done.returncode}:\n{said}")
     return time.monotonic() - began
 
 
