@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS_VARIABLE = "DDL_RANKS"
+"""Tells a process that replaces a dead one how many ranks the job was started with: its own launch is of a few."""
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
@@ -28,6 +30,11 @@ def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
     if size is None and _is_slurm_task(environment):
         size = _number(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), environment)
     return size
+
+
+def job_size(environment: Mapping[str, str] = os.environ) -> int:
+    """How many ranks the job was started with; 1 when nothing launched this process."""
+    return _number((RANKS_VARIABLE,), environment) or launched_size(environment) or 1
 
 
 def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:

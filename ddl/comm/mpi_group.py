@@ -21,6 +21,7 @@ from ddl.arrays import Array
 from ddl.comm import checked, launcher, shared_memory
 from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
+from ddl.launched import RANKS_VARIABLE, job_size
 
 SPARE_POLL_S = 0.02
 INHERITED = (
@@ -306,6 +307,7 @@ class MpiGroup(Group):
         between = everyone.Spawn("env", [*same, sys.executable, *sys.orig_argv[1:]], maxprocs=count, root=0)
         wider = between.Merge(high=False)
         newest = max(self.newest_identity, *(member.identity for member in self.members))
+        same.append(f"{RANKS_VARIABLE}={job_size()}")
         wider.bcast((self.generation + 1, newest + 1), root=0)
         between.Disconnect()
         size = len(self.members) + count

@@ -16,7 +16,7 @@ from typing import Any
 
 from ddl.config.sections import SECTIONS, Job
 from ddl.errors import ConfigError
-from ddl.launched import launched_size
+from ddl.launched import job_size
 
 # setting -> smallest value that makes sense
 AT_LEAST: Mapping[str, float] = {
@@ -63,7 +63,7 @@ def check(job: Job, ranks: int | None = None) -> Job:
     """``job`` itself when it can be run; raises ConfigError with the first mistake otherwise.
 
     ranks: processes that were started, spares included; default: as the launcher's environment says."""
-    ranks = launched_size() or 1 if ranks is None else ranks
+    ranks = job_size() if ranks is None else ranks
     for mistake in _mistakes(job, ranks):
         raise ConfigError(mistake)
     return job

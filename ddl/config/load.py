@@ -26,10 +26,11 @@ _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
 
 
-def load(argv: Sequence[str]) -> Job:
+def load(argv: Sequence[str], ranks: int | None = None) -> Job:
     """The job that a command line describes, checked. Raises ConfigError, in one line, and reads no data.
 
-    argv: without the program's name. ``--help`` and ``--print_config`` are load_or_exit's."""
+    argv: without the program's name. ranks: as ``check`` takes them. ``--help`` and ``--print_config`` are
+    load_or_exit's."""
     words, tables = _tables(argv)
     given = parse_words(words)
     path = given.pop("job", None)
@@ -38,7 +39,7 @@ def load(argv: Sequence[str]) -> Job:
     for (section, setting), inner in tables.items():
         old = getattr(getattr(job, section), setting)
         job = _changed(job, {f"{section}.{setting}": _merged(old, inner)})
-    return check(job)
+    return check(job, ranks)
 
 
 def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:

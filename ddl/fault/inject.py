@@ -24,7 +24,7 @@ from pathlib import Path
 from ddl.arrays import generator
 from ddl.comm import Probe
 from ddl.errors import ConfigError
-from ddl.launched import launched_size
+from ddl.launched import job_size
 
 ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",
@@ -120,7 +120,7 @@ def parse(text: str, ranks: int | None = None, steps: int | None = None) -> Scri
 
     ranks: how many the job has (default: as launched). steps: those of the job, for random faults."""
     if text.strip().startswith("random:"):
-        count = ranks or launched_size() or 1
+        count = ranks or job_size()
         return Script(_random(text.strip().removeprefix("random:"), count, steps or DEFAULT_RANDOM_STEPS))
     faults: list[Fault] = []
     for line in text.split(";"):
