@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ddl.arguments import Parser
-from ddl.config import check, load
+from ddl.config import load
 from ddl.errors import EX_USAGE, ConfigError
 from ddl.mpirun import members, parse_hosts, read_hostfile, sweep
 from ddl.supervisor import Supervisor
@@ -56,7 +58,7 @@ def from_words(argv: Sequence[str]) -> Supervisor:
         raise ConfigError("--host and --hostfile exclude each other")
     if options.chaos:
         words += ["--fault.chaos", options.chaos]
-    job = check(load(words), ranks=options.n)
+    job = load(words, ranks=options.n)
     hosts = parse_hosts(options.host, options.n) if options.host else []
     if options.hostfile:
         hosts = read_hostfile(options.hostfile, options.n)
@@ -74,9 +76,11 @@ def from_words(argv: Sequence[str]) -> Supervisor:
 def main(argv: Sequence[str] | None = None) -> int:
     """The door: arguments in, exit status out."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["--sweep"] and len(argv) == 2:
+    if argv[:1] == ["--sweep"] and len(argv) in (2, 3):  # LAUNCH [REPLICA], on a host of a launch that is over
         own = set(members(argv[1]))
         sweep(argv[1])
+        if len(argv) == 3 and Path(argv[2]).name.startswith("ddl-replica-"):
+            shutil.rmtree(argv[2], ignore_errors=True)
         print("swept", len(own))
         return 0
     try:

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from ddl.config import Job
+from ddl.config import Job, check
 from ddl.config.folder import run_folder
-from ddl.errors import EX_TEMPFAIL, EX_USAGE
+from ddl.errors import EX_TEMPFAIL, EX_USAGE, ConfigError
 from ddl.mpirun import (
     LAUNCH_VARIABLE,
     SHARED_MEMORY,
@@ -39,6 +39,7 @@ from ddl.mpirun import (
 
 REPLICA_VARIABLE = "DDL_REPLICA"
 EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
+HOST = os.uname().nodename
 SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
@@ -157,7 +158,7 @@ class Supervisor:
         self.must_end = False
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
-        self._replica = SHARED_MEMORY / f"ddl-replica-{os.getpid()}" if job.checkpoint.replica else None
+        self._replica = SHARED_MEMORY / f"ddl-replica-{HOST}-{os.getpid()}" if job.checkpoint.replica else None
 
     def run(self) -> int:
         """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
@@ -175,6 +176,11 @@ class Supervisor:
                     return verdict.status
                 failed_at.append(ended.step)
                 self._drop_dead_hosts(self._id(len(failed_at) - 1))
+                try:
+                    check(self.job, self.ranks)
+                except ConfigError as error:  # which was not one on all the hosts
+                    self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
+                    return EX_TEMPFAIL
                 if not self.asked:
                     left = self.restarts - len(failed_at)
                     self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
@@ -183,6 +189,7 @@ class Supervisor:
         finally:
             if self._replica is not None:
                 shutil.rmtree(self._replica, ignore_errors=True)
+                self._remove_replicas(self._id(len(failed_at)))
 
     def ask_to_stop(self, number: int, frame: object = None) -> None:
         """SIGUSR1: the ranks write a checkpoint and end. Between two launches there is nothing to write."""
@@ -199,6 +206,10 @@ class Supervisor:
     def _id(self, attempt: int) -> str:
         return f"{self.name}-{attempt}"
 
+    def _environ(self, launch: str) -> dict[str, str]:
+        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica)}
+        return {**os.environ, LAUNCH_VARIABLE: launch, **replica}
+
     def _command(self, attempt: int) -> list[str]:
         words = [*self.words, "--run.dir", str(self.folder)]
         if attempt:
@@ -212,6 +223,7 @@ class Supervisor:
             self.hosts,
             tolerant=self.job.fault.tolerance != "off",
             exported=EXPORTED,
+            environ=self._environ(self._id(attempt)),
         )
 
     def _has_state(self) -> bool:
@@ -220,14 +232,11 @@ class Supervisor:
 
     def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
         launch, files = self._id(attempt), segments()
-        environ = {**os.environ, LAUNCH_VARIABLE: launch}
-        if self._replica is not None:
-            environ[REPLICA_VARIABLE] = str(self._replica)
         before = progress_of(self.folder)
         overdue_s = 0.0
         with subprocess.Popen(
             self._command(attempt),
-            env=environ,
+            env=self._environ(launch),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -262,6 +271,9 @@ class Supervisor:
     def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object) -> float:
         """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
+        # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
+        makes_more = self.job.metrics.plots or self.job.metrics.trace
+        grace_s = GRACE_S + (self.job.fault.hang_timeout_s or self.deadline_s if makes_more else 0.0)
         while process.poll() is None and not self.must_end:
             time.sleep(TICK_S)
             now = time.monotonic()
@@ -271,7 +283,7 @@ class Supervisor:
             still_s = still_s + passed_s if progress == seen else 0.0
             seen = progress
             done_s = done_s + passed_s if self._summary(launch) else 0.0
-            if done_s > GRACE_S:
+            if done_s > grace_s:
                 return 0.0
             if self.deadline_s and still_s > self.deadline_s:
                 return still_s
@@ -349,6 +361,16 @@ class Supervisor:
                 return bool(self.asked)  # nobody will need to know
             return b"swept" in probe.stdout.read()
 
+    def _remove_replicas(self, launch: str) -> None:
+        """Those on other hosts, by way of mpirun; one that does not answer keeps its own."""
+        if len(self.hosts) < 2:
+            return
+        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(self._replica)]
+        hosts = [replace(host, slots=1) for host in self.hosts]
+        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=EXPORTED[2:])
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S)
+
     def _show_notes(self, launch: str) -> None:
         """Say how the ranks died, and show the traceback or stack of the first."""
         folder = self.folder / "notes" / launch
@@ -375,8 +397,8 @@ def _end_with_parent() -> None:
 
 
 def remove_stale_replicas(folder: Path = SHARED_MEMORY) -> None:
-    """Remove replicas whose supervisor is gone."""
-    for path in folder.glob("ddl-replica-*") if folder.is_dir() else ():
-        pid = path.name.rpartition("-")[2]
+    """Remove replicas whose supervisor is gone; of one on another host nothing is known here."""
+    for path in folder.glob(f"ddl-replica-{HOST}-*") if folder.is_dir() else ():
+        pid = path.name.removeprefix(f"ddl-replica-{HOST}-")
         if pid.isdecimal() and not Path("/proc", pid).exists():
             shutil.rmtree(path, ignore_errors=True)

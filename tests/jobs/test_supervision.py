@@ -207,6 +207,41 @@ def test_a_lost_host_is_left_out(play, capfd):
     assert "no answer from dead: going on without" in capfd.readouterr().err
 
 
+def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
+    from ddl.mpirun import Host
+
+    hosts = [Host("alive", 2), Host("dead", 2)]
+    made, calls = play("step(attempt)", hosts=hosts, words=["--fault.min_ranks", "3"], restarts=5)
+    assert made.run() == 75
+    assert len(calls()) == 1
+    assert "2 ranks are too few to go on: [fault] min_ranks is 3" in capfd.readouterr().err
+
+
+def test_ranks_on_other_hosts_know_their_launch_and_their_replica(play):
+    from ddl.mpirun import Host
+
+    made, calls = play(
+        "summary('finished')", hosts=[Host("one", 2), Host("two", 2)], words=["--checkpoint.replica", "true"]
+    )
+    assert made.run() == 0
+    words = calls()[0]["words"]
+    told = [words[place + 1] for place, word in enumerate(words) if word == "-x"]
+    assert {"DDL_LAUNCH", "DDL_REPLICA"} <= set(told)
+
+
+def test_pictures_may_be_drawn_long_after_the_summary(play, monkeypatch, tmp_path):
+    monkeypatch.setattr("ddl.supervisor.GRACE_S", 0.3)
+    made, _ = play(
+        """
+        summary("finished")
+        time.sleep(2)
+        (folder / "drawn").touch()
+        """,
+        words=["--metrics.plots", "true"],
+    )
+    assert made.run() == 0 and (tmp_path / "run" / "drawn").exists()
+
+
 def test_the_replica_is_the_supervisors_and_goes_with_it(play):
     made, calls = play(
         """

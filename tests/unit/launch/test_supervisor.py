@@ -15,10 +15,20 @@ from ddl.supervisor import Ended, decide, last_step, remove_stale_replicas
 def test_replicas_of_dead_supervisors_are_removed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for pid in (gone.pid, os.getpid()):
-        (tmp_path / f"ddl-replica-{pid}").mkdir()
+    here, live = os.uname().nodename, os.getpid()
+    # What another host's supervisor has here is its own affair: its number says nothing on this host.
+    for name in (f"{here}-{gone.pid}", f"{here}-{live}", f"elsewhere-{gone.pid}"):
+        (tmp_path / f"ddl-replica-{name}").mkdir()
     remove_stale_replicas(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"ddl-replica-{os.getpid()}"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"ddl-replica-{here}-{live}", f"ddl-replica-elsewhere-{gone.pid}"}
+
+
+def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
+    for name in ("ddl-replica-h-1", "precious"):
+        (tmp_path / name).mkdir()
+        assert main(["--sweep", "no-such-launch", str(tmp_path / name)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +56,11 @@ def test_settings_keep_their_order_and_their_values():
     )
     assert made.words == ["--optim.lr", "0.5", "--optim.min_lr=0.1", "--fault.chaos", "kill rank 1 at step 2"]
     assert (made.ranks, made.restarts) == (2, 3)
+
+
+def test_settings_are_checked_against_the_ranks_that_will_be_started():
+    made = from_words(["-n", "4", "--fault.min_ranks", "2", "--fault.spares", "1"])
+    assert (made.job.fault.min_ranks, made.job.fault.spares) == (2, 1)
 
 
 def test_the_supervisor_needs_neither_mpi_nor_numpy():
