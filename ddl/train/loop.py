@@ -1,25 +1,22 @@
 """The loop of one rank: steps, evaluations and checkpoints through one generation after another.
 
-A step is step.py's, recovery is fault's; here stands what comes when, and what is done again after a failure."""
+A step is step.py's, what it needs is work.py's, recovery is fault's; here stands what comes when, and what is done
+again after a failure."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ddl.arrays import Device, host
+from ddl.arrays import Device
 from ddl.checkpoint import Writer
 from ddl.comm import Group
-from ddl.data import Loader, Normalise, Plan, assign, combine, moments
+from ddl.data import Plan, assign
 from ddl.errors import (
     CheckpointError,
-    ConfigError,
     DdlError,
     Diverged,
     Fenced,
@@ -27,21 +24,19 @@ from ddl.errors import (
     PeerLost,
     QuorumLost,
     Stop,
-    UserCodeError,
     UserError,
 )
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report, detection_s
 from ddl.fault.recover import Settings as RecoverySettings
-from ddl.models.model import gradient_layout
-from ddl.parallel import GradientSum
 from ddl.train.evaluate import evaluate
 from ddl.train.journal import Journal
 from ddl.train.replicas import compare, hardware
-from ddl.train.state import Progress, State
-from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, by_rows, no_span
+from ddl.train.state import State
+from ddl.train.step import Outcome, Span, no_span
 from ddl.train.task import Task
 from ddl.train.wishes import Wishes
+from ddl.train.work import Work
 
 QUIET_S = 2.0  # for a communication thread to finish what it has begun
 LAST_REFILLED = 100  # what kills each newcomer is not cured by another: this generation is the last to be refilled
@@ -54,14 +49,12 @@ class _AllLeave(Exception):
         self.error = error
 
 
-class Loop:
+class Loop(Work):
     """Trains ``task`` on the ranks of a group and of the groups that follow it when ranks die.
 
-    state: fresh or restored, equal on all workers. journal: where the leader writes what happened.
     open_writer: makes what writes checkpoints (None: none are written). claim: makes the run folder a generation's,
     raises Fenced where it is in newer hands. announce: tells that the job begins, which the first leader may not have
-    come to. beat: told (step, phase) whenever this rank gets somewhere. on_error: leaves a note about an exception.
-    respawn: start a new rank for each dead one."""
+    come to. on_error: leaves a note about an exception. respawn: start a new rank for each dead one."""
 
     def __init__(
         self,
@@ -81,21 +74,16 @@ class Loop:
         span: Span = no_span,
         respawn: bool = False,
     ):
-        self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
-        self.wishes, self.beat, self.span = wishes or Wishes(), beat, span
+        super().__init__(task, group, device, state, journal, beat=beat, span=span)
+        self.wishes = wishes or Wishes()
         self._open_writer, self._claim, self._announce = open_writer, claim, announce
         self._writer: Writer | None = None
         self._on_error = on_error or self.describe
-        self.plan = assign(task.order.shards, group.size)
         self.recovery = Recovery(self, self.plan, group, recovery or RecoverySettings())
         self.reports: list[Report] = []
-        self.step: Step | None = None
-        self.loader: Loader | None = None
-        self.total: GradientSum | None = None
         self.status = "finished"
         self.samples, self.train_seconds, self._steps = 0, 0.0, 0
         self._stepped = time.monotonic()  # when the last step was committed
-        self._last: Outcome | None = None
         self._called = -1  # the last step of which this rank told the callbacks
         self._told_of_memory = False
         self._respawn, self._joins, self._wanted = respawn, False, len(group.members)
@@ -109,96 +97,6 @@ class Loop:
         self.group, self._joins, self._wanted = group, joins, len(group.members)
         self.plan = assign(self.task.order.shards, group.size)
         self.recovery = Recovery(self, self.plan, group, self.recovery.settings)
-
-    # What recovery asks for (fault.recover.Recoverable).
-
-    def position(self) -> tuple[int, int]:
-        return self.state.progress.position
-
-    def flat_arrays(self) -> list[np.ndarray]:
-        return [host(flat) for flat in self.state.flat_arrays()]
-
-    def meta(self) -> dict[str, Any]:
-        return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json(), "last": self._last}
-
-    def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
-        for flat, received in zip(self.state.flat_arrays(), arrays, strict=True):
-            flat[...] = self.device.array(received)
-        self.state.progress.become(Progress.from_json(meta["progress"]))
-        self.journal.become(meta["journal"])
-        self._last = meta["last"]
-
-    def attach(self, group: Group, plan: Plan) -> DdlError | None:
-        """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
-        self._detach()
-        task, shards = self.task, plan.shards_of(group.rank)
-        if getattr(task.model, "synchronised", False) and group.size > task.order.shards:
-            return ConfigError(
-                f"synchronised batch norm needs work on every rank: {group.size} ranks share {task.order.shards} shards"
-            )
-        problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
-        unknown = task.normalise != "none" and self.state.progress.normalise is None
-        told = group.gather_objects((problem, unknown))
-        for found, _ in told:
-            if found is not None:
-                return found
-        if any(lacks for _, lacks in told):
-            parts = group.gather_objects(moments(task.train, task.order, shards))
-            every = {shard: sums for part in parts for shard, sums in part.items()}
-            self.state.progress.normalise = combine(every, task.normalise).to_json()
-        self.group, self.plan = group, plan
-        self.loader = Loader(
-            task.train,
-            task.order,
-            shards,
-            transforms=[*self.transforms, *task.augment],
-            prefetch=task.prefetch,
-            seed=task.seed,
-            parts=task.parts,
-        )
-        self.total = GradientSum(
-            group,
-            gradient_layout(task.model, task.dtype),
-            Step.header_length(task.model),
-            device=self.device,
-            algorithm=task.algorithm,
-            bucket_mib=task.bucket_mib,
-            overlap="off" if getattr(task.model, "synchronised", False) else task.overlap,
-            tuning=task.tuning,
-            by_rows=by_rows(task.model),
-            span=self.span,
-        )
-        self.step = Step(
-            task.model,
-            self.state,
-            task.optimizer,
-            task.lr,
-            task.order,
-            self.loader,
-            shards,
-            group,
-            self.total,
-            seed=task.seed,
-            parts=task.parts,
-            clip_norm=task.clip_norm,
-            span=self.span,
-            beat=self.beat,
-        )
-        return None
-
-    def _detach(self) -> None:
-        for part in (self.loader, self.total):
-            if part is not None:
-                part.close()
-        self.loader = self.total = self.step = None
-
-    @property
-    def transforms(self) -> list[Normalise]:
-        """What evaluation, prediction and training all do to a batch."""
-        known = self.state.progress.normalise
-        return [] if known is None else [Normalise.from_json(known)]
-
-    # The loop itself.
 
     def run(self) -> DdlError | None:
         """Train to the end, through any number of failures; returns on every survivor after the agreed end.
@@ -265,19 +163,15 @@ class Loop:
         return Stop.exit_status if self.status == "stopped" else 0
 
     def close(self) -> None:
-        self._detach()
+        self.detach()
         if self._writer is not None:
             self._writer.close()
-
-    def describe(self, error: Exception) -> Death:
-        me, shards = self.group.me, frozenset(self.plan.shards_of(self.group.rank))
-        return Death(me.identity, me.host, "exception", self.state.progress.step, shards, repr(error))
 
     def _recover(self, lost: PeerLost, agreed: bool) -> DdlError | None:
         """Bind to the next generation; what is returned is why all survivors must leave it again."""
         raised_s, longest_s = time.time(), time.monotonic() - self._stepped
         group, plan = self.group, self.plan
-        self._detach()
+        self.detach()
         began_s = time.time()
         with self.span("recovery"):
             self.group, report = self.recovery.recover(self.group, lost, agreed)
@@ -294,7 +188,7 @@ class Loop:
         while self._respawn and report.refusal is None and len(self.group.members) < self._wanted:
             if self.group.generation > LAST_REFILLED:
                 break
-            self._detach()
+            self.detach()
             self.group, report = self.recovery.refill(self.group, self._wanted - len(self.group.members))
             self.reports.append(report)
             if self.group.is_leader and not isinstance(report.refusal, QuorumLost):
@@ -310,15 +204,15 @@ class Loop:
         journal.lead()
         if not journal.has_started:
             self._announce()
-        if self._last is not None:
-            journal.missed(self._last, group, plan)
+        if self.last is not None:
+            journal.missed(self.last, group, plan)
             journal.missed_epoch(self._epoch_of(progress.step), progress)
 
     def _catch_up(self) -> None:
         """Callbacks hear of each committed step at least once: a new leader tells the last one, since the leader before
         may have died in that; one that lagged behind a step tells it now."""
-        if self.group.is_leader and self._last is not None and self._last.step > self._called:
-            self._call(self._last)
+        if self.group.is_leader and self.last is not None and self.last.step > self._called:
+            self._call(self.last)
 
     def _call(self, outcome: Outcome) -> None:
         for callback in self.task.callbacks:
@@ -354,8 +248,15 @@ class Loop:
             self.advance()
 
     def _tell_of_memory(self) -> None:
-        """One line where sums have to do without the memory of the node, which costs speed and nothing else."""
-        if self.group.why_not_shared and not self._told_of_memory:
+        """One line where sums have to do without the memory that they could use, which costs speed and nothing else."""
+        if self._told_of_memory:
+            return
+        if self.task.gpu == "direct" and self.total is not None and self.total.staged_because:
+            self.journal.warn(
+                f"comm.gpu is direct, but gradients go through the host's memory: {self.total.staged_because}"
+            )
+            self._told_of_memory = True
+        if self.group.why_not_shared:
             self.journal.warn(
                 "the ranks of a node cannot share memory, so gradients are summed by messages, which is slower "
                 f"({self.group.why_not_shared})"
@@ -376,7 +277,7 @@ class Loop:
             self.samples, self.train_seconds = 0, 0.0
         self._steps += 1
         self.samples, self.train_seconds = self.samples + outcome.samples, self.train_seconds + now - self._stepped
-        self._stepped, self._last = now, outcome
+        self._stepped, self.last = now, outcome
         if self.group.is_leader:
             self.journal.step(outcome, self.group, self.plan)
             self._call(outcome)
@@ -412,7 +313,7 @@ class Loop:
             progress.best = score if improved else progress.best
             progress.stale = 0 if improved else progress.stale + 1
             progress.ended = bool(task.patience) and progress.stale >= task.patience
-        progress.results["train"] = self._epoch_means()
+        progress.results["train"] = self.epoch_means()
         progress.evaluated_at = progress.step
         progress.stage += 1
         if self.group.is_leader:
@@ -430,7 +331,7 @@ class Loop:
             progress.results["test"], progress.tested_at = self._evaluate(self.task.test), progress.step
             progress.stage += 1
         if "train" not in progress.results and any(progress.epoch_sums):
-            progress.results["train"] = self._epoch_means()
+            progress.results["train"] = self.epoch_means()
         self.group.probe("end.checkpoint")
         problem: DdlError | None = None
         try:
@@ -480,14 +381,6 @@ class Loop:
         except UserError as error:  # every rank has it
             raise _AllLeave(error) from error
 
-    def _epoch_means(self) -> dict[str, Any]:
-        """Loss and metrics of the running epoch, as summed step by step."""
-        sums = self.state.progress.epoch_sums
-        if not sums or not sums[WEIGHT]:
-            return {}
-        metrics = dict(zip(self.task.model.step_metrics, sums[FIXED:], strict=True))
-        return {"loss": sums[LOSS] / sums[WEIGHT], **self.task.model.metric_values(metrics, sums[WEIGHT])}
-
     def _checkpoint(self) -> None:
         """The leader, and where copies in memory are kept the first rank of each node, hands a copy of the state to
         its writer; writing goes on in the background. Called on all ranks."""
@@ -521,14 +414,3 @@ class Loop:
             raise _AllLeave(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if found and self.group.is_leader:
             self.journal.warn(f"after step {step} rank(s) {found} held a different state; healed from the majority")
-
-
-def tried(action: Callable[[], None]) -> DdlError | None:
-    """What an action failed with, which may be code of the user's or this machine's alone; None when it did not."""
-    try:
-        action()
-    except UserError as error:
-        return error
-    except Exception as error:
-        return UserCodeError(f"the data could not be opened: {error!r}", "".join(traceback.format_exception(error)))
-    return None
