@@ -46,5 +46,5 @@ def _mapped(process: Path, folder: Path) -> set[Path]:
         lines = (process / "maps").read_text(errors="replace").splitlines()
     except OSError:
         return set()
-    places = ("/" + line.partition("/")[2] for line in lines)
+    places = ("/" + line.partition("/")[2] for line in lines if not line.endswith("(deleted)"))
     return {Path(place) for place in places if place.startswith(f"{folder}/sm_segment.")}
