@@ -131,10 +131,33 @@ def write_note(folder: str, note: dict) -> None:
     os.replace(f"{path}.tmp-{os.getpid()}", path)
 
 
-def stack_from(pidfd: int, stack_fd: int) -> str:
+class Process:
+    """The rank, this process's parent: it can be waited for and signalled, and nothing else is ever signalled.
+
+    Without pidfd (Linux before 5.3, some sandboxes) its end is seen a tick later."""
+
+    def __init__(self, pid: int):
+        self.pid, self._pidfd = pid, -1
+        self._gone = select.poll()
+        with contextlib.suppress(AttributeError, OSError):
+            self._pidfd = os.pidfd_open(pid)
+            self._gone.register(self._pidfd, select.POLLIN)
+
+    def is_gone_within(self, seconds: float) -> bool:
+        """Waits so long at most. A process whose parent has ended gets another one."""
+        return bool(self._gone.poll(seconds * 1e3)) or os.getppid() != self.pid
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif os.getppid() == self.pid:  # so its number is still its own
+                os.kill(self.pid, number)
+
+
+def stack_from(rank: Process, stack_fd: int) -> str:
     """The rank's Python stacks, which its own handler writes; "" when it does not answer."""
-    with contextlib.suppress(OSError):
-        signal.pidfd_send_signal(pidfd, STACK_SIGNAL)
+    rank.signal(STACK_SIGNAL)
     size, deadline = 0, time.monotonic() + STACK_WAIT_S
     while time.monotonic() < deadline:
         time.sleep(0.05)
@@ -175,13 +198,12 @@ def leave_word(page, slots, note: dict, wait_s: float) -> None:
             time.sleep(0.005)
 
 
-def kill(kind: str, page, slots, pid: int, pidfd: int, stack_fd: int, limit_s: float) -> None:
+def kill(kind: str, page, slots, rank: Process, stack_fd: int, limit_s: float) -> None:
     """Note who was killed, where and why, then kill."""
-    stack = stack_from(pidfd, stack_fd) if kind != "stopped" else ""
-    note = {**note_of(kind, page, slots, pid), "after_s": round(limit_s, 3), "stack": stack}
+    stack = stack_from(rank, stack_fd) if kind != "stopped" else ""
+    note = {**note_of(kind, page, slots, rank.pid), "after_s": round(limit_s, 3), "stack": stack}
     leave_word(page, slots, note, NOTE_WAIT_S)
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    rank.signal(signal.SIGKILL)
 
 
 def note_crash(page, slots, pid: int) -> None:
@@ -217,22 +239,18 @@ def main(page_fd: int, stack_fd: int, pid: int) -> None:
 
 def watch(page, slots, stack_fd: int, pid: int) -> bool:
     """Return when the rank has ended: True if it was killed here, for a hang."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    gone = select.poll()
-    gone.register(pidfd, select.POLLIN)
+    rank = Process(pid)
     seen, before = Watch(), time.monotonic()
-    while not gone.poll(TICK_S * 1e3) and os.getppid() == pid:
+    while not rank.is_gone_within(TICK_S):
         now = time.monotonic()
         passed_s, before = min(now - before, 2 * TICK_S), now
         state, cpu_s = look_at(pid)
         kind = seen.look(slots, state, passed_s, cpu_s)
         if kind:
             waited = {"stopped": seen.stopped_s, "hang": seen.still_s, "recovery": seen.recovering_s}[kind]
-            kill(kind, page, slots, pid, pidfd, stack_fd, waited)
-            gone.poll()
+            kill(kind, page, slots, rank, stack_fd, waited)
+            while not rank.is_gone_within(TICK_S):
+                pass
             return True
     return False
 

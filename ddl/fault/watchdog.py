@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -208,17 +209,8 @@ def start_companion(
     rank: int, *, hang_timeout_s: float = 120.0, recovery_timeout_s: float = 30.0, stop_timeout_s: float = 2.0
 ) -> Heartbeat:
     """Start this rank's companion and return the heartbeat that it watches. To be called before MPI is imported:
-    a process that MPI has set up should not fork.
-
-    Where the system has no pidfd (Linux before 5.3) there is no companion: the heartbeat then only keeps notes."""
-    if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
-        return Heartbeat(rank)
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError:
-        return Heartbeat(rank)
-    page_fd = os.memfd_create("ddl-heartbeat")
-    stack_fd = os.memfd_create("ddl-stack")
+    a process that MPI has set up should not fork."""
+    page_fd, stack_fd = _memory_file("ddl-heartbeat"), _memory_file("ddl-stack")
     # These go to whole process groups and mean the rank; the companion inherits the mask and never hears them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_COMPANION)
     try:
@@ -242,6 +234,15 @@ def start_companion(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(page_fd)
     return heartbeat
+
+
+def _memory_file(name: str) -> int:
+    """The descriptor of a file without a name, in memory where the system can."""
+    try:
+        return os.memfd_create(name)
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
 
 
 def read_note(folder: str | Path, rank: int) -> dict[str, Any] | None:
