@@ -90,13 +90,10 @@ def recovery_limit_s(slots) -> float:
 
     Whoever may be waited for that long has a companion of its own, which acts first."""
     recovery_s, part = slots[RECOVERY_MS] / 1e3, slots[PART]
-    if part and not slots[HANG_MS]:
-        return 0.0
-    if part == READING:
-        read_s = max(recovery_s, slots[HANG_MS] / 1e3)
-        return read_s + recovery_s if slots[WAITING] else read_s
+    if part == READING:  # the whole limit for files that may be cold, and as much more as elsewhere for the others
+        return recovery_s / ALONE_SHARE if slots[WAITING] else recovery_s
     if part == MEETING and slots[WAITING]:
-        return max(hang_limit_s(slots), FIRST_S) + recovery_s
+        return max(hang_limit_s(slots), FIRST_S) + recovery_s if slots[HANG_MS] else 0.0
     return recovery_s * (1 if slots[WAITING] else ALONE_SHARE)
 
 

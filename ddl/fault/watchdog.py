@@ -106,7 +106,8 @@ class Heartbeat:
     def recovering(self, part: str = "") -> Iterator[None]:
         """Around a recovery: if it takes longer than the limit, the companion ends this rank.
 
-        part: "meet" until all live ranks have come, "read" while shards are opened; both may take as long as a step."""
+        part: "meet" until all live ranks have come, which takes as long as a step may; "read" while shards are opened,
+        which has a limit of its own."""
         slots = self._slots
         slots[page_of.PART] = _PARTS[part]
         slots[page_of.RECOVERING] = time.monotonic_ns()
