@@ -30,6 +30,11 @@ def broken_model(*args, **options):
         raise ZeroDivisionError("mistake in the model")
     from ddl.models.zoo import mlp
     return mlp(*args, **options)
+
+def long_once(outcome):
+    if outcome.step == 5:
+        import time
+        time.sleep(12)
 '''
 
 
@@ -99,6 +104,23 @@ def test_a_hung_rank_is_killed_and_says_where_it_hung(jobs, calm):
     note = json.loads((ended.folder / "notes" / ended.summary["launch"] / "rank-2.json").read_text())
     assert note["step"] == 5 and note["phase"] == "compute" and note["kind"] == "hang"
     assert "inject.py" in note["stack"] and "perform" in note["stack"]
+
+
+def test_a_hang_and_a_death_in_one_step_cost_two_ranks(jobs, calm):
+    """Who has heard of the death waits for the one that hangs, until that one's own companion has ended it."""
+    limits = ("--fault.hang_timeout_s", "15", "--fault.recovery_timeout_s", "6")
+    script = "hang rank 1 at step 5 point step.compute; kill rank 3 at step 5 point step.compute"
+    ended = jobs.run(*limits, chaos=script)
+    assert_calm(ended, calm)
+    assert sorted(ended.lost) == [(1, "hang"), (3, "crash")] and ended.summary["ranks_finished"] == 2
+
+
+def test_a_rank_that_computes_on_through_a_death_is_waited_for(jobs, calm):
+    (jobs.folder / "mistakes.py").write_text(USER_CODE)
+    words = ("--fault.recovery_timeout_s", "6", "--train.callbacks", '["mistakes:long_once"]')
+    ended = jobs.run(*words, chaos="kill rank 2 at step 5")
+    assert_calm(ended, calm)
+    assert ended.lost == [(2, "crash")] and ended.summary["ranks_finished"] == 3
 
 
 def test_a_job_that_is_suspended_as_a_whole_lives(jobs, calm):
@@ -176,7 +198,7 @@ def test_a_recovery_that_hangs_is_ended_by_the_companions_and_the_supervisor_sta
 def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_go_on(point, jobs, calm):
     ended = jobs.run("--fault.recovery_timeout_s", "12", chaos=f"kill rank 2 at step 9; hang rank 1 at point {point}")
     assert_calm(ended, calm)
-    assert ended.lost == [(2, "crash"), (1, "recovery")]
+    assert ended.lost == [(1, "recovery"), (2, "crash")]  # of one recovery, by rank
 
 
 # Tolerance by parameter files of the environment, as launch/local.sh writes them.
