@@ -14,6 +14,8 @@ import numpy as np
 
 from ddl.errors import ConfigError
 
+LINE = 64  # bytes of a cache line, and of the vectors that compiled loops are written for
+
 _wanted = "auto"
 _available: bool | None = None
 
@@ -35,6 +37,11 @@ def is_compiled() -> bool:
     return _wanted != "off" and _numba_is_there()
 
 
+def runs_compiled(x: Any) -> bool:
+    """Whether kernels run compiled for arrays like ``x``."""
+    return type(x) is np.ndarray and x.dtype.char in "fd" and is_compiled()
+
+
 def _numba_is_there() -> bool:
     global _available
     if _available is None:
@@ -53,8 +60,7 @@ def kernel(plain: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(plain)
     def call(*arguments: Any) -> Any:
         nonlocal twin
-        x = arguments[0]
-        if type(x) is not np.ndarray or x.dtype.char not in "fd" or not is_compiled():
+        if not runs_compiled(arguments[0]):
             return plain(*arguments)
         if twin is None:
             twin = getattr(importlib.import_module(plain.__module__ + "_compiled"), plain.__name__)

@@ -64,6 +64,25 @@ class Device:
         return "cpu" if self.index is None else f"gpu {self.index}"
 
 
+def limit_memory(where: Device, ranks: int, share: float) -> int:
+    """Let this process have at most its part of ``share`` of the GPU's memory, with ``ranks`` on it; returns the bytes.
+
+    The pool takes memory as it is asked for, up to there, and keeps it for the next request; beyond that cupy raises
+    OutOfMemoryError. Nothing happens on the CPU, for which 0 is returned."""
+    if not where.is_gpu:
+        return 0
+    with where.activate():
+        _, total = where.xp.cuda.runtime.memGetInfo()
+        limit = int(total * share / ranks)
+        where.xp.get_default_memory_pool().set_limit(size=limit)
+    return limit
+
+
+def ranks_on(where: Device, local_ranks: int) -> int:
+    """How many of a node's ranks ``device`` gives the GPU of ``where``; 1 for the CPU, which is not divided."""
+    return 1 if where.index is None else len(range(where.index, local_ranks, gpu_count()))
+
+
 def gpu_count() -> int:
     """How many CUDA devices this process can use; 0 where cupy or the driver is missing."""
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddl.arrays.kernels import kernel
-from ddl.arrays.namespace import Array
+from ddl.arrays.namespace import Array, namespace_of
 from ddl.arrays.sums import squares
 
 BLOCK_ROWS = 16  # so many, one after another, are one rank's: they end on cache lines
@@ -33,7 +33,7 @@ class InRows(str):
 @kernel
 def clear_rows(table: Array, rows: Array) -> None:
     """table[rows] = 0. table: (entries, width), rows: (any number,) integers."""
-    table[rows] = 0
+    table[namespace_of(table).asarray(rows)] = 0
 
 
 @kernel

@@ -12,7 +12,7 @@ from ddl.arrays.namespace import Array, namespace_of
 Pair = tuple[int, int]
 
 
-def _offsets(
+def offsets(
     size: Pair, stride: Pair, padding: Pair, image: Pair, places: Pair
 ) -> Iterator[tuple[int, int, tuple, tuple]]:
     """For each place (ky, kx) in a window: the windows that meet the image there, and the pixels they meet.
@@ -42,7 +42,7 @@ def im2col(x: Array, cols: Array, stride: Pair, padding: Pair) -> None:
     _, rows, columns, ky, kx, _ = cols.shape
     if padding != (0, 0):
         cols[...] = 0
-    for i, j, at, pixels in _offsets((ky, kx), stride, padding, x.shape[1:3], (rows, columns)):
+    for i, j, at, pixels in offsets((ky, kx), stride, padding, x.shape[1:3], (rows, columns)):
         cols[:, at[0], at[1], i, j] = x[:, pixels[0], pixels[1]]
 
 
@@ -51,7 +51,7 @@ def col2im(cols: Array, x: Array, stride: Pair, padding: Pair) -> None:
     """Add windows up where they came from, the adjoint of im2col: x is overwritten."""
     _, rows, columns, ky, kx, _ = cols.shape
     x[...] = 0
-    for i, j, at, pixels in _offsets((ky, kx), stride, padding, x.shape[1:3], (rows, columns)):
+    for i, j, at, pixels in offsets((ky, kx), stride, padding, x.shape[1:3], (rows, columns)):
         x[:, pixels[0], pixels[1]] += cols[:, at[0], at[1], i, j]
 
 
@@ -63,7 +63,7 @@ def max_pool(x: Array, y: Array, where: Array, size: Pair, stride: Pair, padding
     xp = namespace_of(x)
     y[...] = -xp.inf
     where[...] = -1
-    for i, j, at, pixels in _offsets(size, stride, padding, x.shape[1:3], y.shape[1:3]):
+    for i, j, at, pixels in offsets(size, stride, padding, x.shape[1:3], y.shape[1:3]):
         here, best = x[:, pixels[0], pixels[1]], y[:, at[0], at[1]]
         wins = (here > best) | ((here != here) & (best == best)) | (where[:, at[0], at[1]] < 0)
         best[wins] = here[wins]
@@ -74,6 +74,6 @@ def max_pool(x: Array, y: Array, where: Array, size: Pair, stride: Pair, padding
 def max_pool_backward(dy: Array, where: Array, dx: Array, size: Pair, stride: Pair, padding: Pair) -> None:
     """Add each dy to the pixel that won its window; dx is overwritten."""
     dx[...] = 0
-    for i, j, at, pixels in _offsets(size, stride, padding, dx.shape[1:3], dy.shape[1:3]):
+    for i, j, at, pixels in offsets(size, stride, padding, dx.shape[1:3], dy.shape[1:3]):
         won = where[:, at[0], at[1]] == i * size[1] + j
         dx[:, pixels[0], pixels[1]] += dy[:, at[0], at[1]] * won

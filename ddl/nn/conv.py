@@ -1,6 +1,6 @@
-"""Convolutions over images (batch, height, width, channels), as one matrix product over gathered windows.
+"""Convolutions over images (batch, height, width, channels), with bias and activation.
 
-Gathering windows and adding them back is arrays/windows.py's."""
+How windows meet weights is convolve.py's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ddl.arrays.windows import Pair, col2im, im2col
 from ddl.errors import ConfigError
 from ddl.nn.activation import check_fused, finish, finish_backward
 from ddl.nn.context import Context
+from ddl.nn.convolve import choose
 from ddl.nn.initial import initialiser, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
 
@@ -80,60 +81,31 @@ class Conv2D:
 
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
         size, stride, padding = self._numbers()
-        weight = params["weight"]
+        weight, bias = params["weight"], params["bias"] if self.bias else None
         fit = places(x.shape[1:3], size, stride, padding, "Conv2D")
-        rows = len(x) * fit[0] * fit[1]
-        y = ctx.empty((rows, self.units), weight.dtype)
-        kept = []
-        for g in range(self.groups):
-            part = contiguous(_group(x, g, self.groups))
-            if size == (1, 1) and stride == (1, 1) and padding == (0, 0):
-                cols = part
-            else:
-                cols = ctx.empty((len(x), *fit, *size, part.shape[3]), weight.dtype)
-                im2col(part, cols, stride, padding)
-            kept.append(cols.reshape(rows, -1))
-            w = _group(weight, g, self.groups).reshape(-1, self.units // self.groups)
-            if self.groups == 1:
-                namespace_of(x).matmul(kept[0], w, out=y)
-            else:
-                _group(y, g, self.groups)[...] = kept[g] @ w
-        finish(y, params["bias"] if self.bias else None, self.activation)
-        return y.reshape(len(x), *fit, self.units), (ctx, kept, x.shape, y, fit, ctx.wants_gradient_of(x))
+        y = ctx.empty((len(x), *fit, self.units), weight.dtype)
+        way = choose(weight, fit, stride, padding, self.groups)
+        kept = way.forward(
+            contiguous(x).astype(y.dtype, copy=False), weight, y, lambda rows: finish(rows, bias, self.activation), ctx
+        )
+        return y, (ctx, way, kept, x.shape, y, ctx.wants_gradient_of(x))
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
-        ctx, kept, shape, y, fit, wanted = cache
-        size, stride, padding = self._numbers()
-        xp = namespace_of(dy)
-        dy = contiguous(dy).reshape(y.shape)
-        finish_backward(dy, y, grads["bias"] if self.bias else None, self.activation, ctx)
-        weight, dweight = params["weight"], grads["weight"]
-        if self.groups == 1:
-            xp.matmul(kept[0].T, dy, out=dweight.reshape(-1, self.units))
-        else:
-            for g in range(self.groups):
-                part = _group(dweight, g, self.groups)
-                part[...] = (kept[g].T @ _group(dy, g, self.groups)).reshape(part.shape)
+        ctx, way, kept, shape, y, wanted = cache
+        dy = contiguous(dy)
+        part = ctx.empty((self.units,), dy.dtype) if self.bias else None
+        if self.bias:
+            grads["bias"][...] = 0
+
+        def undo(slopes: Array, rows: Array) -> None:
+            finish_backward(slopes, rows, part, self.activation, ctx)
+            if self.bias:
+                grads["bias"][...] += part
+
+        dx = ctx.empty(shape, dy.dtype) if wanted else None
+        way.backward(kept, y, dy, params["weight"], grads["weight"], dx, undo, ctx)
         yield ("bias", "weight") if self.bias else ("weight",)
-        if not wanted:
-            return None
-        dx = ctx.empty(shape, dy.dtype)
-        channels = shape[3] // self.groups
-        for g in range(self.groups):
-            w = _group(weight, g, self.groups).reshape(-1, self.units // self.groups)
-            dcols = ctx.empty((len(dy), len(w)), dy.dtype)
-            xp.matmul(_group(dy, g, self.groups), w.T, out=dcols)
-            image = dx if self.groups == 1 else ctx.empty((*shape[:3], channels), dy.dtype)
-            col2im(dcols.reshape(shape[0], *fit, *size, channels), image, stride, padding)
-            if self.groups > 1:
-                _group(dx, g, self.groups)[...] = image
         return dx
-
-
-def _group(x: Array, g: int, groups: int) -> Array:
-    """The g-th of equal parts of the last axis."""
-    width = x.shape[-1] // groups
-    return x if groups == 1 else x[..., g * width : (g + 1) * width]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddl.arrays import cells, rowwise, windows
+from ddl.arrays import cells, rowwise, straight, windows, winograd
 from ddl.arrays.kernels import is_compiled, use_compiled
 from ddl.errors import ConfigError
 
@@ -69,6 +69,55 @@ def test_max_pool_keeps_nan(dtype):
         y, where = np.empty((1, 1, 1, 1), dtype), np.empty((1, 1, 1, 1), np.int16)
         run(x, y, where, (2, 2), (2, 2), (0, 0))
         assert np.isnan(y).all() and where.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "padding"), [((2, 6, 7, 16), (0, 0)), ((3, 3, 1, 32), (1, 2)), ((0, 4, 4, 16), (1, 1))]
+)
+def test_winograd(image, padding, dtype):
+    places = tuple(image[1 + i] + 2 * padding[i] - 2 for i in (0, 1))
+    out = (image[0], *places, 32)
+    count = image[0] * np.prod(winograd.tiles_of(places))
+
+    def tiles(r, channels):  # one more than there are: it stays as it is
+        found = r.standard_normal((16, count + 1, channels)).astype(dtype)
+        found[:, count] = 7
+        return found
+
+    def normal(r, *shape):
+        return r.standard_normal(shape).astype(dtype)
+
+    same(winograd.spread_image, lambda r: (normal(r, *image), tiles(r, image[3]), places, padding), dtype)
+    same(winograd.gather_image, lambda r: (tiles(r, image[3]), normal(r, *image), places, padding), dtype)
+    same(winograd.gather_places, lambda r: (tiles(r, 32), normal(r, *out)), dtype)
+    same(winograd.spread_places, lambda r: (normal(r, *out), tiles(r, 32)), dtype)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "stride", "padding"),
+    [
+        ((2, 6, 7, 1), (3, 3), (1, 1), (0, 0)),
+        ((3, 5, 6, 3), (2, 4), (2, 1), (1, 2)),
+        ((0, 4, 4, 1), (3, 3), (1, 1), (1, 1)),
+    ],
+)
+def test_straight_convolution(image, size, stride, padding, dtype):
+    rows, columns = ((image[1 + i] + 2 * padding[i] - size[i]) // stride[i] + 1 for i in (0, 1))
+    weight, out = (*size, image[3], 32), (image[0], rows, columns, 32)
+
+    def normal(r, *shape):
+        return r.standard_normal(shape).astype(dtype)
+
+    same(
+        straight.convolve,
+        lambda r: (normal(r, *image), normal(r, *weight), normal(r, *out), stride, padding),
+        dtype,
+    )
+    same(
+        straight.convolve_backward,
+        lambda r: (normal(r, *image), normal(r, *out), normal(r, *weight), stride, padding),
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("shape", [(7, 19), (1, 1), (0, 3)])

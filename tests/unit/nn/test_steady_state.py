@@ -12,8 +12,8 @@ NETWORKS = {
     "mlp": (nn.Sequential(nn.Dense(256, "relu"), nn.Dropout(0.5), nn.Dense(10)), (256, 128)),
     "cnn": (
         nn.Sequential(
-            *(nn.Conv2D(8, activation="relu"), nn.MaxPool2D(), nn.Conv2D(16, activation="relu")),
-            *(nn.BatchNorm(), nn.AvgPool2D(), nn.Flatten(), nn.Dense(10)),
+            *(nn.Conv2D(16, activation="relu"), nn.MaxPool2D(), nn.Conv2D(16, activation="relu")),
+            *(nn.Conv2D(8), nn.BatchNorm(), nn.AvgPool2D(), nn.Flatten(), nn.Dense(10)),
         ),
         (32, 20, 20, 1),
     ),

@@ -1,0 +1,125 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,misc,no-untyped-call"
+"""Vectors inside compiled loops: the numbers of one cache line at a time, added and multiplied together.
+
+LLVM makes vectors of simple loops by itself; a loop that keeps a dozen running sums in registers has to say so. On a
+processor with shorter registers one of these vectors is several of its own. Only ``*_compiled`` files use it."""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+from ddl.arrays.kernels import LINE
+
+
+class Lanes(types.Type):
+    """As many ``element`` as a cache line holds."""
+
+    def __init__(self, element):
+        self.element, self.count = element, LINE * 8 // element.bitwidth
+        super().__init__(name=f"Lanes({element})")
+
+
+def _vector(element):
+    return ir.VectorType(ir.FloatType() if element == types.float32 else ir.DoubleType(), LINE * 8 // element.bitwidth)
+
+
+@register_model(Lanes)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, lanes):
+        super().__init__(manager, lanes, _vector(lanes.element))
+
+
+def _place(context, builder, array_type, array, at):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), _vector(array_type.dtype).as_pointer())
+
+
+@intrinsic
+def load(typingctx, x, at):
+    """The elements from ``at`` of ``x``: (length,), contiguous."""
+
+    def build(context, builder, signature, arguments):
+        found = builder.load(_place(context, builder, signature.args[0], *arguments))
+        found.align = x.dtype.bitwidth // 8
+        return found
+
+    return Lanes(x.dtype)(x, types.intp), build
+
+
+@intrinsic
+def store(typingctx, x, at, value):
+    """x[at:] = value for one vector."""
+
+    def build(context, builder, signature, arguments):
+        written = builder.store(arguments[2], _place(context, builder, signature.args[0], *arguments[:2]))
+        written.align = x.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, value), build
+
+
+@intrinsic
+def spread(typingctx, x, at):
+    """x[at] in every place."""
+
+    def build(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        vector = _vector(x.dtype)
+        single = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), builder.load(builder.gep(data, [arguments[1]])), cgutils.int32_t(0)
+        )
+        places = ir.Constant(ir.VectorType(cgutils.int32_t, vector.count), None)
+        return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), places)
+
+    return Lanes(x.dtype)(x, types.intp), build
+
+
+@intrinsic
+def nothing(typingctx, x):
+    """Zeros, of the elements of the array ``x``."""
+
+    def build(context, builder, signature, arguments):
+        return ir.Constant(_vector(x.dtype), None)
+
+    return Lanes(x.dtype)(x), build
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, total):
+    """total + a * b, rounded once where the processor can."""
+
+    def build(context, builder, signature, arguments):
+        product = builder.fmul(*arguments[:2], flags=("contract",))
+        return builder.fadd(product, arguments[2], flags=("contract",))
+
+    return total(a, b, total), build
+
+
+def _arithmetic(name):
+    @intrinsic
+    def apply(typingctx, a, b):
+        def build(context, builder, signature, arguments):
+            return getattr(builder, name)(*arguments)
+
+        return a(a, b), build
+
+    return apply
+
+
+def _spell(symbol, name):
+    apply = _arithmetic(name)
+
+    @overload(symbol, inline="always")
+    def spelled(a, b):
+        if isinstance(a, Lanes) and a == b:
+            return lambda a, b: apply(a, b)
+        return None
+
+
+_spell(operator.add, "fadd")
+_spell(operator.sub, "fsub")
