@@ -4,25 +4,33 @@ What evaluation is, is train/evaluate.py's."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ddl.arguments import Parser
-from ddl.errors import DdlError
+from ddl.errors import ConfigError, DdlError
 from ddl.launched import complain
+
+if TYPE_CHECKING:
+    from ddl.data import Source
+    from ddl.train.trained import Trained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("ddl.evaluate", "Loss and metrics of a trained run, exact, alone or under mpirun on all its ranks.")
     parser.add_argument("run", help="the run's folder, as in runs/NAME")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="which samples")
+    parser.add_argument("--input", help="a file of other samples with their targets, in any format that training reads")
+    parser.add_argument("--targets", default="", help="file or columns of the targets of --input, as in data.targets")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     from ddl.comm import mpi
-    from ddl.train.trained import Trained, together
+    from ddl.train.trained import Trained, local_rank, together
 
     try:
         group = mpi.start()
@@ -31,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     try:
         say = partial(complain, "ddl.evaluate")
-        trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, say=say))
-        found = trained.evaluate(trained.split(arguments.split), group)
+        trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say))
+        source = together(group, lambda: _samples(trained, arguments))
+        found = trained.evaluate(source, group)
     except DdlError as error:
         complain("ddl.evaluate", error)
         mpi.finish(group, error.exit_status)
@@ -41,13 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ddl.metrics.console import figures
         from ddl.metrics.jsonl import plain
 
+        what = arguments.input or arguments.split
         step = trained.state.progress.step
         if arguments.json:
-            print(json.dumps(plain({"split": arguments.split, "step": step, **found})), flush=True)
+            print(json.dumps(plain({"split": what, "step": step, **found})), flush=True)
         else:
-            print(f"{arguments.split} at step {step}, {found['samples']} samples: {figures(found)}", flush=True)
+            print(f"{what} at step {step}, {found['samples']} samples: {figures(found)}", flush=True)
     mpi.finish(group, 0)
     return 0
+
+
+def _samples(trained: Trained, arguments: argparse.Namespace) -> Source:
+    if arguments.input:
+        return trained.open_inputs(arguments.input, labelled=True, targets=arguments.targets)
+    if arguments.targets:
+        raise ConfigError("--targets belongs to --input FILE")
+    return trained.split(arguments.split)
 
 
 if __name__ == "__main__":

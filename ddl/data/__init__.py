@@ -5,6 +5,7 @@ from ddl.data.balance import class_weights, multiplicity, oversample
 from ddl.data.dataset import SOURCES, Splits, open_dataset
 from ddl.data.digits import digits
 from ddl.data.formats import FORMATS
+from ddl.data.inputs import Inputs, Known
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
@@ -25,6 +26,8 @@ __all__ = [
     "Crop",
     "Field",
     "Flip",
+    "Inputs",
+    "Known",
     "Ledger",
     "Loader",
     "Mixup",

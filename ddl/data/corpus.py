@@ -8,6 +8,7 @@ import codecs
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,35 @@ class Files:
         return self.paths[place], max(position - int(self._edges[place]) - 1, 0)
 
 
+class ByteCodes:
+    """Text as the bytes of UTF-8."""
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+
+    def decode(self, numbers: np.ndarray) -> str:
+        return bytes(np.asarray(numbers, np.uint8)).decode(errors="replace")
+
+
+class Alphabet:
+    """Text as numbers of its characters: 1 and on for the known ones, ascending (code points); 0 for all others."""
+
+    def __init__(self, known: Sequence[int] | np.ndarray = ()):
+        self.known = np.array(known, np.uint32)
+
+    def numbers(self, codes: np.ndarray) -> np.ndarray:
+        """Of these code points."""
+        place = np.minimum(np.searchsorted(self.known, codes), max(len(self.known) - 1, 0))
+        found = self.known[place] == codes if len(self.known) else np.zeros(len(codes), bool)
+        return np.where(found, place + 1, 0).astype(np.int32)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.numbers(np.frombuffer(text.encode("utf-32-le"), np.uint32)).astype(np.int64)
+
+    def decode(self, numbers: np.ndarray) -> str:
+        return "".join(chr(self.known[n - 1]) if n else "\N{REPLACEMENT CHARACTER}" for n in np.asarray(numbers))
+
+
 class Bytes:
     """Symbols of a corpus that are its bytes."""
 
@@ -81,14 +111,11 @@ class Bytes:
     def fit(self, pieces: Sequence[tuple[int, int]]) -> None:
         """Bytes are what they are."""
 
-    def like(self, other: Bytes) -> None:
+    def learned(self) -> dict[str, Any]:
+        return {"unit": "bytes"}
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
         """Bytes are what they are."""
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
-
-    def decode(self, numbers: np.ndarray) -> str:
-        return bytes(np.asarray(numbers, np.uint8)).decode(errors="replace")
 
 
 class Characters:
@@ -110,8 +137,11 @@ class Characters:
                 raise DataError(f"not UTF-8 text ({error.reason}): read it as bytes", path, offset) from error
             self._before.append(self._before[-1] + int(_begins(piece).sum()))
         self.length = self._before[-1]
-        self._known = np.zeros(0, np.uint32)
-        self.size = 1
+        self.alphabet = Alphabet()
+
+    @property
+    def size(self) -> int:
+        return len(self.alphabet.known) + 1
 
     def _byte_of(self, character: int) -> int:
         """Where a character begins."""
@@ -132,26 +162,17 @@ class Characters:
         for start, stop in pieces:
             for low in range(start, stop, 2**20):
                 known.update(np.unique(self._codes(low, min(low + 2**20, stop))).tolist())
-        self._known = np.array(sorted(known), np.uint32)
-        self.size = len(known) + 1
+        self.alphabet = Alphabet(sorted(known))
 
-    def like(self, other: Characters) -> None:
-        """Number characters as ``other`` does."""
-        self._known, self.size = other._known, other.size
+    def learned(self) -> dict[str, Any]:
+        return {"unit": "characters", "known": self.alphabet.known.tolist()}
 
-    def _numbers(self, codes: np.ndarray) -> np.ndarray:
-        place = np.minimum(np.searchsorted(self._known, codes), max(len(self._known) - 1, 0))
-        found = self._known[place] == codes if len(self._known) else np.zeros(len(codes), bool)
-        return np.where(found, place + 1, 0).astype(np.int32)
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Number characters as the one did who ``learned`` this."""
+        self.alphabet = Alphabet(learned["known"])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self._numbers(self._codes(start, stop))
-
-    def encode(self, text: str) -> np.ndarray:
-        return self._numbers(np.frombuffer(text.encode("utf-32-le"), np.uint32)).astype(np.int64)
-
-    def decode(self, numbers: np.ndarray) -> str:
-        return "".join(chr(self._known[n - 1]) if n else "\N{REPLACEMENT CHARACTER}" for n in np.asarray(numbers))
+        return self.alphabet.numbers(self._codes(start, stop))
 
 
 def _begins(piece: bytes) -> np.ndarray:
@@ -193,13 +214,16 @@ class Tokens:
     def fit(self, pieces: Sequence[tuple[int, int]]) -> None:
         """Tokens are what they are."""
 
-    def like(self, other: Tokens) -> None:
-        """Take the vocabulary of ``other``, which this file must not go beyond."""
-        if self.size > other.size:
+    def learned(self) -> dict[str, Any]:
+        return {"unit": "tokens", "size": self.size, "dtype": self._rows.dtype.name}
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Take the vocabulary of the training part, which this file must not go beyond."""
+        if self.size > learned["size"]:
             raise DataError(
-                f"token {self.size - 1} is beyond the training part's vocabulary of {other.size}", self.path
+                f"token {self.size - 1} is beyond the training part's vocabulary of {learned['size']}", self.path
             )
-        self.size = other.size
+        self.size = learned["size"]
 
 
 class Windows:
@@ -232,9 +256,14 @@ class Windows:
         self.symbols.fit([(r.start * self.window, r.stop * self.window + 1) for r in runs(indices)])
         self._kept = (Held([]), [])
 
-    def like(self, other: Windows) -> None:
-        """Number the symbols as ``other``, the training part, does."""
-        self.symbols.like(other.symbols)  # type: ignore[arg-type]
+    def learned(self) -> dict[str, Any]:
+        """How text is cut and numbered, as JSON has it."""
+        return {"kind": "windows", "window": self.window, **self.symbols.learned()}
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Number the symbols as the one did who ``learned`` this."""
+        self.symbols.recall(learned)
+        self._kept = (Held([]), [])
 
     def hold(self, ranges: Sequence[range]) -> None:
         held = Held(ranges)

@@ -7,7 +7,9 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +24,37 @@ PARSED_AT_ONCE = 4096  # lines
 DELIMITERS = ",;\t|"
 
 
+@dataclass(frozen=True)
+class Head:
+    """columns: by name, or by number where the file does not name them."""
+
+    columns: list[str]
+    has_header: bool
+    delimiter: str
+
+
+def _text(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
+
+
+def _cells(line: str, delimiter: str, path: Path, number: int) -> list[str]:
+    if '"' not in line:
+        return [cell.strip() for cell in line.split(delimiter)]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True))]
+    except csv.Error as error:
+        raise DataError(f"a quoted cell does not end in its line: {error}", path, number, "line") from error
+
+
 class Delimited:
     """A CSV file; only held rows are parsed and kept.
 
-    targets: columns by name or number (-1 is the last, and what None means), or [] for none. header: whether the
-    first line names the columns; None: it does when no cell of it is a number. delimiter: None finds it.
+    targets: columns by name or number (-1 is the last, and what None means), or [] for none. features: the columns of
+    x, in this order; None: all others. header: whether the first line names the columns; None: it does when no cell of
+    it is a number. delimiter: None finds it.
     target_kind: "classes", "values", or "auto": texts are classes, and so are whole numbers of which there are few.
     shape: what the features of a sample are reshaped to."""
 
@@ -35,6 +63,7 @@ class Delimited:
         path: Path,
         *,
         targets: Sequence[str | int] | None = None,
+        features: Sequence[str | int] | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
         target_kind: str = "auto",
@@ -44,14 +73,12 @@ class Delimited:
         if target_kind not in ("auto", "classes", "values"):
             raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
         self.path, self._dtype = path, np.dtype(dtype)
-        first = self._first_line()
-        self._delimiter = delimiter or max(DELIMITERS, key=first.count)
-        cells = self._cells(first, 1)
-        by_name = any(isinstance(t, str) and not _is_integer(t) for t in targets or ())
-        self.has_header = by_name or not any(_is_number(cell) for cell in cells) if header is None else header
-        self.columns = cells if self.has_header else [str(number) for number in range(len(cells))]
+        by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
+        found = self.head(path, True if by_name and header is None else header, delimiter)
+        self.has_header, self.columns, self._delimiter = found.has_header, found.columns, found.delimiter
         self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
-        self._features = [place for place in range(len(cells)) if place not in self._targets]
+        others = [place for place in range(len(self.columns)) if place not in self._targets]
+        self._features = others if features is None else [self._column(feature) for feature in features]
         if not self._features:
             raise DataError("no column is left for x", path, 1, "line")
         self._shape = tuple(shape) if shape is not None else (len(self._features),)
@@ -62,24 +89,22 @@ class Delimited:
         self._number(self._classes(target_kind))
         self._distinct = set()
 
-    def _first_line(self) -> str:
-        first_bytes(self.path)
-        with open(self.path, "rb") as file:
-            return self._text(clean(file.readline(), 1), 1)
+    @staticmethod
+    def head(path: Path, header: bool | None = None, delimiter: str | None = None) -> Head:
+        """What the first line tells."""
+        first_bytes(path)
+        with open(path, "rb") as file:
+            first = _text(clean(file.readline(), 1), path, 1)
+        delimiter = delimiter or max(DELIMITERS, key=first.count)
+        cells = _cells(first, delimiter, path, 1)
+        has_header = not any(_is_number(cell) for cell in cells) if header is None else header
+        return Head(cells if has_header else [str(number) for number in range(len(cells))], has_header, delimiter)
 
     def _text(self, line: bytes, number: int) -> str:
-        try:
-            return line.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text ({error.reason})", self.path, number, "line") from error
+        return _text(line, self.path, number)
 
     def _cells(self, line: str, number: int) -> list[str]:
-        if '"' not in line:
-            return [cell.strip() for cell in line.split(self._delimiter)]
-        try:
-            return [cell.strip() for cell in next(csv.reader([line], delimiter=self._delimiter, strict=True))]
-        except csv.Error as error:
-            raise DataError(f"a quoted cell does not end in its line: {error}", self.path, number, "line") from error
+        return _cells(line, self._delimiter, self.path, number)
 
     def _column(self, target: str | int) -> int:
         if isinstance(target, str) and target in self.columns and self.has_header:
@@ -125,14 +150,25 @@ class Delimited:
             raise DataError("some samples have no target", self.path)
         return tuple(sorted(found))
 
-    def like(self, other: Delimited) -> None:
-        """Number the classes as ``other``, the training part, does."""
-        if len(self._features) != len(other._features):
-            raise DataError(f"{len(self._features)} features, {other.path} has {len(other._features)}", self.path)
-        unknown = sorted(set(self.names) - set(other.names))
-        if unknown or bool(self.names) != bool(other.names):
-            raise DataError(f"classes {unknown[:5]} do not occur in {other.path}", self.path)
-        self._number(other.names)
+    def learned(self) -> dict[str, Any]:
+        """Which columns are what, and how classes are numbered, as JSON has it."""
+        return {
+            "kind": "columns",
+            "columns": self.columns if self.has_header else len(self.columns),
+            "features": self._features,
+            "targets": self._targets,
+            "names": list(self.names),
+        }
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Number the classes as the one did who ``learned`` this."""
+        names, features = tuple(learned["names"]), len(learned["features"])
+        if len(self._features) != features:
+            raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
+        unknown = sorted(set(self.names) - set(names))
+        if unknown or bool(self.names) != bool(names):
+            raise DataError(f"classes {unknown[:5]} do not occur in the training part", self.path)
+        self._number(names)
 
     def _number(self, names: tuple[str, ...]) -> None:
         self.names, self._code = names, {name: place for place, name in enumerate(names)}
@@ -149,7 +185,7 @@ class Delimited:
                     "its target is values, that of other files classes: say data.options.target_kind", file.path
                 )
             file._number(tuple(ordered))
-            file.like(files[0])
+            file.recall(files[0].learned())
 
     @property
     def fields(self) -> Mapping[str, Field]:

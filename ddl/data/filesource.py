@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,10 +94,14 @@ class Concat:
     def __len__(self) -> int:
         return int(self._edges[-1])
 
-    def like(self, other: Source) -> None:
-        """Number classes and symbols as ``other``, the training part, does."""
+    def learned(self) -> dict[str, Any]:
+        """All files number classes and symbols alike."""
+        return learned(self.sources[0])
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
         for source in self.sources:
-            number_alike(source, other)
+            if hasattr(source, "recall"):
+                source.recall(learned)
 
     def hold(self, ranges: Sequence[range]) -> None:
         for place, source in enumerate(self.sources):
@@ -117,10 +122,15 @@ class Concat:
         return np.concatenate([labels_of(source) for source in self.sources])
 
 
+def learned(source: Source) -> dict[str, Any]:
+    """How ``source`` numbers classes and symbols, as JSON has it; {} where there is nothing to number."""
+    return dict(source.learned()) if hasattr(source, "learned") else {}
+
+
 def number_alike(source: Source, other: Source) -> None:
     """Let ``source`` number classes and symbols as ``other``, the training part, does; many have nothing to number."""
-    if hasattr(source, "like"):
-        source.like(other.sources[0] if isinstance(other, Concat) else other)
+    if hasattr(source, "recall"):
+        source.recall(learned(other))
 
 
 def whole(rows: Rows) -> np.ndarray:

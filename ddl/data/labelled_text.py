@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,7 @@ MOST_CLASSES = 1000
 
 
 class Texts(Protocol):
-    """Texts by number, and their classes."""
+    """Texts by number, and their classes; without names there are none, and the class of each is 0."""
 
     names: tuple[str, ...]
 
@@ -60,14 +60,17 @@ class TextList:
 
 
 class RecordLines:
-    """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number)."""
+    """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number);
+    its class is None where there are no classes."""
 
-    def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int]], skip: int = 0):
+    def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int | None]], skip: int = 0):
         self.path, self._parse = path, parse
         found: set[str | int] = set()
 
         def check(number: int, line: bytes) -> None:
-            found.add(parse(line, number)[1])
+            label = parse(line, number)[1]
+            if label is not None:
+                found.add(label)
             if len(found) > MOST_CLASSES:
                 raise DataError(f"over {MOST_CLASSES} different classes", path, number, "line")
 
@@ -83,33 +86,49 @@ class RecordLines:
     def read(self, rows: np.ndarray) -> Iterator[tuple[str, int]]:
         for row, line in zip(rows.tolist(), self._lines.read(rows), strict=True):
             text, label = self._parse(line, self._lines.line_number(row))
-            yield text, self._code[str(label)]
+            yield text, 0 if label is None else self._code[str(label)]
 
     def like(self, names: tuple[str, ...]) -> None:
         _same_names(self.names, names, self.path)
         self.names, self._code = names, {name: place for place, name in enumerate(names)}
 
 
-def json_lines(path: Path, text: str = "text", label: str = "label") -> RecordLines:
-    """One JSON object a line, with a text and a class (a text or a whole number) under these keys."""
+def plain_lines(path: Path) -> RecordLines:
+    """One text a line, without classes."""
 
-    def parse(line: bytes, number: int) -> tuple[str, str | int]:
+    def parse(line: bytes, number: int) -> tuple[str, None]:
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"not a line of JSON: {error}", path, number, "line") from error
-        for key, kinds in ((text, str), (label, (str, int))):
-            if not isinstance(record, dict) or key not in record:
-                raise DataError(f"no {key!r} in the record", path, number, "line")
-            if not isinstance(record[key], kinds):
-                raise DataError(f"{key!r} is {record[key]!r}", path, number, "line")
-        return record[text], record[label]
+            return line.decode(), None
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
 
     return RecordLines(path, parse)
 
 
-def csv_lines(path: Path, text: str = "text", label: str = "label", delimiter: str = ",") -> RecordLines:
-    """A CSV file whose first line names its columns, with a text and a class in these. Texts end in their line."""
+def json_lines(path: Path, text: str = "text", label: str | None = "label") -> RecordLines:
+    """One JSON object a line, with a text and a class (a text or a whole number) under these keys; label: None
+    reads the texts alone."""
+    kinds: dict[str, Any] = {text: str} if label is None else {text: str, label: (str, int)}
+
+    def parse(line: bytes, number: int) -> tuple[str, str | int | None]:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"not a line of JSON: {error}", path, number, "line") from error
+        for key, kind in kinds.items():
+            if not isinstance(record, dict) or key not in record:
+                raise DataError(f"no {key!r} in the record", path, number, "line")
+            if not isinstance(record[key], kind):
+                raise DataError(f"{key!r} is {record[key]!r}", path, number, "line")
+        return record[text], None if label is None else record[label]
+
+    return RecordLines(path, parse)
+
+
+def csv_lines(path: Path, text: str = "text", label: str | None = "label", delimiter: str = ",") -> RecordLines:
+    """A CSV file whose first line names its columns, with a text and a class in these. Texts end in their line.
+
+    label: None reads the texts alone."""
     first_bytes(path)
 
     def cells(line: bytes, number: int) -> list[str]:
@@ -121,15 +140,15 @@ def csv_lines(path: Path, text: str = "text", label: str = "label", delimiter: s
     with open(path, "rb") as file:
         columns = cells(clean(file.readline(), 1), 1)
     for name in (text, label):
-        if name not in columns:
+        if name is not None and name not in columns:
             raise DataError(f"no column {name!r}: there are {columns}", path, 1, "line")
-    places = columns.index(text), columns.index(label)
+    at, label_at = columns.index(text), None if label is None else columns.index(label)
 
-    def parse(line: bytes, number: int) -> tuple[str, str | int]:
+    def parse(line: bytes, number: int) -> tuple[str, str | None]:
         found = cells(line, number)
         if len(found) != len(columns):
             raise DataError(f"{len(found)} columns where there are {len(columns)}", path, number, "line")
-        return found[places[0]], found[places[1]]
+        return found[at], None if label_at is None else found[label_at]
 
     return RecordLines(path, parse, skip=1)
 
@@ -151,7 +170,8 @@ def _hashed(token: str, size: int) -> int:
 
 
 class LabelledText:
-    """Samples are x (length,) token numbers with 0 after the end, lengths (how many are no padding), y the class.
+    """Samples are x (length,) token numbers with 0 after the end, lengths (how many are no padding), y the class where
+    there are classes.
 
     vocabulary: how many numbers there are at most. hashed: tokens are numbered by a hash and nothing is
     learned; otherwise the most frequent tokens of the training part get numbers and the rest is unknown (1)."""
@@ -176,11 +196,8 @@ class LabelledText:
     @property
     def fields(self) -> Mapping[str, Field]:
         whole = np.dtype(np.int64)
-        return {
-            "x": Field((self.length,), whole, self.vocabulary),
-            "lengths": Field((), whole, self.length + 1),
-            "y": Field((), whole, len(self.names)),
-        }
+        fields = {"x": Field((self.length,), whole, self.vocabulary), "lengths": Field((), whole, self.length + 1)}
+        return {**fields, "y": Field((), whole, len(self.names))} if self.names else fields
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -202,10 +219,24 @@ class LabelledText:
         assert self._number is not None
         return self._number
 
-    def like(self, other: LabelledText) -> None:
-        """Number tokens and classes as ``other``, the training part, does."""
-        self._texts.like(other.names)
-        self._number = None if self._is_hashed else other._fitted()
+    def learned(self) -> dict[str, Any]:
+        """All that numbering a text takes, as JSON has it."""
+        words = None if self._is_hashed else list(self._fitted())  # in the order of their numbers
+        return {
+            "kind": "texts",
+            "length": self.length,
+            "vocabulary": self._most,
+            "words": words,
+            "names": list(self.names),
+        }
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Number tokens, and classes where there are any, as the one did who ``learned`` this."""
+        if self.names:
+            self._texts.like(tuple(learned["names"]))
+        words = learned["words"]
+        self._is_hashed = words is None
+        self._number = None if words is None else {word: place for place, word in enumerate(words, RESERVED)}
         self._kept = (Held([]), self._empty(0))
 
     def encode(self, text: str) -> tuple[np.ndarray, int]:
@@ -220,11 +251,8 @@ class LabelledText:
         return x, len(tokens)
 
     def _empty(self, rows: int) -> dict[str, np.ndarray]:
-        return {
-            "x": np.empty((rows, self.length), np.int32),
-            "lengths": np.empty(rows, np.int32),
-            "y": np.empty(rows, np.int32),
-        }
+        kept = {"x": np.empty((rows, self.length), np.int32), "lengths": np.empty(rows, np.int32)}
+        return {**kept, "y": np.empty(rows, np.int32)} if self.names else kept
 
     def hold(self, ranges: Sequence[range]) -> None:
         held = Held(ranges)
@@ -233,7 +261,8 @@ class LabelledText:
         kept = self._empty(len(held))
         for row, (text, label) in enumerate(self._texts.read(held.numbers())):
             kept["x"][row], kept["lengths"][row] = self.encode(text)
-            kept["y"][row] = label
+            if "y" in kept:
+                kept["y"][row] = label
         self._kept = (held, kept)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ A model holds no numbers: parameters come in as named views."""
 from ddl.models.adversarial import GAN
 from ddl.models.blueprint import Blueprint, Problem
 from ddl.models.build import MODELS, build
-from ddl.models.generate import generate, next_tokens
+from ddl.models.generate import Numbers, generate, next_tokens
 from ddl.models.model import Loss, Model, Supervised, gradient_layout, initial_values
 from ddl.models.zoo import MLP
 
@@ -16,6 +16,7 @@ __all__ = [
     "Blueprint",
     "Loss",
     "Model",
+    "Numbers",
     "Problem",
     "Supervised",
     "build",

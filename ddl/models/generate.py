@@ -23,14 +23,20 @@ class Symbols(Protocol):
     def decode(self, numbers: np.ndarray) -> str: ...
 
 
-class _Bytes:
-    """Tokens that are the bytes of UTF-8."""
+class Numbers:
+    """Tokens of which only the numbers are known, written with spaces between them."""
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+        try:
+            return np.array([int(word) for word in text.split()], np.int64)
+        except ValueError as error:
+            raise ConfigError(
+                f"this model knows tokens by their numbers alone: the prompt {text!r} is not one or more of them, "
+                'such as "17 4"'
+            ) from error
 
     def decode(self, numbers: np.ndarray) -> str:
-        return bytes(np.asarray(numbers, np.uint8)).decode(errors="replace")
+        return " ".join(str(number) for number in np.asarray(numbers).tolist())
 
 
 def generate(
@@ -42,16 +48,13 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-    symbols: Symbols | None = None,
+    symbols: Symbols = Numbers(),  # noqa: B008 - it has no state
 ) -> str:
     """``prompt`` and how a trained decoder goes on with it, for so many ``tokens``.
 
-    symbols: how text is numbered; None takes bytes, for a model of 256 tokens. An empty prompt is the begin of a file.
-    Other options as in ``next_tokens``. Raises ConfigError for a model that is no decoder."""
-    if symbols is None:
-        if _window(model)[1] != 256:
-            raise ConfigError(f"this model knows {_window(model)[1]} tokens that are not bytes: it takes their numbers")
-        symbols = _Bytes()
+    symbols: how text is numbered. An empty prompt is the begin of a file. Other options as in ``next_tokens``.
+    Raises ConfigError for a model that is no decoder."""
+    _window(model)
     first = symbols.encode(prompt) if prompt else np.zeros(1, np.int64)
     drawn = next_tokens(model, params, first, tokens, temperature=temperature, top_k=top_k, seed=seed)
     return symbols.decode(np.array([*(first if prompt else []), *drawn], np.int64))

@@ -12,7 +12,18 @@ from typing import Any
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.config import Job
-from ddl.data import Mixup, Order, Splits, auto_shards, class_weights, labels_of, make_transforms, open_dataset
+from ddl.data import (
+    Field,
+    Known,
+    Mixup,
+    Order,
+    Splits,
+    auto_shards,
+    class_weights,
+    labels_of,
+    make_transforms,
+    open_dataset,
+)
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.model import Model
@@ -38,13 +49,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
     splits = build_data(job)
-    model = build_model(
-        job.model.name,
-        splits.train.fields,
-        loss=None if job.model.loss == "auto" else job.model.loss,
-        metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
-        options=_model_options(job, splits),
-    )
+    knowledge = knowledge_of(job, splits)
+    model = model_of(job, splits.train.fields, knowledge["options"])
     order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     return assemble(
@@ -59,7 +65,30 @@ def build_task(job: Job) -> Task:
         normalise=job.data.normalize,
         augment=_augmentations(job, splits, model),
         callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
+        knowledge=knowledge,
     )
+
+
+def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) -> Model:
+    """The job's model for data with these fields. options: as ``knowledge_of`` has them."""
+    return build_model(
+        job.model.name,
+        fields,
+        loss=None if job.model.loss == "auto" else job.model.loss,
+        metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
+        options=options,
+    )
+
+
+def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
+    """What has been learned from the data before training, as JSON has it: a checkpoint keeps it, so that the model
+    can be made, and new samples read, where the data are gone."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {
+        "data": Known.of(splits.train, splits.names).to_json(),
+        "samples": {name: 0 if part is None else len(part) for name, part in parts.items()},
+        "options": _model_options(job, splits),
+    }
 
 
 def _augmentations(job: Job, splits: Splits, model: Model) -> list[Any]:
@@ -76,7 +105,7 @@ def order_of(job: Job, samples: int) -> Order:
     return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
 
 
-def assemble(job: Job, splits: Splits, *, order: Order, **objects: Any) -> Task:
+def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
     """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
     return Task(
         train=splits.train,
@@ -103,6 +132,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, **objects: Any) -> Task:
             "global_batch": order.global_batch,
             "seed": order.seed,
             "shuffle": order.shuffle,
+            "knowledge": knowledge,
         },
         **objects,
     )

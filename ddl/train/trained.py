@@ -1,29 +1,29 @@
-"""A trained run: its settings, its data and the state of one of its checkpoints; evaluated or asked for outputs.
+"""A trained run: its model and the state of one of its checkpoints; evaluated or asked for outputs.
 
 The doors are ddl/evaluate.py and ddl/predict.py; both spread their work over the ranks they are started on."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ddl.arrays import Device, host
+from ddl.arrays import Device, device, host
 from ddl.checkpoint import Store
 from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
-from ddl.data import Normalise, Source, open_dataset
-from ddl.errors import CheckpointError, ConfigError, DataError, DdlError, UserError
-from ddl.models import GAN, Model
+from ddl.data import Inputs, Known, Normalise, Source
+from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
+from ddl.models import GAN, Model, Numbers, Supervised
 from ddl.nn import Context
-from ddl.train.build import build_task
+from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.pictures import samples
 from ddl.train.state import Progress, State
-from ddl.train.task import Task
 
 T = TypeVar("T")
 
@@ -42,15 +42,23 @@ def together(group: Group, action: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def local_rank(group: Group) -> int:
+    """This rank's number among those of its node."""
+    return group.local_ranks.index(group.rank)
+
+
 class Trained:
-    """checkpoint: "newest", "best" or a checkpoint's folder. say: told which checkpoints were passed over.
-    Raises ConfigError for a folder that holds no run."""
+    """The checkpoint holds all that outputs need: the data that the run was trained on may be gone.
+
+    checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
+    on its node; None computes on the CPU. say: told which checkpoints were passed over.
+    Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
 
     def __init__(
         self,
         run: str | Path,
         checkpoint: str = "newest",
-        device: Device | None = None,
+        local_rank: int | None = None,
         say: Callable[[str], None] = lambda message: None,
     ):
         self.folder = Path(run)
@@ -58,18 +66,28 @@ class Trained:
             self.job: Job = read_config(self.folder / "config.toml")
         except (OSError, ConfigError) as error:
             raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
-        self.task: Task = build_task(self.job)
-        self.model: Model = self.task.model
-        self.device = device or Device()
-        self.state = State(self.model, self.task.optimizer.slots, self.task.dtype, self.task.seed, self.device)
         store = Store(self.folder / "checkpoints", say=say)
         try:
             path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
             if path is None and checkpoint == "best":
                 raise CheckpointError("no checkpoint was evaluated, so none is the best")
             arrays, meta = store.load(path)
-            self.state.load_named(arrays)
-        except (CheckpointError, ValueError) as error:
+        except CheckpointError as error:
+            raise ConfigError(f"run {str(run)!r}: {error}") from error
+        knowledge = meta.get("knowledge")
+        if knowledge is None:  # a checkpoint of before they kept it
+            knowledge = json.loads(json.dumps(knowledge_of(self.job, build_data(self.job))))
+        self._knowledge = knowledge
+        self.known = Known.from_json(knowledge["data"])
+        self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+        self.device = Device()
+        if local_rank is not None and self.job.comm.device != "cpu":
+            self.device = device("auto", local_rank)
+        self.state = State(self.model, (), self.job.train.dtype, self.job.run.seed, self.device)
+        wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
+        try:
+            self.state.load_named(wanted)
+        except ValueError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.state.progress.become(Progress.from_json(meta["progress"]))
 
@@ -79,32 +97,52 @@ class Trained:
         return [] if known is None else [Normalise.from_json(known)]
 
     def split(self, name: str) -> Source:
-        """The run's own "train", "validation" or "test" samples. Raises ConfigError where it has none of that name."""
-        source: Source | None = getattr(self.task, name)
+        """The run's own "train", "validation" or "test" samples. Raises ConfigError where it has none of that name, or
+        they cannot be had any more."""
+        try:
+            splits = build_data(self.job)
+            found = json.loads(json.dumps(knowledge_of(self.job, splits)))
+        except UserError as error:
+            raise ConfigError(
+                f"run {str(self.folder)!r}: its own {name} split cannot be opened: {error}; --input FILE evaluates on "
+                "other samples"
+            ) from error
+        if found["data"] != self._knowledge["data"] or found["samples"] != self._knowledge["samples"]:
+            raise ConfigError(f"run {str(self.folder)!r}: its data are not those any more that it was trained on")
+        source: Source | None = getattr(splits, name)
         if source is None:
             raise ConfigError(f"run {str(self.folder)!r} has no {name} split")
         return source
 
-    def open_inputs(self, path: str) -> Source:
-        """Samples from a file or folder, in any format that training reads. Raises UserError when they do not fit."""
-        format = self.job.data.format if self.job.data.source == "files" else "auto"
-        source = open_dataset("files", path=path, format=format, validation=0.0, test=0.0, dtype=self.task.dtype).train
-        wanted, found = self.task.train.fields["x"].shape, source.fields["x"].shape
-        if wanted != found:
-            raise DataError(f"holds samples of shape {found}, the run was trained on {wanted}", path)
-        return source
+    def open_inputs(self, path: str, labelled: bool = False, targets: str = "") -> Source:
+        """Samples from a file or folder, in any format that training reads, numbered as the training data were.
+
+        labelled: with their targets; targets: the file or columns that hold them, where they are not those of the job.
+        Raises UserError when they do not fit."""
+        data = self.job.data
+        is_file = data.source == "files"
+        # A job's file of targets belongs to its own samples; columns are named alike in another file.
+        columns = data.targets if is_file and not Path(data.targets).is_absolute() else ""
+        inputs = Inputs(
+            format=data.format if is_file else "auto",
+            columns=columns,
+            targets=targets,
+            options=data.options if is_file else {},
+            is_labelled=labelled,
+            dtype=self.job.train.dtype,
+        )
+        return inputs.open(path, self.known)
 
     def evaluate(self, source: Source, group: Group) -> dict[str, Any]:
         """Loss and metrics over ``source``, the same on every rank."""
-        return evaluate(self.model, self.state, source, group, rows=self.task.evaluate_rows, transforms=self.transforms)
+        return evaluate(
+            self.model, self.state, source, group, rows=self.job.data.batch_eval, transforms=self.transforms
+        )
 
     @property
     def symbols(self) -> Any:
-        """How the run's data number text; None where they do not (bytes are then taken)."""
-        source: Any = self.task.train
-        while not hasattr(source, "symbols") and hasattr(source, "source"):
-            source = source.source
-        return getattr(source, "symbols", None)
+        """How text becomes the model's tokens and back; numbers stand for themselves where nothing is known of text."""
+        return self.known.symbols or Numbers()
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
@@ -113,7 +151,9 @@ class Trained:
         return samples(self.model, self.state, count, seed)
 
     def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
-        """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks."""
+        """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks.
+
+        What a model gives in place of its input (an autoencoder) is in the units of the data."""
         pieces = group.gather_objects(together(group, lambda: self._outputs(source, own_samples(source, group))))
         if not group.is_leader:
             return None
@@ -123,11 +163,21 @@ class Trained:
     def _outputs(self, source: Source, own: range) -> dict[str, np.ndarray]:
         source.hold([own])
         parts: dict[str, list[np.ndarray]] = {}
-        for batch in batches(source, own, self.task.evaluate_rows, self.transforms):
-            rows = len(next(iter(batch.values())))
-            context = Context(training=False, segments=[slice(0, rows)], shards=[0], seed=self.task.seed)
-            inputs = {name: self.device.array(value) for name, value in batch.items()}
-            outputs = self.model.predict(self.state.params.views, self.state.averages.views, inputs, context)
+        for batch in batches(source, own, self.job.data.batch_eval, self.transforms):
+            outputs = outputs_of(self.model, self.state, batch, self.job.run.seed)
             for name, value in outputs.items():
-                parts.setdefault(name, []).append(np.array(host(value)))
+                parts.setdefault(name, []).append(value)
         return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """The model's outputs for one batch that has been transformed, on the host; those in place of x as x was before."""
+    rows = len(next(iter(batch.values())))
+    context = Context(training=False, segments=[slice(0, rows)], shards=[0], seed=seed)
+    inputs = {name: state.device.array(value) for name, value in batch.items()}
+    outputs = model.predict(state.params.views, state.averages.views, inputs, context)
+    found = {name: np.array(host(value)) for name, value in outputs.items()}
+    normalise = state.progress.normalise
+    if normalise is not None and isinstance(model, Supervised) and model.target == "x":
+        found["output"] = Normalise.from_json(normalise).undo(found["output"])
+    return found

@@ -19,7 +19,7 @@ import numpy as np
 from ddl.arrays import Layout
 from ddl.comm import Group, mpi
 from ddl.config import Job
-from ddl.data import Arrays, Source, Splits
+from ddl.data import Arrays, Known, Source, Splits
 from ddl.errors import DdlError, Stop, UserError
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups, Optimizer, schedule
@@ -174,6 +174,7 @@ class Trainer:
             normalise=self.normalize,
             augment=self.augment,
             callbacks=self.callbacks,
+            knowledge={"data": Known.of(self.data).to_json(), "options": {}},
         )
 
     def _leave(self) -> None:

@@ -217,9 +217,9 @@ def test_text_is_windows_of_characters(tmp_path, monkeypatch):
     batch = picked(source)
     whole = "\0" + text
     for row, i in enumerate(PICK):
-        assert source.symbols.decode(batch["x"][row]) == whole[9 * i : 9 * i + 9]
-        assert source.symbols.decode(batch["y"][row]) == whole[9 * i + 1 : 9 * i + 10]
-    assert source.symbols.encode("ü☃").tolist()[1] == 0
+        assert source.symbols.alphabet.decode(batch["x"][row]) == whole[9 * i : 9 * i + 9]
+        assert source.symbols.alphabet.decode(batch["y"][row]) == whole[9 * i + 1 : 9 * i + 10]
+    assert source.symbols.alphabet.encode("ü☃").tolist()[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,195 @@
+"""What a checkpoint keeps of the training data, and files of new samples read by it: no other file is needed.
+
+How words, characters and classes are numbered is their sources' (``learned``, ``recall``); formats are formats.py's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.data.corpus import Alphabet, ByteCodes, open_text, open_tokens
+from ddl.data.delimited import Delimited
+from ddl.data.filesource import Concat, learned, pair
+from ddl.data.formats import SUFFIXES, Request, detect, expand, open_files
+from ddl.data.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
+from ddl.data.memory import Cast, Subset, as_dtype
+from ddl.data.source import Field, Source
+from ddl.errors import DataError
+
+
+@dataclass(frozen=True)
+class Known:
+    """fields: of the training part. learned: what its source says of itself: columns, words, characters, classes.
+    names: what classes are called, where they have names."""
+
+    fields: Mapping[str, Field]
+    learned: Mapping[str, Any]
+    names: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, source: Source, names: Sequence[str] = ()) -> Known:
+        """What is to be kept of the training part."""
+        inner = source
+        while isinstance(inner, Subset | Cast):
+            inner = inner.source
+        return cls(dict(source.fields), learned(inner), tuple(names))
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {
+            name: {"shape": list(f.shape), "dtype": f.dtype.str, "size": f.size} for name, f in self.fields.items()
+        }
+        return {"fields": fields, "learned": dict(self.learned), "names": list(self.names)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Known:
+        fields = {
+            name: Field(tuple(f["shape"]), np.dtype(f["dtype"]), f["size"]) for name, f in values["fields"].items()
+        }
+        return cls(fields, values["learned"], tuple(values["names"]))
+
+    @property
+    def symbols(self) -> Any:
+        """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
+        unit = self.learned.get("unit")
+        return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How files of new samples are read. format, columns, options: the job's own, for what the files do not tell;
+    columns are those of the targets, or the name of their array.
+
+    is_labelled: targets are read as well, and have to be there. targets: the file or columns that hold them, where
+    they are not where the job has them."""
+
+    format: str = "auto"
+    columns: str = ""
+    targets: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_labelled: bool = False
+    dtype: np.dtype | str = "float32"
+
+    def open(self, path: str, known: Known) -> Source:
+        """The samples of ``path``, read and numbered as the training part was. Raises DataError, ConfigError."""
+        kind = known.learned.get("kind")
+        if kind == "texts":
+            source = self._texts(path, known)
+        elif kind == "windows":
+            source = self._windows(path, known)
+        else:
+            source = self._rows(path, known)
+        source = as_dtype(source, self.dtype)
+        self._check(source, known, path)
+        return source
+
+    def _texts(self, path: str, known: Known) -> Source:
+        paths = expand(path)
+        if len(paths) > 1:
+            raise DataError(f"{len(paths)} files of texts: join them into one", path)
+        format = SUFFIXES.get(paths[0].suffix.lower(), self.format)
+        key = self.options.get("text", "text")
+        label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
+        lines: RecordLines
+        if format == "jsonl":
+            lines = json_lines(paths[0], key, label)
+        elif format == "csv":
+            lines = csv_lines(paths[0], key, label, self.options.get("delimiter", ","))
+        elif label is not None:
+            raise DataError("texts without classes: .jsonl or .csv files have both", path)
+        else:
+            lines = plain_lines(paths[0])
+        source = LabelledText(lines, length=known.learned["length"], vocabulary=known.learned["vocabulary"])
+        source.recall(known.learned)
+        return source
+
+    def _windows(self, path: str, known: Known) -> Source:
+        paths, window, unit = expand(path), known.learned["window"], known.learned["unit"]
+        source: Source
+        if unit == "tokens":
+            dtype, size = known.learned["dtype"], known.learned["size"]
+            parts = [open_tokens(one, window, dtype, size) for one in paths]
+            source = parts[0] if len(parts) == 1 else Concat(parts)
+        else:
+            source = open_text(paths, window, unit)
+        source.recall(known.learned)  # type: ignore[attr-defined]
+        return source
+
+    def _rows(self, path: str, known: Known) -> Source:
+        format = self._format(expand(path)[0])
+        if format == "csv" and known.learned.get("kind") == "columns" and not self.targets:
+            parts = [self._columns(one, known) for one in expand(path)]
+            return parts[0] if len(parts) == 1 else Concat(parts)
+        of_format: Any = Delimited if format == "csv" else pair
+        taken = set(inspect.signature(of_format).parameters) - {"features"}
+        options = {name: value for name, value in self.options.items() if name in taken}
+        targets = self.targets or (self.columns if format in ("csv", "npz") else "")
+        if not self.is_labelled:
+            targets = "none" if format == "csv" else ""
+        opened = open_files(path, format, Request(targets, np.dtype(self.dtype), options))
+        if isinstance(opened, Mapping):
+            raise DataError(f"holds several parts {sorted(opened)} where one is wanted", path)
+        if self.is_labelled and known.learned.get("kind") == "columns" and hasattr(opened, "recall"):
+            opened.recall(known.learned)
+        return opened
+
+    def _format(self, path: Path) -> str:
+        """By the file itself; by the job where it does not tell."""
+        try:
+            found = detect(path)
+        except DataError:
+            if self.format == "auto":
+                raise
+            return self.format
+        return self.format if self.format != "auto" and found in ("tokens", "text") else found
+
+    def _columns(self, path: Path, known: Known) -> Source:
+        """A CSV file by the columns of the training part's: by their names where both have names, else by their
+        places; a file of as many columns as there were features has nothing else."""
+        knows, options = known.learned, self.options
+        columns, features, targets = knows["columns"], list(knows["features"]), list(knows["targets"])
+        settings: dict[str, Any] = {name: options[name] for name in ("header", "delimiter") if name in options}
+        head = Delimited.head(path, **settings)
+        count = columns if isinstance(columns, int) else len(columns)
+        if not self.is_labelled:
+            targets = []
+        if head.has_header and not isinstance(columns, int) and len(set(columns)) == count:
+            named = [columns[place] for place in (*features, *targets)]
+            if set(named) <= set(head.columns):
+                features = [head.columns.index(columns[place]) for place in features]
+                targets = [head.columns.index(columns[place]) for place in targets]
+                count = len(head.columns)
+        if len(head.columns) != count:
+            if targets or len(head.columns) != len(features):
+                lack = f"{count} of the training data" + ("" if targets else f" or its {len(features)} features")
+                raise DataError(f"{len(head.columns)} columns, neither all {lack}", path, 1, "line")
+            features = list(range(len(features)))
+        source = Delimited(
+            path,
+            targets=targets,
+            features=features,
+            target_kind="classes" if knows["names"] else "values",
+            shape=known.fields["x"].shape,
+            dtype=self.dtype,
+            **settings,
+        )
+        if targets:
+            source.recall(knows)
+        return source
+
+    def _check(self, source: Source, known: Known, path: str) -> None:
+        for name in ("x", "y") if self.is_labelled and "y" in known.fields else ("x",):
+            wanted, found = known.fields[name], source.fields.get(name)
+            if found is None:
+                raise DataError("holds no targets, which evaluation needs", path)
+            if found.shape != wanted.shape:
+                what = "samples" if name == "x" else "targets"
+                raise DataError(f"holds {what} of shape {found.shape}, the run was trained on {wanted.shape}", path)
+            if (found.dtype.kind == "f") != (wanted.dtype.kind == "f"):
+                raise DataError(f"holds {name} of {found.dtype}, the run was trained on {wanted.dtype}", path)
+            if wanted.size is not None and (found.size or 0) > wanted.size:
+                raise DataError(f"{name} goes up to {(found.size or 0) - 1}, in training to {wanted.size - 1}", path)
