@@ -202,6 +202,11 @@ class Group(ABC):
 
         return call
 
+    def refuses_device_memory(self, index: int) -> str:
+        """Why ``native_allreduce`` cannot be given arrays on the GPU ``index``, in words; "" where it can. Takes a
+        second or two at the first time; ranks may differ in it."""
+        return ""
+
     @abstractmethod
     def broadcast(self, x: Array, root: int) -> None:
         """``x`` of the worker ``root`` to all workers, in place."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm import checked, launcher, shared_memory
+from ddl.comm import checked, device_memory, launcher, shared_memory
 from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
 from ddl.launched import RANKS_VARIABLE, job_size
@@ -219,6 +219,9 @@ class MpiGroup(Group):
 
         return call
 
+    def refuses_device_memory(self, index: int) -> str:
+        return device_memory.refusal(self._mpi, index)
+
     @kill_points("broadcast")
     @_translated
     def broadcast(self, x: Array, root: int) -> None:
@@ -304,10 +307,10 @@ class MpiGroup(Group):
         everyone = self._everyone
         # They are a job of their own to the launcher, so they would take the whole machine for theirs.
         same = [f"{name}={os.environ[name]}" for name in INHERITED if name in os.environ]
+        same.append(f"{RANKS_VARIABLE}={job_size()}")
         between = everyone.Spawn("env", [*same, sys.executable, *sys.orig_argv[1:]], maxprocs=count, root=0)
         wider = between.Merge(high=False)
         newest = max(self.newest_identity, *(member.identity for member in self.members))
-        same.append(f"{RANKS_VARIABLE}={job_size()}")
         wider.bcast((self.generation + 1, newest + 1), root=0)
         between.Disconnect()
         size = len(self.members) + count

@@ -50,6 +50,7 @@ POSITIVE = (
     "optim.eps",
     "optim.step_factor",
     "comm.bucket_mib",
+    "comm.gpu_memory",
     "fault.hang_timeout_s",
     "fault.recovery_timeout_s",
 )
@@ -159,8 +160,8 @@ def _contradictions(job: Job) -> Iterator[str]:
     share = train.global_batch // (data.shards if data.shards != "auto" else 1)
     if train.accumulate > share:
         yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is only {share} samples"
-    if job.comm.gpu == "direct":
-        yield "[comm] gpu is direct, but gradients go to MPI through host memory alone; use auto or staged"
+    if job.comm.gpu_memory > 1:
+        yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
     if job.fault.respawn and job.fault.spares:
         yield f"[fault] respawn is true and spares is {job.fault.spares}: the dead are replaced by the one or the other"
     if optim.min_lr > optim.lr:

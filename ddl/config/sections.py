@@ -125,8 +125,9 @@ class Comm:
     bucket_mib: float = setting(4.0, "size in MiB of the pieces that leave while backward still runs")
     overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that pays")
     gpu: Literal["auto", "direct", "staged"] = setting(
-        "auto", "GPU memory given to MPI, or staged through the host; auto: staged"
+        "auto", "sums of what lies on GPUs, by MPI directly or staged through the host; auto: direct where MPI takes it"
     )
+    gpu_memory: float = setting(0.9, "share of a GPU's memory that the ranks on it take at most together")
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
 
 

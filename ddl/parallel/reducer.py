@@ -45,6 +45,8 @@ class GradientSum:
     overlap: send a bucket while backward still runs: "auto" where that pays (between nodes, from a GPU).
     by_rows: names, the same on all ranks, of tables (rows, width). Where ``local.views.zero_outside`` names the rows
     that a step has touched, on all ranks, and they are few together, those alone are summed.
+    gpu: "staged" through the host, or, by the other words, given to MPI where all ranks compute on GPUs and their MPI
+    takes what lies there; ``staged_because`` says why not.
     span: around each bucket, for a trace. After PeerLost it is closed and another one made for the next generation."""
 
     local: FlatBuffer
@@ -61,9 +63,10 @@ class GradientSum:
         overlap: Literal["auto", "on", "off"] | bool = "auto",
         tuning: Tuning | None = None,
         by_rows: Sequence[str] = (),
+        gpu: Literal["auto", "direct", "staged"] = "staged",
         span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ):
-        self.group, device = group, device or Device()
+        self.group, self.device = group, device or Device()
         may_overlap = overlap not in ("off", False)
         least = TABLE_BYTES if len(group.nodes) == 1 else TABLE_BYTES_BETWEEN_NODES
         sizes = {name: prod(layout.shapes[name]) * layout.dtype.itemsize for name in by_rows}
@@ -77,11 +80,24 @@ class GradientSum:
             for number, bucket in enumerate(plan)
             if bucket.names[0] in tables
         }
-        self._sum = make_sum(group, layout, header_length, self._parts, self._tables, algorithm, tuning, device)
+        self.staged_because = _refusal(group, self.device, gpu)
+        self._sum = make_sum(
+            group,
+            layout,
+            header_length,
+            self._parts,
+            self._tables,
+            algorithm,
+            tuning,
+            self.device,
+            not self.staged_because,
+        )
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         self._progress = Progress(plan)
         self._span = span
         self._sender = _Sender(self._send) if wanted and len(plan) > 1 else None
+        # All open their parts alike: where some rank may send them as its backward writes them, nobody opens several.
+        self._one_by_one = any(group.gather_objects(self._sender is not None))
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)
         self._total = Total(self._sum.result, self._sum.total, 0.0)
@@ -101,8 +117,7 @@ class GradientSum:
             self._sum.reduce(number)
 
     def _send(self, number: int) -> None:
-        """A part by itself. All ranks open alike: what a backward has not announced leaves one by one as well."""
-        self._sum.open()
+        self._sum.open([number])
         self._reduce(number)
 
     def announce(self, names: Iterable[str]) -> None:
@@ -122,11 +137,11 @@ class GradientSum:
         self.group.doing = "allreduce"
         for number in rest:
             self._stage(number)
-        if self._sender is not None:
+        if self._one_by_one:
             for number in rest:
                 self._send(number)
         else:
-            self._sum.open()
+            self._sum.open(rest)
             for number in rest:
                 self._reduce(number)
         self._total.squared_norm = self._sum.close()
@@ -147,6 +162,14 @@ class GradientSum:
             self._sender.close()
             self._sender = None
         self._sum.release()
+
+
+def _refusal(group: Group, device: Device, gpu: str) -> str:
+    """Why GPU memory is not given to MPI, in words, the same on all ranks; "" where it is."""
+    if gpu == "staged":
+        return "it was asked for"
+    refused = "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)
+    return next((why for why in group.gather_objects(refused) if why), "")
 
 
 class _Sender:

@@ -1,16 +1,21 @@
-"""Gradients on a GPU: copied straight into the host memory in which they are summed, and the sum back.
+"""Gradients on a GPU: copied straight into the host memory in which they are summed, and the sum back; or given to
+MPI where they lie, by a library that takes them.
 
-That memory is pinned where the driver allows it, so copies run beside the computation on a stream of
+Host memory is pinned where the driver allows it, so copies run beside the computation on a stream of
 their own. How the host arrays are summed is sums.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddl.arrays import Array, Device
+from ddl.arrays import Array, Device, Layout
+from ddl.arrays.sums import squares
+from ddl.comm import Group
+from ddl.parallel.tables import RowsInPlace, Table, Touched
 
 if TYPE_CHECKING:
     from ddl.parallel.sums import Sum
@@ -30,7 +35,9 @@ class Staged:
             self.local: Array = xp.zeros(inner.local.shape, inner.local.dtype)
             self.result: Array = xp.zeros(inner.local.shape, inner.local.dtype)
             self._stream = xp.cuda.Stream(non_blocking=True)
-            self._written = [xp.cuda.Event(disable_timing=True) for _ in parts]
+            self._written, self._copied = (
+                [xp.cuda.Event(disable_timing=True) for _ in parts] for _ in ("written", "copied")
+            )
             self._pin(inner.local)
             if inner.result is not inner.local:
                 self._pin(inner.result)
@@ -48,17 +55,18 @@ class Staged:
     def stage(self, number: int) -> None:
         with self._device.activate():
             self._written[number].record()  # on the stream of the computation, which is the caller's
+            self._stream.wait_event(self._written[number])
+            on_device, on_host = self._copies[number]
+            on_device.get(stream=self._stream, out=on_host, blocking=False)
+            self._copied[number].record(self._stream)
 
-    def open(self) -> None:
-        """Nothing is whole before it has been copied."""
+    def open(self, numbers: Iterable[int]) -> None:
+        with self._device.activate():
+            for number in numbers:
+                self._copied[number].synchronize()
+        self._inner.open(numbers)
 
     def reduce(self, number: int) -> None:
-        on_device, on_host = self._copies[number]
-        with self._device.activate():
-            self._stream.wait_event(self._written[number])
-            on_device.get(stream=self._stream, out=on_host, blocking=False)
-            self._stream.synchronize()
-        self._inner.open()
         self._inner.reduce(number)
 
     def close(self) -> float:
@@ -75,3 +83,59 @@ class Staged:
                 self._device.xp.cuda.runtime.hostUnregister(address)
         self._pinned.clear()
         self._inner.release()
+
+
+class Direct:
+    """A Sum that hands GPU memory to MPI, which must take it on every rank (``Group.refuses_device_memory``)."""
+
+    pays_to_overlap = True
+
+    def __init__(
+        self,
+        group: Group,
+        layout: Layout,
+        header_length: int,
+        parts: Sequence[slice],
+        tables: Mapping[int, Table],
+        device: Device,
+    ):
+        self.group, self._device = group, device
+        with device.activate():
+            self.local: Array = device.xp.zeros(layout.length, layout.dtype)
+            self._written = [device.xp.cuda.Event(disable_timing=True) for _ in parts]
+        self.result = self.local
+        self.header, self.total = np.zeros(header_length), np.zeros(header_length)
+        self._parts = [self.local[part] for part in parts]
+        self._rows = {n: RowsInPlace(group, table, self.local, self._allreduce) for n, table in tables.items()}
+        self.touched: dict[int, Touched] = {n: rows.touched for n, rows in self._rows.items()}
+
+    def stage(self, number: int) -> None:
+        with self._device.activate():
+            self._written[number].record()  # on the stream of the computation, which is the caller's
+
+    def open(self, numbers: Iterable[int]) -> None:
+        with self._device.activate():
+            for number in numbers:
+                self._written[number].synchronize()  # MPI knows of no stream
+
+    def reduce(self, number: int) -> None:
+        dense = functools.partial(self._allreduce, self._parts[number], self.group)
+        with self._device.activate():
+            if number in self._rows:
+                self._rows[number].reduce(dense)
+            else:
+                dense()
+
+    def _allreduce(self, x: Array, group: Group) -> None:
+        self._device.xp.cuda.get_current_stream().synchronize()  # what this thread has put together
+        group.native_allreduce(x)
+
+    def close(self) -> float:
+        self.total[...] = self.header
+        self.group.native_allreduce(self.total)
+        self.group.barrier()
+        with self._device.activate():
+            return squares(self.result)
+
+    def release(self) -> None:
+        """The pool takes back what nobody views."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
@@ -22,8 +22,8 @@ from ddl.collectives.shared import LINE_BYTES
 from ddl.comm import Group, SharedMemory
 from ddl.comm.group import no_probe
 from ddl.comm.topology import cores, start_time
-from ddl.parallel.staging import Staged
-from ddl.parallel.tables import RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
+from ddl.parallel.staging import Direct, Staged
+from ddl.parallel.tables import FEW, RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
 
 
 class Sum(Protocol):
@@ -41,8 +41,8 @@ class Sum(Protocol):
     def stage(self, number: int) -> None:
         """Part ``number`` of ``local`` is written; called by the thread that wrote it, before ``open``."""
 
-    def open(self) -> None:
-        """All parts that are reduced before the next ``open`` are staged; all workers call it alike."""
+    def open(self, numbers: Iterable[int]) -> None:
+        """These parts are staged, and are reduced next; all workers open the same ones together."""
 
     def reduce(self, number: int) -> None:
         """Sum part ``number``; all workers go through the parts in the same order."""
@@ -62,7 +62,7 @@ class _OnHost:
     def stage(self, number: int) -> None:
         pass
 
-    def open(self) -> None:
+    def open(self, numbers: Iterable[int]) -> None:
         pass
 
     def release(self) -> None:
@@ -204,7 +204,7 @@ class InNode(_OnHost):
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsInNode(self.group, table, sources, self.result, flags)
 
-    def open(self) -> None:
+    def open(self, numbers: Iterable[int]) -> None:
         if self._naps and self.group.probe is no_probe:
             self.group.waits(True)
             self._arrivals.wait()
@@ -247,7 +247,7 @@ class BetweenNodes(InNode):
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsBetweenNodes(self.group, table, sources, self.result, flags, packed)
 
-    def open(self) -> None:
+    def open(self, numbers: Iterable[int]) -> None:
         self.group.node_barrier()
 
     def _dense(self, number: int) -> float:
@@ -298,7 +298,7 @@ class Places(NamedTuple):
         touched = {number: slot.place(table.rows) for number, table in tables.items()}
         norms, arrivals, total = common.place(8 * ranks), common.place(8 * ranks), common.place(8 * header_length)
         result = common.place(layout.nbytes)
-        packed = {n: common.place(packs * (t.rows // 2) * t.width * itemsize) for n, t in tables.items()}
+        packed = {n: common.place(packs * int(FEW * t.rows) * t.width * itemsize) for n, t in tables.items()}
         return cls(header, gradient, touched, slot.used, norms, arrivals, total, result, packed, common.used)
 
 
@@ -323,10 +323,15 @@ def make_sum(
     algorithm: str,
     tuning: Tuning | None,
     device: Device,
+    direct: bool = False,
 ) -> Sum:
-    """The best way for this group; every worker calls it with the same arguments, each with its own device."""
+    """The best way for this group; every worker calls it with the same arguments, each with its own device.
+
+    direct: MPI takes GPU memory on all ranks, all of which have a GPU."""
     if group.size == 1:
         return Alone(layout, header_length, device.xp)
+    if direct:
+        return Direct(group, layout, header_length, parts, tables, device)
     on_host = _on_host(group, layout, header_length, parts, tables, algorithm, tuning)
     return Staged(on_host, device, parts) if device.is_gpu else on_host
 

@@ -124,6 +124,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         algorithm=job.comm.algorithm,
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
+        gpu=job.comm.gpu,
         tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
         initial=start_from(job),
         settings={

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
+from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.replica import FOLDER_VARIABLE
 from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi
 from ddl.comm.group import nobody_watches
@@ -173,6 +174,8 @@ class Runner:
         problem = self._settled(problem)
         if problem is not None:
             return self._refuse(problem)
+        neighbours = sum(member.node == self.group.me.node for member in self.group.members)
+        limit_memory(where, ranks_on(where, neighbours), self.job.comm.gpu_memory)
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
         if self.job.metrics.trace:
             self._open_trace()

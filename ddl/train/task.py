@@ -48,6 +48,7 @@ class Task:
     algorithm: str = "auto"
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
+    gpu: Literal["auto", "direct", "staged"] = "auto"
     tuning: Tuning | None = None
     callbacks: Sequence[Callable[[Any], None]] = ()
     initial: Callable[[Any], list[str]] | None = None  # changes the fresh state, and says what people should know of it

@@ -52,7 +52,7 @@ BAD_WORDS = {
     "a test file that is not there": (["--data.test", "/nowhere/t.npz"], r"\[data\] test: there is no"),
     "a tuning table that is not there": (["--comm.tuning", "/nowhere"], r"\[comm\] tuning: there is no"),
     "a bucket of nothing": (["--comm.bucket_mib", "0"], r"\[comm\] bucket_mib is 0.0"),
-    "GPU memory for MPI": (["--comm.gpu", "direct"], r"\[comm\] gpu is direct, but"),
+    "more than a GPU": (["--comm.gpu_memory", "1.5"], r"\[comm\] gpu_memory is 1.5, more than all of it"),
     "patience without validation": (["--train.patience", "3", "--data.validation", "0"], r"patience is 3"),
     "a step schedule without steps": (["--optim.schedule", "step"], r"step_every is 0"),
     "a floor above the rate": (["--optim.lr", "0.1", "--optim.min_lr", "0.2"], r"min_lr is 0.2, above lr"),
