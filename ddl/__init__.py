@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ddl.cores import share_cores
+
 __version__ = "0.1.0"
 
 _ROOMS = (
@@ -34,6 +36,8 @@ _NAMES = {
     "broadcast": "ddl.world",
     "DistributedOptimizer": "ddl.world",
 }
+
+share_cores()  # as early as can be: whatever is imported after this may load NumPy
 
 if TYPE_CHECKING:
     from ddl import arrays as arrays

@@ -19,6 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "arrays": {"errors"},
     "named": {"errors"},
     "launched": set(),
+    "cores": {"launched"},
     "arguments": {"errors", "launched"},
     "data": {"errors", "arrays", "named"},
     "nn": {"errors", "arrays"},

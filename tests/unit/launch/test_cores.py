@@ -1,0 +1,52 @@
+"""Ranks of one node share its cores, whatever was imported first; what the user has said stands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddl.cores import VARIABLES, share
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 2 * CORES, 4 * CORES])
+def test_ranks_of_a_node_share_its_cores(ranks):
+    found = share({"OMPI_COMM_WORLD_LOCAL_SIZE": str(ranks)})
+    assert found is not None and found >= 1 and (found * ranks <= CORES or found == 1)
+
+
+@pytest.mark.parametrize("said", [{}, {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}])
+def test_one_rank_has_the_node_for_itself(said):
+    assert share(said) is None
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_what_the_user_has_said_stands(name):
+    assert share({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", name: "7"}) is None
+
+
+COUNT = """
+import ctypes
+paths = {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line and ".so" in line}
+for path in paths:
+    for name in ("scipy_openblas_get_num_threads64_", "openblas_get_num_threads64_", "openblas_get_num_threads"):
+        if hasattr(ctypes.CDLL(path), name):
+            print("threads", getattr(ctypes.CDLL(path), name)())
+"""
+
+
+@pytest.mark.skipif(CORES < 2, reason="one core: nothing to share")
+@pytest.mark.parametrize("imports", ["import ddl, numpy", "import numpy, ddl"])
+def test_blas_has_its_share_whether_numpy_or_ddl_comes_first(imports):
+    environ = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environ |= {"OMPI_COMM_WORLD_LOCAL_SIZE": str(CORES), "PYTHONPATH": str(Path(__file__).parents[3])}
+    code = f"{imports}\n{COUNT}"
+    out = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
+    if "threads" not in out:
+        pytest.skip("NumPy's BLAS is not OpenBLAS")
+    assert set(out.split()) == {"threads", "1"}
