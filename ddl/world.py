@@ -6,7 +6,7 @@ model and data uses ``ddl.Trainer``."""
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ddl.arrays import Array, host
 from ddl.comm import Group
 from ddl.errors import DdlError
-from ddl.optim import Optimizer
+from ddl.optim import Groups, Optimizer, Rule
 
 _group: Group | None = None
 
@@ -82,18 +82,21 @@ def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
 class DistributedOptimizer:
     """An optimizer for a loop of your own: ``step`` averages the gradients over all ranks, then updates.
 
-    params: named host arrays, updated in place; every rank must begin with the same (see ``broadcast``)."""
+    params: named host arrays, updated in place; every rank must begin with the same (see ``broadcast``). ``lr`` is the
+    optimizer's own at first, and may be set anew before each step: that is how a schedule comes in. rules: other
+    settings for some parameters, by their names."""
 
-    def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], lr: float = 1e-3):
+    def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
         from ddl.arrays import FlatBuffer, Layout
 
         dtypes = {x.dtype for x in params.values()}
         if len(dtypes) != 1:
             raise ValueError(f"parameters must share one dtype, got {sorted(map(str, dtypes))}")
-        self.optimizer, self.params, self.lr, self.steps = optimizer, dict(params), lr, 0
+        self.params, self.lr, self.steps = dict(params), optimizer.lr, 0
         layout = Layout.of({name: x.shape for name, x in params.items()}, dtypes.pop())
+        self.optimizer = Groups(layout, optimizer, rules)
         self._params, self._grads = FlatBuffer(layout), FlatBuffer(layout)
-        self._slots = {name: np.zeros_like(self._params.flat) for name in optimizer.slots}
+        self._slots = {name: np.zeros_like(self._params.flat) for name in self.optimizer.slots}
 
     def step(self, grads: Mapping[str, Any]) -> None:
         """One update with the mean over ranks of ``grads``, given by the parameters' names."""

@@ -18,7 +18,7 @@ def main() -> None:
     y = 3 * x + 2 + 0.1 * random.standard_normal(200)
     params = {"slope": random.standard_normal(1), "intercept": random.standard_normal(1)}
     ddl.broadcast(params)  # all begin as rank 0 does
-    optimizer = ddl.DistributedOptimizer(ddl.optim.Momentum(lr=0.05), params, lr=0.05)
+    optimizer = ddl.DistributedOptimizer(ddl.optim.Momentum(lr=0.05), params)
     for _ in range(150):
         error = params["slope"] * x + params["intercept"] - y
         optimizer.step({"slope": [2 * (error * x).mean()], "intercept": [2 * error.mean()]})

@@ -128,7 +128,7 @@ weights = {"w": np.full(4, float(rank)), "b": np.full((1, 2), rank + 5.0)}
 ddl.broadcast(weights, root=size - 1)
 assert np.array_equal(weights["w"], np.full(4, size - 1.0))
 assert np.array_equal(weights["b"], np.full((1, 2), size + 4.0))
-optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=1.0), weights, lr=1.0)
+optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=1.0), weights)
 optimizer.step({"w": np.full(4, 2.0 * rank), "b": np.ones((1, 2))})
 assert np.allclose(weights["w"], size - 1.0 - (size - 1)) and np.allclose(weights["b"], size + 3.0)
 try:
