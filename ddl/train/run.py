@@ -117,7 +117,7 @@ class Runner:
                 return self._train(task, chaos, problem)
             except JobEnded as ended:  # by another rank, for a reason that it has told
                 self.end()
-                mpi.fail(self.loop.group if self.loop else self.group, ended.exit_status)
+                mpi.fail(self._newest_group, ended.exit_status)
                 return ended.exit_status
             except Exception as error:
                 self._die(error)
@@ -268,6 +268,11 @@ class Runner:
             self.heartbeat.leave_notes_in(self.folder.notes, self.group.me.identity)
 
     @property
+    def _newest_group(self) -> Group:
+        """Up to the first step that of the set-up, from there on that of the loop."""
+        return self.loop.group if self.loop is not None and self.loop.is_running else self.group
+
+    @property
     def _step(self) -> int:
         return 0 if self.loop is None else self.loop.state.progress.step
 
@@ -318,7 +323,7 @@ class Runner:
 
     def _die(self, error: Exception) -> NoReturn:
         """An exception of this rank alone: it ends, and the others go on where that is possible."""
-        group, status = self.loop.group if self.loop else self.group, 1
+        group, status = self._newest_group, 1
         if self._in_script and len(group.members) == 1:
             raise error
         if isinstance(error, DdlError):
