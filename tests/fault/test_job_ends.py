@@ -35,6 +35,36 @@ def test_without_tolerance_a_death_ends_the_job(jobs):
     assert ended.status not in (0, 75), ended.said
 
 
+LATE = """
+import os, signal, time
+import ddl.comm.mpi as mpi
+from ddl.train.__main__ import main
+from ddl.train.run import Runner
+
+finish, close = mpi.finish, Runner._close
+
+def stops(group, status=0):
+    if group.me.identity == 1 and os.environ["LATE"] == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    finish(group, status)
+
+def hangs(runner):
+    if runner.group.me.identity == 1 and os.environ["LATE"] == "hang":
+        time.sleep(1000)
+    close(runner)
+
+mpi.finish, Runner._close = stops, hangs
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize("late", ["stop", "hang"])
+def test_a_rank_that_stands_still_after_the_agreed_end_holds_nobody_up(late, jobs):
+    (jobs.folder / "late.py").write_text(LATE)
+    ended = jobs.run("--fault.hang_timeout_s", "3", program=("late.py",), environ={"LATE": late})
+    assert ended.status == 0 and ended.summary["status"] == "finished" and ended.is_exact(), ended.said
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("flags", [("--with-ft", "ulfm"), ()], ids=["tolerant", "not tolerant"])
 def test_an_interrupted_mpirun_leaves_no_process(number, flags, jobs):
