@@ -7,8 +7,8 @@ from collections.abc import Callable
 from ddl.arrays import Array
 from ddl.collectives import hierarchical, native, ring, shared
 from ddl.collectives.choose import Topology, Tuning, choose
-from ddl.collectives.contiguous import check_contiguous
 from ddl.comm import Group
+from ddl.comm.group import check_contiguous
 from ddl.errors import UserError
 
 TABLE: dict[str, Callable[[Array, Group], None]] = {

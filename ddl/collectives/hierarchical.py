@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from ddl.arrays import Array
 from ddl.collectives import ring
-from ddl.collectives.contiguous import check_contiguous
 from ddl.collectives.shared import add, runs, workspace
 from ddl.comm import Group
+from ddl.comm.group import check_contiguous
 
 
 class Lanes:

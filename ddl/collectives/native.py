@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ddl.arrays import Array
-from ddl.collectives.contiguous import check_contiguous
 from ddl.comm import Group
+from ddl.comm.group import check_contiguous
 
 
 def allreduce(x: Array, group: Group) -> None:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ddl.arrays import Array, partition
-from ddl.collectives.contiguous import check_contiguous
 from ddl.comm import EAGER_BYTES, Group
+from ddl.comm.group import check_contiguous
 
 SEGMENT_BYTES = EAGER_BYTES
 AHEAD = 4  # segments on their way at once

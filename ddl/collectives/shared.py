@@ -11,9 +11,8 @@ import numpy as np
 
 from ddl.arrays import Array, partition
 from ddl.arrays.sums import add_rows
-from ddl.collectives.contiguous import check_contiguous
 from ddl.comm import Group, SharedMemory
-from ddl.comm.group import no_probe
+from ddl.comm.group import check_contiguous, no_probe
 
 BLOCK_BYTES = 128 << 10
 PIECE_BYTES = 4 << 20

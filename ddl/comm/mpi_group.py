@@ -19,7 +19,7 @@ import numpy as np
 
 from ddl.arrays import Array
 from ddl.comm import checked, device_memory, launcher, shared_memory
-from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
+from ddl.comm.group import Group, Member, Probe, SharedMemory, check_contiguous, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
 from ddl.launched import RANKS_VARIABLE, job_size
 
@@ -99,8 +99,7 @@ class MpiGroup(Group):
 
     # Point to point.
     def _chunks(self, x: Array) -> list[Array]:
-        if not x.flags.c_contiguous:
-            raise ValueError("an array that travels must be contiguous")
+        check_contiguous(x)
         if x.size <= self.element_limit:
             return [x] if x.size else []
         flat = x.reshape(-1)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm.group import Group, Member, Probe, SharedMemory, kill_points, no_probe
+from ddl.comm.group import Group, Member, Probe, SharedMemory, check_contiguous, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
 
 WAIT_LIMIT_S = 20.0
@@ -216,7 +216,7 @@ class ThreadGroup(Group):
 
     @kill_points("native")
     def native_allreduce(self, x: Array) -> None:
-        _contiguous(x)
+        check_contiguous(x)
         parts = self._gather("native", x.copy())
         x[...] = _sum(parts)
 
@@ -310,18 +310,13 @@ def _sum(parts: Sequence[Array]) -> Array:
     return total
 
 
-def _contiguous(x: Array) -> None:
-    if not x.flags.c_contiguous:
-        raise ValueError("an array that travels must be contiguous")
-
-
 def _frozen(x: Array) -> Array:
-    _contiguous(x)
+    check_contiguous(x)
     return x.copy()
 
 
 def _fill(x: Array, payload: Array) -> None:
-    _contiguous(x)
+    check_contiguous(x)
     if x.size != payload.size or x.dtype != payload.dtype:
         raise CommError(f"a message of {payload.size} x {payload.dtype} where {x.size} x {x.dtype} were expected")
     x.reshape(-1)[...] = payload.reshape(-1)
