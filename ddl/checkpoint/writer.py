@@ -5,6 +5,7 @@ What a checkpoint is on disk is store.py's; when one is taken is train's."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,9 @@ from ddl.arrays import Array, host
 from ddl.checkpoint.store import Store
 from ddl.errors import CheckpointError, DdlError
 
+TICK_S = 0.5
+PATIENCE_S = 30.0  # training waits so long for the checkpoint before, and goes on without one then
+LAST_S = 600.0  # nothing is left to do but to wait for the last one
 Saved = Callable[[int, Path], None]
 
 
@@ -27,7 +31,8 @@ class Writer:
     """Writes to ``store`` (None where this rank writes no checkpoints to disk) and to the node's ``replica``.
 
     One staging buffer, used again for every checkpoint: a step allocates nothing. One write at a time.
-    say: gets a line when a checkpoint could not be written. saved(step, path): called from the thread, after each."""
+    say: gets a line when a checkpoint could not be written. saved(step, path): called from the thread, after each.
+    beat: called now and then while ``submit`` or ``wait`` waits for a file system."""
 
     def __init__(
         self,
@@ -38,6 +43,8 @@ class Writer:
         saved: Saved = _ignore,
     ):
         self.store, self.replica, self.say, self.saved = store, replica, say, saved
+        self.beat: Callable[[], None] = _ignore
+        self._is_overdue = False
         self._staging = np.empty(0, np.uint8)
         self._work: Callable[[], None] | None = None
         self._error: DdlError | None = None
@@ -55,12 +62,20 @@ class Writer:
         *,
         to_disk: bool = True,
     ) -> None:
-        """Copy the state and return; the thread writes the copy. Waits first while an earlier write goes on.
+        """Copy the state and return; the thread writes the copy. Waits first while an earlier write goes on, but not
+        for a file system that hangs: this checkpoint is left out then, and told through ``say``.
 
         Raises Fenced if an earlier write found the run folder in newer hands. A write that failed for another
         reason (the disk is full) was told through ``say``: training goes on, the checkpoints before are untouched.
         ``meta`` is not copied and must not change afterwards."""
-        self._idle()
+        if not self._is_idle_within(0.0 if self._is_overdue else PATIENCE_S):
+            if not self._is_overdue:
+                self.say(
+                    f"no checkpoint of step {step} and later: the one before is being written for {PATIENCE_S:g} s"
+                )
+            self._is_overdue = True
+            return
+        self._is_overdue = False
         if self._error is not None and not isinstance(self._error, CheckpointError):
             raise self._error
         copies = self._stage(arrays)
@@ -86,17 +101,19 @@ class Writer:
 
     def wait(self) -> None:
         """Until the last submitted checkpoint is written. Raises what kept it from being written, once."""
-        self._idle()
+        if self._is_overdue or not self._is_idle_within(LAST_S):
+            self._is_overdue = True
+            raise CheckpointError("a checkpoint is still being written: the file system seems to hang")
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def close(self) -> None:
-        """Finish the write in progress and end the thread."""
+        """Finish the write in progress and end the thread; one that hangs in a file system is left behind."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(0.0 if self._is_overdue else LAST_S)
 
     def __enter__(self) -> Writer:
         return self
@@ -104,9 +121,14 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _idle(self) -> None:
+    def _is_idle_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
         with self._changed:
-            self._changed.wait_for(lambda: self._work is None)
+            while not self._changed.wait_for(lambda: self._work is None, min(seconds, TICK_S)):
+                self.beat()
+                if time.monotonic() >= deadline:
+                    return False
+        return True
 
     def _stage(self, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
         """Copies of the arrays in the staging buffer, by name."""

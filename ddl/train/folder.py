@@ -87,6 +87,11 @@ class RunFolder:
         else:
             self._fence.advance(group.generation, group.me.identity)
 
+    def look(self) -> None:
+        """Raises Fenced where a newer generation holds the folder; costs a glance at the file that says so."""
+        if self._fence is not None:
+            self._fence.look()
+
     def open_writer(self, group: Group) -> Writer:
         """What writes checkpoints: to disk on the leader, and to memory where copies are kept. Raises Fenced."""
         assert self.path is not None

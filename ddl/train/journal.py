@@ -5,6 +5,8 @@ with what the leader before it said. How things look on a screen is metrics' bus
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -44,6 +46,7 @@ from ddl.train.task import Task
 if TYPE_CHECKING:
     from ddl.train.loop import Loop
 
+TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 
 
@@ -70,6 +73,8 @@ class Journal:
         self.failures: list[Failure] = []
         self.began = time.time()
         self._hub: Hub | None = None
+        self._is_silent = False
+        self._touched = 0.0
         self._ledger: Ledger | None = None
         self._mark = time.monotonic()
         self._told = self._told_epoch = -1  # the last steps of which the files tell, and tell as the end of an epoch
@@ -97,13 +102,13 @@ class Journal:
 
     def lead(self) -> None:
         """This rank writes from now on, after what an earlier leader may have written."""
-        if self._hub is not None:
+        if self._hub is not None or self._is_silent:
             return
         sinks = list(self._sinks())
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._ledger = Ledger(self.folder / "ledger.jsonl")
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._told, self._told_epoch = _last_told(self.folder, self._jsonl)
                 if self._jsonl:
                     sinks.append(JsonLines(self.folder / "metrics.jsonl"))
@@ -111,6 +116,20 @@ class Journal:
                 self._say(f"metrics.jsonl is not written any more: {error}")
         self._hub = Hub(sinks, self._say)
         self._mark = time.monotonic()
+
+    def fall_silent(self) -> None:
+        """The folder is in newer hands: nothing more is written or said by this rank."""
+        self.close()
+        self._hub = self._ledger = None
+        self._is_silent = True
+
+    def touch(self) -> None:
+        """Tell whoever watches the folder's files that the job goes on, where nothing is to be written for long."""
+        now = time.monotonic()
+        if self._hub is not None and self.folder is not None and now - self._touched > TOUCH_S:
+            self._touched = now
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / "ledger.jsonl")
 
     @property
     def leads(self) -> bool:

@@ -24,6 +24,7 @@ from ddl.errors import (
     PeerLost,
     QuorumLost,
     Stop,
+    UserCodeError,
     UserError,
 )
 from ddl.fault.decision import Death
@@ -39,6 +40,7 @@ from ddl.train.wishes import Wishes
 from ddl.train.work import Work
 
 QUIET_S = 2.0  # for a communication thread to finish what it has begun
+REFILLS_IN_VAIN = 2  # what ends each newcomer before it has come is not cured by another
 LAST_REFILLED = 100  # what kills each newcomer is not cured by another: this generation is the last to be refilled
 
 
@@ -53,8 +55,9 @@ class Loop(Work):
     """Trains ``task`` on the ranks of a group and of the groups that follow it when ranks die.
 
     open_writer: makes what writes checkpoints (None: none are written). claim: makes the run folder a generation's,
-    raises Fenced where it is in newer hands. announce: tells that the job begins, which the first leader may not have
-    come to. on_error: leaves a note about an exception. respawn: start a new rank for each dead one."""
+    raises Fenced where it is in newer hands; look: raises it as soon as it is, at the cost of a glance. announce: tells
+    that the job begins, which the first leader may not have come to. on_error: leaves a note about an exception.
+    respawn: start a new rank for each dead one."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Loop(Work):
         *,
         open_writer: Callable[[], Writer] | None = None,
         claim: Callable[[Group], None] = lambda group: None,
+        look: Callable[[], None] = lambda: None,
         announce: Callable[[], None] = lambda: None,
         wishes: Wishes | None = None,
         recovery: RecoverySettings | None = None,
@@ -76,7 +80,7 @@ class Loop(Work):
     ):
         super().__init__(task, group, device, state, journal, beat=beat, span=span)
         self.wishes = wishes or Wishes()
-        self._open_writer, self._claim, self._announce = open_writer, claim, announce
+        self._open_writer, self._claim, self._look, self._announce = open_writer, claim, look, announce
         self._writer: Writer | None = None
         self._on_error = on_error or self.describe
         self.recovery = Recovery(self, self.plan, group, recovery or RecoverySettings())
@@ -87,6 +91,7 @@ class Loop(Work):
         self._called = -1  # the last step of which this rank told the callbacks
         self._told_of_memory = False
         self._respawn, self._joins, self._wanted = respawn, False, len(group.members)
+        self._in_vain = 0  # refills, the last so many, that brought nobody
         self.is_running = False  # from here on the others go on when this rank ends
         self._fenced: Fenced | None = None  # set on a leader that may write no more
 
@@ -143,6 +148,8 @@ class Loop(Work):
                 # Other ranks may have raised the same: they all tell each other before anybody ends.
                 alone = len(self.group.members) == 1
                 if not self.group.tolerant or alone or failure is not None:
+                    if failure is None:
+                        self._leave_word(error)
                     raise
                 self.recovery.raised = self._on_error(error)
                 if not self._may_talk():
@@ -151,6 +158,13 @@ class Loop(Work):
                     failure = self._recover(PeerLost([], self.group.generation, "an exception"), agreed)
                 except Leaves:
                     raise error from None
+
+    def _leave_word(self, error: Exception) -> None:
+        """Nobody goes on after this exception: the summary says what it was, unless another start may get around it."""
+        if self._fenced is None and not isinstance(error, DdlError | OSError | MemoryError):
+            death = self._on_error(error)
+            what = f"rank {death.identity} raised {death.error} at step {death.step}"
+            self.journal.end(self, "failed", UserCodeError(what, death.traceback))
 
     def _may_talk(self) -> bool:
         """Whether the communication thread has left MPI to this one. Where all raised, at least one thread soon has."""
@@ -178,7 +192,6 @@ class Loop(Work):
         self.reports.append(report)
         if not isinstance(report.refusal, QuorumLost):
             if self.group.is_leader and self.recovery.has_state:
-                self._claim_folder()
                 self._take_word(group, plan)
             detect_s = {}
             for death in report.deaths:
@@ -189,19 +202,26 @@ class Loop(Work):
             if self.group.generation > LAST_REFILLED:
                 break
             self.detach()
-            self.group, report = self.recovery.refill(self.group, self._wanted - len(self.group.members))
+            before = len(self.group.members)
+            self.group, report = self.recovery.refill(self.group, self._wanted - before)
             self.reports.append(report)
             if self.group.is_leader and not isinstance(report.refusal, QuorumLost):
-                self._claim_folder()
                 self._take_word(group, plan)  # the one before may have died in this
             self.journal.recovered(report)
+            self._in_vain = self._in_vain + 1 if len(self.group.members) <= before else 0
+            if self._in_vain == REFILLS_IN_VAIN:
+                self._respawn = False
+                self.journal.warn(f"{REFILLS_IN_VAIN} times no new rank came: the dead are not replaced any more")
         self._stepped = time.monotonic()
         return report.refusal
 
     def _take_word(self, group: Group, plan: Plan) -> None:
         """Tell what the leader before, or this one, did not come to. group, plan: those that computed the last step."""
         progress, journal = self.state.progress, self.journal
+        problem = self._claim_folder()
         journal.lead()
+        if problem:
+            journal.warn(problem)
         if not journal.has_started:
             self._announce()
         if self.last is not None:
@@ -229,12 +249,22 @@ class Loop(Work):
         self.group, report = self.recovery.join(self.group)
         return report.refusal
 
-    def _claim_folder(self) -> None:
-        """Take the run folder for this generation; whoever finds it in newer hands leaves, with all others."""
+    def _claim_folder(self) -> str:
+        """Take the run folder for this generation; whoever finds it in newer hands leaves, with all others.
+
+        What people should know is returned. A disk that takes nothing costs what would be written, and not the job."""
         try:
             self._claim(self.group)
-        except Fenced as error:  # the next step tells the others
-            self._fenced = error
+        except Fenced as error:
+            self._leave_folder(error)
+        except OSError as error:
+            return f"generation {self.group.generation} could not enter itself as the run folder's owner: {error}"
+        return ""
+
+    def _leave_folder(self, error: Fenced) -> None:
+        """This rank writes nothing more; the next step tells the others."""
+        self._fenced = error
+        self.journal.fall_silent()
 
     def _train(self) -> None:
         """Steps until the last; after each, what is due by then. Which evaluations are due is told by the state,
@@ -279,6 +309,10 @@ class Loop(Work):
         self.samples, self.train_seconds = self.samples + outcome.samples, self.train_seconds + now - self._stepped
         self._stepped, self.last = now, outcome
         if self.group.is_leader:
+            try:
+                self._look()
+            except Fenced as error:
+                self._leave_folder(error)
             self.journal.step(outcome, self.group, self.plan)
             self._call(outcome)
         if outcome.fenced:
@@ -335,9 +369,7 @@ class Loop(Work):
         self.group.probe("end.checkpoint")
         problem: DdlError | None = None
         try:
-            self._checkpoint()
-            if self._writer is not None:
-                self._writer.wait()
+            self._checkpoint(is_last=True)
         except (CheckpointError, Fenced) as error:
             problem, self.status = error, "failed"
         problem = self._fenced or problem
@@ -357,16 +389,18 @@ class Loop(Work):
             return
         self.status = "stopped" if isinstance(failure, Stop) else "failed"
         if isinstance(failure, Stop):
-            self._checkpoint()
-            if self._writer is not None:
-                with contextlib.suppress(CheckpointError, Fenced):  # the writer has said so
-                    self._writer.wait()
+            with contextlib.suppress(CheckpointError, Fenced):  # it has been said
+                self._checkpoint(is_last=True)
         if self.group.is_leader and self._fenced is None:
             self.journal.end(self, self.status, failure)
         self.group.barrier()
 
     def _evaluate(self, source) -> dict[str, Any]:
-        self.beat(self.state.progress.step, "evaluate")
+        def lives() -> None:
+            self.beat(self.state.progress.step, "evaluate")
+            self.journal.touch()
+
+        lives()
         try:
             with self.span("evaluate"):
                 return evaluate(
@@ -376,14 +410,15 @@ class Loop(Work):
                     self.group,
                     rows=self.task.evaluate_rows,
                     transforms=self.transforms,
-                    beat=lambda: self.beat(self.state.progress.step, "evaluate"),
+                    beat=lives,
                 )
         except UserError as error:  # every rank has it
             raise _AllLeave(error) from error
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, is_last: bool = False) -> None:
         """The leader, and where copies in memory are kept the first rank of each node, hands a copy of the state to
-        its writer; writing goes on in the background. Called on all ranks."""
+        its writer; writing goes on in the background, save for the last, which raises what kept it from being written.
+        Called on all ranks."""
         self.wishes.last_checkpoint = time.monotonic()
         leads = self.group.is_leader
         copies = self.wishes.replica and self.group.rank == self.group.local_ranks[0]
@@ -398,13 +433,22 @@ class Loop(Work):
         try:
             if self._writer is None:
                 self._writer = self._open_writer()
+                self._writer.beat = lambda: self.beat(progress.step, "checkpoint")
             with self.span("checkpoint"):
                 # The store keeps the highest score.
                 self._writer.submit(
                     progress.step, self.state.to_named(), meta, -score if math.isfinite(score) else None
                 )
-        except Fenced as error:  # the next step tells the others
-            self._fenced = error
+            if is_last:
+                self._writer.wait()
+        except Fenced as error:
+            self._leave_folder(error)
+            if is_last:
+                raise
+        except OSError as error:  # the folder cannot be claimed
+            if is_last:
+                raise CheckpointError(f"a checkpoint was not written: {error}") from error
+            self.journal.warn(f"a checkpoint was not written: {error}")
 
     def _compare_replicas(self) -> None:
         """A minority that differs is healed and named; without a majority all leave."""

@@ -191,6 +191,7 @@ class Runner:
             wishes=self.wishes,
             open_writer=lambda: folder.open_writer(loop.group),
             claim=folder.hold,
+            look=folder.look,
             announce=lambda: self._announce(where),
             recovery=self._recovery_settings(state),
             beat=self._beat,
@@ -288,7 +289,10 @@ class Runner:
             per_epoch = task.order.steps_per_epoch
             sinks.append(Console(metrics.console_every_s, steps=task.total_steps, steps_per_epoch=per_epoch))
         if metrics.tensorboard:
-            sinks.append(TensorBoard(self.journal.folder / "tensorboard"))
+            try:
+                sinks.append(TensorBoard(self.journal.folder / "tensorboard"))
+            except OSError as error:
+                self._say(f"there are no files for TensorBoard: {error}")
         return sinks
 
     def _say(self, message: str) -> None:

@@ -70,7 +70,7 @@ def test_a_failed_write_is_told_and_training_goes_on(tmp_path):
         with pytest.raises(CheckpointError, match="disk is full"):
             writer.wait()
         writer.submit(2, {"x": np.zeros(1)}, {})
-        writer._idle()
+        assert writer._is_idle_within(60.0)
         full = False
         writer.submit(3, {"x": np.zeros(1)}, {})
         writer.wait()
@@ -83,10 +83,30 @@ def test_a_fenced_writer_stops_at_the_next_checkpoint(tmp_path):
     with Writer(Store(tmp_path / "c", fence=fence)) as writer:
         Fence(tmp_path, "new")
         writer.submit(1, {"x": np.zeros(1)}, {})
-        writer._idle()
+        assert writer._is_idle_within(60.0)
         with pytest.raises(Fenced):
             writer.submit(2, {"x": np.zeros(1)}, {})
     assert Store(tmp_path / "c").newest() is None
+
+
+def test_a_file_system_that_hangs_costs_checkpoints_and_not_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddl.checkpoint.writer.PATIENCE_S", 0.1)
+    monkeypatch.setattr("ddl.checkpoint.writer.TICK_S", 0.01)
+    goes_on, said, beats = threading.Event(), [], []
+    store = Store(tmp_path, probe=lambda point: goes_on.wait(60.0))
+    writer = Writer(store, say=said.append)
+    writer.beat = lambda: beats.append(1)
+    for step in (1, 2, 3):
+        writer.submit(step, {"x": np.zeros(1)}, {})
+    assert len(said) == 1 and "no checkpoint of step 2 and later" in said[0] and beats
+    with pytest.raises(CheckpointError, match="seems to hang"):
+        writer.wait()
+    goes_on.set()
+    assert writer._is_idle_within(60.0)
+    writer.submit(4, {"x": np.zeros(1)}, {})
+    writer.wait()
+    writer.close()
+    assert [entry.step for entry in store.entries()] == [1, 4]
 
 
 def test_a_closed_writer_takes_nothing(tmp_path):

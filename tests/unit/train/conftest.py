@@ -42,7 +42,7 @@ def make_task(network=None, **changes) -> Task:
     return Task(**{**defaults, **changes})
 
 
-def train_whole(group, settings=None, recovery=None, stop=False, **changes):
+def train_whole(group, settings=None, recovery=None, stop=False, respawn=False, **changes):
     """One rank's job: (loop, failure). settings: of a job, by name; stop: a wish to end; changes: of its task."""
     task = make_task(**changes)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
@@ -57,9 +57,11 @@ def train_whole(group, settings=None, recovery=None, stop=False, **changes):
         journal,
         wishes=Wishes(stop, checkpoint_every_steps=2),
         claim=folder.hold,
+        look=folder.look,
         open_writer=lambda: folder.open_writer(loop.group),
         announce=lambda: announce(loop, job, Device(), "threads"),
         recovery=recovery,
+        respawn=respawn,
     )
     before = group.members
     group, problem = survive(group, lambda group: set_up(group, loop, folder, job.checkpoint.resume, journal.warn))
