@@ -6,7 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ddl.arrays import Device
 from ddl.comm import Group
@@ -17,33 +21,51 @@ def compare(group: Group, work: Recoverable, kind: str, digest: str) -> list[int
     """Identities of the ranks that held another state than the majority, and now hold the majority's.
 
     kind, digest: this rank's hardware and a hash of its state. None, on all ranks, where no majority agrees. Ranks of
-    different hardware round differently: there all take the state of the first rank's kind, and nobody is named.
-    Called by all workers. Raises PeerLost."""
+    different hardware round differently: there all take the state of the first rank's kind, and those are named whose
+    own is further from it than rounding explains. Called by all workers. Raises PeerLost."""
     told = group.gather_objects((kind, digest))
     digests = [digest for _, digest in told]
-    if any(kind != told[0][0] for kind, _ in told):
-        alike = [digest for kind, digest in told if kind == told[0][0]]
-        root = digests.index(max(alike, key=alike.count))
-        _receive(group, work, root, [rank for rank, digest in enumerate(digests) if digest != digests[root]])
-        return []
     if len(set(digests)) == 1:
         return []
-    majority = max(digests, key=digests.count)
-    if 2 * digests.count(majority) <= len(digests):
+    first = told[0][0]
+    alike = [digest for kind, digest in told if kind == first]
+    majority = max(alike, key=alike.count)
+    root = next(rank for rank, pair in enumerate(told) if pair == (first, majority))
+    meta, arrays = _received(group, work, root)
+    if len(alike) == len(told):
+        agrees = [digest == majority for digest in digests]
+    else:
+        agrees = group.gather_objects(_is_near(work.flat_arrays(), arrays))
+    if 2 * sum(agrees) <= len(agrees):
         return None
-    wrong = [rank for rank, digest in enumerate(digests) if digest != majority]
-    _receive(group, work, digests.index(majority), wrong)
-    return [group.members[rank].identity for rank in wrong]
+    if digests[group.rank] != majority:
+        work.take_over(arrays, meta)
+    return [group.members[rank].identity for rank, does in enumerate(agrees) if not does]
 
 
-def _receive(group: Group, work: Recoverable, root: int, wrong: list[int]) -> None:
-    """Ranks ``wrong`` take over the state of rank ``root``; all ranks call this."""
+def _received(group: Group, work: Recoverable, root: int) -> tuple[Any, list[np.ndarray]]:
+    """The state of rank ``root``, on all ranks."""
     meta = group.gather_objects(work.meta() if group.rank == root else None)[root]
     arrays = [flat if group.rank == root else flat.copy() for flat in work.flat_arrays()]
     for flat in arrays:
         group.broadcast(flat, root)
-    if group.rank in wrong:
-        work.take_over(arrays, meta)
+    return meta, arrays
+
+
+def _is_near(own: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    """Whether two states differ by no more than rounding explains.
+
+    Both had the same gradients, bit for bit: only the updates since the last comparison were rounded differently."""
+    for mine, other in zip(own, others, strict=True):
+        if mine.dtype.kind != "f":
+            continue
+        finite = np.isfinite(other)
+        if not np.array_equal(finite, np.isfinite(mine)):
+            return False
+        limit = np.sqrt(np.finfo(mine.dtype).eps) * np.abs(other[finite]).max(initial=0.0)
+        if not (np.abs(mine[finite] - other[finite]) <= limit).all():
+            return False
+    return True
 
 
 def hardware(device: Device) -> str:

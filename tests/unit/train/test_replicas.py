@@ -1,0 +1,74 @@
+"""Replicas that differ: a minority is named and healed, rounding of other hardware only healed, a tie ends the job."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from ddl.comm.threads import run_ranks
+from ddl.train.replicas import compare
+
+
+class Held:
+    """A state: one array, and which rank's it is."""
+
+    def __init__(self, value, owner):
+        self.value, self.owner = value, owner
+
+    def flat_arrays(self):
+        return [self.value]
+
+    def meta(self):
+        return self.owner
+
+    def take_over(self, arrays, meta):
+        self.value, self.owner = arrays[0].copy(), meta
+
+
+RIGHT = np.linspace(-1, 1, 50).astype("float32")
+
+
+def compared(kinds, changes):
+    """(what compare said, the states after it); changes: rank -> what is added to one of its numbers."""
+
+    def one(group):
+        value = RIGHT.copy()
+        value[7] += np.float32(changes.get(group.rank, 0.0))
+        work = Held(value, group.rank)
+        told = compare(group, work, kinds[group.rank], hashlib.sha256(value).hexdigest())
+        return told, work
+
+    results = run_ranks(len(kinds), one)
+    told = [told for told, _ in results]
+    assert all(each == told[0] for each in told)
+    return told[0], [work for _, work in results]
+
+
+ROUNDING, WRONG = 1e-6, 0.5
+
+
+@pytest.mark.parametrize(
+    ("kinds", "changes", "named"),
+    [
+        ("aaa", {}, []),
+        ("aaa", {1: ROUNDING}, [1]),
+        ("aaa", {0: WRONG}, [0]),
+        ("aaaa", {0: WRONG, 1: WRONG}, None),
+        ("aab", {2: ROUNDING}, []),
+        ("aab", {2: WRONG}, [2]),
+        ("aab", {2: np.nan}, [2]),
+        ("aaab", {1: WRONG, 3: ROUNDING}, [1]),
+        ("abb", {0: WRONG}, None),  # whoever leads: two against one, and the one is the measure
+        ("ab", {1: WRONG}, None),
+    ],
+)
+def test_who_is_named(kinds, changes, named):
+    told, works = compared(kinds, changes)
+    assert told == named
+    if named is not None:
+        assert all(np.array_equal(work.value, works[0].value) for work in works)
+
+
+def test_a_tie_changes_nothing():
+    _, works = compared("aa", {1: WRONG})
+    assert [work.owner for work in works] == [0, 1]
