@@ -6,6 +6,8 @@ the first time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
@@ -26,6 +28,13 @@ class Arena:
 
     def rewind(self) -> None:
         self._next = 0
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Arrays given within are over at its end: the next requests use them again while the caches hold them."""
+        kept = self._next
+        yield
+        self._next = kept
 
     @property
     def nbytes(self) -> int:

@@ -90,6 +90,17 @@ def nothing(typingctx, x):
 
 
 @intrinsic
+def lowest(typingctx, x):
+    """Minus infinity in every place, of the elements of the array ``x``."""
+
+    def build(context, builder, signature, arguments):
+        vector = _vector(x.dtype)
+        return ir.Constant(vector, [ir.Constant(vector.element, float("-inf"))] * vector.count)
+
+    return Lanes(x.dtype)(x), build
+
+
+@intrinsic
 def multiply_add(typingctx, a, b, total):
     """total + a * b, rounded once where the processor can."""
 
@@ -98,6 +109,37 @@ def multiply_add(typingctx, a, b, total):
         return builder.fadd(product, arguments[2], flags=("contract",))
 
     return total(a, b, total), build
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """b where it is larger than a, else a: NaN in b is passed over."""
+
+    def build(context, builder, signature, arguments):
+        return _larger(builder, *arguments)
+
+    return a(a, b), build
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+
+@intrinsic
+def largest(typingctx, vector):
+    """The largest of a vector without NaN."""
+
+    def build(context, builder, signature, arguments):
+        found, half = arguments[0], vector.count // 2
+        while half:
+            places = ir.Constant(
+                ir.VectorType(cgutils.int32_t, vector.count), [(i + half) % vector.count for i in range(vector.count)]
+            )
+            found = _larger(builder, found, builder.shuffle_vector(found, found, places))
+            half //= 2
+        return builder.extract_element(found, cgutils.int32_t(0))
+
+    return vector.element(vector), build
 
 
 def _arithmetic(name):

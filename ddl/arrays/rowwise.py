@@ -127,11 +127,25 @@ def layer_norm_backward(
 
 @kernel
 def gelu(x: Array, y: Array, slope: Array) -> None:
-    """y = GELU(x) in its tanh form, and its slope; any number of dimensions, all of one shape."""
+    """y = GELU(x) in its tanh form, and its slope; any number of dimensions, all of one shape. y may be x."""
     xp = namespace_of(x)
     t = xp.tanh(GELU_SLOPE * (x + GELU_CUBE * x * x * x))
-    y[...] = 0.5 * x * (1 + t)
     slope[...] = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * GELU_SLOPE * (1 + 3 * GELU_CUBE * x * x)
+    y[...] = 0.5 * x * (1 + t)
+
+
+@kernel
+def bias_gelu(y: Array, bias: Array, slope: Array) -> None:
+    """y = GELU(y + bias) in place, and its slope."""
+    y += bias
+    gelu.plain(y, y, slope)  # type: ignore[attr-defined]
+
+
+@kernel
+def slope_bias_backward(dy: Array, slope: Array, dbias: Array) -> None:
+    """dy *= slope, and dbias: the sum of its rows."""
+    dy *= slope
+    namespace_of(dy).sum(dy, axis=0, out=dbias)
 
 
 @kernel

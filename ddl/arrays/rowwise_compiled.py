@@ -8,11 +8,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ddl.arrays.kernels import LINE
+from ddl.arrays.lanes import larger, largest, load, lowest
 from ddl.arrays.maths_compiled import exp, tanh
 from ddl.arrays.rowwise import GELU_CUBE, GELU_SLOPE
 
 # Reordering a sum keeps NaN and infinity; "nnan" and "ninf" are what must never be added.
 _options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+
+
+WHOLE = 64  # numbers that LLVM's loops take at a time
 
 
 @njit(**_options)
@@ -94,25 +99,44 @@ def masked_softmax(scores, mask, scale, causal):
             for i in range(queries):
                 row = scores[n, h, i]
                 last = min(i + 1, keys) if causal else keys
-                top = number(-np.inf)
+                # What is hidden up to the next whole number of vectors is computed along: nothing is done one by one.
+                edge = min((last + WHOLE - 1) // WHOLE * WHOLE, keys)
+                for j in range(last, edge):
+                    row[j] = -np.inf
                 for j in range(last):
-                    value = row[j] * factor
-                    if masked and not mask[n, j]:
-                        value = number(-np.inf)
-                    row[j] = value
-                    top = value if value > top else top
+                    row[j] *= factor
+                if masked:
+                    for j in range(last):
+                        row[j] = row[j] if mask[n, j] else -np.inf
+                top = _largest(row, edge)
                 if top == -np.inf:
                     top = number(0)
-                for j in range(last):
+                for j in range(edge):
                     row[j] = exp(row[j] - top)
                 total = number(0)
-                for j in range(last):
+                for j in range(edge):
                     total += row[j]
                 share = number(1) / total if total != 0 else number(0)
-                for j in range(last):
+                for j in range(edge):
                     row[j] *= share
-                for j in range(last, keys):
+                for j in range(edge, keys):
                     row[j] = 0
+
+
+@njit(inline="always")
+def _largest(row, count):
+    """Of the first ``count`` numbers, NaN passed over; a comparison of one after another would wait for each."""
+    step = LINE // row.itemsize
+    top = row.dtype.type(-np.inf)
+    whole = count // step * step
+    if whole:
+        best = lowest(row)
+        for j in range(0, whole, step):
+            best = larger(best, load(row, j))
+        top = largest(best)
+    for j in range(whole, count):
+        top = row[j] if row[j] > top else top
+    return top
 
 
 @njit(**_options)
@@ -179,14 +203,37 @@ def layer_norm_backward(dy, normal, inverse, weight, dx, dweight, dbias):
 @njit(**_options)
 def gelu(x, y, slope):
     values, out, slopes = x.reshape(x.size), y.reshape(y.size), slope.reshape(slope.size)
-    number = x.dtype.type
+    for i in range(values.size):
+        out[i], slopes[i] = _gelu(values[i], x.dtype.type)
+
+
+@njit(inline="always")
+def _gelu(v, number):
     half, one, three = number(0.5), number(1), number(3)
     outer, cube = number(GELU_SLOPE), number(GELU_CUBE)
-    for i in range(values.size):
-        v = values[i]
-        t = tanh(outer * (v + cube * v * v * v))
-        out[i] = half * v * (one + t)
-        slopes[i] = half * (one + t) + half * v * (one - t * t) * outer * (one + three * cube * v * v)
+    t = tanh(outer * (v + cube * v * v * v))
+    return half * v * (one + t), half * (one + t) + half * v * (one - t * t) * outer * (one + three * cube * v * v)
+
+
+@njit(**_options)
+def bias_gelu(y, bias, slope):
+    rows, columns = y.shape
+    for i in range(rows):
+        row, slopes = y[i], slope[i]
+        for j in range(columns):
+            row[j], slopes[j] = _gelu(row[j] + bias[j], y.dtype.type)
+
+
+@njit(**_options)
+def slope_bias_backward(dy, slope, dbias):
+    rows, columns = dy.shape
+    dbias[:] = 0
+    for i in range(rows):
+        row, slopes = dy[i], slope[i]
+        for j in range(columns):
+            value = row[j] * slopes[j]
+            row[j] = value
+            dbias[j] += value
 
 
 @njit(**_options)

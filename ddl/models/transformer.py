@@ -13,7 +13,6 @@ from ddl.models.blueprint import Blueprint, Problem
 from ddl.models.sequence import embed
 from ddl.models.zoo import head
 from ddl.nn import (
-    GELU,
     Dense,
     Dropout,
     Embedding,
@@ -78,7 +77,7 @@ def block(width: int, heads: int, dropout: float, causal: bool, rotary: bool) ->
     drop: list[Layer] = [Dropout(dropout)] if dropout else []
     return Sequential(
         attend=Residual(Sequential(LayerNorm(), MultiHeadAttention(heads, causal, rotary), *drop)),
-        think=Residual(Sequential(LayerNorm(), Dense(4 * width), GELU(), Dense(width), *drop)),
+        think=Residual(Sequential(LayerNorm(), Dense(4 * width, "gelu"), Dense(width), *drop)),
     )
 
 

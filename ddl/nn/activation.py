@@ -4,11 +4,20 @@ The arithmetic of ReLU and GELU is arrays/rowwise.py's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.arrays.rowwise import bias_relu, gelu, relu_backward, relu_bias_backward, softmax_backward
+from ddl.arrays.rowwise import (
+    bias_gelu,
+    bias_relu,
+    gelu,
+    relu_backward,
+    relu_bias_backward,
+    slope_bias_backward,
+    softmax_backward,
+)
 from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
@@ -16,10 +25,10 @@ from ddl.nn.layer import Backward, Shape, Spec, contiguous
 FUSED = ("linear", "relu", "tanh", "sigmoid")
 
 
-def check_fused(activation: str) -> None:
+def check_fused(activation: str, known: Sequence[str] = FUSED) -> None:
     """Raises ConfigError for what cannot be fused with a bias."""
-    if activation not in FUSED:
-        raise ConfigError(f"activation = {activation!r} is unknown; known are {', '.join(FUSED)}")
+    if activation not in known:
+        raise ConfigError(f"activation = {activation!r} is unknown; known are {', '.join(known)}")
 
 
 def finish(y: Array, bias: Array | None, activation: str) -> None:
@@ -40,6 +49,20 @@ def finish_backward(dy: Array, y: Array, dbias: Array | None, activation: str, c
     _apply_backward(dy, y, activation, ctx)
     if dbias is not None:
         namespace_of(dy).sum(dy, axis=0, out=dbias)
+
+
+def finish_gelu(y: Array, bias: Array | None, ctx: Context) -> Array:
+    """``finish`` for GELU, whose slope its output does not tell: returns the slope."""
+    slope = ctx.empty(y.shape, y.dtype)
+    if bias is None:
+        bias = ctx.empty(y.shape[1:], y.dtype)
+        bias[...] = 0
+    bias_gelu(y, bias, slope)
+    return slope
+
+
+def finish_gelu_backward(dy: Array, slope: Array, dbias: Array | None, ctx: Context) -> None:
+    slope_bias_backward(dy, slope, ctx.empty(dy.shape[1:], dy.dtype) if dbias is None else dbias)
 
 
 def _apply(x: Array, out: Array, activation: str) -> None:

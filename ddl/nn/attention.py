@@ -17,6 +17,7 @@ from ddl.nn.context import Context
 from ddl.nn.initial import glorot, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
 
+BLOCK_BYTES = 512 << 10  # of shares: those of a few samples stay in a core's own caches from product to product
 CAUSAL_RUN = 64  # places: shorter runs spare more products and make each of them slower
 
 
@@ -30,6 +31,12 @@ def _turns(time: int, pairs: int) -> np.ndarray:
     """(time, 1, pairs) complex, of length 1: by how much each pair of a head's values is turned at each place."""
     rates = 10000.0 ** (-np.arange(pairs) / pairs)
     return np.exp(1j * np.arange(time)[:, None, None] * rates)
+
+
+def _blocks(shares: Array) -> list[slice]:
+    """A few samples at a time; on a GPU, whose kernels want length, all."""
+    each = BLOCK_BYTES // max(shares[:1].nbytes, 1) if namespace_of(shares) is np else len(shares)
+    return [slice(a, a + max(each, 1)) for a in range(0, len(shares), max(each, 1))]
 
 
 @dataclass(frozen=True)
@@ -83,16 +90,18 @@ class MultiHeadAttention:
         self._turn(projected, batch, time)
         queries, keys, values = self._heads(projected, batch, time)
         shares = ctx.empty((batch, self.heads, time, time), dtype)
-        cuts = self._cuts(time)
-        for at, seen in cuts:
-            xp.matmul(queries[:, :, at], keys[:, :, seen].swapaxes(2, 3), out=shares[:, :, at, seen])
-            shares[:, :, at, seen.stop :] = 0
         mask = xp.zeros((0, 0), bool) if ctx.mask is None else contiguous(ctx.mask)
-        masked_softmax(shares, mask, self._scale(width), self.causal)
         gathered = ctx.empty((batch, time, self.heads, width // self.heads), dtype)
         by_head = gathered.transpose(0, 2, 1, 3)
-        for at, seen in cuts:
-            xp.matmul(shares[:, :, at, seen], values[:, :, seen], out=by_head[:, :, at])
+        cuts = self._cuts(time)
+        for few in _blocks(shares):
+            q, k, v, share, out = queries[few], keys[few], values[few], shares[few], by_head[few]
+            for at, seen in cuts:
+                xp.matmul(q[:, :, at], k[:, :, seen].swapaxes(2, 3), out=share[:, :, at, seen])
+                share[:, :, at, seen.stop :] = 0
+            masked_softmax(share, mask[few] if len(mask) else mask, self._scale(width), self.causal)
+            for at, seen in cuts:
+                xp.matmul(share[:, :, at, seen], v[:, :, seen], out=out[:, :, at])
         gathered = gathered.reshape(-1, width)
         y = ctx.empty((len(rows), width), dtype)
         xp.matmul(gathered, params["output_weight"], out=y)
@@ -114,28 +123,39 @@ class MultiHeadAttention:
         xp.matmul(gathered.T, dy, out=grads["output_weight"])
         xp.sum(dy, axis=0, out=grads["output_bias"])
         yield "output_weight", "output_bias"
-        queries, keys, values = self._heads(projected, batch, time)
-        dprojected = ctx.empty(projected.shape, dy.dtype)
-        dqueries, dkeys, dvalues = self._heads(dprojected, batch, time)
-        dgathered = ctx.empty((batch, time, self.heads, width // self.heads), dy.dtype)
-        xp.matmul(dy, params["output_weight"].T, out=dgathered.reshape(-1, width))
-        slopes = dgathered.transpose(0, 2, 1, 3)
-        dshares = ctx.empty(shares.shape, dy.dtype)
-        cuts = self._cuts(time)
-        for at, seen in cuts:
-            after = slice(0 if not self.causal else at.start, time)  # who sees the places of this run
-            xp.matmul(shares[:, :, after, at].swapaxes(2, 3), slopes[:, :, after], out=dvalues[:, :, at])
-            xp.matmul(slopes[:, :, at], values[:, :, seen].swapaxes(2, 3), out=dshares[:, :, at, seen])
-            dshares[:, :, at, seen.stop :] = 0
-        softmax_backward(dshares, shares, self._scale(width))
-        for at, seen in cuts:
-            after = slice(0 if not self.causal else at.start, time)
-            xp.matmul(dshares[:, :, at, seen], keys[:, :, seen], out=dqueries[:, :, at])
-            xp.matmul(dshares[:, :, after, at].swapaxes(2, 3), queries[:, :, after], out=dkeys[:, :, at])
-        self._turn(dprojected, batch, time, back=True)
-        xp.matmul(rows.T, dprojected, out=grads["weight"])
-        xp.sum(dprojected, axis=0, out=grads["bias"])
-        yield "weight", "bias"
         dx = ctx.empty(rows.shape, dy.dtype)
-        xp.matmul(dprojected, params["weight"].T, out=dx)
+        with ctx.frame():
+            dprojected = ctx.empty(projected.shape, dy.dtype)
+            dgathered = ctx.empty((batch, time, self.heads, width // self.heads), dy.dtype)
+            xp.matmul(dy, params["output_weight"].T, out=dgathered.reshape(-1, width))
+            self._gathered_backward(projected, dprojected, shares, dgathered.transpose(0, 2, 1, 3), ctx)
+            self._turn(dprojected, batch, time, back=True)
+            xp.matmul(rows.T, dprojected, out=grads["weight"])
+            xp.sum(dprojected, axis=0, out=grads["bias"])
+            xp.matmul(dprojected, params["weight"].T, out=dx)
+        yield "weight", "bias"
         return dx.reshape(batch, time, width)
+
+    def _gathered_backward(
+        self, projected: Array, dprojected: Array, shares: Array, slopes: Array, ctx: Context
+    ) -> None:
+        """dprojected from the slopes (batch, heads, time, width / heads) of what was gathered."""
+        xp = namespace_of(slopes)
+        batch, _, time, each = slopes.shape
+        queries, keys, values = self._heads(projected, batch, time)
+        dqueries, dkeys, dvalues = self._heads(dprojected, batch, time)
+        # Who is seen by a run of places, and who sees it.
+        cuts = [(at, seen, slice(at.start if self.causal else 0, time)) for at, seen in self._cuts(time)]
+        for few in _blocks(shares):
+            q, k, v, share, slope = queries[few], keys[few], values[few], shares[few], slopes[few]
+            dq, dk, dv = dqueries[few], dkeys[few], dvalues[few]
+            with ctx.frame():
+                dshare = ctx.empty(share.shape, slopes.dtype)
+                for at, seen, after in cuts:
+                    xp.matmul(share[:, :, after, at].swapaxes(2, 3), slope[:, :, after], out=dv[:, :, at])
+                    xp.matmul(slope[:, :, at], v[:, :, seen].swapaxes(2, 3), out=dshare[:, :, at, seen])
+                    dshare[:, :, at, seen.stop :] = 0
+                softmax_backward(dshare, share, self._scale(each * self.heads))
+                for at, seen, after in cuts:
+                    xp.matmul(dshare[:, :, at, seen], k[:, :, seen], out=dq[:, :, at])
+                    xp.matmul(dshare[:, :, after, at].swapaxes(2, 3), q[:, :, after], out=dk[:, :, at])

@@ -75,6 +75,10 @@ class Context:
         """A scratch array of the arena, valid until the next step begins."""
         return self.arena.empty(shape, np.dtype(dtype))
 
+    def frame(self) -> AbstractContextManager[None]:
+        """Scratch arrays asked for within are valid until its end only."""
+        return self.arena.frame()
+
     @cached_property
     def generators(self) -> list[np.random.Generator]:
         """One generator a segment, keyed by (seed, step, part, shard); layers draw from it in forward's order."""

@@ -160,6 +160,8 @@ class Winograd:
         images, spread, seen, made = self._scratch(len(x), weight, ctx)
         total, part = ctx.empty(spread.shape, dy.dtype), ctx.empty(spread.shape, dy.dtype)
         total[...] = 0
+        turned = ctx.empty((16, *spread.shape[:0:-1]), dy.dtype)
+        turned[...] = spread.swapaxes(1, 2)  # once: a product with a transposed view takes half as long again
         for block in _blocks(len(x), images):
             height = (block.stop - block.start) * self.tiles
             undo(_rows(dy[block]), _rows(y[block]))
@@ -168,7 +170,7 @@ class Winograd:
             xp.matmul(seen[:, :height].swapaxes(1, 2), made[:, :height], out=part)
             total += part
             if dx is not None:
-                xp.matmul(made[:, :height], spread.swapaxes(1, 2), out=seen[:, :height])
+                xp.matmul(made[:, :height], turned, out=seen[:, :height])
                 winograd.gather_image(seen, dx[block], y.shape[1:3], self.padding)
         winograd.gather_weights(total, dweight)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError
-from ddl.nn.activation import check_fused, finish, finish_backward
+from ddl.nn.activation import FUSED, check_fused, finish, finish_backward, finish_gelu, finish_gelu_backward
 from ddl.nn.context import Context
 from ddl.nn.initial import initialiser, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
@@ -19,7 +19,7 @@ from ddl.nn.layer import Backward, Shape, Spec, contiguous
 class Dense:
     """(..., inputs) -> (..., units): activation(x @ weight + bias).
 
-    activation: linear, relu, tanh or sigmoid. initial: name of an initialiser; "auto" is he for relu, else glorot."""
+    activation: linear, relu, tanh, sigmoid or gelu. initial: name of an initialiser; "auto" is he for relu, else glorot."""
 
     units: int
     activation: str = "linear"
@@ -27,7 +27,7 @@ class Dense:
     initial: str = "auto"
 
     def __post_init__(self) -> None:
-        check_fused(self.activation)
+        check_fused(self.activation, (*FUSED, "gelu"))
 
     def spec(self, shape: Shape) -> Spec:
         if not shape:
@@ -42,14 +42,21 @@ class Dense:
         rows = contiguous(x).reshape(-1, x.shape[-1])
         y = ctx.empty((len(rows), self.units), params["weight"].dtype)
         namespace_of(x).matmul(rows, params["weight"], out=y)
-        finish(y, params["bias"] if self.bias else None, self.activation)
-        return y.reshape(*x.shape[:-1], self.units), (ctx, rows, x.shape, y, ctx.wants_gradient_of(x))
+        bias, known = params["bias"] if self.bias else None, y
+        if self.activation == "gelu":
+            known = finish_gelu(y, bias, ctx)
+        else:
+            finish(y, bias, self.activation)
+        return y.reshape(*x.shape[:-1], self.units), (ctx, rows, x.shape, known, ctx.wants_gradient_of(x))
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
-        ctx, rows, shape, y, wanted = cache
-        xp = namespace_of(dy)
-        dy = contiguous(dy).reshape(y.shape)
-        finish_backward(dy, y, grads["bias"] if self.bias else None, self.activation, ctx)
+        ctx, rows, shape, known, wanted = cache
+        xp, dbias = namespace_of(dy), grads["bias"] if self.bias else None
+        dy = contiguous(dy).reshape(known.shape)
+        if self.activation == "gelu":
+            finish_gelu_backward(dy, known, dbias, ctx)
+        else:
+            finish_backward(dy, known, dbias, self.activation, ctx)
         xp.matmul(rows.T, dy, out=grads["weight"])
         yield ("bias", "weight") if self.bias else ("weight",)
         if not wanted:

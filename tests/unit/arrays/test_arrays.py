@@ -59,6 +59,16 @@ def test_a_generator_is_known_by_its_key_alone():
         assert not (generator(*other).random(5) == first).any()
 
 
+def test_what_a_frame_of_the_arena_gave_is_used_again():
+    arena = Arena()
+    with arena.frame():
+        inner = arena.empty((4,), "float32")
+        with arena.frame():
+            innermost = arena.empty((6,), "float64")
+        assert np.shares_memory(innermost, arena.empty((6,), "float64"))
+    assert np.shares_memory(inner, arena.empty((4,), "float32")) and arena.grown == 2
+
+
 def test_the_arena_serves_the_second_round_from_the_first():
     arena = Arena()
     first = [arena.empty((4, 5), "float32"), arena.empty((3,), "float64")]

@@ -135,6 +135,8 @@ def test_rows(shape, dtype):
     same(rowwise.relu_bias_backward, lambda r: (normal(r, *shape), normal(r, *shape), empty(columns)), dtype)
     same(rowwise.softmax_backward, lambda r: (normal(r, *shape), normal(r, *shape), 0.5), dtype)
     same(rowwise.gelu, lambda r: (normal(r, *shape), empty(*shape), empty(*shape)), dtype)
+    same(rowwise.bias_gelu, lambda r: (normal(r, *shape), normal(r, columns), empty(*shape)), dtype)
+    same(rowwise.slope_bias_backward, lambda r: (normal(r, *shape), normal(r, *shape), empty(columns)), dtype)
     same(
         rowwise.layer_norm,
         lambda r: (
@@ -178,6 +180,27 @@ def test_masked_softmax(causal, is_masked, dtype):
         lambda r: (r.standard_normal((2, 3, 5, 5)).astype(dtype), mask, 0.7, causal),
         dtype,
     )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("keys", [63, 64, 65, 150])
+def test_softmax_of_many_keys(causal, keys, dtype):
+    mask = np.arange(keys)[None] % 7 != 3
+    for hidden in (np.zeros((0, 0), bool), mask):
+        same(
+            rowwise.masked_softmax,
+            lambda r, m=hidden: (9 * r.standard_normal((1, 2, keys, keys)).astype(dtype), m, 0.7, causal),
+            dtype,
+        )
+
+
+def test_softmax_keeps_nan_and_infinity_to_its_row(dtype):
+    scores = np.zeros((1, 1, 3, 40), dtype)
+    scores[0, 0, 1, 5], scores[0, 0, 2, 33] = np.nan, -np.inf
+    rowwise.masked_softmax(scores, np.zeros((0, 0), bool), 1.0, False)
+    np.testing.assert_allclose(scores[0, 0, 0], 1 / 40, rtol=1e-6)
+    assert np.isnan(scores[0, 0, 1]).all() and scores[0, 0, 2, 33] == 0
+    np.testing.assert_allclose(scores[0, 0, 2].sum(), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mask", [np.zeros(0, bool), np.array([True, False, True])])

@@ -17,7 +17,7 @@ def images(rows, height, width, channels):
     return np.random.default_rng(0).standard_normal((rows, height, width, channels))
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "sigmoid", "gelu"])
 @pytest.mark.parametrize("shape", [(5, 4), (1, 3), (3, 2, 4)])
 def test_dense(activation, shape):
     x = np.random.default_rng(0).standard_normal(shape)
@@ -25,6 +25,7 @@ def test_dense(activation, shape):
     params, _, _ = made(nn.Dense(3, activation), shape[1:])
     z = np.einsum("...i,ij->...j", x, params["weight"]) + params["bias"]
     f = {"linear": z, "relu": z * (z > 0), "tanh": np.tanh(z), "sigmoid": 1 / (1 + np.exp(-z))}
+    f["gelu"] = z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
     np.testing.assert_allclose(y, f[activation], atol=1e-12)
 
 
