@@ -54,15 +54,14 @@ def start(
     parent = MPI.Comm.Get_parent()
     if parent != MPI.COMM_NULL:
         return _join(MPI, parent, wanted, probe, node)
-    # Daemons of other nodes may have read other files: a death is survived everywhere or nowhere.
-    if not all(checked.gather(MPI, world, wanted, MpiGroup.element_limit)) and wanted:
+    for comm in (world, MPI.COMM_SELF):
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+    if not _all_want(MPI, world, wanted) and wanted:
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but not all nodes' launchers survive a death; use --with-ft ulfm")
         wanted = False
     if not 0 <= spares < world.Get_size():
         raise UserError(f"fault.spares = {spares} leaves no worker of {world.Get_size()} processes")
-    for comm in (world, MPI.COMM_SELF):
-        comm.Set_errhandler(MPI.ERRORS_RETURN)
     me = this_process(world.Get_rank(), node)
     group = sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
     _tell_of_every_end(group)
@@ -78,6 +77,21 @@ def _join(mpi: Any, parent: Any, tolerant: bool, probe: Probe, node: str | None)
     group = sealed(mpi, wider, me, wider.Get_size(), generation, tolerant, probe)
     _tell_of_every_end(group)
     return group
+
+
+def _all_want(mpi: Any, world: Any, wanted: bool) -> bool:
+    """Whether deaths are survived on all nodes: their daemons may have read other files than this one's."""
+    told = None
+    try:
+        told = checked.gather(mpi, world, wanted, MpiGroup.element_limit)
+    except mpi.Exception as error:
+        if not wanted:
+            raise CommError(f"{error} while the ranks met") from error
+        quietly(mpi, world.Revoke)  # somebody died already: nobody shall wait for that one
+    if told is not None and not all(told):
+        return False
+    agree_over(mpi, world, 1, wanted)  # nobody goes on while another may still revoke
+    return True
 
 
 def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
@@ -112,7 +126,7 @@ def _tell_of_every_end(group: MpiGroup) -> None:
 
 def part(group: Group) -> None:
     """``finish`` for a script at the interpreter's end: the process then ends by itself, with a status of its own."""
-    if isinstance(group, MpiGroup) and launcher.library_is_tolerant():
+    if isinstance(group, MpiGroup) and not group._mpi.Is_finalized() and launcher.library_is_tolerant():
         _meet(group)
         ending.agreed()
     else:
@@ -127,13 +141,14 @@ def finish(group: Group, status: int = 0) -> None:
     if not isinstance(group, MpiGroup):
         group.close()
         return
+    if group._mpi.Is_finalized():  # by the end of another group of this process
+        return
     if launcher.library_is_tolerant():
         _meet(group)
         leftovers.remove_segments()
         ending.leave(status)
     group.close()
-    if not group._mpi.Is_finalized():
-        group._mpi.Finalize()
+    group._mpi.Finalize()
 
 
 def _meet(group: MpiGroup) -> None:

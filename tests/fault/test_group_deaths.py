@@ -128,3 +128,34 @@ def test_the_dead_are_replaced_by_processes_with_new_identities(tmp_path, way, v
     done, results = launch(tmp_path, 3, way, "kill", victims, "refill")
     assert len(results) == 3 and set(results.values()) == {"3 40"}, done.stderr
     assert not set(victims) & set(results) and done.returncode == 0
+
+
+BEFORE = """
+import os, signal, sys
+from ddl.comm import checked
+gather, met = checked.gather, []
+
+def struck(*words):
+    met.append(1)
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1" and len(met) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return gather(*words)
+
+checked.gather = struck
+from ddl.comm import mpi
+group = mpi.start(tolerant="on")
+print("members", [member.identity for member in group.members], sum(group.gather_objects(1)), flush=True)
+mpi.finish(group, 0)
+"""
+
+
+@pytest.mark.parametrize("meeting", [1, 2])
+def test_a_death_before_there_is_a_group_is_survived(tmp_path, meeting):
+    (tmp_path / "program.py").write_text(BEFORE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    program = [sys.executable, str(tmp_path / "program.py"), str(meeting)]
+    command = ["timeout", "-k", "2", "60", "mpirun", "--with-ft", "ulfm", "-n", "4", *program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    assert done.stdout.splitlines() == ["members [0, 2, 3] 3"] * 3, done.stderr
+    assert done.returncode == 0
