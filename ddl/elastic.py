@@ -291,8 +291,8 @@ class _Run:
 
     def _describe(self, error: Exception) -> Death:
         me, step = self.group.me, self.state.commits
-        note = self.heartbeat.note_exception(error, step)
         shards = frozenset(self.work.shards)
+        note = self.heartbeat.note_exception(error, step, shards)
         return Death(me.identity, me.host, "exception", step, shards, note["error"], note["traceback"])
 
 

@@ -32,6 +32,7 @@ class Death:
     shards: frozenset[int] = frozenset()
     error: str = ""  # an exception's type, message and place, without addresses
     traceback: str = ""
+    phase: str = ""  # what it was at
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,7 @@ class Recovery:
             shards=frozenset(shard for shard, owner in enumerate(self.owners) if owner == member.identity),
             error=note.get("error", ""),
             traceback=note.get("traceback") or note.get("stack") or "",
+            phase=note.get("phase", ""),
         )
 
     @staticmethod

@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class Heartbeat:
         self._slots[page_of.NOTES_BYTES] = len(text)
         self.notes = Path(path)
 
-    def note_exception(self, error: BaseException, step: int, shard: int | None = None) -> dict[str, Any]:
+    def note_exception(self, error: BaseException, step: int, shards: Iterable[int] = ()) -> dict[str, Any]:
         """Leave a note that code of the user's raised; the caller then lets this rank die. Returns the note."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
@@ -159,7 +159,7 @@ class Heartbeat:
             "time": time.time(),
             "kind": "exception",
             "step": step,
-            "shard": shard,
+            "shards": sorted(shards),  # a rank computes all of its own at once
             "phase": self.phase,
             # Two ranks that fail alike must give the same text, so no addresses in it.
             "error": _ADDRESS.sub("0x", message) + place,

@@ -18,6 +18,7 @@ from ddl.metrics.events import (
     Evaluated,
     Event,
     Finished,
+    FirstStep,
     JobStarted,
     RankFailed,
     Recovered,
@@ -100,9 +101,13 @@ class Console:
             self._line(f"warning: {event.message}")
         elif isinstance(event, RankFailed):
             what = f": {event.error}" if event.error else ""
-            self._line(f"lost rank {event.rank} on {event.host} at step {event.step} ({event.how}){what}")
+            where = f" in {event.phase}" if event.phase else ""
+            note = f"; see {event.note}" if event.note else ""
+            self._line(f"lost rank {event.rank} on {event.host} at step {event.step} ({event.how}{where}){what}{note}")
         elif isinstance(event, Recovered):
             self._line(recovery(event))
+        elif isinstance(event, FirstStep):
+            self._line(f"first step after the recovery: {1000 * event.seconds:.0f} ms")
         elif isinstance(event, Finished):
             self._line(ending(event))
         elif isinstance(event, CheckpointSaved):

@@ -94,7 +94,8 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class RankFailed(Event):
-    """A rank was lost. how: "crash", "hang", "exception", ...; error: its exception in one line, if any."""
+    """A rank was lost. how: "crash", "hang", "exception", ...; error: its exception in one line, if any. phase: what it
+    was at, where that is known. note: the file with its traceback, or with the stack where it hung."""
 
     kind: ClassVar[str] = "failure"
     step: int
@@ -102,6 +103,8 @@ class RankFailed(Event):
     host: str
     how: str
     error: str = ""
+    phase: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,16 @@ class Recovered(Event):
     phases: Mapping[str, float] = field(default_factory=dict)
     moved: Mapping[int, Sequence[int]] = field(default_factory=dict)
     promoted: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class FirstStep(Event):
+    """The first step of a generation of survivors is committed, so many seconds after its recovery."""
+
+    kind: ClassVar[str] = "first_step"
+    step: int
+    generation: int
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Failure:
     detect_s: from its death to the beginning of recovery, where its companion saw the one and the leader the other
     (by the clocks of their hosts); from the last sign of life of a rank that hung or was stopped. A death of which no
     companion could tell counts from the leader's failing call, so it may be older. recover_s: from there until all
-    survivors were ready for the next step. Both are 0 for a rank that died before the first step."""
+    survivors were ready for the next step. Both are 0 for a rank that died before the first step. phase: what it was
+    at, where that is known. note: the file with its traceback, or with the stack where it hung."""
 
     step: int
     rank: int
@@ -42,6 +43,8 @@ class Failure:
     kind: str
     detect_s: float
     recover_s: float
+    phase: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

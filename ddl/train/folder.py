@@ -16,7 +16,7 @@ from ddl.config import Job
 from ddl.config import write as write_config
 from ddl.config.folder import holds_run, run_folder
 from ddl.errors import ConfigError
-from ddl.train.journal import Journal
+from ddl.train.journal import Journal, notes_of
 
 
 def new_launch() -> str:
@@ -47,7 +47,7 @@ class RunFolder:
     def notes(self) -> Path:
         """Where this launch's ranks leave word of how they died."""
         assert self.path is not None
-        return self.path / "notes" / self.launch
+        return notes_of(self.path, self.launch)
 
     def choose(self, group: Group) -> None:
         """All workers of ``group`` together. Raises PeerLost; then the next ones choose the same, if any of them knows

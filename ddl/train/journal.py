@@ -18,6 +18,7 @@ from ddl.data import Plan
 from ddl.data.ledger import Ledger, Record, audit, read
 from ddl.data.ledger import Start as LedgerStart
 from ddl.errors import CheckpointError, DataError, DdlError, Stop
+from ddl.fault.decision import Death
 from ddl.fault.recover import Report
 from ddl.metrics import (
     CheckpointSaved,
@@ -25,6 +26,7 @@ from ddl.metrics import (
     Event,
     Failure,
     Finished,
+    FirstStep,
     Hub,
     JobStarted,
     JsonLines,
@@ -74,6 +76,7 @@ class Journal:
         self.began = time.time()
         self._hub: Hub | None = None
         self._is_silent = False
+        self._recovered = 0  # the generation of which no step has been told yet
         self._touched = 0.0
         self._ledger: Ledger | None = None
         self._mark = time.monotonic()
@@ -159,7 +162,7 @@ class Journal:
             start = LedgerStart(self.launch, 0, event.step, self.task.order)
             self._enter(lambda ledger: ledger.start(start))
         for lost in self.failures:
-            self.emit(RankFailed(lost.step, lost.rank, lost.host, lost.kind))
+            self.emit(RankFailed(lost.step, lost.rank, lost.host, lost.kind, "", lost.phase, lost.note))
         self._told = event.step
         self._mark = time.monotonic()
 
@@ -168,6 +171,9 @@ class Journal:
         self._told = outcome.step
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
+        if self._recovered:
+            self.emit(FirstStep(outcome.step, self._recovered, seconds))
+            self._recovered = 0
         if self.folder is not None and self._ledger is not None:
             owners = tuple(group.members[rank].identity for rank in plan.owners)
             samples = None if outcome.skipped else outcome.samples
@@ -233,9 +239,11 @@ class Journal:
         known = detect_s or {}
         for death in report.deaths:
             seconds = known.get(death.identity, 0.0)
-            failure = Failure(report.step, death.identity, death.host, death.kind, seconds, report.seconds)
-            self.failures.append(failure)
-            self.emit(RankFailed(report.step, death.identity, death.host, death.kind, death.error))
+            note = self._note_of(death)
+            self.failures.append(
+                Failure(report.step, death.identity, death.host, death.kind, seconds, report.seconds, death.phase, note)
+            )
+            self.emit(RankFailed(report.step, death.identity, death.host, death.kind, death.error, death.phase, note))
         self.emit(
             Recovered(
                 report.step,
@@ -247,7 +255,14 @@ class Journal:
                 report.promoted,
             )
         )
+        self._recovered = report.generation
         self._mark = time.monotonic()
+
+    def _note_of(self, death: Death) -> str:
+        """The file with the traceback or stack of a rank that is gone; "" where none was left."""
+        if self.folder is None or not death.traceback:
+            return ""
+        return str(notes_of(self.folder, self.launch) / f"rank-{death.identity}.json")
 
     def end(self, loop: Loop, status: str, failure: DdlError | None = None) -> DdlError | None:
         """Write summary.json and say how it ended; what is returned is why that could not be done."""
@@ -299,6 +314,11 @@ class Journal:
             self._hub.close()
         if self._ledger is not None:
             self._ledger.close()
+
+
+def notes_of(folder: Path, launch: str) -> Path:
+    """Where the ranks of a launch leave word of how they died."""
+    return folder / "notes" / launch
 
 
 def _last_told(folder: Path, jsonl: bool) -> tuple[int, int]:

@@ -322,8 +322,9 @@ class Runner:
         death = loop.describe(error)
         if self.heartbeat is None:
             return death
-        note = self.heartbeat.note_exception(error, loop.state.progress.step)
-        return replace(death, identity=me.identity, error=note["error"], traceback=note["traceback"])
+        note = self.heartbeat.note_exception(error, loop.state.progress.step, death.shards)
+        told = {name: note[name] for name in ("error", "traceback", "phase")}
+        return replace(death, identity=me.identity, **told)
 
     def _die(self, error: Exception) -> NoReturn:
         """An exception of this rank alone: it ends, and the others go on where that is possible."""

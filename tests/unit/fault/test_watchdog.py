@@ -445,10 +445,10 @@ def test_an_exception_is_noted_so_that_two_alike_read_alike(tmp_path):
         try:
             Model().forward()
         except RuntimeError as error:
-            heartbeat.note_exception(error, step=4, shard=2)
+            heartbeat.note_exception(error, step=4, shards={3, 2})
         notes.append(read_note(tmp_path, rank))
     assert notes[0]["error"] == notes[1]["error"]
     assert notes[0]["error"].startswith("RuntimeError: bad <") and "test_watchdog.py:" in notes[0]["error"]
     assert "in forward" in notes[0]["traceback"]
-    assert [(n["rank"], n["kind"], n["step"], n["shard"]) for n in notes] == [(r, "exception", 4, 2) for r in (0, 1)]
+    assert [(n["rank"], n["kind"], n["step"], n["shards"]) for n in notes] == [(r, "exception", 4, [2, 3]) for r in (0, 1)]
     assert read_note(tmp_path, 2) is None

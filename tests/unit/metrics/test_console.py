@@ -10,7 +10,18 @@ from itertools import pairwise
 
 import pytest
 
-from ddl.metrics import Console, EpochDone, Evaluated, Finished, JobStarted, RankFailed, Recovered, StepDone, Warned
+from ddl.metrics import (
+    Console,
+    EpochDone,
+    Evaluated,
+    Finished,
+    FirstStep,
+    JobStarted,
+    RankFailed,
+    Recovered,
+    StepDone,
+    Warned,
+)
 from ddl.metrics.console import duration, figures, is_live
 
 JOB = JobStarted(
@@ -145,8 +156,12 @@ def test_a_failure_and_its_recovery_are_a_line_each(clock):
     console = Console(out=out, live=False, clock=clock)
     console.write(RankFailed(step=7, rank=2, host="here", how="crash"))
     console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {0: [4, 5, 6], 3: [8]}))
-    first, second = out.getvalue().splitlines()
+    console.write(FirstStep(8, 1, 0.0123))
+    console.write(RankFailed(9, 1, "here", "hang", phase="compute", note="run/notes/a/rank-1.json"))
+    first, second, third, fourth = out.getvalue().splitlines()
     assert first == "lost rank 2 on here at step 7 (crash)"
+    assert third == "first step after the recovery: 12 ms"
+    assert fourth == "lost rank 1 on here at step 9 (hang in compute); see run/notes/a/rank-1.json"
     assert second == (
         "recovered in 42 ms (shrink 40): 3 ranks go on after step 7; shards 4-6 to rank 0; shards 8 to rank 3"
     )
