@@ -112,6 +112,17 @@ def multiply_add(typingctx, a, b, total):
 
 
 @intrinsic
+def above_zero(typingctx, value, gate):
+    """``value`` where ``gate`` is not at or below zero, else 0: NaN passes the gate."""
+
+    def build(context, builder, signature, arguments):
+        none = ir.Constant(_vector(value.element), None)
+        return builder.select(builder.fcmp_ordered("<=", arguments[1], none), none, arguments[0])
+
+    return value(value, gate), build
+
+
+@intrinsic
 def larger(typingctx, a, b):
     """b where it is larger than a, else a: NaN in b is passed over."""
 
@@ -164,4 +175,5 @@ def _spell(symbol, name):
 
 
 _spell(operator.add, "fadd")
+_spell(operator.iadd, "fadd")
 _spell(operator.sub, "fsub")

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from ddl.arrays.kernels import LINE
-from ddl.arrays.lanes import larger, largest, load, lowest
+from ddl.arrays.lanes import above_zero, larger, largest, load, lowest, store
 from ddl.arrays.maths_compiled import exp, tanh
 from ddl.arrays.rowwise import GELU_CUBE, GELU_SLOPE
 
@@ -41,12 +41,30 @@ def relu_backward(dy, y):
 def relu_bias_backward(dy, y, dbias):
     rows, columns = y.shape
     dbias[:] = 0
+    if columns % (LINE // y.itemsize) == 0:
+        _relu_bias_backward(dy.reshape(dy.size), y.reshape(y.size), dbias, rows)
+        return
     for i in range(rows):
         slope, value = dy[i], y[i]
         for j in range(columns):
             left = dy.dtype.type(0) if value[j] <= 0 else slope[j]
             slope[j] = left
             dbias[j] += left
+
+
+@njit(**_options)
+def _relu_bias_backward(dy, y, dbias, rows):
+    """In whole vectors: the rows of an image are short, and a loop of its own for each would cost more than its work."""
+    columns = dbias.size
+    high = max(8192 // dbias.nbytes, 1)  # rows that the first-level cache keeps from one vector to the next
+    for low in range(0, rows, high):
+        for c in range(0, columns, LINE // y.itemsize):
+            total = load(dbias, c)
+            for at in range(low * columns + c, min(low + high, rows) * columns, columns):
+                left = above_zero(load(dy, at), load(y, at))
+                store(dy, at, left)
+                total += left
+            store(dbias, c, total)
 
 
 @njit(**_options)

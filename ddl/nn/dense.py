@@ -19,7 +19,8 @@ from ddl.nn.layer import Backward, Shape, Spec, contiguous
 class Dense:
     """(..., inputs) -> (..., units): activation(x @ weight + bias).
 
-    activation: linear, relu, tanh, sigmoid or gelu. initial: name of an initialiser; "auto" is he for relu, else glorot."""
+    activation: linear, relu, tanh, sigmoid or gelu. initial: name of an initialiser; "auto" is he for relu, else
+    glorot."""
 
     units: int
     activation: str = "linear"

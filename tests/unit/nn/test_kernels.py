@@ -182,6 +182,15 @@ def test_masked_softmax(causal, is_masked, dtype):
     )
 
 
+def test_relu_backward_in_whole_vectors(dtype):
+    def drawn(r):  # a sum of these is exact in any order
+        dy, y = (r.integers(-3, 4, (150, 32)).astype(dtype) for _ in "ab")
+        y[5, 7], dy[5, 7] = np.nan, 1
+        return dy, y, np.full(32, 7, dtype)
+
+    same(rowwise.relu_bias_backward, drawn, dtype)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("keys", [63, 64, 65, 150])
 def test_softmax_of_many_keys(causal, keys, dtype):
