@@ -92,9 +92,8 @@ def test_a_summary_has_the_names_that_scripts_read(tmp_path):
     )
     assert set(names.split()) <= set(found)
     assert found["samples"] == {"expected": 80, "used": 80, "missing": 0, "repeated": 0, "skipped": 0}
-    assert found["failures"] == [
-        {"step": 7, "rank": 2, "host": "here", "kind": "crash", "detect_s": 0.01, "recover_s": 0.05}
-    ]
+    lost = {"step": 7, "rank": 2, "host": "here", "kind": "crash", "detect_s": 0.01, "recover_s": 0.05}
+    assert found["failures"] == [{**lost, "phase": "", "note": ""}]
     assert {"ddl", "python", "numpy", "mpi"} <= set(found["versions"])
     assert list(tmp_path.iterdir()) == [path]  # nothing half-written is left beside it
 
