@@ -149,6 +149,19 @@ def test_faults_that_happened_are_told_even_by_those_who_die_of_them(tmp_path):
     assert told == ["raise rank 0 at point step.load:1", "kill rank 0 at point step.sum:2"]
 
 
+@pytest.mark.parametrize("act", ["kill", "segv", "exit"])
+def test_a_fault_ends_the_process_from_any_thread(act):
+    code = (
+        "import threading, time; from ddl.fault.inject import *\n"
+        f"probe = parse('{act} rank 0 at point checkpoint.write').probe(0)\n"
+        "threading.Thread(target=probe, args=['checkpoint.write']).start()\n"
+        "time.sleep(60); print('lives')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    wanted = {"kill": -signal.SIGKILL, "segv": -signal.SIGSEGV, "exit": 0}[act]
+    assert done.returncode == wanted and "lives" not in done.stdout, done.stderr
+
+
 def test_stop_stops_and_can_be_continued():
     code = "from ddl.fault.inject import *; parse('stop rank 0 at point step.load').probe(0)('step.load')"
     child = subprocess.Popen([sys.executable, "-c", code])
