@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,21 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        return cls(**copy.deepcopy(dict(values)))
+        """JSON has no NaN: what is null in results and sums was a value that is not finite."""
+        known = copy.deepcopy(dict(values))
+        for name in ("epoch_sums", "results"):
+            if name in known:
+                known[name] = _numbers(known[name])
+        return cls(**known)
+
+
+def _numbers(value: Any) -> Any:
+    """``value``, in which null stands for NaN."""
+    if isinstance(value, Mapping):
+        return {name: _numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
+    return math.nan if value is None else value
 
 
 class State:
