@@ -1,6 +1,7 @@
 """Allreduce by size: every algorithm, the MPI library's own, Gloo, a plain copy, and between hosts a bare socket.
 
-"auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node."""
+"auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node; an algorithm's
+name is the same with that algorithm. So a table made of these rows serves gradients, which lie in such memory too."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ddl.bench.measure import Row, algorithm_bandwidth, bus_bandwidth, in_turns, medians, spread
 from ddl.bench.wire import both_ways, connect
-from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning, allreduce
+from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning
 from ddl.collectives.choose import Rule
 from ddl.collectives.shared import workspace
 from ddl.comm import Group
@@ -24,23 +25,29 @@ MPI_FORMS = ("mpi_in_place", "mpi_two_buffers")
 
 def algorithms_of(group: Group) -> list[str]:
     topology = Topology.of(group.nodes, workspace(group) is not None)
-    return [name for name in TABLE if topology.allows(name) and name != "native"]
+    # What differs from shared only between nodes is left out within one; native is MPI's own.
+    others = ("native", "hierarchical") if len(group.nodes) == 1 else ("native",)
+    return [name for name in TABLE if topology.allows(name) and name not in others]
 
 
 def candidates_of(
     group: Group, nbytes: int, peers: Sequence[str], wire: socket.socket | None
-) -> dict[str, Callable[[], object]]:
-    """What is called, by name. Every array is zero, so that sums of sums stay finite, and written once: pages that
-    nobody has written are one page of zeros to the system, which a copy reads from the cache."""
+) -> tuple[dict[str, Callable[[], object]], str]:
+    """What is called, by name, and the algorithm that "auto" is here.
+
+    Every array is zero, so that sums of sums stay finite, and written once: pages that nobody has written are one page
+    of zeros to the system, which a copy reads from the cache."""
     length = nbytes // 4
-    ours = PersistentAllreduce(group, length)
-    ours.local[:] = 0
     x, y, z = (np.full(length, 0, np.float32) for _ in range(3))
-    found: dict[str, Callable[[], object]] = {"auto": ours.run}
+    found: dict[str, Callable[[], object]] = {}
+    chosen = ""
+    for name in ("auto", *algorithms_of(group)):
+        ours = PersistentAllreduce(group, length, algorithm=name)
+        ours.local[:] = 0
+        found[name] = ours.run
+        chosen = chosen or ours.algorithm
     found["mpi_in_place"] = group.prepared_allreduce(x)
     found["mpi_two_buffers"] = group.prepared_allreduce(y, z)
-    for name in algorithms_of(group):
-        found[name] = lambda name=name: allreduce(x, group, name)  # type: ignore[misc]
     found["copy"] = lambda: np.copyto(y, z)
     if len(group.nodes) > 1:
         # The least that each host must send, and receive: what the ranks of one have, 2(n-1)/n times.
@@ -49,7 +56,7 @@ def candidates_of(
         from ddl.bench.peers import gloo_allreduce
 
         found["gloo"] = gloo_allreduce(nbytes)
-    return found
+    return found, chosen
 
 
 def check(group: Group, length: int) -> None:
@@ -78,7 +85,7 @@ def rows(
     base = ("mpi_allreduce", "copy", "socket") if len(group.nodes) > 1 else ("mpi_allreduce", "copy")
     for nbytes in sizes:
         check(group, nbytes // 4)
-        candidates = candidates_of(group, nbytes, peers, wire)
+        candidates, chosen = candidates_of(group, nbytes, peers, wire)
         rounds = ROUNDS if nbytes > 32 << 20 else 3 * ROUNDS
         block_s = seconds / rounds / len(candidates)
         times = in_turns(
@@ -94,7 +101,8 @@ def rows(
                     "algorithm_gb_s": round(algorithm_bandwidth(nbytes, middle[name]), 4),
                     "bus_gb_s": round(bus_bandwidth(nbytes, middle[name], group.size), 4),
                     "spread": round(spread(times[name]), 3),
-                    **({"chosen": PersistentAllreduce(group, nbytes // 4).algorithm} if name == "auto" else {}),
+                    "nodes": len(group.nodes),
+                    **({"chosen": chosen} if name == "auto" else {}),
                     **more,
                 }
                 yield Row("allreduce", group.size, {"bytes": nbytes}, name, middle[name], peer, middle[peer], figures)
@@ -104,11 +112,12 @@ def rows(
         torch_peers.leave()
 
 
-def tuning_of(found: Sequence[dict[str, Any]], nodes: int = 1) -> Tuning:
+def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
     """The rules that measured rows speak for: at each size the fastest algorithm, where it changes."""
     rules: list[Rule] = []
-    for ranks in sorted({row["ranks"] for row in found}):
-        here = [row for row in found if row["ranks"] == ranks and row["peer"] == "mpi_allreduce"]
+    for nodes, ranks in sorted({(row["nodes"], row["ranks"]) for row in found}):
+        rows = (row for row in found if (row["nodes"], row["ranks"]) == (nodes, ranks))
+        here = [row for row in rows if row["peer"] == "mpi_allreduce"]
         last = ""
         for nbytes in sorted({row["bytes"] for row in here}):
             at = [row for row in here if row["bytes"] == nbytes and row["algorithm"] != "auto"]
