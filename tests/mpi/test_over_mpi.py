@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ddl.arrays import Layout
-from ddl.collectives import TABLE, allreduce, ring, shared
+from ddl.collectives import TABLE, PersistentAllreduce, allreduce, ring, shared
 from ddl.comm import mpi
 from ddl.errors import CommError
-from ddl.parallel import GradientSum
+from ddl.parallel import GradientSum, reducer
 
 pytestmark = pytest.mark.mpi
 ALGORITHMS = [*TABLE, "auto"]
@@ -137,6 +137,46 @@ def test_sums_over_two_nodes(two_nodes, monkeypatch, algorithm):
 @pytest.mark.parametrize("overlap", ["on", "off"])
 def test_gradients_over_two_nodes(two_nodes, overlap):
     test_gradients_headers_and_norms(two_nodes, overlap, "auto")
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ring"])
+@pytest.mark.parametrize("length", [1, 5000, 300_000])
+def test_the_same_memory_again_and_again(group, algorithm, length):
+    ours = PersistentAllreduce(group, length, algorithm=algorithm)
+    for step in range(5):
+        ours.local[:] = group.rank + step
+        ours.run()
+        assert (ours.result == sum(range(group.size)) + group.size * step).all()
+
+
+@pytest.mark.parametrize("length", [5000, 300_000])
+def test_the_same_memory_again_and_again_over_two_nodes(two_nodes, length):
+    test_the_same_memory_again_and_again(two_nodes, "auto", length)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "native"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_rows_of_a_table(group, monkeypatch, algorithm, share):
+    monkeypatch.setattr(reducer, "TABLE_BYTES", 0)
+    layout = Layout.of({"table": (4000, 5), "rest": (9,)})
+    total = GradientSum(group, layout, 1, algorithm=algorithm, by_rows=["table"])
+    for step in range(5):
+        whole = np.zeros((4000, 5), np.float32)
+        for rank in range(group.size):
+            rows = np.random.default_rng([rank, step]).integers(0, 4000, int(4000 * share / group.size))
+            whole[rows] += rank + 1
+            if rank == group.rank:
+                total.local.views.clear("table")[rows] = rank + 1
+                total.local.views.zero_outside["table"] = rows
+        total.local["rest"][...] = step
+        assert np.array_equal(layout.views(total.finish().gradient)["table"], whole)
+    total.close()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_rows_of_a_table_over_two_nodes(two_nodes, monkeypatch, share):
+    monkeypatch.setattr(reducer, "TABLE_BYTES_BETWEEN_NODES", 0)
+    test_rows_of_a_table(two_nodes, monkeypatch, "auto", share)
 
 
 def test_an_error_of_mpi_is_ours(group):
