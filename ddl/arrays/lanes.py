@@ -34,9 +34,9 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, lanes, _vector(lanes.element))
 
 
-def _place(context, builder, array_type, array, at):
+def _place(context, builder, array_type, array, at, vector=None):
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), _vector(array_type.dtype).as_pointer())
+    return builder.bitcast(builder.gep(data, [at]), (vector or _vector(array_type.dtype)).as_pointer())
 
 
 @intrinsic
@@ -130,6 +130,56 @@ def larger(typingctx, a, b):
         return _larger(builder, *arguments)
 
     return a(a, b), build
+
+
+@intrinsic
+def where_beaten(typingctx, best, value, then, other):
+    """``then`` where ``value`` is larger than ``best`` or the first NaN of the two, else ``other``."""
+
+    def build(context, builder, signature, arguments):
+        best, value, then, other = arguments
+        beaten = builder.and_(builder.fcmp_unordered(">", value, best), builder.fcmp_ordered("ord", best, best))
+        return builder.select(beaten, then, other)
+
+    return then(best, value, then, then), build
+
+
+@intrinsic
+def where_equal(typingctx, a, b, value):
+    """``value`` where a equals b, else 0."""
+
+    def build(context, builder, signature, arguments):
+        same = builder.fcmp_ordered("==", *arguments[:2])
+        return builder.select(same, arguments[2], ir.Constant(_vector(value.element), None))
+
+    return value(a, a, value), build
+
+
+@intrinsic
+def load_whole(typingctx, whole, at, x):
+    """As many whole numbers as a vector of ``x`` has elements, turned into those."""
+
+    def build(context, builder, signature, arguments):
+        vector = _vector(x.dtype)
+        numbers = ir.VectorType(ir.IntType(whole.dtype.bitwidth), vector.count)
+        found = builder.load(_place(context, builder, signature.args[0], *arguments[:2], numbers))
+        found.align = whole.dtype.bitwidth // 8
+        return builder.sitofp(found, vector)
+
+    return Lanes(x.dtype)(whole, types.intp, x), build
+
+
+@intrinsic
+def store_whole(typingctx, whole, at, value):
+    """whole[at:] = value, which holds whole numbers."""
+
+    def build(context, builder, signature, arguments):
+        numbers = ir.VectorType(ir.IntType(whole.dtype.bitwidth), value.count)
+        place = _place(context, builder, signature.args[0], *arguments[:2], numbers)
+        builder.store(builder.fptosi(arguments[2], numbers), place).align = whole.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(whole, types.intp, value), build
 
 
 def _larger(builder, a, b):

@@ -54,7 +54,7 @@ def relu_bias_backward(dy, y, dbias):
 
 @njit(**_options)
 def _relu_bias_backward(dy, y, dbias, rows):
-    """In whole vectors: the rows of an image are short, and a loop of its own for each would cost more than its work."""
+    """In whole vectors: rows of images are short, and a loop of its own for each would cost more than its work."""
     columns = dbias.size
     high = max(8192 // dbias.nbytes, 1)  # rows that the first-level cache keeps from one vector to the next
     for low in range(0, rows, high):

@@ -8,6 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ddl.arrays.kernels import LINE
+from ddl.arrays.lanes import load, load_whole, lowest, nothing, spread, store, store_whole, where_beaten, where_equal
+
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -69,51 +72,60 @@ def col2im(cols, x, stride, padding):
 def max_pool(x, y, where, size, stride, padding):
     batch, height, width, channels = x.shape
     _, rows, columns, _ = y.shape
+    step = LINE // x.itemsize
+    whole = channels // step * step
+    numbers = np.arange(size[0] * size[1]).astype(x.dtype)
+    pixels, out, places = x.reshape(-1), y.reshape(-1), where.reshape(-1)
     for n in range(batch):
         for i in range(rows):
+            top = i * stride[0] - padding[0]
             for j in range(columns):
-                best = y[n, i, j]
-                place = where[n, i, j]
-                for c in range(channels):
-                    best[c] = -np.inf
-                    place[c] = -1
-                for ky in range(size[0]):
-                    row = i * stride[0] - padding[0] + ky
-                    if row < 0 or row >= height:
-                        continue
-                    for kx in range(size[1]):
-                        column = j * stride[1] - padding[1] + kx
-                        if column < 0 or column >= width:
-                            continue
-                        here = x[n, row, column]
-                        k = np.int16(ky * size[1] + kx)
-                        for c in range(channels):
-                            value = here[c]
-                            wins = (value > best[c]) | ((value != value) & (best[c] == best[c])) | (place[c] < 0)
-                            best[c] = value if wins else best[c]
-                            place[c] = k if wins else place[c]
+                left = j * stride[1] - padding[1]
+                to = ((n * rows + i) * columns + j) * channels
+                for c in range(0, whole, step):
+                    best, place, is_first = lowest(x), nothing(x), True
+                    for ky in range(max(0, -top), min(size[0], height - top)):
+                        for kx in range(max(0, -left), min(size[1], width - left)):
+                            at = ((n * height + top + ky) * width + left + kx) * channels + c
+                            value, number = load(pixels, at), spread(numbers, ky * size[1] + kx)
+                            place = number if is_first else where_beaten(best, value, number, place)
+                            best = value if is_first else where_beaten(best, value, value, best)
+                            is_first = False
+                    store(out, to + c, best)
+                    store_whole(places, to + c, place)
+                for c in range(whole, channels):
+                    out[to + c], places[to + c] = -np.inf, -1
+                    for ky in range(max(0, -top), min(size[0], height - top)):
+                        for kx in range(max(0, -left), min(size[1], width - left)):
+                            value = pixels[((n * height + top + ky) * width + left + kx) * channels + c]
+                            best = out[to + c]
+                            if value > best or (value != value and best == best) or places[to + c] < 0:
+                                out[to + c], places[to + c] = value, ky * size[1] + kx
 
 
 @njit(**_options)
 def max_pool_backward(dy, where, dx, size, stride, padding):
     batch, height, width, channels = dx.shape
     _, rows, columns, _ = dy.shape
-    nothing = dy.dtype.type(0)
+    step = LINE // dx.itemsize
+    whole = channels // step * step
+    numbers = np.arange(size[0] * size[1]).astype(dx.dtype)
+    pixels, slopes, places = dx.reshape(-1), dy.reshape(-1), where.reshape(-1)
     for n in range(batch):
         dx[n] = 0
         for i in range(rows):
+            top = i * stride[0] - padding[0]
             for j in range(columns):
-                place, slope = where[n, i, j], dy[n, i, j]
-                for ky in range(size[0]):
-                    row = i * stride[0] - padding[0] + ky
-                    if row < 0 or row >= height:
-                        continue
-                    for kx in range(size[1]):
-                        column = j * stride[1] - padding[1] + kx
-                        if column < 0 or column >= width:
-                            continue
-                        to = dx[n, row, column]
-                        k = np.int16(ky * size[1] + kx)
-                        # Adding nothing to the losers costs less than jumping to the winners.
-                        for c in range(channels):
-                            to[c] += slope[c] if place[c] == k else nothing
+                left = j * stride[1] - padding[1]
+                of = ((n * rows + i) * columns + j) * channels
+                for c in range(0, whole, step):
+                    place, slope = load_whole(places, of + c, dx), load(slopes, of + c)
+                    for ky in range(max(0, -top), min(size[0], height - top)):
+                        for kx in range(max(0, -left), min(size[1], width - left)):
+                            at = ((n * height + top + ky) * width + left + kx) * channels + c
+                            won = where_equal(place, spread(numbers, ky * size[1] + kx), slope)
+                            store(pixels, at, load(pixels, at) + won)
+                for c in range(whole, channels):
+                    if places[of + c] >= 0:
+                        ky, kx = divmod(places[of + c], size[1])
+                        pixels[((n * height + top + ky) * width + left + kx) * channels + c] += slopes[of + c]
