@@ -44,9 +44,11 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
 
     Both halves are needed: the launcher must let the others live, and the library must report the
     death. With one half alone the survivors would hang. Says what is known before MPI is imported."""
-    if library_is_tolerant(environment):
-        return True, "launched with --with-ft ulfm"
     reason = _recoverable(environment) if "OMPI_COMM_WORLD_SIZE" in environment else ""
+    if library_is_tolerant(environment):
+        if reason or _launcher().may_be_tolerant:
+            return True, "launched with --with-ft ulfm"
+        return False, "OMPI_MCA_mpi_ft_enable is set, but mpirun was started without --with-ft ulfm"
     if reason:
         return True, reason
     if "OMPI_COMM_WORLD_SIZE" not in environment:
@@ -102,6 +104,12 @@ class _Launcher:
     executable: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+
+    @property
+    def may_be_tolerant(self) -> bool:
+        """False for an mpirun that was not told ``--with-ft``. Its daemons on other nodes do not know that."""
+        is_mpirun = self.executable is not None and self.executable.name in ("prterun", "mpirun", "mpiexec")
+        return not is_mpirun or any(word.lstrip("-") == "with-ft" for word in self.words)
 
     def files(self, home: str | None) -> list[Path]:
         """Parameter files that it has read."""

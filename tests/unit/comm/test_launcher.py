@@ -1,5 +1,7 @@
 """What is read from the environment before MPI starts."""
 
+from pathlib import Path
+
 import pytest
 
 from ddl.collectives import ring
@@ -32,6 +34,22 @@ def test_four_singletons_are_told_what_is_wrong():
 def test_both_halves_of_fault_tolerance_must_be_known(environment, possible):
     found, reason = launcher.fault_tolerance(environment)
     assert found is possible and reason
+
+
+@pytest.mark.parametrize(
+    ("executable", "words", "possible"),
+    [
+        ("prterun", "prterun -n 4 x", False),  # the user has set the variable, and knows the one half only
+        ("prterun", "prterun --with-ft ulfm -n 4 x", True),
+        ("prterun", "prterun --prtemca state_base_recoverable 1 --prtemca state_base_notify_errors 1 x", True),
+        ("prted", "prted --prtemca ess env", True),  # a daemon is not told; the ranks beside mpirun know
+    ],
+)
+def test_the_library_alone_is_not_enough(executable, words, possible, monkeypatch):
+    found = launcher._Launcher(Path("/nowhere/bin", executable), {}, tuple(words.split()))
+    monkeypatch.setattr(launcher, "_launcher", lambda: found)
+    told, reason = launcher.fault_tolerance({**MPIRUN, "OMPI_MCA_mpi_ft_enable": "1"})
+    assert told is possible and ("--with-ft ulfm" in reason)
 
 
 @pytest.mark.parametrize(
