@@ -111,7 +111,9 @@ class Train:
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end")
     patience: int = setting(0, "evaluations without a better validation loss after which training ends; 0: never")
     compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
-    callbacks: tuple[str, ...] = setting((), '"package.module:Name" of functions called with every step, at least once')
+    callbacks: tuple[str, ...] = setting(
+        (), '"package.module:Name" of what is called with every step, at least once; it may have on_epoch and on_end'
+    )
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Loop(Work):
         self.status = "finished"
         self.samples, self.train_seconds, self._steps = 0, 0.0, 0
         self._stepped = time.monotonic()  # when the last step was committed
-        self._called = -1  # the last step of which this rank told the callbacks
+        self._called = self._called_epoch = -1  # the last steps of which this rank told the callbacks, as epochs' ends
         self._told_of_memory = False
         self._respawn, self._joins, self._wanted = respawn, False, len(group.members)
         self._in_vain = 0  # refills, the last so many, that brought nobody
@@ -230,14 +230,31 @@ class Loop(Work):
 
     def _catch_up(self) -> None:
         """Callbacks hear of each committed step at least once: a new leader tells the last one, since the leader before
-        may have died in that; one that lagged behind a step tells it now."""
-        if self.group.is_leader and self.last is not None and self.last.step > self._called:
+        may have died in that; one that lagged behind a step tells it now. So it is with the end of an epoch."""
+        if not self.group.is_leader or self.last is None:
+            return
+        if self.last.step > self._called:
             self._call(self.last)
+        if self.state.progress.evaluated_at == self.last.step > self._called_epoch:
+            self._call_epoch()
 
     def _call(self, outcome: Outcome) -> None:
         for callback in self.task.callbacks:
-            callback(outcome)
+            if callable(callback):
+                callback(outcome)
         self._called = outcome.step
+
+    def _call_epoch(self) -> None:
+        progress = self.state.progress
+        known = ("train", "validation") if progress.validated_at == progress.step else ("train",)
+        self._hook("on_epoch", self._epoch_of(progress.step), {name: dict(progress.results[name]) for name in known})
+        self._called_epoch = progress.step
+
+    def _hook(self, name: str, *told: Any) -> None:
+        """Call the callbacks that have a method of this name."""
+        for callback in self.task.callbacks:
+            if hasattr(callback, name):
+                getattr(callback, name)(*told)
 
     def _epoch_of(self, step: int) -> int:
         """The epoch, from 1, that ends with ``step`` or is broken off there."""
@@ -352,6 +369,7 @@ class Loop(Work):
         progress.stage += 1
         if self.group.is_leader:
             self.journal.epoch(self._epoch_of(progress.step), progress)
+            self._call_epoch()
         every = self.wishes.checkpoint_every_epochs
         if (every and not rest and epoch % every == 0) or (improved and self.wishes.keep_best):
             self._checkpoint()
@@ -376,6 +394,7 @@ class Loop(Work):
         if self.group.is_leader and not isinstance(problem, Fenced):
             self.group.probe("end.summary")
             problem = self.journal.end(self, self.status, problem) or problem
+            self._hook("on_end", {name: dict(values) for name, values in progress.results.items()})
         self.group.probe("end.barrier")
         self.beat(progress.step, "end")
         # Whoever returns from this knows that the leader's work is done, or what it failed with.

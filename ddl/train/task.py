@@ -50,7 +50,7 @@ class Task:
     overlap: Literal["auto", "on", "off"] = "auto"
     gpu: Literal["auto", "direct", "staged"] = "auto"
     tuning: Tuning | None = None
-    callbacks: Sequence[Callable[[Any], None]] = ()
+    callbacks: Sequence[Any] = ()  # called with each step's outcome; may have on_epoch(epoch, results), on_end(results)
     initial: Callable[[Any], list[str]] | None = None  # changes the fresh state, and says what people should know of it
     settings: dict[str, Any] = field(default_factory=dict)  # plain values that the checkpoint keeps beside the state
 

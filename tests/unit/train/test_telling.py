@@ -111,3 +111,51 @@ def test_spares_end_with_the_status_of_the_job(spares, whole_job, monkeypatch):
 def test_a_spare_ends_with_75_when_the_job_is_asked_to_stop(whole_job):
     results = run_ranks(2, lambda g: whole_job(g, SETTINGS, stop=g.rank == 1), spares=1)
     assert [loop.status_of(failure) for loop, failure in results] == [Stop.exit_status] * 3
+
+
+class Listener:
+    """A callback that is told of epochs and of the end as well, and may die in any of them."""
+
+    def __init__(self, fatal: tuple = ()):
+        self.heard: list[tuple] = []
+        self.fatal = fatal
+
+    def __call__(self, outcome):
+        self._hear("step", outcome.step)
+
+    def on_epoch(self, epoch, results):
+        assert 0 < results["train"]["loss"] < 5 and "accuracy" in results["validation"]
+        self._hear("epoch", epoch)
+
+    def on_end(self, results):
+        assert sorted(results) == ["test", "train", "validation"] and results["test"]["samples"] == 50
+        self._hear("end", 0)
+
+    def _hear(self, *what):
+        self.heard.append(what)
+        if what == self.fatal and self.heard.count(what) == 1:
+            raise Killed("in a callback")
+
+
+TOLD = [*(("step", n) for n in (1, 2, 3, 4)), ("epoch", 1), ("step", 5), ("epoch", 2), ("end", 0)]
+
+
+@pytest.mark.parametrize("fatal", [(), ("epoch", 1), ("epoch", 2), ("end", 0), ("step", 4)])
+def test_epochs_and_the_end_are_told_and_told_again_by_whom_the_leader_left_it_to(fatal, whole_job):
+    listener = Listener(fatal)
+    results = run_ranks(3, lambda g: whole_job(g, SETTINGS, total_steps=STEPS, callbacks=[listener]))
+    assert isinstance(results[0], Killed) == bool(fatal) and results[1][1] is None
+    assert list(dict.fromkeys(listener.heard)) == TOLD  # in this order, and none left out
+    assert len(listener.heard) <= len(TOLD) + 3 * bool(fatal)  # the last step, epoch and end again
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_callback_may_listen_to_epochs_alone(ranks, whole_job):
+    heard = []
+
+    class Epochs:
+        def on_epoch(self, epoch, results):
+            heard.append(epoch)
+
+    run_ranks(ranks, lambda g: whole_job(g, SETTINGS, total_steps=STEPS, callbacks=[Epochs()]))
+    assert heard == [1, 2]
