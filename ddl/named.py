@@ -15,11 +15,24 @@ from typing import Any
 
 from ddl.errors import ConfigError
 
+UNNAMED = "(python) "
+
+
+def described(thing: Any) -> str:
+    """What stands in the record of a run for an object that its script made: class and repr. ``find`` refuses it."""
+    text = " ".join(repr(thing).split())
+    kind = thing if inspect.isclass(thing) or inspect.isfunction(thing) else type(thing)
+    if " at 0x" in text or not text.startswith(kind.__name__):
+        text = f"{kind.__module__}.{kind.__qualname__}"
+    return UNNAMED + (text if len(text) <= 500 else text[:497] + "...")
+
 
 def find(name: str, table: Mapping[str, Any], setting: str) -> Any:
     """The entry of ``table``, or the user's object; modules are found as by ``python -m``, this folder included.
 
     Raises ConfigError that names the setting and what it may be."""
+    if name.startswith(UNNAMED):
+        raise ConfigError(f"{setting} = {name!r} was made by a script, and only that script can make it again")
     if ":" not in name:
         if name not in table:
             raise ConfigError(

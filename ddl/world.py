@@ -5,7 +5,6 @@ model and data uses ``ddl.Trainer``."""
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,27 +13,27 @@ import numpy as np
 from ddl.arrays import Array, host
 from ddl.comm import Group
 from ddl.errors import DdlError
+from ddl.fault import session
 from ddl.optim import Groups, Optimizer, Rule
-
-_group: Group | None = None
 
 
 def init() -> Group:
-    """Join the ranks that mpirun or srun started; one rank without them. Called again it changes nothing."""
-    global _group
-    if _group is None:
+    """Join the ranks that mpirun or srun started; one rank without them. Called again, or after a Trainer, it changes
+    nothing. A Trainer that comes after it works in the same group, in which no death is survived."""
+    joined = session.current()
+    if joined is None:
         from ddl.comm import mpi
 
-        _group = mpi.start(tolerant="off")
-        atexit.register(mpi.part, _group)
-    return _group
+        joined = session.hold(mpi.start(tolerant="off"))
+    return joined.group
 
 
 def group() -> Group:
-    """The group that ``init`` joined; raises DdlError before that."""
-    if _group is None:
+    """The group that ``init``, or a Trainer, joined; raises DdlError before that."""
+    joined = session.current()
+    if joined is None:
         raise DdlError("call ddl.init() first")
-    return _group
+    return joined.group
 
 
 def rank() -> int:

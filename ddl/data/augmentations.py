@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddl.data.source import Field
-from ddl.data.transforms import TRANSFORMS
+from ddl.data.transforms import TRANSFORMS, Transform
 from ddl.errors import ConfigError
 from ddl.named import find, make
 
 
-def make_transforms(specs: Sequence[str | Mapping[str, Any]], fields: Mapping[str, Field]) -> list[Any]:
+def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields: Mapping[str, Field]) -> list[Any]:
     """Transforms from a job's list: "flip", "shift:2" (values in the order of its settings, by commas),
-    {"name": "shift", "pixels": 2} or "package.module:Name".
+    {"name": "shift", "pixels": 2}, "package.module:Name", or one that has been made.
 
     A transform with a method ``for_fields`` is asked for one that suits the source's fields."""
     made = []
     for spec in specs:
-        name, values, options = _parse(spec)
-        transform = make(find(name, TRANSFORMS, "data.augment"), options, f"augmentation {name!r}", *values)
+        transform: Any = spec
+        if isinstance(spec, str | Mapping):
+            name, values, options = _parse(spec)
+            transform = make(find(name, TRANSFORMS, "data.augment"), options, f"augmentation {name!r}", *values)
         made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
     return made
 

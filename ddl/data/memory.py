@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,9 @@ class Arrays:
     def __init__(self, x: np.ndarray, y: np.ndarray | None = None, *, names: Sequence[str] = (), **others: np.ndarray):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
         self.arrays = {name: np.ascontiguousarray(value) for name, value in given.items()}
+        is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
+        if is_truth:  # two classes, whichever of them occur
+            self.arrays["y"] = self.arrays["y"].astype(np.int64)
         lengths = {name: len(value) if value.ndim else 0 for name, value in self.arrays.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"arrays differ in their number of samples: {lengths}")
@@ -36,6 +40,8 @@ class Arrays:
                 raise DataError(f"array {name!r} is of {value.dtype}, not of numbers")
         self.names = tuple(names)
         self._fields = {name: _field(name, value) for name, value in self.arrays.items()}
+        if is_truth:
+            self._fields["y"] = replace(self._fields["y"], size=2)
 
     @property
     def fields(self) -> Mapping[str, Field]:

@@ -98,7 +98,7 @@ def _problem(
     x = fields["x"]
     if vocabulary is None and x.dtype.kind in "iu":
         vocabulary = x.size or (256 if x.dtype.itemsize == 1 else None)
-    return Problem(tuple(x.shape), vocabulary, fields, loss, classes)
+    return Problem(tuple(x.shape), vocabulary, fields, _name_of(loss) or loss, classes)
 
 
 def _supervised(
@@ -123,9 +123,10 @@ def _supervised(
     model = Supervised(blueprint.network, made_loss, problem.shape, made_metrics, blueprint.target)
     _check_sizes(model, name)
     output, wanted = model.spec.output, problem.outputs if blueprint.target == "y" else tuple(target.shape)
-    if isinstance(chosen, str) and chosen in LOSSES and output != wanted:
+    ours = _name_of(chosen)
+    if ours and output != wanted:
         raise ConfigError(
-            f"model {name!r} gives outputs of shape {output}, but loss {chosen!r} with these targets needs {wanted}"
+            f"model {name!r} gives outputs of shape {output}, but loss {ours!r} with these targets needs {wanted}"
         )
     _try_out(model, target)
     return model
@@ -175,7 +176,15 @@ def _fitting(metric: Metric, loss: Loss) -> Metric:
     return metric
 
 
+def _name_of(loss: str | Loss | None) -> str | None:
+    """What a loss of ours is called, be it named or made; None for one of the user's."""
+    if isinstance(loss, str):
+        return loss if loss in LOSSES else None
+    return next((name for name, made in LOSSES.items() if type(loss) is made), None)
+
+
 def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
+    loss = _name_of(loss) or loss
     if loss in ("cross_entropy", "binary_cross_entropy"):
         return ["accuracy"]
     return ["r2"] if loss in ("mse", "mae", "huber") and target.dtype.kind == "f" else []

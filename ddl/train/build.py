@@ -4,6 +4,7 @@ What the settings may be is config's; what the objects do is their rooms'."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -53,18 +54,19 @@ def build_task(job: Job) -> Task:
     model = model_of(job, splits.train.fields, knowledge["options"])
     order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
+    groups = build_groups(job, model)
     return assemble(
         job,
         splits,
         model=model,
         order=order,
-        optimizer=build_groups(job, model),
-        lr=learning_rate(job, total_steps),
+        optimizer=groups,
+        lr=learning_rate(job, total_steps, groups.lr),
         total_steps=total_steps,
         clip_norm=job.optim.clip_norm,
         normalise=job.data.normalize,
-        augment=_augmentations(job, splits, model),
-        callbacks=[find(name, {}, "train.callbacks") for name in job.train.callbacks],
+        augment=augmentations(job.data.augment, splits.train.fields, model),
+        callbacks=callbacks(job.train.callbacks),
         knowledge=knowledge,
     )
 
@@ -91,9 +93,15 @@ def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
     }
 
 
-def _augmentations(job: Job, splits: Splits, model: Model) -> list[Any]:
-    """The job's transforms; mixup blends class numbers in the form that the model's loss takes."""
-    made = make_transforms(job.data.augment, splits.train.fields)
+def callbacks(given: Sequence[Any]) -> list[Any]:
+    """What is told of every step, of epochs and of the end: by name, or as it is. A class is one that is to be made."""
+    found = [find(one, {}, "train.callbacks") if isinstance(one, str) else one for one in given]
+    return [one() if inspect.isclass(one) else one for one in found]
+
+
+def augmentations(specs: Sequence[Any], fields: Mapping[str, Field], model: Model) -> list[Any]:
+    """The transforms of training; mixup blends class numbers in the form that the model's loss takes."""
+    made = make_transforms(specs, fields)
     values = isinstance(getattr(model, "loss", None), BinaryCrossEntropy)
     return [replace(one, as_values=True) if values and isinstance(one, Mixup) else one for one in made]
 
@@ -217,10 +225,9 @@ def _optimizer(name: str, lr: float, settings: Mapping[str, Any]):
     return build_optimizer(name, {"lr": lr, **options})
 
 
-def learning_rate(job: Job, total_steps: int) -> Callable[[int], float]:
-    """step -> learning rate."""
+def learning_rate(job: Job, total_steps: int, lr: float) -> Callable[[int], float]:
+    """step -> learning rate. lr: the rate before any schedule."""
     optim = job.optim
-    lr = scaled_lr(optim.lr, job.train.global_batch, optim.scale_lr_by_batch) if optim.scale_lr_by_batch else optim.lr
     factor = schedule(
         optim.schedule,
         total_steps,

@@ -18,7 +18,7 @@ from ddl.arrays import Device, device
 from ddl.arrays.kernels import use_compiled
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.replica import FOLDER_VARIABLE
-from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi
+from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi, no_probe
 from ddl.comm.group import nobody_watches
 from ddl.config import Job
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
@@ -26,6 +26,7 @@ from ddl.fault import inject
 from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
+from ddl.fault.session import Session
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
 from ddl.launched import launched_rank, launched_size
 from ddl.metrics import Console, Sink, Trace, merge
@@ -59,10 +60,10 @@ class Runner:
         self,
         job: Job,
         make_task: Callable[[Job], Task] = build_task,
-        before: Runner | None = None,
+        before: Session | None = None,
         in_script: bool = False,
     ):
-        """before: the last run of this process, whose group and watchdog go on: they can be started only once.
+        """before: what this process has joined already: group and watchdog can be started only once.
 
         in_script: errors are raised by the script that runs this, and not printed here; the watchdog stays."""
         self.job, self.make_task = job, make_task
@@ -103,6 +104,7 @@ class Runner:
             )
         _survival()
         try:
+            self._check_joined()
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
             return self._refuse(error)
@@ -123,6 +125,14 @@ class Runner:
                 self._die(error)
             finally:
                 self._close()
+
+    def _check_joined(self) -> None:
+        """Raises ConfigError where the group that this process is in is not what the settings ask for."""
+        if self._running is not None and self.job.fault.tolerance == "on" and not self._running.tolerant:
+            raise ConfigError(
+                "fault.tolerance is on, but this script has joined its ranks without it (by ddl.init(), or a first "
+                "Trainer): let the Trainer that asks for it come first"
+            )
 
     def _make_task(self) -> tuple[Task | None, inject.Script, DdlError | None]:
         """The task and the faults to inject, or why there is no task.
@@ -199,6 +209,8 @@ class Runner:
             span=self._trace.span if self._trace else no_span,
             respawn=self.job.fault.respawn,
         )
+        if self._running is not None:
+            self.group.probe = no_probe  # what was to strike the run before this one is over
         if chaos.faults:
             # Before training no step is committed, not even none.
             step: Callable[[], int] = lambda: state.progress.step if loop.is_running else -1  # noqa: E731
@@ -242,6 +254,8 @@ class Runner:
     def _announce(self, where: Device) -> None:
         assert self.loop is not None and self.journal is not None
         reason = "fault.tolerance is off" if self.job.fault.tolerance == "off" else _survival()
+        if self._running is not None and not self._running.tolerant and fault_tolerance()[0]:
+            reason = "the script joined its ranks without tolerance"
         announce(self.loop, self.job, where, reason)
         for line in self._warnings:
             self.journal.warn(line)

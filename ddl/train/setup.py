@@ -6,6 +6,7 @@ objects in build.py; what follows is loop.py's."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def announce(loop: Loop, job: Job, where: Device, survival: str) -> None:
             spares=len(group.members) - group.size,
             hosts=hosts,
             device=str(where),
-            model=job.model.name,
+            model=shorten(job.model.name, 60, placeholder=" ..."),
             parameters=loop.state.layout.size,
             samples=task.order.samples,
             shards=task.order.shards,

@@ -79,7 +79,10 @@ class Trained:
             knowledge = json.loads(json.dumps(knowledge_of(self.job, build_data(self.job))))
         self._knowledge = knowledge
         self.known = Known.from_json(knowledge["data"])
-        self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+        try:
+            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+        except ConfigError as error:
+            raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.device = Device()
         if local_rank is not None and self.job.comm.device != "cpu":
             self.device = device("auto", local_rank)

@@ -8,35 +8,43 @@ The same script runs alone, under mpirun and under srun; what it does is what a 
 
 from __future__ import annotations
 
-import atexit
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Layout
-from ddl.comm import Group, mpi
+from ddl.arrays import Layout, host
+from ddl.comm import Group
 from ddl.config import Job
-from ddl.data import Arrays, Known, Source, Splits
+from ddl.config import Optim as OptimSettings
+from ddl.data import Arrays, Source, Splits, as_dtype
 from ddl.errors import DdlError, Stop, UserError
+from ddl.fault import session
 from ddl.models import build as build_model
-from ddl.optim import Adam, Groups, Optimizer, schedule
-from ddl.train.build import assemble, order_of
+from ddl.named import described
+from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
+from ddl.train.build import assemble, augmentations, build_groups, callbacks, knowledge_of, learning_rate, order_of
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
 from ddl.train.run import Runner
 from ddl.train.task import Task
+from ddl.train.trained import outputs_of
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
-_READ = ("optim.warmup_steps", "model.from", "model.strict", "model.freeze")
+_OF_SCHEDULE = ("optim.warmup_steps", "optim.min_lr", "optim.step_every", "optim.step_factor")
+_READ = (*_OF_SCHEDULE, "model.from", "model.strict", "model.freeze")
 _ARGUMENTS = {
     **{f"data.{key}": "data, validation, test" for key in ("source", "path", "targets", "format", "options")},
     **{f"data.{key}": "data, validation, test" for key in ("validation", "test", "stratify", "oversample")},
     "data.normalize": "normalize",
     "data.augment": "augment",
     "train.callbacks": "callbacks",
+    "optim.name": "optimizer",
+    "optim.schedule": "schedule",
+    "optim.clip_norm": "clip_norm",
 }
 
 
@@ -44,8 +52,13 @@ class Trainer:
     """model: of ``ddl.models``, a network of ``ddl.nn`` layers, or anything with the Model protocol; or a zoo name.
 
     data, validation, test: sources of ``ddl.data``, or pairs (x, y). loss, metrics: names or objects; None: what goes
-    with model and data. schedule: a name of ``ddl.optim.SCHEDULES``, over the steps of ``fit``. settings: any other
-    setting of a job by name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    with model and data. optimizer: one of ``ddl.optim``, or a name; then its numbers are settings, as in a job. rules:
+    other optimizers or settings for some parameters (a GAN has two). schedule: a name of ``ddl.optim.SCHEDULES``, over
+    the steps of ``fit``, or a function from the step to a factor of the learning rate. augment, callbacks: objects, or
+    names as in a job. Callbacks are called on the leading rank with what each step came to; one that has a method
+    ``on_epoch(epoch, results)`` or ``on_end(results)`` is told of these too, where results are metrics by split. After
+    that rank's death another one hears of the last step, epoch or end again. settings: any other setting of a job by
+    name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
     Raises UserError for what does not fit together."""
 
     def __init__(
@@ -54,33 +67,38 @@ class Trainer:
         data: Source | tuple[Any, Any],
         *,
         loss: Any = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | str | None = None,
+        rules: Sequence[Rule] = (),
         metrics: Sequence[Any] | None = None,
         validation: Source | tuple[Any, Any] | None = None,
         test: Source | tuple[Any, Any] | None = None,
         global_batch: int = 64,
         shards: int | str = "auto",
         seed: int = 0,
-        schedule: str = "constant",
+        schedule: str | Schedule = "constant",
         clip_norm: float = 0.0,
         normalize: str = "none",
         augment: Sequence[Any] = (),
-        callbacks: Sequence[Callable[[Any], None]] = (),
+        callbacks: Sequence[Any] = (),
         settings: Mapping[str, Any] | None = None,
     ):
-        self.data, self.validation, self.test = _source(data), _source(validation), _source(test)
-        if self.data is None:
+        given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
+        if given["train"] is None:
             raise UserError("a Trainer needs data")
-        self.model = build_model(model, self.data.fields, loss, metrics)
-        self.optimizer = optimizer or Adam()
-        self.schedule, self.clip_norm, self.normalize = schedule, clip_norm, normalize
-        self.augment, self.callbacks = list(augment), list(callbacks)
-        for name in settings or {}:
-            if name in _ARGUMENTS or (name.startswith(("optim.", "model.")) and name not in _READ):
-                said_by = _ARGUMENTS.get(name, "model, loss, metrics, optimizer, schedule, clip_norm")
-                raise UserError(f"{name} is no setting of a Trainer: its arguments say that ({said_by})")
+        self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
+        self._check(settings or {})
         known = {"run.name": "python", "run.seed": seed, "train.global_batch": global_batch, "data.shards": shards}
+        known |= {
+            "data.normalize": normalize,
+            "optim.clip_norm": clip_norm,
+            **self._record(given, model, loss, metrics),
+        }
         self.job = Job().override(**{**known, **(settings or {})})
+        parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
+        self.data: Source = parts["train"]  # type: ignore[assignment]
+        self.validation, self.test = parts["validation"], parts["test"]
+        self.model = build_model(model, self.data.fields, loss, metrics)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
 
@@ -94,11 +112,12 @@ class Trainer:
         if self.folder is not None:
             length |= {"run.dir": str(self.folder), "checkpoint.resume": "auto"}
         job = self.job.override(**length)
-        before = self._runner if self._runner is not None and self._runner.has_started else None
-        self._runner = Runner(job, self._task, before, in_script=True)
-        self._runner.run()
-        if before is None and self._runner.has_started:
-            atexit.register(self._leave)
+        runner = self._runner = Runner(job, self._task, session.current(), in_script=True)
+        try:
+            runner.run()
+        finally:
+            if runner.has_started:
+                session.hold(runner.group, runner.heartbeat)
         if self._runner.failure is not None:
             raise self._runner.failure
         folder = self.folder
@@ -124,30 +143,25 @@ class Trainer:
     @property
     def params(self) -> dict[str, np.ndarray]:
         """Copies of the trained parameters by name. Raises DdlError before the first ``fit``."""
-        from ddl.arrays import host
-
         return {name: np.array(host(view)) for name, view in self._loop.state.params.views.items()}
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them."""
         source, loop = _source(data), self._loop
-        assert source is not None
+        if source is None:
+            raise UserError("evaluation needs data")
         rows = self.job.data.batch_eval
+        source = self._prepared(source)
         return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.transforms)
 
     def predict(self, x: Any) -> np.ndarray:
-        """The model's output for samples ``x`` (rows, ...), computed on this rank alone."""
-        from ddl.arrays import host
-        from ddl.nn import Context
+        """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
 
-        state = self._loop.state
-        batch: dict[str, Any] = {"x": np.array(x)}
+        What a model gives in place of its input (an autoencoder) is in the units of the data."""
+        batch = self._prepared(Arrays(np.asarray(x))).gather(np.arange(len(x)))
         for transform in self._loop.transforms:
             batch = transform(batch, [slice(0, len(x))], [])
-        context = Context(segments=[slice(0, len(x))], shards=[0])
-        batch = {name: state.device.array(value) for name, value in batch.items()}
-        outputs = self.model.predict(state.params.views, state.averages.views, batch, context)
-        return np.array(host(next(iter(outputs.values()))))
+        return next(iter(outputs_of(self.model, self._loop.state, batch, self.job.run.seed).values()))
 
     @property
     def _loop(self) -> Loop:
@@ -156,32 +170,91 @@ class Trainer:
         return self._runner.loop
 
     def _task(self, job: Job) -> Task:
-        assert self.data is not None
         order = order_of(job, len(self.data))
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
-        layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
-        factor = schedule(self.schedule, total, warmup_steps=job.optim.warmup_steps)
-        lr = self.optimizer.lr
+        splits = Splits(self.data, self.validation, self.test, getattr(self.data, "names", ()))
+        groups = self._groups(job)
         return assemble(
             job,
-            Splits(self.data, self.validation, self.test),
+            splits,
             model=self.model,
             order=order,
-            optimizer=Groups(layout, self.optimizer, freeze=job.model.freeze),
-            lr=lambda step: lr * factor(step),
+            optimizer=groups,
+            lr=self._learning_rate(job, groups.lr, total),
             total_steps=total,
-            clip_norm=self.clip_norm,
+            clip_norm=job.optim.clip_norm,
             normalise=self.normalize,
-            augment=self.augment,
-            callbacks=self.callbacks,
-            knowledge={"data": Known.of(self.data).to_json(), "options": {}},
+            augment=augmentations(self.augment, self.data.fields, self.model),
+            callbacks=callbacks(self.callbacks),
+            knowledge=knowledge_of(job, splits),
         )
 
-    def _leave(self) -> None:
-        """At the interpreter's end: all ranks part together, so that nobody takes it for a death."""
-        if self._runner is not None:
-            self._runner.end()
-            mpi.part(self._runner.group)
+    def _groups(self, job: Job) -> Groups:
+        if isinstance(self.optimizer, str):
+            return build_groups(job, self.model)
+        layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
+        return Groups(layout, self.optimizer, self.rules, freeze=job.model.freeze)
+
+    def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
+        if isinstance(self.schedule, str):
+            return learning_rate(job, total_steps, lr)
+        factor = self.schedule
+        return lambda step: lr * factor(step)
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Raises UserError for a setting that an argument says already."""
+        free = [*_READ, *(f"optim.{f.name}" for f in fields_of(OptimSettings) if isinstance(self.optimizer, str))]
+        for name in settings:
+            if name in _ARGUMENTS or (name.startswith(("optim.", "model.")) and name not in free):
+                said_by = _ARGUMENTS.get(name, "model, loss, metrics, optimizer, rules")
+                raise UserError(f"{name} is no setting of a Trainer: its arguments say that ({said_by})")
+        if not isinstance(self.schedule, str):
+            if said := sorted(set(settings) & set(_OF_SCHEDULE)):
+                raise UserError(f"schedule is a function and says itself what {said[0]} would")
+            if not callable(self.schedule):
+                raise UserError(f"schedule = {self.schedule!r} is neither a name nor a function of the step")
+        if isinstance(self.optimizer, str) and self.rules:
+            raise UserError('rules go with an optimizer that is an object; with a name, set "optim.groups"')
+
+    def _record(self, given: Mapping[str, Source | None], model: Any, loss: Any, metrics: Any) -> dict[str, Any]:
+        """What stands in config.toml for the arguments: names as they are, objects in words."""
+        lengths = {name: 0 if source is None else len(source) for name, source in given.items()}
+        record: dict[str, Any] = {
+            "data.source": described(given["train"]),
+            "model.name": model if isinstance(model, str) else described(model),
+            "model.loss": "auto" if loss is None else loss if isinstance(loss, str) else described(loss),
+            "data.augment": [one if isinstance(one, str) else described(one) for one in self.augment],
+            "train.callbacks": [one for one in self.callbacks if isinstance(one, str)],
+            **{f"data.{name}": lengths[name] / sum(lengths.values()) for name in ("validation", "test")},
+        }
+        if metrics is not None:
+            record["model.metrics"] = [one if isinstance(one, str) else described(one) for one in metrics]
+        if isinstance(self.schedule, str):
+            record["optim.schedule"] = self.schedule
+        if isinstance(self.optimizer, str):
+            return {**record, "optim.name": self.optimizer}
+        numbers = _numbers(self.optimizer)
+        groups = [
+            {"match": rule.match, "frozen": rule.frozen, **(_numbers(rule.optimizer) if rule.optimizer else {})}
+            for rule in self.rules
+        ]
+        return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
+
+    def _prepared(self, source: Source) -> Source:
+        """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
+        else the numbers of tokens."""
+        x = source.fields.get("x")
+        if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
+            return source
+        return as_dtype(source, self.job.train.dtype)
+
+
+def _numbers(optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's name and numbers as settings of [optim]."""
+    name = next((name for name, made in OPTIMIZERS.items() if type(optimizer) is made), None)
+    settings = {field.name for field in fields_of(OptimSettings)}
+    numbers = {key: value for key, value in getattr(optimizer, "__dict__", {}).items() if key in settings}
+    return {**numbers, "name": name or described(optimizer)}
 
 
 def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
