@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddl.cores import share_cores
+from ddl.cores import choose_kernels, share_cores
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,9 @@ _NAMES = {
     "DistributedOptimizer": "ddl.world",
 }
 
-share_cores()  # as early as can be: whatever is imported after this may load NumPy
+# As early as can be: whatever is imported after this may load NumPy.
+choose_kernels()
+share_cores()
 
 if TYPE_CHECKING:
     from ddl import arrays as arrays

@@ -1,10 +1,11 @@
-"""The cores of a node, shared among its ranks: each rank's BLAS would take them all.
+"""The cores of a node, shared among its ranks: each rank's BLAS would take them all; and the kernels that suit them.
 
 How many ranks there are is launched.py's; a choice of the user's stands."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -38,6 +39,20 @@ def share(environment: Mapping[str, str]) -> int | None:
     if ranks < 2 or any(name in environment for name in VARIABLES):
         return None
     return max(len(os.sched_getaffinity(0)) // ranks, 1)
+
+
+def choose_kernels(environment: MutableMapping[str, str] = os.environ, cpuinfo: str = "/proc/cpuinfo") -> None:
+    """Have OpenBLAS take its kernels of 256 bits on a Zen 4, whose vectors of 512 bits are two halves one after the
+    other: large products took 5 % less time than with those it takes by itself. Counts before NumPy is imported."""
+    try:
+        with open(cpuinfo) as file:
+            lines = [line.split(":", 1) for line in itertools.takewhile(str.strip, file)]
+    except OSError:
+        return
+    facts = {name.strip(): value.split() for name, value in (line for line in lines if len(line) == 2)}
+    is_amd = facts.get("vendor_id") == ["AuthenticAMD"] and facts.get("cpu family") == ["25"]
+    if is_amd and "avx512f" in facts.get("flags", ()):  # Zen 3, of the same family, has none
+        environment.setdefault("OPENBLAS_CORETYPE", "Zen")
 
 
 def _tell_openblas(threads: int) -> None:

@@ -162,7 +162,8 @@ def load_whole(typingctx, whole, at, x):
     def build(context, builder, signature, arguments):
         vector = _vector(x.dtype)
         numbers = ir.VectorType(ir.IntType(whole.dtype.bitwidth), vector.count)
-        found = builder.load(_place(context, builder, signature.args[0], *arguments[:2], numbers))
+        source, at = arguments[:2]
+        found = builder.load(_place(context, builder, signature.args[0], source, at, numbers))
         found.align = whole.dtype.bitwidth // 8
         return builder.sitofp(found, vector)
 
@@ -175,8 +176,9 @@ def store_whole(typingctx, whole, at, value):
 
     def build(context, builder, signature, arguments):
         numbers = ir.VectorType(ir.IntType(whole.dtype.bitwidth), value.count)
-        place = _place(context, builder, signature.args[0], *arguments[:2], numbers)
-        builder.store(builder.fptosi(arguments[2], numbers), place).align = whole.dtype.bitwidth // 8
+        to, at, values = arguments
+        place = _place(context, builder, signature.args[0], to, at, numbers)
+        builder.store(builder.fptosi(values, numbers), place).align = whole.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(whole, types.intp, value), build

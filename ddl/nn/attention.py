@@ -17,7 +17,6 @@ from ddl.nn.context import Context
 from ddl.nn.initial import glorot, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
 
-BLOCK_BYTES = 512 << 10  # of shares: those of a few samples stay in a core's own caches from product to product
 CAUSAL_RUN = 64  # places: shorter runs spare more products and make each of them slower
 
 
@@ -31,12 +30,6 @@ def _turns(time: int, pairs: int) -> np.ndarray:
     """(time, 1, pairs) complex, of length 1: by how much each pair of a head's values is turned at each place."""
     rates = 10000.0 ** (-np.arange(pairs) / pairs)
     return np.exp(1j * np.arange(time)[:, None, None] * rates)
-
-
-def _blocks(shares: Array) -> list[slice]:
-    """A few samples at a time; on a GPU, whose kernels want length, all."""
-    each = BLOCK_BYTES // max(shares[:1].nbytes, 1) if namespace_of(shares) is np else len(shares)
-    return [slice(a, a + max(each, 1)) for a in range(0, len(shares), max(each, 1))]
 
 
 @dataclass(frozen=True)
@@ -94,14 +87,12 @@ class MultiHeadAttention:
         gathered = ctx.empty((batch, time, self.heads, width // self.heads), dtype)
         by_head = gathered.transpose(0, 2, 1, 3)
         cuts = self._cuts(time)
-        for few in _blocks(shares):
-            q, k, v, share, out = queries[few], keys[few], values[few], shares[few], by_head[few]
-            for at, seen in cuts:
-                xp.matmul(q[:, :, at], k[:, :, seen].swapaxes(2, 3), out=share[:, :, at, seen])
-                share[:, :, at, seen.stop :] = 0
-            masked_softmax(share, mask[few] if len(mask) else mask, self._scale(width), self.causal)
-            for at, seen in cuts:
-                xp.matmul(share[:, :, at, seen], v[:, :, seen], out=out[:, :, at])
+        for at, seen in cuts:
+            xp.matmul(queries[:, :, at], keys[:, :, seen].swapaxes(2, 3), out=shares[:, :, at, seen])
+            shares[:, :, at, seen.stop :] = 0
+        masked_softmax(shares, mask, self._scale(width), self.causal)
+        for at, seen in cuts:
+            xp.matmul(shares[:, :, at, seen], values[:, :, seen], out=by_head[:, :, at])
         gathered = gathered.reshape(-1, width)
         y = ctx.empty((len(rows), width), dtype)
         xp.matmul(gathered, params["output_weight"], out=y)
@@ -146,16 +137,12 @@ class MultiHeadAttention:
         dqueries, dkeys, dvalues = self._heads(dprojected, batch, time)
         # Who is seen by a run of places, and who sees it.
         cuts = [(at, seen, slice(at.start if self.causal else 0, time)) for at, seen in self._cuts(time)]
-        for few in _blocks(shares):
-            q, k, v, share, slope = queries[few], keys[few], values[few], shares[few], slopes[few]
-            dq, dk, dv = dqueries[few], dkeys[few], dvalues[few]
-            with ctx.frame():
-                dshare = ctx.empty(share.shape, slopes.dtype)
-                for at, seen, after in cuts:
-                    xp.matmul(share[:, :, after, at].swapaxes(2, 3), slope[:, :, after], out=dv[:, :, at])
-                    xp.matmul(slope[:, :, at], v[:, :, seen].swapaxes(2, 3), out=dshare[:, :, at, seen])
-                    dshare[:, :, at, seen.stop :] = 0
-                softmax_backward(dshare, share, self._scale(each * self.heads))
-                for at, seen, after in cuts:
-                    xp.matmul(dshare[:, :, at, seen], k[:, :, seen], out=dq[:, :, at])
-                    xp.matmul(dshare[:, :, after, at].swapaxes(2, 3), q[:, :, after], out=dk[:, :, at])
+        dshares = ctx.empty(shares.shape, slopes.dtype)
+        for at, seen, after in cuts:
+            xp.matmul(shares[:, :, after, at].swapaxes(2, 3), slopes[:, :, after], out=dvalues[:, :, at])
+            xp.matmul(slopes[:, :, at], values[:, :, seen].swapaxes(2, 3), out=dshares[:, :, at, seen])
+            dshares[:, :, at, seen.stop :] = 0
+        softmax_backward(dshares, shares, self._scale(each * self.heads))
+        for at, seen, after in cuts:
+            xp.matmul(dshares[:, :, at, seen], keys[:, :, seen], out=dqueries[:, :, at])
+            xp.matmul(dshares[:, :, after, at].swapaxes(2, 3), queries[:, :, after], out=dkeys[:, :, at])

@@ -15,7 +15,7 @@ from ddl.arrays.windows import Pair, col2im, im2col
 from ddl.nn.context import Context
 from ddl.nn.layer import contiguous
 
-BLOCK_BYTES = 768 << 10  # what is computed of a few images at a time stays in a core's own caches
+BLOCK_BYTES = 1536 << 10  # of a few images at a time: smaller blocks stay nearer and cost more calls
 FEWEST_TILES = 96  # of a product of Winograd's: with fewer, preparing the weights costs as much as the product
 SHORT_WINDOW = 32  # numbers: gathering shorter windows costs more than their product
 FEWEST_PLACES = 8  # that straight.py computes at a time

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddl.cores import VARIABLES, share
+from ddl.cores import VARIABLES, choose_kernels, share
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -50,3 +50,24 @@ def test_blas_has_its_share_whether_numpy_or_ddl_comes_first(imports):
     if "threads" not in out:
         pytest.skip("NumPy's BLAS is not OpenBLAS")
     assert set(out.split()) == {"threads", "1"}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "wanted"),
+    [
+        ("AuthenticAMD", 25, "fpu avx2 avx512f", {"OPENBLAS_CORETYPE": "Zen"}),
+        ("AuthenticAMD", 25, "fpu avx2", {}),
+        ("AuthenticAMD", 26, "fpu avx2 avx512f", {}),
+        ("GenuineIntel", 6, "fpu avx2 avx512f", {}),
+    ],
+)
+def test_only_a_zen_4_takes_other_kernels(vendor, family, flags, wanted, tmp_path):
+    one = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\npower management:\n\n"
+    (tmp_path / "cpuinfo").write_text(one + one.replace(": 0", ": 1"))
+    environ: dict[str, str] = {}
+    choose_kernels(environ, str(tmp_path / "cpuinfo"))
+    assert environ == wanted
+    said = {"OPENBLAS_CORETYPE": "Haswell"}
+    choose_kernels(said, str(tmp_path / "cpuinfo"))
+    choose_kernels(environ, str(tmp_path / "nowhere"))
+    assert said == {"OPENBLAS_CORETYPE": "Haswell"} and environ == wanted
