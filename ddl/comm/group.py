@@ -40,7 +40,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 def check_contiguous(x: Array) -> None:
     """Raises ValueError for an array whose elements do not lie one after another: a copy would travel in its place."""
     if not x.flags.c_contiguous:
-        raise ValueError(f"an array that travels or is summed in place must be contiguous; this one has strides {x.strides}")
+        raise ValueError(f"an array that travels or is summed must be contiguous; this one has strides {x.strides}")
 
 
 def nobody_watches(waiting: bool) -> None:

@@ -76,7 +76,15 @@ def test_shares_add_up_to_one():
 
 
 def row(ranks, nbytes, algorithm, ours_s, peer_s, peer="mpi_allreduce"):
-    return {"nodes": 1, "ranks": ranks, "bytes": nbytes, "algorithm": algorithm, "ours_s": ours_s, "peer": peer, "peer_s": peer_s}
+    return {
+        "nodes": 1,
+        "ranks": ranks,
+        "bytes": nbytes,
+        "algorithm": algorithm,
+        "ours_s": ours_s,
+        "peer": peer,
+        "peer_s": peer_s,
+    }
 
 
 def test_measured_rows_become_rules_that_choose_the_fastest():
