@@ -108,27 +108,30 @@ def time_steps(call: Callable[[], object], steps: int) -> list[float]:
     return np.diff(times).tolist()
 
 
-def steps_in_turns(
-    candidates: dict[str, Callable[[], object]], group: Group, seconds: float, alone: Sequence[str] = ()
-) -> dict[str, list[float]]:
-    """Seconds of each step of each candidate, in blocks by turns, until each had ``seconds``.
+def steps_in_turns(candidates: dict[str, Callable[[], object]], group: Group, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each step of each candidate by its slowest rank, in turns until each had ``seconds``."""
+    blocks = blocks_in_turns(candidates, group, seconds)
+    return {name: np.concatenate([block.max(axis=0) for block in found]).tolist() for name, found in blocks.items()}
 
-    Those of the slowest rank; of candidates ``alone``, whose ranks do not wait for each other, the ranks' mean."""
+
+def blocks_in_turns(
+    candidates: dict[str, Callable[[], object]], group: Group, seconds: float
+) -> dict[str, list[np.ndarray]]:
+    """The blocks of each candidate, by turns until each had ``seconds``: (ranks, steps), seconds of each step."""
     steps: dict[str, int] = {}
     for name, call in candidates.items():
         time_steps(call, 3)
         group.barrier()
         slowest = max(group.gather_objects(statistics.median(time_steps(call, 5))))
         steps[name] = max(3, round(BLOCK_S / slowest))
-    names, found = list(candidates), {name: list[float]() for name in candidates}
+    names, found = list(candidates), {name: list[np.ndarray]() for name in candidates}
     for number in range(max(3, round(seconds / BLOCK_S))):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             group.barrier()
             times = time_steps(candidates[name], steps[name])
             # The first step of a block finds the other candidate's data in the caches.
-            by_rank = np.array(group.gather_objects(times[1:]))
-            found[name] += (by_rank.mean(axis=0) if name in alone else by_rank.max(axis=0)).tolist()
+            found[name].append(np.array(group.gather_objects(times[1:])))
     return found
 
 
