@@ -5,6 +5,7 @@ meet their weights in one product before the loop, and the weights get their gra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +37,8 @@ class _Recurrent:
     sequences: bool = False
 
     gates: ClassVar[int] = 1
-    extra: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[tuple[str, ...]] = ()  # a bias of the last gate's recurrent part
+    adds: ClassVar[bool] = False  # a step back leaves in dh what does not come through the recurrent part
 
     def spec(self, shape: Shape) -> Spec:
         if len(shape) != 2:
@@ -79,9 +81,24 @@ class _Recurrent:
         ctx, inputs, gates, states, masks, kept, wanted = cache
         xp = namespace_of(dy)
         time, batch, features = inputs.shape
-        dh = ctx.empty((batch, self.units), dy.dtype)
+        dh, back = ctx.empty((batch, self.units), dy.dtype), ctx.empty((batch, self.units), dy.dtype)
         dh[...] = 0 if self.sequences else dy
-        through = self._run_backward(params, grads, gates, states, masks, kept, dh, dy, ctx)
+        turned = ctx.empty(params["recurrent"].shape[::-1], dy.dtype)
+        turned[...] = params["recurrent"].T  # once: each product with a transposed view takes half as long again
+        through, step = self._backward_of(gates, states, masks, kept, dh, ctx)
+        for t in range(time - 1, -1, -1):
+            if self.sequences:
+                dh += dy[:, t]
+            step(t)
+            if self.adds or len(masks[t]):
+                xp.matmul(through[t], turned, out=back)
+                if not self.adds:
+                    dh *= ~masks[t][:, None]
+                dh += back
+            else:
+                xp.matmul(through[t], turned, out=dh)
+        if self.extra:
+            xp.sum(through[:, :, -self.units :], axis=(0, 1), out=grads[self.extra[0]])
         flat, through = gates.reshape(-1, gates.shape[2]), through.reshape(-1, gates.shape[2])
         xp.matmul(inputs.reshape(-1, features).T, flat, out=grads["weight"])
         xp.matmul(states[:-1].reshape(-1, self.units).T, through, out=grads["recurrent"])
@@ -99,30 +116,13 @@ class _Recurrent:
         """Fill states[1:] and turn ``gates`` into what backward needs; returns what else it needs."""
         raise NotImplementedError
 
-    def _run_backward(
-        self,
-        params: Views,
-        grads: Views,
-        gates: Array,
-        states: Array,
-        masks: Array,
-        kept: Any,
-        dh: Array,
-        dy: Array,
-        ctx: Context,
-    ) -> Array:
-        """Turn ``gates`` into the gradient of the input's part; returns that of the recurrent part."""
-        raise NotImplementedError
+    def _backward_of(
+        self, gates: Array, states: Array, masks: Array, kept: Any, dh: Array, ctx: Context
+    ) -> tuple[Array, Callable[[int], None]]:
+        """(gradient of the recurrent part, a step back), both by time.
 
-    def _earlier(self, through: Array, params: Views, back: Array, dh: Array, mask: Array) -> None:
-        """dh = through @ recurrent.T, plus dh itself where the state was kept."""
-        xp = namespace_of(dh)
-        if not len(mask):
-            xp.matmul(through, params["recurrent"].T, out=dh)
-            return
-        xp.matmul(through, params["recurrent"].T, out=back)
-        dh *= ~mask[:, None]
-        dh += back
+        A step turns its ``gates`` into the gradient of the input's part, given that of its state in ``dh``."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -141,31 +141,20 @@ class RNN(_Recurrent):
                 xp.copyto(h, states[t], where=~masks[t][:, None])
         return None
 
-    def _run_backward(
-        self,
-        params: Views,
-        grads: Views,
-        gates: Array,
-        states: Array,
-        masks: Array,
-        kept: Any,
-        dh: Array,
-        dy: Array,
-        ctx: Context,
-    ) -> Array:
+    def _backward_of(
+        self, gates: Array, states: Array, masks: Array, kept: Any, dh: Array, ctx: Context
+    ) -> tuple[Array, Callable[[int], None]]:
         xp = namespace_of(gates)
-        back = ctx.empty(dh.shape, dh.dtype)
-        for t in range(len(gates) - 1, -1, -1):
-            if self.sequences:
-                dh += dy[:, t]
+
+        def step(t: int) -> None:
             slope = gates[t]
             xp.multiply(states[t + 1], states[t + 1], out=slope)
             xp.subtract(1, slope, out=slope)
             slope *= dh
             if masks.shape[1]:
                 slope *= masks[t][:, None]
-            self._earlier(slope, params, back, dh, masks[t])
-        return gates
+
+        return gates, step
 
 
 @dataclass(frozen=True)
@@ -190,27 +179,13 @@ class LSTM(_Recurrent):
             lstm_cell(gates[t], recurrent, params["bias"], masks[t], old, new, squashed[t])
         return cells, squashed
 
-    def _run_backward(
-        self,
-        params: Views,
-        grads: Views,
-        gates: Array,
-        states: Array,
-        masks: Array,
-        kept: Any,
-        dh: Array,
-        dy: Array,
-        ctx: Context,
-    ) -> Array:
+    def _backward_of(
+        self, gates: Array, states: Array, masks: Array, kept: Any, dh: Array, ctx: Context
+    ) -> tuple[Array, Callable[[int], None]]:
         cells, squashed = kept
-        back, dc = ctx.empty(dh.shape, dh.dtype), ctx.empty(dh.shape, dh.dtype)
+        dc = ctx.empty(dh.shape, dh.dtype)
         dc[...] = 0
-        for t in range(len(gates) - 1, -1, -1):
-            if self.sequences:
-                dh += dy[:, t]
-            lstm_cell_backward(gates[t], squashed[t], cells[t], masks[t], dh, dc)
-            self._earlier(gates[t], params, back, dh, masks[t])
-        return gates
+        return gates, lambda t: lstm_cell_backward(gates[t], squashed[t], cells[t], masks[t], dh, dc)
 
 
 @dataclass(frozen=True)
@@ -221,6 +196,7 @@ class GRU(_Recurrent):
 
     gates: ClassVar[int] = 3
     extra: ClassVar[tuple[str, ...]] = ("recurrent_bias",)
+    adds: ClassVar[bool] = True
 
     def _run(self, params: Views, gates: Array, states: Array, masks: Array, ctx: Context) -> Any:
         xp = namespace_of(gates)
@@ -232,25 +208,7 @@ class GRU(_Recurrent):
             gru_cell(gates[t], recurrent[t], masks[t], states[t], states[t + 1])
         return recurrent
 
-    def _run_backward(
-        self,
-        params: Views,
-        grads: Views,
-        gates: Array,
-        states: Array,
-        masks: Array,
-        kept: Any,
-        dh: Array,
-        dy: Array,
-        ctx: Context,
-    ) -> Array:
-        xp = namespace_of(gates)
-        back = ctx.empty(dh.shape, dh.dtype)
-        for t in range(len(gates) - 1, -1, -1):
-            if self.sequences:
-                dh += dy[:, t]
-            gru_cell_backward(gates[t], kept[t], masks[t], states[t], dh)
-            xp.matmul(kept[t], params["recurrent"].T, out=back)
-            dh += back
-        xp.sum(kept[:, :, 2 * self.units :], axis=(0, 1), out=grads["recurrent_bias"])
-        return kept
+    def _backward_of(
+        self, gates: Array, states: Array, masks: Array, kept: Any, dh: Array, ctx: Context
+    ) -> tuple[Array, Callable[[int], None]]:
+        return kept, lambda t: gru_cell_backward(gates[t], kept[t], masks[t], states[t], dh)
