@@ -14,6 +14,7 @@ import numpy as np
 from ddl.errors import ConfigError, DdlError
 from ddl.models.adversarial import gan
 from ddl.models.blueprint import Blueprint, FieldLike, Problem, default_loss
+from ddl.models.layers import layers
 from ddl.models.model import Loss, Model, Supervised
 from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
@@ -34,6 +35,7 @@ MODELS = {
     "transformer": transformer,
     "autoencoder": autoencoder,
     "gan": gan,
+    "layers": layers,
 }
 
 

@@ -24,6 +24,7 @@ from ddl.data import Arrays, Source, Splits, as_dtype
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.models import build as build_model
+from ddl.models.layers import described_loss, described_network
 from ddl.named import described
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
 from ddl.train.build import assemble, augmentations, build_groups, callbacks, knowledge_of, learning_rate, order_of
@@ -217,12 +218,12 @@ class Trainer:
             raise UserError('rules go with an optimizer that is an object; with a name, set "optim.groups"')
 
     def _record(self, given: Mapping[str, Source | None], model: Any, loss: Any, metrics: Any) -> dict[str, Any]:
-        """What stands in config.toml for the arguments: names as they are, objects in words."""
+        """What stands in config.toml for the arguments: names as they are, objects in plain values where these make
+        them again, else in words."""
         lengths = {name: 0 if source is None else len(source) for name, source in given.items()}
         record: dict[str, Any] = {
             "data.source": described(given["train"]),
-            "model.name": model if isinstance(model, str) else described(model),
-            "model.loss": "auto" if loss is None else loss if isinstance(loss, str) else described(loss),
+            **_of_model(model, loss),
             "data.augment": [one if isinstance(one, str) else described(one) for one in self.augment],
             "train.callbacks": [one for one in self.callbacks if isinstance(one, str)],
             **{f"data.{name}": lengths[name] / sum(lengths.values()) for name in ("validation", "test")},
@@ -247,6 +248,18 @@ class Trainer:
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
             return source
         return as_dtype(source, self.job.train.dtype)
+
+
+def _of_model(model: Any, loss: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    name, chosen = model, "auto" if loss is None else loss
+    if not isinstance(model, str):
+        tables = described_network(model)
+        name, options = ("layers", {"layers": tables}) if tables else (described(model), {})
+    if not isinstance(chosen, str):
+        chosen, of_loss = described_loss(loss) or (described(loss), {})
+        options |= {"loss": of_loss} if of_loss else {}
+    return {"model.name": name, "model.loss": chosen, "model.options": options}
 
 
 def _numbers(optimizer: Optimizer) -> dict[str, Any]:

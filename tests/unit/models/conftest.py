@@ -82,6 +82,18 @@ PROBLEMS = {
         {"y": 4},
     ),
     "cnn-global": ("cnn", {"channels": [4], "dense": [6], "pool": "none", "global_pool": True}, stripes, {"y": 2}),
+    "layers": (
+        "layers",
+        {
+            "layers": [
+                {"layer": "Flatten"},
+                {"layer": "Dense", "units": 7, "activation": "tanh"},
+                {"layer": "Dense", "units": 4},
+            ]
+        },
+        images,
+        {"y": 4},
+    ),
     "rnn": ("rnn", {"units": 7}, images, {"y": 4}),
     "lstm": ("lstm", {"units": 5, "embedding": 4, "dense": [6]}, texts, {"x": 10, "y": 2}),
     "gru": ("gru", {"units": 5, "dense": []}, images, {"y": 4}),

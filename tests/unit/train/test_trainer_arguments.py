@@ -12,6 +12,7 @@ import ddl
 from ddl import evaluate, predict
 from ddl.data import Mixup, Noise
 from ddl.errors import ConfigError, UserError
+from ddl.nn import BatchNorm, Dense, Flatten, ReLU, Reshape, Residual, Sequential
 from ddl.nn.losses import BinaryCrossEntropy, CrossEntropy
 from ddl.optim import SGD, Adam, Cosine, Momentum, Rule
 from ddl.train.__main__ import main as train
@@ -175,7 +176,9 @@ def lines_of(capsys, door, *words):
 
 
 def test_the_folder_tells_what_was_made_in_python_and_doors_say_so(here, capsys):
-    run = trainer({"run.dir": "run", "metrics.console_every_s": 60}, optimizer=SGD(lr=0.3), normalize="all")
+    network = Sequential(Dense(8), Own(), Dense(2))
+    settings = {"run.dir": "run", "metrics.console_every_s": 60}
+    run = trainer(settings, model=network, optimizer=SGD(lr=0.3), normalize="all")
     run.fit(steps=2)
     banner = capsys.readouterr().out
     assert "(python) Sequential(" in banner and "cnn" not in banner
@@ -195,8 +198,22 @@ def test_the_folder_tells_what_was_made_in_python_and_doors_say_so(here, capsys)
         assert status == 2 and len(said) == 1 and "made by a script" in said[0], said
 
 
-def test_doors_open_the_run_of_a_model_by_name(here, capsys):
-    run = trainer({"run.dir": "run"}, model="mlp", normalize="feature")
+class Own(ReLU):
+    """A layer that no name leads to."""
+
+
+NETWORKS = {
+    "by name": "mlp",
+    "of layers": ddl.models.MLP([4, 8, 2], dropout=0.2),
+    "of named layers": Sequential(inner=Sequential(Dense(6, "tanh"), BatchNorm()), last=Dense(2, bias=False)),
+    "of layers in layers": Sequential(Reshape((2, 2)), Residual(Dense(2)), Flatten(), Dense(2)),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_doors_open_the_run_of_a_model_that_can_be_made_again(network, here, capsys):
+    loss = CrossEntropy(label_smoothing=0.1)
+    run = trainer({"run.dir": "run"}, model=NETWORKS[network], normalize="feature", loss=loss)
     run.fit(steps=5)
     np.save("x.npy", X)
     np.save("y.npy", Y)
