@@ -40,10 +40,15 @@ class Known:
         return cls(dict(source.fields), learned(inner), tuple(names))
 
     def to_json(self) -> dict[str, Any]:
-        fields = {
-            name: {"shape": list(f.shape), "dtype": f.dtype.str, "size": f.size} for name, f in self.fields.items()
+        fields = {  # a user's own source may have counted with NumPy
+            name: {
+                "shape": [int(length) for length in f.shape],
+                "dtype": np.dtype(f.dtype).str,
+                "size": None if f.size is None else int(f.size),
+            }
+            for name, f in self.fields.items()
         }
-        return {"fields": fields, "learned": dict(self.learned), "names": list(self.names)}
+        return {"fields": fields, "learned": dict(self.learned), "names": [str(name) for name in self.names]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Known:

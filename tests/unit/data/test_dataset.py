@@ -1,11 +1,13 @@
 """Parts of a dataset: disjoint, together everything, with the share of each class; held-out samples teach nothing."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddl.data import Arrays, Splits, labels_of, make_transforms, open_dataset, sequential_split, stratified_split
+from ddl.data import Arrays, Known, Splits, labels_of, make_transforms, open_dataset, sequential_split, stratified_split
 from ddl.data.generated import library
 from ddl.data.source import Field
 from ddl.errors import ConfigError, DataError
@@ -165,3 +167,13 @@ def test_targets_that_cannot_be_classes_are_refused(tmp_path):
     np.savez(tmp_path / "prices.npz", x=np.zeros((60, 4)), y=np.arange(60) * 20_000)
     with pytest.raises(DataError, match=r"prices\.npz: targets up to 1180000 would be 1180001 classes of 60 samples"):
         open_dataset("files", path=str(tmp_path / "prices.npz"))
+
+
+def test_what_is_kept_of_a_source_of_ones_own_is_json():
+    class Counted:
+        fields = {"x": Field((np.int64(3),), np.dtype("float32")), "y": Field((), np.int64, np.int64(4))}  # noqa: RUF012
+
+    known = Known.of(Counted(), names=np.array(["a", "b"]))
+    again = Known.from_json(json.loads(json.dumps(known.to_json())))
+    assert again.fields == {"x": Field((3,), np.dtype("float32")), "y": Field((), np.dtype("int64"), 4)}
+    assert again.names == ("a", "b") and again.symbols is None
