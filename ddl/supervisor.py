@@ -175,12 +175,12 @@ class Supervisor:
                             self._show_notes(self._id(len(failed_at)))
                     return verdict.status
                 failed_at.append(ended.step)
-                self._drop_dead_hosts(self._id(len(failed_at) - 1))
-                try:
-                    check(self.job, self.ranks)
-                except ConfigError as error:  # which was not one on all the hosts
-                    self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
-                    return EX_TEMPFAIL
+                if self._drop_dead_hosts(self._id(len(failed_at) - 1)):
+                    try:
+                        check(self.job, self.ranks)
+                    except ConfigError as error:  # which was not one on all the hosts
+                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
+                        return EX_TEMPFAIL
                 if not self.asked:
                     left = self.restarts - len(failed_at)
                     self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
@@ -333,16 +333,20 @@ class Supervisor:
 
     # Between two launches.
 
-    def _drop_dead_hosts(self, launch: str) -> None:
-        """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends."""
+    def _drop_dead_hosts(self, launch: str) -> bool:
+        """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends.
+
+        Whether there are fewer now."""
         if len(self.hosts) < 2:
-            return
+            return False
         alive = [host for host in self.hosts if self.asked or self._answers(host, launch)]
-        if alive and len(alive) < len(self.hosts):
+        some = bool(alive) and len(alive) < len(self.hosts)
+        if some:
             lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
             self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
             self.hosts = alive
             self._say(f"no answer from {', '.join(lost)}: going on without")
+        return some
 
     def _answers(self, host: Host, launch: str) -> bool:
         sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch]
