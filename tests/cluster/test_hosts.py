@@ -7,10 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from ddl.audit import report
+from ddl.mpirun import find_mpirun
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -182,3 +186,87 @@ def test_nothing_is_left_of_hosts_that_are_stopped(tmp_path):
     assert made.script("stop").returncode == 0
     assert tag not in links() and not list(Path("/run/netns").glob(f"{tag}*"))
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+# A link that is cut, under ddl.launch.
+
+LIMIT_S = 140.0
+SUPERVISOR = """
+import sys
+import ddl.launch, ddl.supervisor
+ddl.launch.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
+raise SystemExit(ddl.launch.main())
+"""
+WRAPPER = """#!/bin/bash
+exec {mpirun} --prtemca plm_ssh_agent "{script} agent" --prtemca prte_if_include {net}.0/24 \\
+  --mca btl_tcp_if_include {net}.0/24 "$@"
+"""
+SLOW = """
+import time
+def step(outcome):
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def own_hosts():
+    made = Hosts(f"l{os.getpid() % 1_000_000}")
+    started = made.script("start", "2")
+    if started.returncode != 0:
+        pytest.skip(f"no namespaces here: {started.stderr.strip()}")
+    yield made
+    assert made.script("stop").returncode == 0
+
+
+def lines(path: Path) -> list[dict]:
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue  # half a line
+    return found
+
+
+def test_a_host_whose_link_is_cut_is_left_out(own_hosts, tmp_path):
+    hosts = own_hosts
+    tag, folder = hosts.environ["DDL_HOSTS_TAG"], tmp_path / "run"
+    addresses = Path(os.environ.get("TMPDIR", "/tmp"), f"ddl-hosts-{tag}", "hosts").read_text().split()
+    real = Path(find_mpirun())
+    wrapper = tmp_path / "bin" / "mpirun"
+    wrapper.parent.mkdir()
+    (wrapper.parent / "prterun").symlink_to(real.with_name("prterun"))
+    net = addresses[0].rpartition(".")[0]
+    wrapper.write_text(WRAPPER.format(mpirun=real, script=ROOT / "tests" / "cluster" / "hosts.sh", net=net))
+    wrapper.chmod(0o755)
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = [*JOB, "--train.steps=80", "--run.dir", str(folder), "--train.callbacks", '["slow:step"]']
+    words += ["-n", "4", "--host", ",".join(f"{address}:2" for address in addresses), "--checkpoint.every_steps", "5"]
+    with open(tmp_path / "said", "w") as said:
+        job = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR.format(mpirun=str(wrapper)), *words],
+            env={**hosts.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+        )
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while not any(line.get("step", 0) >= 12 for line in lines(folder / "metrics.jsonl")):
+            assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+            time.sleep(0.1)
+        subprocess.run(["ip", "link", "set", f"{tag}v2", "down"], env={"PATH": SEARCH}, check=True)
+        status = job.wait(max(deadline - time.monotonic(), 1.0))
+    finally:
+        job.terminate()
+        job.wait()
+    told = (tmp_path / "said").read_text()
+    assert status == 0, told
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["ranks_finished"] == 2, told
+    assert f"no answer from {addresses[1]}" in told
+    assert report(folder).is_exact
+    launches = [line["launch"] for line in lines(folder / "ledger.jsonl")]
+    first = launches[0]
+    assert launches.index(summary["launch"]) == launches.count(first)  # nothing of the old launch after the new one's
