@@ -93,11 +93,12 @@ class GradientSum:
             not self.staged_because,
         )
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
+        wanted = wanted and len(plan) > 1
+        # All open their parts alike: where some rank may send them as its backward writes them, nobody opens several.
+        self._one_by_one = any(group.gather_objects(wanted))
         self._progress = Progress(plan)
         self._span = span
-        self._sender = _Sender(self._send) if wanted and len(plan) > 1 else None
-        # All open their parts alike: where some rank may send them as its backward writes them, nobody opens several.
-        self._one_by_one = any(group.gather_objects(self._sender is not None))
+        self._sender = _Sender(self._send) if wanted else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)
         self._total = Total(self._sum.result, self._sum.total, 0.0)
@@ -168,6 +169,8 @@ def _refusal(group: Group, device: Device, gpu: str) -> str:
     """Why GPU memory is not given to MPI, in words, the same on all ranks; "" where it is."""
     if gpu == "staged":
         return "it was asked for"
+    if group.size == 1:
+        return "nobody else is there"
     refused = "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)
     return next((why for why in group.gather_objects(refused) if why), "")
 
