@@ -39,6 +39,9 @@ def rows(
         # By whole blocks: a step of ranks that wait for each other ends now on one, now on the other a little later,
         # and the slowest rank of each step would count that twice.
         middle = {mode: statistics.median(float(block.mean()) for block in found) for mode, found in blocks.items()}
+        # What ranks that wait for the slowest of each step would take if their sums cost nothing.
+        in_step = statistics.median(float(block.max(axis=0).mean()) for block in blocks["alone"])
+        more = {"alone_in_step_s": in_step, **settings}
         for mode in ("weak", "strong"):
             subject = {"model": name, "mode": mode}
-            yield Row("scaling", group.size, subject, "auto", middle[mode], "alone", middle["alone"], settings)
+            yield Row("scaling", group.size, subject, "auto", middle[mode], "alone", middle["alone"], more)
