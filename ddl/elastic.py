@@ -16,9 +16,7 @@ function again. How they do it is fault's; a model with data and an optimizer is
 
 from __future__ import annotations
 
-import atexit
 import copy
-import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -28,9 +26,10 @@ import numpy as np
 
 from ddl.comm import Group, ending, mpi
 from ddl.data import Plan, assign
-from ddl.errors import DdlError, JobEnded, PeerLost, UserCodeError
+from ddl.errors import DdlError, JobEnded, PeerLost
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report, Settings
+from ddl.fault.session import current, hold
 from ddl.fault.watchdog import Heartbeat, start_companion
 from ddl.launched import launched_rank
 
@@ -153,28 +152,33 @@ class _Work:
 
 
 class _Launch:
-    """This process among the ranks, and its watchdog: started once, kept from one ``run`` to the next.
+    """This script's calls of ``run``, in the ranks that it has joined: looks after every way out of the script.
 
-    Looks after every way out of the script. Outside ``run`` no rank needs another: all part at the interpreter's end,
-    so that nobody takes the first to leave for dead, and each ends with the status that its script chose."""
+    Outside ``run`` no rank needs another: all part at the interpreter's end, so that nobody takes the first to leave
+    for dead, and each ends with the status that its script chose."""
 
     def __init__(self, hang_timeout_s: float):
-        # Before MPI: a process that MPI has set up should not fork.
-        self.heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
-        self._show = sys.excepthook  # that of before MPI, which makes a death of every exception
-        self._first = mpi.start()
+        self._show = sys.excepthook
+        known = current()
+        if known is None:
+            # Before MPI: a process that MPI has set up should not fork.
+            heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
+            heartbeat.wait(True)
+            group = mpi.start()
+            group.waits = heartbeat.wait
+            known = hold(group, heartbeat)
+        else:
+            self._show = sys.__excepthook__  # the present one makes a death of every exception
+        self._session = known
         self._job: _Run | None = None
-        self._first.waits = self.heartbeat.wait
-        self.heartbeat.wait(True)
+        self.heartbeat = known.heartbeat or Heartbeat(known.group.me.identity)
         self.is_running = False
-        self.refusal: DdlError | None = None
         sys.excepthook = self._uncaught
-        atexit.register(self._part)
 
     @property
     def group(self) -> Group:
         """The newest generation."""
-        return self._first if self._job is None else self._job.group
+        return self._session.group if self._job is None else self._job.group
 
     def begin(self, state: State, plan: Plan, min_ranks: int, hang_timeout_s: float) -> _Run:
         self._job = _Run(state, plan, self.group, min_ranks, self.heartbeat)
@@ -185,8 +189,10 @@ class _Launch:
 
     def end(self, refusal: DdlError | None = None) -> None:
         """All ranks have come to the same end. What the script does next may take as long as it takes."""
+        hold(self.group)
+        self._job = None  # others in this script may move on to a newer generation
         self.heartbeat.wait(True)
-        self.is_running, self.refusal = False, refusal
+        self.is_running, self._session.refusal = False, refusal
 
     def die(self, error: BaseException) -> NoReturn:
         """An exception of this rank alone: the others go on once it is gone."""
@@ -204,27 +210,15 @@ class _Launch:
             mpi.fail(self.group, status & 0xFF)
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if error is self.refusal:
-            self._tell(self.refusal)
-            self.heartbeat.part()
-            mpi.finish(self.group, self.refusal.exit_status)
-            return
+        refusal = self._session.refusal
+        if error is refusal and self.group.tolerant:
+            self._session.end_with(refusal)
         self._show(kind, error, trace)
         if self.is_running:
             self.heartbeat.end()
             mpi.fail(self.group, 1)
         else:
             self.heartbeat.part()  # the others may have begun another run, which does not wait for this rank for ever
-
-    def _tell(self, refusal: DdlError) -> None:
-        if self.group.is_leader:
-            if isinstance(refusal, UserCodeError) and refusal.traceback:
-                print(refusal.traceback.rstrip(), file=sys.stderr)
-            print(f"{os.path.basename(sys.argv[0])}: {refusal}", file=sys.stderr, flush=True)
-
-    def _part(self) -> None:
-        self.heartbeat.end()
-        mpi.part(self.group)
 
 
 _launch: _Launch | None = None
@@ -345,5 +339,8 @@ def run(
         if error is job.refusal:
             launch.end(error)
         raise
-    launch.end()
-    return value
+    else:
+        launch.end()
+        return value
+    finally:
+        hold(launch.group)

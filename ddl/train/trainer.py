@@ -120,13 +120,22 @@ class Trainer:
             if runner.has_started:
                 session.hold(runner.group, runner.heartbeat)
         if self._runner.failure is not None:
-            raise self._runner.failure
+            raise self._refused(self._runner.failure)
         folder = self.folder
         if folder is not None:
             self.summary = json.loads((folder / "summary.json").read_text())
         if self.summary.get("status") == "stopped":
-            raise Stop(f"training was asked to stop after step {self.summary['steps']}; fit() again goes on from there")
+            steps = self.summary["steps"]
+            raise self._refused(Stop(f"training was asked to stop after step {steps}; fit() again goes on from there"))
         return self.summary
+
+    @staticmethod
+    def _refused(error: DdlError) -> DdlError:
+        """``error``, which all ranks are told alike: uncaught it ends them with its status."""
+        joined = session.current()
+        if joined is not None:
+            joined.refusal = error
+        return error
 
     @property
     def folder(self) -> Path | None:

@@ -147,3 +147,21 @@ print("good")
 """
     status, said, err = start(code, tmp_path)
     assert status == 0 and said.count("good") == said.count("status 0") == 3, (said, err)
+
+
+def test_a_trainer_and_a_loop_share_ranks_and_end(tmp_path):
+    code = """
+def strike(state, world):
+    if me == 1 and state.step == 7 and not world.generation:
+        os.kill(os.getpid(), signal.SIGKILL)
+x = np.random.default_rng(0).normal(size=(120, 4)); y = (x[:, 0] > 0).astype("int64")
+def fit(name):
+    run = ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), global_batch=16,
+                      settings={"run.dir": name, "metrics.console_every_s": 0})
+    run.fit(steps=5)
+    return run.group.size
+print("sizes", fit("one"), run(), fit("two"), run())
+"""
+    status, said, err = start(code, tmp_path)
+    assert status == 0, err
+    assert said.count("sizes 3 2 2 2") == said.count("status 0") == 2, (said, err)

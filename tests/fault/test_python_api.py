@@ -71,6 +71,45 @@ print("good", run.group.size)
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
+def test_one_trainer_after_another_and_a_loop_of_your_own_share_ranks_and_end(launch, tmp_path):
+    code = """
+first = make()
+first.fit(steps=4)
+second = ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), global_batch=16, optimizer=ddl.optim.SGD(lr=1e-9),
+                     settings={"run.dir": "fine", "metrics.console_every_s": 0, "train.dtype": "float64",
+                               "model.from": str(first.folder)})
+second.fit(steps=2)
+close = all(np.allclose(value, second.params[name], atol=1e-6) for name, value in first.params.items())
+again = first.fit(steps=6)
+assert second.group is first.group is ddl.init()
+pids = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
+companions = [pid for pid in pids if b"companion" in open(f"/proc/{pid}/cmdline", "rb").read()]
+print("good", close, again["steps"], ddl.allreduce(np.ones(2), average=False)[0], len(companions))
+"""
+    ranks, out, err = start(launch, TRAINER + code, tmp_path)
+    assert count(out, f"good True 6 {ranks:.1f} 1") == count(out, "status 0") == ranks, out + err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_trainer_after_init_works_in_its_group(launch, tmp_path):
+    code = """
+group = ddl.init()
+run = make()
+run.fit(steps=4)
+assert run.group is group
+from ddl.errors import UserError
+try:
+    ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y),
+                settings={"fault.tolerance": "on", "metrics.console_every_s": 0}).fit(steps=1)
+except UserError as error:
+    print("refused", "fault.tolerance is on" in str(error))
+print("good", ddl.allreduce(np.ones(1), average=False)[0])
+"""
+    ranks, out, err = start(launch, TRAINER + code, tmp_path)
+    assert count(out, "refused True") == count(out, f"good {ranks:.1f}") == count(out, "status 0") == ranks, out + err
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
 def test_a_script_chooses_its_status(launch, tmp_path):
     ranks, out, err = start(launch, TRAINER + "make().fit(steps=3)\nsys.exit(3)\n", tmp_path)
     assert "status 3" in out and (launch == "mpirun" or count(out, "status 3") == ranks), out + err
@@ -113,10 +152,13 @@ def strike(outcome):
 run = make(callbacks=[strike])
 one = run.fit(steps=8)
 two = run.fit(steps=12)
-print("survived", one["steps"], two["steps"], run.group.size, [f["rank"] for f in one["failures"]])
+other = ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings={"metrics.console_every_s": 0})
+three = other.fit(steps=2)
+found = [one["steps"], two["steps"], three["steps"], three["failures"]]
+print("survived", *found, other.group.size, [f["rank"] for f in one["failures"]])
 """
     _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
-    assert count(out, "survived 8 12 1 [0]") == 1 and count(out, "status 0") == 1, out + err
+    assert count(out, "survived 8 12 2 [] 1 [0]") == 1 and count(out, "status 0") == 1, out + err
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
@@ -154,3 +196,16 @@ def test_rank_and_size_are_known_only_after_init(tmp_path):
     code = "import ddl\ntry:\n    ddl.rank()\nexcept ddl.errors.DdlError as error:\n    print(error)\n"
     _, out, _ = start("alone", code, tmp_path)
     assert "call ddl.init() first" in out
+
+
+def test_what_ends_all_ranks_alike_is_told_once_and_ends_with_its_status(tmp_path):
+    code = """
+def strike(outcome):
+    if outcome.step == 4 and os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+settings = {"run.dir": "other", "metrics.console_every_s": 0, "fault.min_ranks": 2}
+ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings=settings, callbacks=[strike]).fit(steps=8)
+"""
+    _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
+    assert count(out, "status 75") == 1, out + err
+    assert err.count("1 ranks are left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
