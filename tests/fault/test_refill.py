@@ -65,6 +65,14 @@ def test_new_processes_replace_the_dead(script, jobs, calm):
     assert [rank for event in ended.of("recovery") for rank in event["promoted"]] == [4, 5, 6][: len(ended.lost)]
 
 
+def test_the_dead_are_replaced_where_all_ranks_are_needed(jobs, calm):
+    """A replacement is launched alone: neither the minimum nor a random script may mistake that for the job's size."""
+    words = ("--fault.respawn", "true", "--fault.min_ranks", "3")
+    ended = jobs.run(*words, chaos="random:seed=3,kills=1,steps=20", flags=RECOVERABLE)
+    assert_calm(ended, calm)
+    assert ended.summary["ranks_finished"] == 4 and len(ended.lost) == 1
+
+
 def test_a_replacement_can_die_and_be_replaced(jobs, calm):
     (jobs.folder / "mortal.py").write_text(MORTAL)
     chaos = "kill rank 1 at step 5"
