@@ -14,12 +14,12 @@ BLOCK = 1 << 15
 
 
 @kernel
-def add_rows(out: np.ndarray, rows: np.ndarray, start: int, stop: int, stream: bool) -> float:
+def add_rows(out: np.ndarray, rows: np.ndarray, start: int, stop: int, stream: int) -> float:
     """out[start:stop] = the sum of rows[:, start:stop], in the order of the rows; returns its squared norm.
 
     out: (length,), rows: (ranks, length), both of one dtype; float16 is added in float32 and rounded once.
     The norm is not finite exactly when an element of the sum is not; overflow is no error here.
-    stream: write past the caches, for more than they hold (compiled only)."""
+    stream: write past the caches what is more than they hold, so many elements at a time; 0: not (compiled only)."""
     norm = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for low in range(start, stop, BLOCK):

@@ -98,10 +98,12 @@ def _wide_squares(x):
 def add_rows(out, rows, start, stop, stream):
     count, norm = len(rows), 0.0
     step = LINE // out.itemsize
-    stream = stream and count > 1 and (out.ctypes.data + start * out.itemsize) % LINE == 0
-    kept = np.empty(BLOCK if stream else 0, out.dtype)
-    for low in range(start, stop, BLOCK):
-        high = min(low + BLOCK, stop)
+    if count == 1 or (out.ctypes.data + start * out.itemsize) % LINE:
+        stream = 0
+    block = stream if stream else BLOCK
+    kept = np.empty(stream, out.dtype)
+    for low in range(start, stop, block):
+        high = min(low + block, stop)
         part, first, last = out[low:high], rows[0, low:high], rows[count - 1, low:high]
         whole = (high - low) // step * step if stream else 0
         # All rows but the last are summed where the caches keep it, so that the last sum alone is streamed.

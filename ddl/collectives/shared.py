@@ -19,8 +19,11 @@ PIECE_BYTES = 4 << 20
 # Pieces of one node's sum: so long that barriers do not count, so short that all ranks' copies stay in the caches.
 CACHED_BYTES = 1 << 20
 LINE_BYTES = 64
-# What is longer than the caches is written past them, which saves reading what is overwritten.
-STREAM_BYTES = 16 << 20
+# What is longer than the caches is written past them, which saves reading what is overwritten. Very long arrays are
+# read in longer runs of each rank's: 256 MiB took a fifth less time then on 4 ranks and a tenth on 2, 16 MiB a tenth
+# more.
+STREAM_BYTES, LONG_BYTES = 16 << 20, 128 << 20
+RUN, LONG_RUN = 1024, 2048  # elements
 # Up to here each rank sums everything for itself: that costs less than the second barrier.
 SMALL_BYTES = 16 << 10
 
@@ -36,7 +39,7 @@ def add(out: np.ndarray, sources: np.ndarray, part: slice, group: Group) -> floa
     """``part`` of ``out`` (length,) becomes the sum of ``sources`` (ranks, length); returns its squared norm.
 
     The norm is not finite exactly when an element is not: overflow is for the caller to see."""
-    stream = out.nbytes >= STREAM_BYTES
+    stream = 0 if out.nbytes < STREAM_BYTES else RUN if out.nbytes < LONG_BYTES else LONG_RUN
     if group.probe is no_probe:
         return float(add_rows(out, sources, part.start, part.stop, stream))
     norm, step = 0.0, max(1, BLOCK_BYTES // out.itemsize)
