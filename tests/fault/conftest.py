@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ddl.audit import report
-from ddl.mpirun import LAUNCH_VARIABLE, find_mpirun, members, sweep
+from ddl.mpirun import LAUNCH_VARIABLE, find_mpirun, members, ranks, sweep
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120.0
@@ -106,15 +106,7 @@ class Running:
 
     def ranks(self) -> dict[int, int]:
         """rank -> pid of the job's ranks, without launchers and companions."""
-        found = {}
-        for pid in members(self.mark):
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                pairs = (word.partition(b"=") for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-                rank = {name: value for name, _, value in pairs}.get(b"OMPI_COMM_WORLD_RANK")
-                if rank is not None and b"ddl.train" in command:
-                    found[int(rank)] = pid
-        return found
+        return ranks(self.mark)
 
     def everything(self) -> list[int]:
         """All processes of the job: launchers, ranks and companions."""

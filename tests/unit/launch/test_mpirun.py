@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from ddl.errors import ConfigError
-from ddl.mpirun import Filter, Host, command_line, parse_hosts, read_hostfile, remove_segments, segments
+from ddl.mpirun import (
+    Filter,
+    Host,
+    command_line,
+    members,
+    parse_hosts,
+    ranks,
+    read_hostfile,
+    remove_segments,
+    segments,
+)
 
 RULE = "-" * 74 + "\n"
 
@@ -121,3 +133,22 @@ def test_only_new_segments_that_nobody_maps_are_removed(tmp_path):
     with open(tmp_path / "sm_segment.h.mapped", "r+b") as file, mmap.mmap(file.fileno(), 4096):
         remove_segments(before, tmp_path)
     assert {path.name for path in segments(tmp_path)} == {"sm_segment.h.old", "sm_segment.h.mapped"}
+
+
+def test_ranks_of_a_launch_are_told_from_its_companions_and_from_other_launches():
+    mark, started = f"unit-{os.getpid()}", []
+
+    def start(*words, **variables):
+        environ = {**os.environ, **variables}
+        started.append(subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE, env=environ))
+        return started[-1].pid
+
+    try:
+        of_rank = {rank: start("-m", "ddl.train", DDL_LAUNCH=mark, OMPI_COMM_WORLD_RANK=str(rank)) for rank in (0, 1)}
+        start("ddl/fault/companion.py", DDL_LAUNCH=mark, OMPI_COMM_WORLD_RANK="1")
+        launcher = start("mpirun", DDL_LAUNCH=mark)
+        start(DDL_LAUNCH=f"{mark}-other", OMPI_COMM_WORLD_RANK="2")
+        assert ranks(mark) == of_rank and launcher in members(mark)
+    finally:
+        for process in started:
+            process.communicate(b"\n")
