@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from ddl.fault.inject import parse
 from ddl.parameters import enable_fault_tolerance
 
 pytestmark = [
@@ -104,6 +105,10 @@ def test_a_hung_rank_is_killed_and_says_where_it_hung(jobs, calm):
     note = json.loads((ended.folder / "notes" / ended.summary["launch"] / "rank-2.json").read_text())
     assert note["step"] == 5 and note["phase"] == "compute" and note["kind"] == "hang"
     assert "inject.py" in note["stack"] and "perform" in note["stack"]
+    (failure,) = ended.summary["failures"]
+    assert failure["phase"] == "compute" and failure["note"].endswith("rank-2.json")
+    (first,) = ended.of("first_step")
+    assert first["step"] == 6 and first["seconds"] > 0
 
 
 def test_a_hang_and_a_death_in_one_step_cost_two_ranks(jobs, calm):
@@ -159,6 +164,45 @@ def test_one_rank_is_enough_to_finish(script, jobs, calm):
     ended = jobs.run(chaos=script)
     assert_calm(ended, calm)
     assert ended.summary["ranks_finished"] == 4 - len(ended.lost)
+
+
+def test_random_faults_are_those_of_their_seed(jobs, calm):
+    script = "random:seed=7,kills=3,steps=25"
+    ended = jobs.run(chaos=script)
+    assert_calm(ended, calm)
+    drawn = parse(script, ranks=4)
+    told = (ended.folder / "notes" / ended.summary["launch"] / "faults").read_text().splitlines()
+    assert told == [str(fault) for fault in drawn.faults] and len(told) == 3
+    assert [rank for rank, _ in ended.lost] == [fault.rank for fault in drawn.faults]
+
+
+READS_AHEAD = """
+import os, signal, threading
+from ddl.data.loader import Loader
+from ddl.train.__main__ import main
+
+make = Loader._make
+
+def struck(self, key, slot):
+    made = make(self, key, slot)
+    if os.environ["OMPI_COMM_WORLD_RANK"] == os.environ["VICTIM"] and key[1] == 4:
+        assert threading.current_thread().name == "ddl-prefetch"
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+
+Loader._make = struck
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_death_in_the_middle_of_a_prefetch(victim, jobs, undisturbed):
+    """The batch that is being read is of a later step than the one that is computed."""
+    words = ("--data.augment", '["noise:0.1"]')
+    (jobs.folder / "reads_ahead.py").write_text(READS_AHEAD)
+    ended = jobs.run(*words, program=("reads_ahead.py",), environ={"VICTIM": str(victim)})
+    assert_calm(ended, undisturbed(*words))
+    assert ended.lost == [(victim, "crash")]
 
 
 def test_killed_from_outside_at_any_moment(jobs, calm):
