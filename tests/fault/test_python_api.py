@@ -39,7 +39,7 @@ rank, size = ddl.rank(), ddl.size()
 """
 
 
-def start(launch, code, folder, limit_s=60):
+def start(launch, code, folder, limit_s=150):
     """What a script said; each process tells its own exit status as its last line, mpirun's proves nothing."""
     ranks, launcher = LAUNCHES[launch]
     (folder / "script.py").write_text(code)

@@ -57,10 +57,33 @@ def test_evaluate_and_predict_agree_with_training_on_any_ranks(train, door, tmp_
     assert (outputs[0].argmax(axis=1) == pictures.arrays["y"][:101]).mean() > 0.85
 
 
+def test_texts_are_numbered_as_in_training_on_any_ranks_though_its_file_is_gone(train, door, rng, tmp_path):
+    kinds = {"ham": ["meeting", "report", "lunch"], "spam": ["buy", "cheap", "pills"]}
+    lines = []
+    for _ in range(150):
+        label = str(rng.choice(list(kinds)))
+        lines.append({"text": " ".join(rng.choice(kinds[label], 5)), "label": label})
+    data, fresh = tmp_path / "train.jsonl", tmp_path / "new.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = ("--data.source=files", f"--data.path={data}", "--data.options={}")
+    ended = train("text", 2, *files, "--train.epochs=8", "--train.global_batch=30", "--optim.lr=0.02")
+    assert ended.summary["test"]["accuracy"] == 1
+    data.rename(tmp_path / "gone.jsonl")
+    fresh.write_text("".join(json.dumps({"text": line["text"]}) + "\n" for line in lines[90:20:-1]))
+    for ranks in (0, 2):
+        told = door(["-m", "ddl.predict", ended.folder, "--input", fresh, "--output", "y.npy"], ranks)
+        assert told.status == 0, told.said
+        found = np.load(tmp_path / "y.npy").argmax(axis=1)
+        assert found.tolist() == [line["label"] == "spam" for line in lines[90:20:-1]]
+        told = door(["-m", "ddl.evaluate", ended.folder, "--input", "gone.jsonl", "--json"], ranks)
+        assert told.status == 0 and json.loads(told.out)["accuracy"] == 1, told.said
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["ddl.evaluate", "nowhere"], "nowhere"),
+        (["ddl.evaluate", "RUN", "--input", "none.npy"], "none.npy"),
         (["ddl.predict", "RUN"], "--input"),
         (["ddl.predict", "RUN", "--input", "none.npy", "--output", "y.npy"], "none.npy"),
         (["ddl.predict", "RUN", "--prompt", "def"], "language model"),
