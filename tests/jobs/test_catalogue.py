@@ -82,9 +82,7 @@ def test_every_job_is_tried_here():
     assert tried == {path.stem for path in JOBS.glob("*.toml")}
 
 
-@pytest.mark.parametrize(
-    ("job", "more"), [("mlp", ()), ("text", ()), ("cnn", ("--model.options.batch_norm=sync",))]
-)
+@pytest.mark.parametrize(("job", "more"), [("mlp", ()), ("text", ()), ("cnn", ("--model.options.batch_norm=sync",))])
 def test_a_job_ends_alike_on_one_two_and_four_ranks(train, job, more):
     words = (*SHORTENED[job][0], *more)
     tests = [train(job, ranks, *words, name=f"on-{ranks}").summary["test"] for ranks in (1, 2, 4)]
