@@ -232,16 +232,16 @@ def drills() -> dict[str, Drill]:
                 add(f"{part}-{role}", some, victims, ranks, part)
         # The leader dies, and in the recovery its successor; or two others do.
         for part in ("recovery", "recovery, with a spare"):
-            last = ranks  # of one rank more: a spare, where there is one
+            last, size = ranks, 1 if FULL else ROOM  # of one rank more: a spare, where there is one
             found = deaths(part, leader)
             if leader:
                 first, victims = 0, range(1, ranks)
             elif PARTS[part].words:
-                first, victims = 1, [last] if FULL else [2, 3, last]  # without the spare nobody is given the state
+                first, victims, size = 1, [last], 1  # without the spare nobody is given the state
                 found = [replace(death, step=None) for death in found]  # the spare does not know it yet
             else:
                 first, victims = last, [2, 1, 3, 4]
-            for some in chunks(found, 1 if FULL else ROOM - bool(PARTS[part].words)):
+            for some in chunks(found, size):
                 add(f"{part}-{role}", some, victims, ranks + 1, part, PARTS[part].before.format(first))
     for some in chunks(deaths("checkpoint", True), 1 if FULL else ROOM):
         # Whoever leads writes; the next leader's first checkpoint is its own.
