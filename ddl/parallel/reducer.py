@@ -43,6 +43,7 @@ class GradientSum:
     Between the first announcement and the return of ``finish`` nobody else may use the group.
 
     overlap: send a bucket while backward still runs: "auto" where that pays (between nodes, from a GPU).
+    order: all names as they become whole (default: the layout's, reversed); buckets leave in it.
     by_rows: names, the same on all ranks, of tables (rows, width). Where ``local.views.zero_outside`` names the rows
     that a step has touched, on all ranks, and they are few together, those alone are summed.
     gpu: "staged" through the host, or, by the other words, given to MPI where all ranks compute on GPUs and their MPI
@@ -62,6 +63,7 @@ class GradientSum:
         bucket_mib: float = BUCKET_MIB,
         overlap: Literal["auto", "on", "off"] | bool = "auto",
         tuning: Tuning | None = None,
+        order: Sequence[str] | None = None,
         by_rows: Sequence[str] = (),
         gpu: Literal["auto", "direct", "staged"] = "staged",
         span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
@@ -71,7 +73,7 @@ class GradientSum:
         least = TABLE_BYTES if len(group.nodes) == 1 else TABLE_BYTES_BETWEEN_NODES
         sizes = {name: prod(layout.shapes[name]) * layout.dtype.itemsize for name in by_rows}
         tables = [name for name, nbytes in sizes.items() if nbytes >= least]
-        plan = buckets(layout, bucket_mib * (1 << 20) if may_overlap else inf, alone=tables)
+        plan = buckets(layout, bucket_mib * (1 << 20) if may_overlap else inf, order, alone=tables)
         if group.size == 1:
             plan = []
         self._parts = [bucket.span for bucket in plan] or [slice(0, layout.length)]

@@ -102,6 +102,8 @@ class Work:
             bucket_mib=task.bucket_mib,
             overlap="off" if getattr(task.model, "synchronised", False) else task.overlap,
             tuning=task.tuning,
+            # Sums of averages lie behind the gradients and come with those of the first layers as well as of the last.
+            order=[*reversed(list(task.model.params)), *task.model.averages],
             by_rows=by_rows(task.model),
             gpu=task.gpu,
             span=self.span,

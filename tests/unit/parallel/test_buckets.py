@@ -56,3 +56,13 @@ def test_names_that_were_never_announced_leave_at_the_end():
     progress = Progress(buckets(layout, 1))
     assert list(progress.announce(["b"])) == []
     assert list(progress.flush()) == [0, 1, 2]
+
+
+def test_sums_of_averages_come_last_and_hold_no_gradient_up():
+    params, averages = ["conv", "norm", "dense"], ["norm.mean", "norm.variance"]
+    layout = Layout.of(dict.fromkeys([*params, *averages], (16,)))
+    progress = Progress(buckets(layout, 1, [*reversed(params), *averages]))
+    assert list(progress.announce(["dense"])) == [0]
+    assert list(progress.announce(["norm", *averages])) == [1]
+    assert list(progress.announce(["conv"])) == [2, 3]
+    assert list(progress.flush()) == [4]
