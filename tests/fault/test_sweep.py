@@ -84,7 +84,7 @@ class Part:
 SUM = "step.load step.compute step.sum"
 BARRIERS = "allreduce.barrier+ allreduce.block*3 allreduce.barrier+"
 SHRUNK = "recover.fence recover.revoke recovery.revoke+ recover.shrink recovery.agree+ recovery.shrink+ recover.agree"
-BOUND = "recover.reassign recovery.gather+*2 recovery.share+ recovery.agree+"
+BOUND = "recover.reassign recovery.gather+*3 recovery.share+ recovery.gather+ recovery.agree+"
 CHECKPOINT_FILE = "checkpoint.open+ checkpoint.write+ checkpoint.fsync+"
 PARTS = {
     "set-up": Part(
@@ -93,7 +93,7 @@ PARTS = {
         None,
         leads=("setup.claim", "setup.claim.done", "setup.announce"),
     ),
-    "start": Part(passed("job.gather+*2 job.share+"), 0),
+    "start": Part(passed("job.gather+*3 job.share+ job.gather+"), 0),
     "step": Part(passed(f"{SUM} {BARRIERS} step.commit"), 3),
     "step, ring": Part(
         passed(f"{SUM} allreduce.stream allreduce.stream.message*12 allreduce.stream.done allreduce.native+")
