@@ -59,7 +59,7 @@ def least_squares(run: Path) -> Figure:
     from ddl.train.trained import Trained
 
     trained = Trained(run)
-    own = samples_of(trained.task.train)
+    own = samples_of(trained.split("train"))
     for transform in trained.transforms:
         own = transform(own, [], [])
     x, y = own["x"].astype(np.float64), own["y"].astype(np.float64)
@@ -78,12 +78,12 @@ def bag_of_words(run: Path) -> Figure:
     trained = Trained(run)
     reached = json.loads((run / "summary.json").read_text())["test"]["accuracy"]
     texts = []
-    for part in (trained.task.train, trained.task.test):
+    for part in (trained.split("train"), trained.split("test")):
         # The classifier gets the whole lines, not what our tokeniser leaves of them.
         source: Any = part
         rows = source.indices
         texts.append(source.source.texts(rows))
-    labels = [samples_of(part)["y"] for part in (trained.task.train, trained.task.test)]
+    labels = [samples_of(part)["y"] for part in (trained.split("train"), trained.split("test"))]
     regression, majority = _regression(tuple(texts[0]), tuple(labels[0]), tuple(texts[1]), tuple(labels[1]))
     note = f"logistic regression {regression:.4f}, majority class {majority:.4f}"
     return Figure(reached, regression - 0.02, reached >= regression - 0.02, note)
@@ -107,7 +107,7 @@ def gzip_of_each_file(run: Path) -> Figure:
     from ddl.train.trained import Trained
 
     trained = Trained(run)
-    window, limit = trained.task.train.fields["x"].shape[0], trained.job.data.options["limit_mib"]
+    window, limit = trained.known.fields["x"].shape[0], trained.job.data.options["limit_mib"]
     files = generated.stdlib_files(limit)["test"]
     ours, theirs, won = 0.0, 0.0, 0
     for path in files:
@@ -155,7 +155,7 @@ def principal_components(run: Path) -> Figure:
 
     trained = Trained(run)
     parts = []
-    for part in (trained.task.train, trained.task.test):
+    for part in (trained.split("train"), trained.split("test")):
         own = samples_of(part)
         for transform in trained.transforms:
             own = transform(own, [], [])
