@@ -77,6 +77,25 @@ def test_a_gan_draws_digits_and_not_always_the_same_one(train, door):
     assert np.corrcoef(drawn[0].mean(axis=0).ravel(), digits().arrays["x"].mean(axis=0).ravel())[0, 1] > 0.5
 
 
+JUDGED = {
+    "linear": ((), "lstsq"),
+    "mlp": (("--train.epochs=1",), "accuracy"),
+    "autoencoder": (("--train.epochs=1",), "PCA"),
+    "transformer": (TRANSFORMER, "gzip"),
+    "text": (("--train.epochs=1", "--data.options.lines_per_package=400"), "logistic regression"),
+    "gan": (("--train.epochs=1",), "classes"),
+}
+
+
+@pytest.mark.parametrize("job", JUDGED)
+def test_a_run_is_compared_with_what_it_must_reach(train, door, job):
+    if job in ("text", "gan"):
+        pytest.importorskip("sklearn")
+    words, against = JUDGED[job]
+    judged = door([JOBS.parent / "check_jobs.py", job, "--run", train(job, 1, *words).folder])
+    assert f"{job}: reached " in judged.out and against in judged.out, judged.said
+
+
 def test_every_job_is_tried_here():
     tried = {*SHORTENED, "transformer", "autoencoder", "autoencoder_conv", "gan"}
     assert tried == {path.stem for path in JOBS.glob("*.toml")}
