@@ -81,7 +81,7 @@ def sweep(size, job, deaths_at, few_bytes=0, **how):
                 return number
 
 
-@pytest.mark.parametrize("nodes", [[0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0, 1]])
+@pytest.mark.parametrize("nodes", [[0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0]])
 @pytest.mark.parametrize("algorithm", list(TABLE))
 def test_a_death_anywhere_never_corrupts_a_sum(algorithm, nodes):
     for victim in range(len(nodes)):
