@@ -86,7 +86,7 @@ class DistributedOptimizer:
     settings for some parameters, by their names."""
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
-        from ddl.arrays import FlatBuffer, Layout
+        from ddl.arrays import FlatBuffer, Layout, aligned
 
         dtypes = {x.dtype for x in params.values()}
         if len(dtypes) != 1:
@@ -95,7 +95,7 @@ class DistributedOptimizer:
         layout = Layout.of({name: x.shape for name, x in params.items()}, dtypes.pop())
         self.optimizer = Groups(layout, optimizer, rules)
         self._params, self._grads = FlatBuffer(layout), FlatBuffer(layout)
-        self._slots = {name: np.zeros_like(self._params.flat) for name in self.optimizer.slots}
+        self._slots = {name: aligned.zeros(layout.length, layout.dtype) for name in self.optimizer.slots}
 
     def step(self, grads: Mapping[str, Any]) -> None:
         """One update with the mean over ranks of ``grads``, given by the parameters' names."""

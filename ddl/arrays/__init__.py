@@ -2,6 +2,7 @@
 
 The only room that imports cupy."""
 
+from ddl.arrays import aligned
 from ddl.arrays.arena import Arena
 from ddl.arrays.flat import FlatBuffer, Layout, Views
 from ddl.arrays.namespace import Array, Device, device, host, namespace_of
@@ -17,6 +18,7 @@ __all__ = [
     "InRows",
     "Layout",
     "Views",
+    "aligned",
     "device",
     "generator",
     "host",

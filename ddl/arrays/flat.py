@@ -11,6 +11,7 @@ from math import prod
 
 import numpy as np
 
+from ddl.arrays import aligned
 from ddl.arrays.namespace import Array
 from ddl.arrays.tables import clear_rows
 
@@ -108,7 +109,7 @@ class FlatBuffer:
 
     def __init__(self, layout: Layout, flat: Array | None = None, xp=np):
         self.layout = layout
-        self.flat: Array = xp.zeros(layout.length, layout.dtype) if flat is None else flat
+        self.flat: Array = aligned.zeros(layout.length, layout.dtype, xp) if flat is None else flat
         self.views = layout.views(self.flat)
 
     def __getitem__(self, name: str) -> Array:

@@ -94,6 +94,11 @@ class Optim:
     step_factor: float = setting(0.1, "what the learning rate is multiplied by at each fall")
     scale_lr_by_batch: int = setting(0, "global batch for which lr was found: lr grows in proportion; 0: lr as it is")
     clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping")
+    sharded: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "ranks of a node share one replica and update a part of it each; auto: where that pays and the optimizer sees "
+        "each element alone; off: a replica a rank",
+    )
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"
     )
@@ -146,7 +151,10 @@ class Fault:
     hang_timeout_s: float = setting(120.0, "seconds without life after which a rank counts as hung and is killed")
     recovery_timeout_s: float = setting(30.0, "seconds after which a recovery that does not end is given up")
     skip_limit: int = setting(10, "steps in a row that may be skipped for a value that is not finite")
-    check_every: int = setting(200, "steps between comparisons of the ranks' states; 0: never")
+    check_every: int = setting(
+        200,
+        "steps between comparisons of replicas; 0: never. Ranks that share one (optim.sharded) have none to compare",
+    )
     chaos: str = setting("", 'faults to inject, for drills: "kill rank 2 at step 40; ..." or "random:seed=7,kills=3"')
 
 

@@ -58,6 +58,7 @@ POINTS: dict[str, str] = {
     "step.load": "before a batch is fetched",
     "step.compute": "before forward and backward of a batch",
     "step.sum": "before the sum of a step",
+    "step.prepare": "before a rank's share of the update of a replica that the ranks of a node share",
     "step.commit": "after the sum of a step, before anything changes",
     **{f"recover.{phase}": f"before recovery's phase {phase}" for phase in _RECOVERY},
     "evaluate.batch": "before a batch of an evaluation",

@@ -1,8 +1,11 @@
-"""The elementwise optimizers as loops compiled by Numba: one pass, every operation in the order of the plain path.
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+"""The elementwise optimizers compiled by Numba: a rule is what becomes of one element, in the order of operations of
+the plain path; its loops run it in one pass, in place, or from one copy of parameters and slots into another.
 
 Imported only where Numba is wanted and installed (elementwise.py). Without fastmath LLVM neither
 reorders nor contracts, so each loop gives the bits of its plain twin; error_model="numpy" drops
-the zero checks that would keep it from vectorising."""
+the zero checks that would keep it from vectorising. In place and into are two loops, since arrays
+that might overlap keep it from that as well."""
 
 from __future__ import annotations
 
@@ -10,66 +13,129 @@ from math import sqrt
 
 from numba import njit
 
-compiled = njit(cache=True, nogil=True, error_model="numpy")
+rule = njit(error_model="numpy")
+loop = njit(cache=True, nogil=True, error_model="numpy")
 
 
-@compiled
-def sgd(p, g, scale, decay, lr):  # type: ignore[no-untyped-def]
+@rule
+def _mean_gradient(p, g, scale, decay):
+    d = g * scale
+    if decay != 0:
+        d += p * decay
+    return d
+
+
+@rule
+def _sgd(p, g, scale, decay, lr):
+    return p - _mean_gradient(p, g, scale, decay) * lr
+
+
+@rule
+def _momentum(p, g, trace, scale, decay, lr, mu, nesterov):
+    d = _mean_gradient(p, g, scale, decay)
+    trace = trace * mu + d
+    if nesterov != 0:
+        return p - (trace * mu + d) * lr, trace
+    return p - trace * lr, trace
+
+
+@rule
+def _adam(p, g, mean, square, scale, decay, lr, keep1, add1, keep2, add2, unbias, eps):
+    d = _mean_gradient(p, g, scale, decay)
+    mean = mean * keep1 + d * add1
+    square = square * keep2 + d * d * add2
+    return p - mean / (sqrt(square) * unbias + eps) * lr, mean, square
+
+
+@rule
+def _adamw(p, g, mean, square, scale, kept, lr, keep1, add1, keep2, add2, unbias, eps):
+    d = g * scale
+    mean = mean * keep1 + d * add1
+    square = square * keep2 + d * d * add2
+    return p * kept - mean / (sqrt(square) * unbias + eps) * lr, mean, square
+
+
+@rule
+def _rmsprop(p, g, square, scale, decay, lr, keep, add, eps):
+    d = _mean_gradient(p, g, scale, decay)
+    square = square * keep + d * d * add
+    return p - d / (sqrt(square) + eps) * lr, square
+
+
+@rule
+def _adagrad(p, g, square, scale, decay, lr, eps):
+    d = _mean_gradient(p, g, scale, decay)
+    square = square + d * d
+    return p - d / (sqrt(square) + eps) * lr, square
+
+
+@loop
+def sgd(scalars, g, p):
     for i in range(p.size):
-        d = g[i] * scale
-        if decay != 0:
-            d += p[i] * decay
-        p[i] -= d * lr
+        p[i] = _sgd(p[i], g[i], *scalars)
 
 
-@compiled
-def momentum(p, g, trace, scale, decay, lr, mu, nesterov):  # type: ignore[no-untyped-def]
+@loop
+def sgd_into(scalars, g, p, p2):
     for i in range(p.size):
-        d = g[i] * scale
-        if decay != 0:
-            d += p[i] * decay
-        trace[i] = trace[i] * mu + d
-        if nesterov != 0:
-            p[i] -= (trace[i] * mu + d) * lr
-        else:
-            p[i] -= trace[i] * lr
+        p2[i] = _sgd(p[i], g[i], *scalars)
 
 
-@compiled
-def adam(p, g, mean, square, scale, decay, lr, keep1, add1, keep2, add2, unbias, eps):  # type: ignore[no-untyped-def]
+@loop
+def momentum(scalars, g, p, trace):
     for i in range(p.size):
-        d = g[i] * scale
-        if decay != 0:
-            d += p[i] * decay
-        mean[i] = mean[i] * keep1 + d * add1
-        square[i] = square[i] * keep2 + d * d * add2
-        p[i] -= mean[i] / (sqrt(square[i]) * unbias + eps) * lr
+        p[i], trace[i] = _momentum(p[i], g[i], trace[i], *scalars)
 
 
-@compiled
-def adamw(p, g, mean, square, scale, kept, lr, keep1, add1, keep2, add2, unbias, eps):  # type: ignore[no-untyped-def]
+@loop
+def momentum_into(scalars, g, p, trace, p2, trace2):
     for i in range(p.size):
-        d = g[i] * scale
-        mean[i] = mean[i] * keep1 + d * add1
-        square[i] = square[i] * keep2 + d * d * add2
-        p[i] = p[i] * kept - mean[i] / (sqrt(square[i]) * unbias + eps) * lr
+        p2[i], trace2[i] = _momentum(p[i], g[i], trace[i], *scalars)
 
 
-@compiled
-def rmsprop(p, g, square, scale, decay, lr, keep, add, eps):  # type: ignore[no-untyped-def]
+@loop
+def adam(scalars, g, p, mean, square):
     for i in range(p.size):
-        d = g[i] * scale
-        if decay != 0:
-            d += p[i] * decay
-        square[i] = square[i] * keep + d * d * add
-        p[i] -= d / (sqrt(square[i]) + eps) * lr
+        p[i], mean[i], square[i] = _adam(p[i], g[i], mean[i], square[i], *scalars)
 
 
-@compiled
-def adagrad(p, g, square, scale, decay, lr, eps):  # type: ignore[no-untyped-def]
+@loop
+def adam_into(scalars, g, p, mean, square, p2, mean2, square2):
     for i in range(p.size):
-        d = g[i] * scale
-        if decay != 0:
-            d += p[i] * decay
-        square[i] += d * d
-        p[i] -= d / (sqrt(square[i]) + eps) * lr
+        p2[i], mean2[i], square2[i] = _adam(p[i], g[i], mean[i], square[i], *scalars)
+
+
+@loop
+def adamw(scalars, g, p, mean, square):
+    for i in range(p.size):
+        p[i], mean[i], square[i] = _adamw(p[i], g[i], mean[i], square[i], *scalars)
+
+
+@loop
+def adamw_into(scalars, g, p, mean, square, p2, mean2, square2):
+    for i in range(p.size):
+        p2[i], mean2[i], square2[i] = _adamw(p[i], g[i], mean[i], square[i], *scalars)
+
+
+@loop
+def rmsprop(scalars, g, p, square):
+    for i in range(p.size):
+        p[i], square[i] = _rmsprop(p[i], g[i], square[i], *scalars)
+
+
+@loop
+def rmsprop_into(scalars, g, p, square, p2, square2):
+    for i in range(p.size):
+        p2[i], square2[i] = _rmsprop(p[i], g[i], square[i], *scalars)
+
+
+@loop
+def adagrad(scalars, g, p, square):
+    for i in range(p.size):
+        p[i], square[i] = _adagrad(p[i], g[i], square[i], *scalars)
+
+
+@loop
+def adagrad_into(scalars, g, p, square, p2, square2):
+    for i in range(p.size):
+        p2[i], square2[i] = _adagrad(p[i], g[i], square[i], *scalars)

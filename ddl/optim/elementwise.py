@@ -75,8 +75,8 @@ def in_blocks(x: Array) -> list[tuple[slice, Array, Array]]:
 class Elementwise:
     """What the elementwise optimizers share: choosing the spelling that suits the arrays.
 
-    A rule is written three times, tested equal: ``block`` in plain NumPy without temporaries, a loop
-    of the same name in compiled.py, which does the same operations in the same order and so gives the
+    A rule is written three times, tested equal: ``block`` in plain NumPy without temporaries, loops
+    of the same name in compiled.py, which do the same operations in the same order and so give the
     same bits, and ``cuda`` for CuPy's ElementwiseKernel."""
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -101,13 +101,32 @@ class Elementwise:
         if xp is not np:
             _cuda_kernel(self.rule, self.constants, self.slots, self.cuda)(grads, *scalars, params, *arrays[2:])
             return
-        loop = _loop(self.rule) if params.dtype in (np.float32, np.float64) else None
+        loop = _loop(self.rule, params.dtype)
         if loop is not None:
-            # Scalars of the arrays' own type keep the arithmetic in it, as NumPy does.
-            loop(*arrays, *map(params.dtype.type, scalars))
+            loop(tuple(map(params.dtype.type, scalars)), grads, params, *arrays[2:])
             return
         for block, a, b in in_blocks(params):
             self.block([x[block] for x in arrays], scalars, a, b)
+
+    def update_into(
+        self,
+        new: Sequence[np.ndarray],
+        old: Sequence[np.ndarray],
+        grads: np.ndarray,
+        lr: float,
+        step: int,
+        scale: float,
+    ) -> None:
+        """The same step on the host, from ``old`` (parameters, then slots in their order) to ``new``, which lie
+        elsewhere; ``old`` stays as it is."""
+        dtype = grads.dtype
+        loop = _loop(f"{self.rule}_into", dtype)
+        if loop is not None:
+            loop(tuple(map(dtype.type, self.scalars(lr, step, scale))), grads, *old, *new)
+            return
+        for known, coming in zip(old, new, strict=True):
+            coming[...] = known
+        self.update(new[0], grads, dict(zip(self.slots, new[1:], strict=True)), lr, step, scale)
 
 
 @cache
@@ -117,9 +136,11 @@ def _cuda_kernel(rule: str, constants: tuple[str, ...], slots: tuple[str, ...], 
     return Device(0).xp.ElementwiseKernel(inputs, outputs, code, f"ddl_{rule}")
 
 
-def _loop(rule: str) -> Callable[..., None] | None:
-    """The rule as a compiled loop, where compiled kernels are wanted and can be had."""
-    return getattr(_loops(), rule) if is_compiled() else None
+def _loop(name: str, dtype: np.dtype) -> Callable[..., None] | None:
+    """A loop of compiled.py, where compiled kernels are wanted, can be had and know the type.
+
+    Its scalars must be of the arrays' own type, which keeps the arithmetic in it, as NumPy does."""
+    return getattr(_loops(), name) if is_compiled() and dtype in (np.float32, np.float64) else None
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 from ddl.arrays import Array, Layout
 from ddl.arrays.sums import squares
 from ddl.errors import ConfigError
-from ddl.optim.elementwise import Optimizer
+from ddl.optim.elementwise import Elementwise, Optimizer
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class Groups:
         """Of the gradients of what is trained."""
         return sum(squares(grads[run.place]) for run in self.runs if run.optimizer is not None)
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether any stretch of the parameters can be updated without the rest."""
+        return all(run.optimizer is None or isinstance(run.optimizer, Elementwise) for run in self.runs)
+
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float
     ) -> None:
@@ -113,6 +118,28 @@ class Groups:
             if run.optimizer is not None:
                 kept = {name: slots[name][run.place] for name in run.optimizer.slots}
                 run.optimizer.update(params[run.place], grads[run.place], kept, lr * run.lr_factor, step, scale)
+
+    def update_into(
+        self,
+        new: tuple[Array, Mapping[str, Array]],
+        old: tuple[Array, Mapping[str, Array]],
+        grads: Array,
+        lr: float,
+        step: int,
+        scale: float,
+        within: slice,
+    ) -> None:
+        """The same step from ``old`` parameters and slots to ``new`` ones, as far as they lie ``within``; only where
+        ``is_elementwise``. What is of no name, or no optimizer's slot, is not written: it is zero in both."""
+        for run in self.runs:
+            place = slice(max(run.place.start, within.start), min(run.place.stop, within.stop))
+            if place.start >= place.stop:
+                continue
+            if run.optimizer is None:
+                new[0][place] = old[0][place]
+                continue
+            arrays = [[params[place], *(slots[n][place] for n in run.optimizer.slots)] for params, slots in (new, old)]
+            run.optimizer.update_into(*arrays, grads[place], lr * run.lr_factor, step, scale)
 
     def __repr__(self) -> str:
         return "\n".join(

@@ -4,6 +4,7 @@ Buckets are cut in buckets.py, summed in sums.py; what the header says is the tr
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
 from ddl.parallel.buckets import Progress, buckets
-from ddl.parallel.sums import make_sum
+from ddl.parallel.sums import InNode, make_sum
 from ddl.parallel.tables import Table
 
 BUCKET_MIB = 4.0  # between hosts at 1 Gbit/s the step times of 1 to 8 MiB lie within the noise
@@ -48,6 +49,10 @@ class GradientSum:
     that a step has touched, on all ranks, and they are few together, those alone are summed.
     gpu: "staged" through the host, or, by the other words, given to MPI where all ranks compute on GPUs and their MPI
     takes what lies there; ``staged_because`` says why not.
+    replica: flat arrays, the same on all workers, that an update changes element by element; each as long as the
+    gradient, or shorter by what it does not look at. Where the ranks of a node can update them together, ``banks`` are
+    two places in the node's memory for all of them: the first holds what they hold, the second is for the update that
+    ``finish`` is given. Otherwise it is empty, and every rank updates its own.
     span: around each bucket, for a trace. After PeerLost it is closed and another one made for the next generation."""
 
     local: FlatBuffer
@@ -66,6 +71,7 @@ class GradientSum:
         order: Sequence[str] | None = None,
         by_rows: Sequence[str] = (),
         gpu: Literal["auto", "direct", "staged"] = "staged",
+        replica: Sequence[Array] = (),
         span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ):
         self.group, self.device = group, device or Device()
@@ -82,7 +88,7 @@ class GradientSum:
             for number, bucket in enumerate(plan)
             if bucket.names[0] in tables
         }
-        self.staged_because = _refusal(group, self.device, gpu)
+        self.staged_because, may_share = _agreed(group, self.device, gpu, bool(replica))
         self._sum = make_sum(
             group,
             layout,
@@ -93,10 +99,18 @@ class GradientSum:
             tuning,
             self.device,
             not self.staged_because,
+            [flat.nbytes for flat in replica] if may_share else [],
         )
+        self._shared = self._sum if isinstance(self._sum, InNode) and self._sum.banks[0] else None
+        self.banks: list[list[Array]] = [] if self._shared is None else self._shared.banks
+        if self._shared is not None:
+            for flat, shared in zip(replica, self.banks[0], strict=True):
+                for share in self._shared.shares:
+                    shared[share] = flat[share]
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1
         # All open their parts alike: where some rank may send them as its backward writes them, nobody opens several.
+        # Behind this call the first bank is whole, too.
         self._one_by_one = any(group.gather_objects(wanted))
         self._progress = Progress(plan)
         self._span = span
@@ -131,8 +145,12 @@ class GradientSum:
                 self._stage(number)
                 self._sender.submit(number)
 
-    def finish(self) -> Total:
-        """Sum what has not left yet; returns behind the closing barrier. Raises PeerLost; the sums are then garbage."""
+    def finish(self, update: Callable[[Sequence[slice], Total], None] | None = None, whole: bool = False) -> Total:
+        """Sum what has not left yet; returns behind the closing barrier. Raises PeerLost; the sums are then garbage.
+
+        update: where there are ``banks``: writes some places of the second one, which are this rank's, knowing the
+        header's sum and the gradient's in these places; if ``whole``, the whole gradient's and the norm, which is NaN
+        otherwise. All ranks of the node have written theirs when this returns; before, nobody may read them."""
         rest = range(len(self._parts))
         if self._sender is not None:
             rest = self._progress.flush()
@@ -147,13 +165,22 @@ class GradientSum:
             self._sum.open(rest)
             for number in rest:
                 self._reduce(number)
-        self._total.squared_norm = self._sum.close()
+        if update is None:
+            self._total.squared_norm = self._sum.close()
+        else:
+            assert self._shared is not None, "there are no banks"
+            self._total.squared_norm = self._shared.close(functools.partial(self._hand_over, update), whole)
         if self._sum.result is self._sum.local and self.group.size > 1:  # it now holds what any rank has touched
             rows = {t.name: np.flatnonzero(self._sum.touched[number].union) for number, t in self._tables.items()}
             self.local.views.zero_outside.clear()
             self.local.views.zero_outside.update(rows)
         self.group.doing = "job"
         return self._total
+
+    def _hand_over(self, update: Callable[[Sequence[slice], Total], None], squared_norm: float) -> None:
+        assert self._shared is not None
+        with self._span("prepare"):
+            update(self._shared.shares, Total(self._total.gradient, self._total.header, squared_norm))
 
     def is_quiet(self, timeout_s: float) -> bool:
         """Whether, within that time, no bucket is on its way any more: then the caller may use the group itself."""
@@ -167,14 +194,18 @@ class GradientSum:
         self._sum.release()
 
 
-def _refusal(group: Group, device: Device, gpu: str) -> str:
-    """Why GPU memory is not given to MPI, in words, the same on all ranks; "" where it is."""
-    if gpu == "staged":
-        return "it was asked for"
+def _agreed(group: Group, device: Device, gpu: str, has_replica: bool) -> tuple[str, bool]:
+    """Why GPU memory is not given to MPI, in words, "" where it is; and whether all ranks' replicas lie on the host.
+    The same on all ranks."""
     if group.size == 1:
-        return "nobody else is there"
-    refused = "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)
-    return next((why for why in group.gather_objects(refused) if why), "")
+        return "nobody else is there", False
+    on_host, refused = device.index is None, "it was asked for"
+    if gpu != "staged":
+        refused = (
+            "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)
+        )
+    told = group.gather_objects((refused, on_host)) if gpu != "staged" or has_replica else [(refused, on_host)]
+    return next((why for why, _ in told if why), ""), has_replica and all(on_host for _, on_host in told)
 
 
 class _Sender:

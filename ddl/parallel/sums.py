@@ -5,25 +5,25 @@ When a part may leave is the reducer's business (reducer.py); the algorithms are
 from __future__ import annotations
 
 import functools
-import os
-import time
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ddl.arrays import Array, Device, Layout
+from ddl.arrays import Array, Device, Layout, aligned
 from ddl.arrays.sums import squares
 from ddl.collectives import placed, ring
 from ddl.collectives.allreduce import TABLE
 from ddl.collectives.choose import Topology, Tuning, choose
-from ddl.collectives.shared import LINE_BYTES
+from ddl.collectives.shared import runs
 from ddl.comm import Group, SharedMemory
-from ddl.comm.group import no_probe
-from ddl.comm.topology import cores, start_time
 from ddl.parallel.staging import Direct, Staged
 from ddl.parallel.tables import FEW, RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
+
+Update = Callable[[float], None]
+"""Writes this rank's shares of the second bank; told the squared norm of the result, or NaN."""
 
 
 class Sum(Protocol):
@@ -75,7 +75,7 @@ class Alone(_OnHost):
     pays_to_overlap = False
 
     def __init__(self, layout: Layout, header_length: int, xp: ModuleType = np):
-        self.local = self.result = xp.zeros(layout.length, layout.dtype)
+        self.local = self.result = aligned.zeros(layout.length, layout.dtype, xp)
         self.header = self.total = np.zeros(header_length)
         self.touched = {}
 
@@ -102,7 +102,7 @@ class Flat(_OnHost):
         tuning: Tuning | None,
     ):
         self.group = group
-        self.local = self.result = np.zeros(layout.length, layout.dtype)
+        self.local = self.result = aligned.zeros(layout.length, layout.dtype)
         self.header, self.total = np.zeros(header_length), np.zeros(header_length)
         topology = Topology.of(group.nodes, can_share=False)
 
@@ -133,38 +133,10 @@ class Flat(_OnHost):
         return squares(self.result)
 
 
-class Arrivals:
-    """Waiting for the node's ranks without taking their cores: a rank that spins in a barrier slows those that compute.
-
-    Only a courtesy before the barrier: who has waited long enough, or for the dead, goes there, and hears of deaths.
-    counts: (ranks,) in memory of the node, zero at first. lives: whether the rank at a place of ``counts`` does."""
-
-    SPIN_S, NAP_S, LOOK_S, PATIENCE_S = 1e-4, 5e-5, 2e-3, 0.05
-
-    def __init__(self, counts: np.ndarray, me: int, lives: Callable[[int], bool] = lambda place: True):
-        self._counts, self._me, self._round, self._lives = counts, me, 0, lives
-
-    def wait(self) -> None:
-        """Tell that this rank has come; return when all have, when one is gone, or after ``PATIENCE_S``."""
-        self._round += 1
-        self._counts[self._me] = self._round
-        began, look_s = time.perf_counter(), self.LOOK_S
-        while self._counts.min() < self._round:
-            waited = time.perf_counter() - began
-            if waited > self.PATIENCE_S:
-                return
-            if waited > look_s:
-                look_s = waited + self.LOOK_S
-                if not all(self._lives(int(place)) for place in np.flatnonzero(self._counts < self._round)):
-                    return
-            if waited > self.SPIN_S:
-                time.sleep(self.NAP_S)
-            else:
-                os.sched_yield()
-
-
 class InNode(_OnHost):
-    """One node: gradients and headers lie in shared memory, and one pair of barriers serves both."""
+    """One node: gradients and headers lie in shared memory, and one pair of barriers serves both.
+
+    banks: two places for each array of a replica that the ranks of the node update together, each its ``shares``."""
 
     pays_to_overlap = False
 
@@ -186,13 +158,6 @@ class InNode(_OnHost):
         self.total = np.zeros(headers.shape[1])
         self._headers = headers
         self._norms = at.norms.of(memory.common, np.float64)[:ranks]
-        local = [group.members[rank] for rank in group.local_ranks]
-        self._arrivals = Arrivals(
-            at.arrivals.of(memory.common, np.int64)[:ranks],
-            self.me,
-            lambda place: local[place].started in (0, start_time(local[place].pid)),  # 0: nobody knows when
-        )
-        self._naps = ranks >= cores()
         self._way = placed.of(group, sources, self.result, parts)
         self._rows: dict[int, RowsInNode] = {}
         for number, table in tables.items():
@@ -200,15 +165,13 @@ class InNode(_OnHost):
             self._rows[number] = self._by_rows(table, sources, flags, at.packed[number].of(memory.common, layout.dtype))
         self.touched = {number: rows.touched for number, rows in self._rows.items()}
         self._squares = [0.0] * len(parts)
+        self.banks = [[place.of(memory.common, layout.dtype) for place in bank] for bank in at.banks]
+        self.shares = self._way.lanes
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsInNode(self.group, table, sources, self.result, flags)
 
     def open(self, numbers: Iterable[int]) -> None:
-        if self._naps and self.group.probe is no_probe:
-            self.group.waits(True)
-            self._arrivals.wait()
-            self.group.waits(False)
         self.group.node_barrier()
 
     def reduce(self, number: int) -> None:
@@ -219,9 +182,16 @@ class InNode(_OnHost):
     def _dense(self, number: int) -> float:
         return self._way.reduce(number)
 
-    def close(self) -> float:
+    def close(self, update: Update | None = None, whole: bool = False) -> float:
+        """update: called when ``total`` is known and ``result`` is whole in this rank's ``shares``, or everywhere if
+        ``whole``, which also brings the norm. All ranks of the node have returned from theirs when this returns."""
         np.add.reduce(self._headers, axis=0, out=self.total)
         self._norms[self.me] = sum(self._squares)
+        if update is not None:
+            whole = whole or bool(self._rows)  # whose rows are summed by ranks in turn
+            if whole:
+                self.group.node_barrier()
+            update(float(self._norms.sum()) if whole else math.nan)
         self.group.node_barrier()
         return float(self._norms.sum())
 
@@ -243,25 +213,27 @@ class BetweenNodes(InNode):
         super().__init__(group, memory, at, layout, parts, tables)
         self._first = [ranks[0] for ranks in group.nodes]
         self._shared_total = at.total.of(memory.common, np.float64)
+        self.shares = [runs(layout.length, len(group.local_ranks), layout.dtype.itemsize)[self.me]]
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsBetweenNodes(self.group, table, sources, self.result, flags, packed)
-
-    def open(self, numbers: Iterable[int]) -> None:
-        self.group.node_barrier()
 
     def _dense(self, number: int) -> float:
         self._way.reduce(number)
         return squares(self.result[self._way.lanes[number]])
 
-    def close(self) -> float:
+    def close(self, update: Update | None = None, whole: bool = False) -> float:
         self._norms[self.me] = sum(self._squares)
         if self.me == 0:
             np.add.reduce(self._headers, axis=0, out=self._shared_total)
             ring.allreduce(self._shared_total, self.group, self._first)
         self.group.barrier()
         self.total[...] = self._shared_total
-        return float(self._norms.sum())
+        norm = float(self._norms.sum())
+        if update is not None:
+            update(norm)
+            self.group.node_barrier()
+        return norm
 
 
 class Place(NamedTuple):
@@ -284,34 +256,43 @@ class Places(NamedTuple):
     touched: dict[int, Place]
     slot_bytes: int
     norms: Place
-    arrivals: Place
     total: Place
     result: Place
     packed: dict[int, Place]
+    banks: tuple[list[Place], list[Place]]
     common_bytes: int
 
     @classmethod
-    def of(cls, layout: Layout, header_length: int, ranks: int, tables: Mapping[int, Table], packs: bool) -> Places:
-        """ranks: the most on a node. packs: rows are packed to travel."""
+    def of(
+        cls,
+        layout: Layout,
+        header_length: int,
+        ranks: int,
+        tables: Mapping[int, Table],
+        packs: bool,
+        replica: Sequence[int] = (),
+    ) -> Places:
+        """ranks: the most on a node. packs: rows are packed to travel. replica: bytes of each array in a bank."""
         slot, common, itemsize = _Shelf(), _Shelf(), layout.dtype.itemsize
         header, gradient = slot.place(8 * header_length), slot.place(layout.nbytes)
         touched = {number: slot.place(table.rows) for number, table in tables.items()}
-        norms, arrivals, total = common.place(8 * ranks), common.place(8 * ranks), common.place(8 * header_length)
+        norms, total = common.place(8 * ranks), common.place(8 * header_length)
         result = common.place(layout.nbytes)
         packed = {n: common.place(packs * int(FEW * t.rows) * t.width * itemsize) for n, t in tables.items()}
-        return cls(header, gradient, touched, slot.used, norms, arrivals, total, result, packed, common.used)
+        one, two = ([common.place(nbytes) for nbytes in replica] for _ in range(2))
+        return cls(header, gradient, touched, slot.used, norms, total, result, packed, (one, two), common.used)
 
 
 class _Shelf:
-    """Hands out bytes, each piece from a cache line on."""
+    """Hands out bytes of memory that begins on a page."""
 
     def __init__(self) -> None:
-        self.used = 0
+        self.used = self._turn = 0
 
     def place(self, nbytes: int) -> Place:
-        found = Place(self.used, self.used + nbytes)
-        self.used += -(-nbytes // LINE_BYTES) * LINE_BYTES
-        return found
+        start = aligned.place(self.used, nbytes, self._turn)
+        self.used, self._turn = start + nbytes, self._turn + 1
+        return Place(start, start + nbytes)
 
 
 def make_sum(
@@ -324,15 +305,16 @@ def make_sum(
     tuning: Tuning | None,
     device: Device,
     direct: bool = False,
+    replica: Sequence[int] = (),
 ) -> Sum:
     """The best way for this group; every worker calls it with the same arguments, each with its own device.
 
-    direct: MPI takes GPU memory on all ranks, all of which have a GPU."""
+    direct: MPI takes GPU memory on all ranks, all of which have a GPU. replica: bytes of arrays that want banks."""
     if group.size == 1:
         return Alone(layout, header_length, device.xp)
     if direct:
         return Direct(group, layout, header_length, parts, tables, device)
-    on_host = _on_host(group, layout, header_length, parts, tables, algorithm, tuning)
+    on_host = _on_host(group, layout, header_length, parts, tables, algorithm, tuning, replica)
     return Staged(on_host, device, parts) if device.is_gpu else on_host
 
 
@@ -344,13 +326,16 @@ def _on_host(
     tables: Mapping[int, Table],
     algorithm: str,
     tuning: Tuning | None,
+    replica: Sequence[int],
 ) -> Sum:
     if algorithm == "auto" and tuning is not None:
         algorithm = tuning.algorithm(layout.nbytes, Topology.of(group.nodes, can_share=True)) or "auto"
     if algorithm in ("auto", "shared", "hierarchical"):
         is_one = len(group.nodes) == 1
-        at = Places.of(layout, header_length, max(len(ranks) for ranks in group.nodes), tables, packs=not is_one)
-        memory = group.share(at.slot_bytes, at.common_bytes)
-        if memory is not None:
-            return (InNode if is_one else BetweenNodes)(group, memory, at, layout, parts, tables)
+        most = max(len(ranks) for ranks in group.nodes)
+        for wanted in (replica, ()) if replica else ((),):  # gradients come first where memory is short
+            at = Places.of(layout, header_length, most, tables, not is_one, wanted)
+            memory = group.share(at.slot_bytes, at.common_bytes)
+            if memory is not None:
+                return (InNode if is_one else BetweenNodes)(group, memory, at, layout, parts, tables)
     return Flat(group, layout, header_length, parts, tables, algorithm, tuning)

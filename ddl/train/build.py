@@ -115,6 +115,10 @@ def order_of(job: Job, samples: int) -> Order:
 
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
     """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
+    if job.optim.sharded == "on" and not objects["optimizer"].is_elementwise:
+        raise ConfigError(
+            'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
+        )
     return Task(
         train=splits.train,
         validation=splits.validation,
@@ -133,6 +137,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
         gpu=job.comm.gpu,
+        sharded=job.optim.sharded,
         tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
         initial=start_from(job),
         settings={

@@ -7,13 +7,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, Device, FlatBuffer, Layout, host
+from ddl.arrays import Array, Device, FlatBuffer, Layout, aligned, host
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
 
@@ -75,26 +75,79 @@ def _numbers(value: Any) -> Any:
     return math.nan if value is None else value
 
 
+@dataclass(frozen=True)
+class Replica:
+    """What an optimizer changes: parameters and slots, flat arrays of one layout."""
+
+    params: FlatBuffer
+    slots: Mapping[str, Array]
+
+    def flat_arrays(self) -> list[Array]:
+        """The parameters, then the slots in their order."""
+        return [self.params.flat, *self.slots.values()]
+
+
 class State:
-    """Flat buffers on a device, and the progress. All arrays keep their place for the life of the job."""
+    """Flat buffers on a device, and the progress.
+
+    The replica lies in memory of this rank's own, where an update writes over it; or in memory that the ranks of a
+    node share, in two places: one holds what is committed, in the other they prepare what comes next, each rank its
+    share (``lodge``). Whoever keeps one of its arrays across a commit may see either."""
 
     def __init__(self, model: Model, slots: tuple[str, ...], dtype: np.dtype | str, seed: int, device: Device):
         self.device = device
         self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
         average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
         self.progress = Progress()
+        self._coming: Replica | None = None  # where the next one is prepared
         with device.activate():
-            self.params = FlatBuffer(self.layout, xp=device.xp)
+            params = FlatBuffer(self.layout, xp=device.xp)
+            self.replica = Replica(
+                params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in slots}
+            )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
-            self.slots: dict[str, Array] = {name: device.xp.zeros_like(self.params.flat) for name in slots}
             for name, value in initial_values(model, seed).items():
                 self.params[name][...] = device.array(value)
             for name, average in model.averages.items():
                 self.averages[name][...] = average.initial
 
+    @property
+    def params(self) -> FlatBuffer:
+        return self.replica.params
+
+    @property
+    def slots(self) -> Mapping[str, Array]:
+        return self.replica.slots
+
     def flat_arrays(self) -> list[Array]:
         """Every array of the state, in a fixed order: what a rank that is behind receives."""
         return [self.params.flat, self.averages.flat, *self.slots.values()]
+
+    # A replica that the ranks of a node share.
+
+    def lodge(self, committed: Sequence[Array], coming: Sequence[Array]) -> None:
+        """Live in memory of the node: two sets of arrays in the order of ``Replica.flat_arrays``, of which the first
+        holds what this state holds."""
+        self.replica, self._coming = self._placed(committed), self._placed(coming)
+
+    def _placed(self, arrays: Sequence[Array]) -> Replica:
+        params, *slots = arrays
+        return Replica(FlatBuffer(self.layout, params), dict(zip(self.slots, slots, strict=True)))
+
+    @property
+    def coming(self) -> Replica:
+        """Where the ranks of the node prepare the next replica; nobody reads it before all have."""
+        assert self._coming is not None, "this state is not shared"
+        return self._coming
+
+    def advance(self) -> None:
+        """What they have prepared is the committed replica now."""
+        self.replica, self._coming = self.coming, self.replica
+
+    def come_home(self) -> None:
+        """Into memory of this rank's own, with what is committed; nothing of the node's is read or written again."""
+        if self._coming is not None:
+            self.replica, self._coming = self._placed([aligned.copy(flat) for flat in self.replica.flat_arrays()]), None
 
     def to_named(self) -> dict[str, np.ndarray]:
         """Host views or copies by name, as a checkpoint stores them: ``params/``, ``averages/``, ``<slot>/``."""

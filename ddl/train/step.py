@@ -17,7 +17,7 @@ from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
 from ddl.optim import Groups, gradient_scale
-from ddl.parallel import GradientSum
+from ddl.parallel import GradientSum, Total
 from ddl.train.state import State
 
 # The float64 header that travels with the gradients; step metrics follow.
@@ -92,6 +92,9 @@ class Step:
         self._scratch: FlatBuffer | None = None
         # Sums of averages travel behind the gradients and are none; frozen parameters have gradients that nobody uses.
         self._norm_differs = bool(model.averages) or optimizer.frozen
+        self._shares = bool(total.banks)  # the ranks of a node update one replica
+        if self._shares:
+            state.lodge(*total.banks)
 
     @staticmethod
     def header_length(model: Model) -> int:
@@ -111,13 +114,34 @@ class Step:
         self.beat(step, "sum")
         self.group.probe("step.sum")
         with self.span("sum"):
-            summed = self.total.finish()
+            summed = self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
         bad = () if finite else self._find_bad_shards(step, epoch, step_in_epoch)
         self.beat(step, "update")
         self.group.probe("step.commit")
         with self.span("update"):
             return self._commit(step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
+
+    def _prepare(self, places: Sequence[slice], summed: Total) -> None:
+        """This rank's share of the replica that the commit may turn to; of no use where the step will be skipped."""
+        weight, progress = float(summed.header[WEIGHT]), self.state.progress
+        if not 0 < weight < math.inf:
+            return
+        scale = 1 / weight
+        if self.clip_norm:
+            if not math.isfinite(summed.squared_norm):
+                return
+            scale, _ = gradient_scale(self._norm_of(summed.gradient, summed.squared_norm), weight, self.clip_norm)
+        lr, updates = self.lr(progress.step), progress.step - progress.skipped
+        new, old = ((it.params.flat, it.slots) for it in (self.state.coming, self.state.replica))
+        with np.errstate(all="ignore"):  # what is not finite is skipped in the commit, which knows of all shares
+            for place in places:
+                self.group.probe("step.prepare")
+                self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
+
+    def _norm_of(self, gradient: Array, squared_norm: float) -> float:
+        """The squared norm of what is trained. squared_norm: of all that was summed."""
+        return self.optimizer.squared_norm(gradient[: self.state.layout.length]) if self._norm_differs else squared_norm
 
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
         """Gradients of the sum over this rank's shards into ``total.local``, their sums into ``header``."""
@@ -227,14 +251,15 @@ class Step:
         """Law 2: everything changes here, and nothing in here can wait for or hear of another rank."""
         progress, state = self.state.progress, self.state
         weight, samples, lr = float(header[WEIGHT]), int(header[SAMPLES]) if not skipped else 0, self.lr(step)
-        if self._norm_differs:
-            squared_norm = self.optimizer.squared_norm(gradient[: state.layout.length])
         norm = math.nan
         if not skipped and weight > 0:
-            scale, norm = gradient_scale(squared_norm, weight, self.clip_norm)
-            size = state.layout.length
-            updates = step - progress.skipped
-            self.optimizer.update(state.params.flat, gradient[:size], state.slots, lr, updates, scale)
+            scale, norm = gradient_scale(self._norm_of(gradient, squared_norm), weight, self.clip_norm)
+            if self._shares:
+                state.advance()
+            else:
+                updates = step - progress.skipped
+                own = gradient[: state.layout.length]
+                self.optimizer.update(state.params.flat, own, state.slots, lr, updates, scale)
             for name, average in self.model.averages.items():
                 kept, place = state.averages[name], self.layout.slices[name]
                 kept *= 1 - average.momentum

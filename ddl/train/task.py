@@ -49,6 +49,7 @@ class Task:
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
     gpu: Literal["auto", "direct", "staged"] = "auto"
+    sharded: Literal["auto", "on", "off"] = "auto"
     tuning: Tuning | None = None
     callbacks: Sequence[Any] = ()  # called with each step's outcome; may have on_epoch(epoch, results), on_end(results)
     initial: Callable[[Any], list[str]] | None = None  # changes the fresh state, and says what people should know of it

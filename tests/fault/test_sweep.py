@@ -24,6 +24,7 @@ FULL = os.environ.get("DDL_SWEEP") == "full"
 RANKS, LAST, EPOCH = 4, 30, 5  # steps of the job and of an epoch
 # Several blocks of a sum, several batches of an evaluation, checkpoints that are deleted again.
 JOB = (
+    "--optim.sharded=on",
     *("--model.options.hidden=[512,256]", "--data.batch_eval=16"),
     *("--checkpoint.every_steps=3", "--checkpoint.keep=2"),
 )
@@ -83,6 +84,7 @@ class Part:
 
 SUM = "step.load step.compute step.sum"
 BARRIERS = "allreduce.barrier+ allreduce.block*3 allreduce.barrier+"
+SHARED = BARRIERS.replace("*3 ", "*3 step.prepare ")
 SHRUNK = "recover.fence recover.revoke recovery.revoke+ recover.shrink recovery.agree+ recovery.shrink+ recover.agree"
 BOUND = "recover.reassign recovery.gather+*3 recovery.share+ recovery.gather+ recovery.agree+"
 CHECKPOINT_FILE = "checkpoint.open+ checkpoint.write+ checkpoint.fsync+"
@@ -94,7 +96,13 @@ PARTS = {
         leads=("setup.claim", "setup.claim.done", "setup.announce"),
     ),
     "start": Part(passed("job.gather+*3 job.share+ job.gather+"), 0),
-    "step": Part(passed(f"{SUM} {BARRIERS} step.commit"), 3),
+    "step": Part(passed(f"{SUM} {SHARED} step.commit"), 3),
+    "step, clipped": Part(  # which takes the norm of the whole, before any rank updates its share
+        passed(f"{SUM} {SHARED.replace('step.prepare', 'allreduce.barrier+ step.prepare')} step.commit"),
+        3,
+        words=("--optim.clip_norm=1000",),
+    ),
+    "step, a replica a rank": Part(passed(f"{SUM} {BARRIERS} step.commit"), 3, words=("--optim.sharded=off",)),
     "step, ring": Part(
         passed(f"{SUM} allreduce.stream allreduce.stream.message*12 allreduce.stream.done allreduce.native+")
         + passed("allreduce.barrier+ step.commit"),
@@ -129,7 +137,7 @@ PARTS = {
     ),
 }
 PLAIN = ["start", "step", "evaluation", "end"]
-OTHERWISE = ["step, ring", "step, native"]
+OTHERWISE = ["step, clipped", "step, a replica a rank", "step, ring", "step, native"]
 ROOM = 4  # deaths that share a job
 # Behind the agreement on the end: the summary is written.
 TOO_LATE_TO_TELL = {"job.agree.done"}
@@ -171,7 +179,7 @@ class Drill:
 def deaths(part: str, leader: bool) -> list[Death]:
     """All that are tried in a part; what other parts have tried already is left out."""
     tried = PARTS[part].tried(leader)
-    known = {"step, ring": "step", "step, native": "step", "recovery, with a spare": "recovery"}.get(part)
+    known = "step" if part in OTHERWISE else {"recovery, with a spare": "recovery"}.get(part)
     if known is not None:
         same = PARTS[known].tried(leader)
         tried = [at for at in tried if at not in same or at[0].startswith("allreduce.barrier")]

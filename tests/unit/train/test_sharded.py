@@ -1,0 +1,206 @@
+"""Ranks of a node that update one replica together: bit by bit what each of them would have made of its own."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from ddl import nn
+from ddl.arrays import Device, Layout, generator
+from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.config import Job
+from ddl.data import Arrays, Order
+from ddl.errors import ConfigError
+from ddl.models import build as build_model
+from ddl.optim import LAMB, OPTIMIZERS, Adam, AdamW, Groups, Momentum, Rule
+from ddl.parallel import reducer
+from ddl.train.build import build_task
+from ddl.train.journal import Journal
+from ddl.train.loop import Loop
+from ddl.train.state import State
+from ddl.train.task import Task
+
+ROWS, SHARDS, BATCH, STEPS = 26, 6, 12, 7
+ELEMENTWISE = sorted(name for name in OPTIMIZERS if name not in ("lamb", "lars"))
+
+
+def dense():
+    return nn.Sequential(nn.Dense(7, "relu"), nn.BatchNorm(), nn.Dense(5), nn.Dense(3))
+
+
+def embedding():
+    return nn.Sequential(nn.Embedding(40, 4), nn.TokenMean(), nn.Dense(3))
+
+
+def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), dtype="float32", spoiled=(), steps=STEPS, **changes):
+    """The loop of a short training, left open. spoiled: samples that are not finite."""
+    random = generator(4, "test")
+    x = random.integers(1, 40, (ROWS, 5)) if network is embedding else random.normal(size=(ROWS, 4)).astype(dtype)
+    y = random.integers(0, 3, ROWS)
+    if spoiled:
+        x[list(spoiled)] = np.nan
+    source = Arrays(x, y)
+    model = build_model(network(), source.fields, "cross_entropy", None)
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
+    task = Task(
+        model=model,
+        train=source,
+        validation=None,
+        test=None,
+        order=Order(ROWS, SHARDS, BATCH, 2),
+        optimizer=Groups(layout, optimizer or Adam(lr=0.01), rules),
+        lr=lambda step: 0.01 / (1 + step),
+        total_steps=steps,
+        dtype=dtype,
+        prefetch=0,
+        sharded=sharded,
+        **changes,
+    )
+    loop = Loop(task, group, Device(), State(model, task.optimizer.slots, dtype, 0, Device()), Journal(task))
+    failure = loop.run()
+    assert failure is None, failure
+    return loop
+
+
+def bits(loop):
+    return {name: np.array(value) for name, value in loop.state.to_named().items()}
+
+
+def assert_same(loops, others):
+    for loop, other in zip(loops, others, strict=True):
+        assert not isinstance(loop, BaseException), repr(loop)
+        mine, theirs = bits(loop), bits(other)
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert mine[name].tobytes() == theirs[name].tobytes(), name
+        assert loop.last == other.last or loop.last.skipped
+
+
+def both(size, **how):
+    """The loops that share a replica, and those that have one each."""
+    nodes = how.pop("nodes", None)
+    shared, own = (run_ranks(size, partial(train, sharded=word, **how), nodes=nodes) for word in ("on", "off"))
+    for loop, wanted in ((shared[0], True), (own[0], False)):
+        assert not isinstance(loop, BaseException), repr(loop)
+        assert bool(loop.total.banks) is wanted
+    return shared, own
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_every_elementwise_optimizer(name, dtype):
+    assert_same(*both(3, optimizer=OPTIMIZERS[name](lr=0.01), dtype=dtype))
+
+
+def test_float16():
+    assert_same(*both(2, optimizer=Momentum(lr=0.01), dtype="float16"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({"clip_norm": 0.05}, id="clipped"),
+        pytest.param({"parts": 2}, id="accumulated"),
+        pytest.param({"rules": [Rule("dense1*", frozen=True)], "clip_norm": 0.05}, id="frozen"),
+        pytest.param({"rules": [Rule("dense3*", Momentum(lr=0.1)), Rule("*bias", AdamW(lr=0.02))]}, id="groups"),
+        pytest.param({"bucket_mib": 1e-4}, id="many parts"),
+        pytest.param({"network": embedding}, id="whole tables"),
+    ],
+)
+@pytest.mark.parametrize("nodes", [(0, 0, 0), (0, 0, 1, 1), (0, 1, 1)])
+def test_every_way_to_step(how, nodes):
+    assert_same(*both(len(nodes), nodes=nodes, **how))
+
+
+@pytest.mark.parametrize("nodes", [(0, 0, 0), (0, 0, 1, 1)])
+def test_tables_of_which_few_rows_are_touched(nodes, monkeypatch):
+    monkeypatch.setattr(reducer, "TABLE_BYTES", 0)
+    monkeypatch.setattr(reducer, "TABLE_BYTES_BETWEEN_NODES", 0)
+    assert_same(*both(len(nodes), nodes=nodes, network=embedding))
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_a_step_that_is_skipped_leaves_no_trace(clip_norm):
+    shared, own = both(3, spoiled=[5], clip_norm=clip_norm)
+    assert_same(shared, own)
+    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one an epoch
+    assert all(np.isfinite(value).all() for value in bits(shared[0]).values())
+
+
+def test_the_replica_is_one_and_outlives_its_sharing():
+    loops = run_ranks(3, train)
+    arrays = [loop.state.params.flat for loop in loops]
+    assert all(np.shares_memory(arrays[0], array) for array in arrays[1:])
+    before = bits(loops[0])
+    for loop in loops:
+        loop.close()
+    arrays = [loop.state.params.flat for loop in loops]
+    assert not np.shares_memory(arrays[0], arrays[1])
+    after = bits(loops[0])
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_one_rank_and_ranks_of_one_a_node_have_a_replica_each():
+    assert not run_ranks(1, train)[0].total.banks
+    assert not run_ranks(2, train, nodes=[0, 1])[0].total.banks
+
+
+def test_where_memory_cannot_be_shared_all_goes_on():
+    shared, own = (run_ranks(2, partial(train, sharded=word), can_share=False) for word in ("on", "off"))
+    assert_same(shared, own)
+    assert not shared[0].total.banks
+
+
+def test_small_models_and_two_ranks_are_left_alone():
+    assert not run_ranks(3, partial(train, sharded="auto"))[0].total.banks
+
+
+def test_large_models_on_three_ranks_are_not(monkeypatch):
+    monkeypatch.setattr("ddl.train.work.SHARDED_BYTES", 16)
+    assert not run_ranks(2, partial(train, sharded="auto"))[0].total.banks
+    assert run_ranks(3, partial(train, sharded="auto"))[0].total.banks
+    assert not run_ranks(3, partial(train, sharded="auto", optimizer=LAMB(lr=0.01)))[0].total.banks
+
+
+def test_an_optimizer_that_looks_at_layers_is_refused():
+    job = Job().override(**{"optim.name": "lamb", "optim.sharded": "on"})
+    with pytest.raises(ConfigError, match=r"optim\.sharded"):
+        build_task(job)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_death_at_any_point_leaves_the_committed_replica(rank, clip_norm):
+    """Whoever is half through its share when a rank dies, what is committed is whole."""
+    short, passed = partial(train, dtype="float64", clip_norm=clip_norm, steps=2), [0]
+    calm = bits(run_ranks(1, short)[0])
+
+    def counting(number):
+        def probe(point):
+            passed[0] += number == rank
+
+        return probe
+
+    run_ranks(3, short, probe=counting)
+    assert passed[0] > 20
+    for count in range(1, passed[0] + 1):
+        for loop in run_ranks(3, short, death=Death(rank, count)):
+            if isinstance(loop, Killed):
+                continue
+            assert not isinstance(loop, BaseException), (count, repr(loop))
+            for name, value in bits(loop).items():
+                assert np.allclose(value, calm[name], rtol=1e-9, atol=1e-12), (count, name)
+
+
+@pytest.mark.parametrize("count", range(5, 50, 9))
+def test_one_after_another_dies_on_two_nodes(count):
+    short = partial(train, dtype="float64")
+    calm = bits(run_ranks(1, short)[0])
+    deaths = [Death(0, count), Death(4, 2 * count), Death(3, 2 * count + 3)]
+    nodes = [0, 0, 1, 1, 1]  # the last of a node nobody could vouch for
+    survivors = [r for r in run_ranks(5, short, nodes=nodes, death=deaths) if not isinstance(r, Killed)]
+    assert survivors
+    for loop in survivors:
+        assert not isinstance(loop, BaseException), repr(loop)
+        for name, value in bits(loop).items():
+            assert np.allclose(value, calm[name], rtol=1e-9, atol=1e-12), name
