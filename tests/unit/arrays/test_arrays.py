@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddl.arrays import Arena, FlatBuffer, Layout, generator, partition
+from ddl.arrays import Arena, FlatBuffer, Layout, aligned, generator, partition
 
 
 @given(st.integers(0, 500), st.integers(1, 40))
@@ -78,3 +78,35 @@ def test_the_arena_serves_the_second_round_from_the_first():
     again = [arena.empty((2, 5), "float32"), arena.empty((3,), "float64")]
     assert arena.grown == 2
     assert all(np.shares_memory(a, b) for a, b in zip(first, again, strict=True))
+
+
+def place_in_page(x):
+    return x.ctypes.data % aligned.PAGE_BYTES
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 4096, 100_003])
+def test_flat_memory_begins_on_a_cache_line_and_is_zero(length):
+    for dtype in ("float16", "float32", "float64"):
+        x = aligned.zeros(length, dtype)
+        assert x.shape == (length,) and x.dtype == dtype and x.flags.c_contiguous and x.flags.writeable
+        assert not length or place_in_page(x) % aligned.LINE_BYTES == 0
+        assert not x.any()
+
+
+def test_large_arrays_in_a_row_begin_at_different_places_of_their_pages():
+    assert len({place_in_page(aligned.zeros(100_000, "float32")) for _ in range(8)}) == 8
+
+
+def test_a_copy_holds_the_same_elsewhere(rng):
+    x = rng.normal(size=50_001)
+    y = aligned.copy(x)
+    assert np.array_equal(x, y) and not np.shares_memory(x, y)
+
+
+@pytest.mark.parametrize("sizes", [(7, 20_000, 3, 20_000, 16_384), (100_000, 64, 100_000)])
+def test_places_in_common_memory_do_not_overlap(sizes):
+    used = 0
+    for turn, nbytes in enumerate(sizes):
+        start = aligned.place(used, nbytes, turn)
+        assert start >= used and start % aligned.LINE_BYTES == 0
+        used = start + nbytes

@@ -32,7 +32,9 @@ def embedding():
     return nn.Sequential(nn.Embedding(40, 4), nn.TokenMean(), nn.Dense(3))
 
 
-def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), dtype="float32", spoiled=(), steps=STEPS, **changes):
+def train(
+    group, sharded="on", *, network=dense, optimizer=None, rules=(), dtype="float32", spoiled=(), steps=STEPS, **changes
+):
     """The loop of a short training, left open. spoiled: samples that are not finite."""
     random = generator(4, "test")
     x = random.integers(1, 40, (ROWS, 5)) if network is embedding else random.normal(size=(ROWS, 4)).astype(dtype)
