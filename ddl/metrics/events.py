@@ -5,7 +5,7 @@ Who listens is hub.py's and the sinks'; when something is told is train's."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
@@ -17,9 +17,9 @@ class Event:
 
     def values(self) -> dict[str, Any]:
         """Field -> value; metrics of any name are lifted to the top, where they hide no field."""
-        known = {f.name: getattr(self, f.name) for f in fields(self)}
-        metrics = known.pop("metrics", None) or {}
-        return {**{name: value for name, value in metrics.items() if name not in known}, **known}
+        known = dict(self.__dict__)
+        metrics = known.pop("metrics", None)
+        return {**metrics, **known} if metrics else known
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from typing import Any
 from ddl.metrics.events import Event
 
 
+_AS_THEY_ARE = (int, str, bool)
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON knows it: arrays as lists, NaN and infinities as null, keys as strings."""
     if isinstance(value, float):
@@ -20,7 +23,7 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): v if type(v) in _AS_THEY_ARE else plain(v) for k, v in value.items()}
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, (Sequence, set, frozenset)):

@@ -80,6 +80,8 @@ class Journal:
         self._touched = 0.0
         self._ledger: Ledger | None = None
         self._mark = time.monotonic()
+        self._owners_of: Plan | None = None  # the plan of the last step told, and who computes its shards
+        self._owners: tuple[int, ...] = ()
         self._told = self._told_epoch = -1  # the last steps of which the files tell, and tell as the end of an epoch
 
     # What a newcomer must know to take it up.
@@ -175,9 +177,10 @@ class Journal:
             self.emit(FirstStep(outcome.step, self._recovered, seconds))
             self._recovered = 0
         if self.folder is not None and self._ledger is not None:
-            owners = tuple(group.members[rank].identity for rank in plan.owners)
+            if self._owners_of is not plan:
+                self._owners_of, self._owners = plan, tuple(group.members[rank].identity for rank in plan.owners)
             samples = None if outcome.skipped else outcome.samples
-            record = Record(self.launch, group.generation, outcome.step - 1, owners, outcome.skipped, samples)
+            record = Record(self.launch, group.generation, outcome.step - 1, self._owners, outcome.skipped, samples)
             self._enter(lambda ledger: ledger.append(record))
         self.emit(
             StepDone(
