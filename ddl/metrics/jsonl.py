@@ -12,7 +12,6 @@ from typing import Any
 
 from ddl.metrics.events import Event
 
-
 _AS_THEY_ARE = (int, str, bool)
 
 
