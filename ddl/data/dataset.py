@@ -132,6 +132,9 @@ def _split(
     indices = _indices(whole, [rest, *fractions.values()], stratify, seed)
     if not len(indices[0]):
         raise DataError(f"of {len(whole)} samples none is left to train on")
+    for (name, fraction), own in zip(fractions.items(), indices[1:], strict=True):
+        if fraction and not len(own):
+            raise ConfigError(f"data.{name} = {fraction:g} of {len(whole)} samples is none; 0 asks for no such part")
     if hasattr(whole, "fit"):
         whole.fit(indices[0])
     for name, part in parts.items():

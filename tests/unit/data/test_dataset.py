@@ -169,6 +169,12 @@ def test_targets_that_cannot_be_classes_are_refused(tmp_path):
         open_dataset("files", path=str(tmp_path / "prices.npz"))
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_fraction_of_no_sample_is_refused(part):
+    with pytest.raises(ConfigError, match=rf"data\.{part} = 0.0001 of 1797 samples is none"):
+        open_dataset("digits", **{part: 1e-4})
+
+
 def test_what_is_kept_of_a_source_of_ones_own_is_json():
     class Counted:
         fields = {"x": Field((np.int64(3),), np.dtype("float32")), "y": Field((), np.int64, np.int64(4))}  # noqa: RUF012

@@ -20,10 +20,11 @@ RUNS = {
     "a death in the set-up": {"size": 3, "death": Death(0, 1, "setup.claim.done")},
     "synchronised": {"size": 2, "network": [Dense(8), BatchNorm(sync=True), Dense(2)]},
     "ring": {"size": 3, "algorithm": "ring"},
+    "one replica": {"size": 3, "sharded": "on"},
 }
 
 
-OF_THE_TASK = ("network", "algorithm")
+OF_THE_TASK = ("network", "algorithm", "sharded")
 
 
 @pytest.fixture
