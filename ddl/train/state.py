@@ -100,6 +100,7 @@ class State:
         average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
         self.progress = Progress()
         self._coming: Replica | None = None  # where the next one is prepared
+        self._is_guest = False  # in memory of a node that has been left
         with device.activate():
             params = FlatBuffer(self.layout, xp=device.xp)
             self.replica = Replica(
@@ -128,7 +129,7 @@ class State:
     def lodge(self, committed: Sequence[Array], coming: Sequence[Array]) -> None:
         """Live in memory of the node: two sets of arrays in the order of ``Replica.flat_arrays``, of which the first
         holds what this state holds."""
-        self.replica, self._coming = self._placed(committed), self._placed(coming)
+        self.replica, self._coming, self._is_guest = self._placed(committed), self._placed(coming), False
 
     def _placed(self, arrays: Sequence[Array]) -> Replica:
         params, *slots = arrays
@@ -144,10 +145,16 @@ class State:
         """What they have prepared is the committed replica now."""
         self.replica, self._coming = self.coming, self.replica
 
-    def come_home(self) -> None:
-        """Into memory of this rank's own, with what is committed; nothing of the node's is read or written again."""
-        if self._coming is not None:
-            self.replica, self._coming = self._placed([aligned.copy(flat) for flat in self.replica.flat_arrays()]), None
+    def leave(self) -> None:
+        """Share no more. What is committed stays where it lies, in memory that nobody writes again: where many ranks
+        share a large replica there may be no room for one each."""
+        self._is_guest, self._coming = self._is_guest or self._coming is not None, None
+
+    def own(self) -> None:
+        """Before this rank writes to the replica: into memory of its own, where it has left the node's."""
+        if self._is_guest:
+            self.replica = self._placed([aligned.copy(flat) for flat in self.replica.flat_arrays()])
+            self._is_guest = False
 
     def to_named(self) -> dict[str, np.ndarray]:
         """Host views or copies by name, as a checkpoint stores them: ``params/``, ``averages/``, ``<slot>/``."""
@@ -159,6 +166,7 @@ class State:
 
     def load_named(self, named: Mapping[str, np.ndarray]) -> None:
         """The inverse of ``to_named``; raises ValueError, changing nothing, when names or shapes differ."""
+        self.own()
         targets = {f"params/{name}": view for name, view in self.params.views.items()}
         targets.update({f"averages/{name}": view for name, view in self.averages.views.items()})
         for slot, flat in self.slots.items():

@@ -95,6 +95,8 @@ class Step:
         self._shares = bool(total.banks)  # the ranks of a node update one replica
         if self._shares:
             state.lodge(*total.banks)
+        else:
+            state.own()
 
     @staticmethod
     def header_length(model: Model) -> int:

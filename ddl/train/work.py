@@ -64,6 +64,7 @@ class Work:
         return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json(), "last": self.last}
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
+        self.state.own()
         for flat, received in zip(self.state.flat_arrays(), arrays, strict=True):
             flat[...] = self.device.array(received)
         self.state.progress.become(Progress.from_json(meta["progress"]))
@@ -137,7 +138,7 @@ class Work:
             if part is not None:
                 part.close()
         self.loader = self.total = self.step = None
-        self.state.come_home()
+        self.state.leave()
 
     def _updates_shares(self, group: Group) -> bool:
         """Whether the ranks of a node should update one replica together; the same on all ranks."""

@@ -136,10 +136,13 @@ def test_the_replica_is_one_and_outlives_its_sharing():
     before = bits(loops[0])
     for loop in loops:
         loop.close()
-    arrays = [loop.state.params.flat for loop in loops]
-    assert not np.shares_memory(arrays[0], arrays[1])
-    after = bits(loops[0])
-    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    for loop in loops:
+        after = bits(loop)
+        assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    for loop in loops:
+        loop.take_over([np.zeros_like(flat) for flat in loop.state.flat_arrays()], loop.meta())
+        assert not np.shares_memory(arrays[0], loop.state.params.flat)
+    assert arrays[0].any()
 
 
 def test_one_rank_and_ranks_of_one_a_node_have_a_replica_each():
