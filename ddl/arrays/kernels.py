@@ -1,17 +1,20 @@
-"""The choice between a kernel compiled by Numba and its plain twin.
+"""The choice between a kernel compiled by Numba, one of CuPy's and their plain twin.
 
 A plain function ``f`` of ``ddl.arrays.X``, marked by ``@kernel``, has a compiled twin ``f`` in
-``ddl.arrays.X_compiled``; both are tested equal. What they compute is said in X alone."""
+``ddl.arrays.X_compiled``, and may have one for arrays on a GPU in ``ddl.arrays.X_fused``; all are
+tested equal. What they compute is said in X alone."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import numpy as np
 
+from ddl.arrays.namespace import namespace_of
 from ddl.errors import ConfigError
 
 LINE = 64  # bytes of a cache line, and of the vectors that compiled loops are written for
@@ -54,17 +57,31 @@ def _numba_is_there() -> bool:
 
 
 def kernel(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the compiled twin of ``plain`` where the first argument is a NumPy array of float32 or float64."""
+    """Run the compiled twin of ``plain`` where the first argument is a NumPy array of float32 or float64, and the fused
+    one, if there is one, where it lies on a GPU."""
     twin: Callable[..., Any] | None = None
+    fused: Callable[..., Any] | None = None
 
     @wraps(plain)
     def call(*arguments: Any) -> Any:
-        nonlocal twin
-        if not runs_compiled(arguments[0]):
+        nonlocal twin, fused
+        first = arguments[0]
+        if runs_compiled(first):
+            if twin is None:
+                twin = getattr(importlib.import_module(plain.__module__ + "_compiled"), plain.__name__)
+            return twin(*arguments)
+        if namespace_of(first) is np:
             return plain(*arguments)
-        if twin is None:
-            twin = getattr(importlib.import_module(plain.__module__ + "_compiled"), plain.__name__)
-        return twin(*arguments)
+        if fused is None:
+            fused = _fused(plain)
+        return fused(*arguments)
 
     call.plain = plain  # type: ignore[attr-defined]
     return call
+
+
+def _fused(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Its twin for a GPU, or itself."""
+    name = plain.__module__ + "_fused"
+    found = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    return getattr(found, plain.__name__, plain)

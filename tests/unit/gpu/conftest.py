@@ -94,12 +94,15 @@ class Kernel:
         self.inputs, self.outputs = ([word.split()[1] for word in text.split(",")] for text in (inputs, outputs))
         lines = [re.sub(r"^T (?=\w)", "", line.strip()) for line in code.split(";")]
         lines = [re.sub(r"^if \((.*?)\) ", r"if \1: ", line) for line in lines]
+        lines = [re.sub(r"= (.*) \? (.*) : (.*)$", r"= where(\1, \2, \3)", line) for line in lines]
         self.code = "\n".join(re.sub(r"^else ", "else: ", line) for line in lines)
 
     def __call__(self, *args):
         arrays = args[len(self.inputs) :]
         names = dict(zip([*self.inputs, *self.outputs], map(plain, args), strict=True))
-        exec(self.code, {"sqrt": np.sqrt, "T": lambda x: x}, names)
+        known = {"sqrt": np.sqrt, "tanh": np.tanh, "where": np.where, "T": plain(arrays[-1]).dtype.type}
+        with np.errstate(all="ignore"):
+            exec(self.code, known, names)
         for name, array in zip(self.outputs, arrays, strict=True):
             plain(array)[...] = names[name]
 
