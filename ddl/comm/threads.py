@@ -6,6 +6,7 @@ over MPI."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import socket
@@ -80,8 +81,8 @@ class ThreadMemory(SharedMemory):
     """Threads share all their memory anyway."""
 
     def __init__(self, workers: int, slot_bytes: int, common_bytes: int):
-        self.slots = np.zeros((workers, slot_bytes), np.uint8)
-        self.common = np.zeros(common_bytes, np.uint8)
+        self.slots = _mapped(workers * slot_bytes).reshape(workers, slot_bytes)
+        self.common = _mapped(common_bytes)
 
     def close(self) -> None:
         """Nothing is held but memory, and its last user frees it."""
@@ -301,6 +302,11 @@ class ThreadGroup(Group):
 
     def close(self) -> None:
         """Threads hold nothing that outlives them."""
+
+
+def _mapped(nbytes: int) -> np.ndarray:
+    """(nbytes,) uint8, all zero, of which only what is touched costs anything. A heap writes its zeros one by one."""
+    return np.frombuffer(mmap.mmap(-1, max(1, nbytes)), np.uint8, nbytes)
 
 
 def _sum(parts: Sequence[Array]) -> Array:
