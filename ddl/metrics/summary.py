@@ -4,10 +4,12 @@ The figures are train's; whether the job succeeded is what ``status`` says, not 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -94,11 +96,17 @@ def versions(mpi: str = "") -> dict[str, str]:
     from ddl import __version__
 
     found = {"ddl": __version__, "python": platform.python_version()}
-    for name in ("numpy", "mpi4py", "numba", "cupy-cuda12x"):
-        try:
-            found[name.partition("-")[0]] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    found |= _installed()
     if mpi:
         found["mpi"] = mpi
+    return found
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """name -> version of the libraries that are there. Looked up once: metadata is read and parsed as a mail."""
+    found = {}
+    for name in ("numpy", "mpi4py", "numba", "cupy-cuda12x"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name.partition("-")[0]] = metadata.version(name)
     return found
