@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from contextlib import suppress
 
@@ -18,6 +19,12 @@ with suppress(ImportError):
     # The same examples every time, and no deadline: a busy machine may be slow.
     settings.register_profile("ddl", max_examples=40, deadline=None, derandomize=True)
     settings.load_profile("ddl")
+
+
+def pytest_collection_finish() -> None:
+    """What collection made lives to the end: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
