@@ -160,8 +160,10 @@ class Writer:
             except Exception as failure:
                 error = CheckpointError(f"a checkpoint was not written: {failure!r}")
                 error.__cause__ = failure
-            if error is not None:
-                self.say(str(error))
-            with self._changed:
-                self._error, self._work = error, None
-                self._changed.notify_all()
+            try:
+                if error is not None:
+                    self.say(str(error))
+            finally:  # whoever waits is let go in any case
+                with self._changed:
+                    self._error, self._work = error, None
+                    self._changed.notify_all()

@@ -4,6 +4,7 @@ What a sink makes of an event is its own affair."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -19,23 +20,28 @@ class Sink(Protocol):
 
 
 class Hub:
-    """Sinks in a row. One that raises OSError (a full disk) is dropped with one word to ``say``."""
+    """Sinks in a row. One that raises OSError (a full disk) is dropped with one word to ``say``.
+
+    Any thread may emit, and after ``close`` nothing is written: no sink is closed while it writes."""
 
     def __init__(self, sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda message: None):
         self.sinks, self.say = list(sinks), say
+        self._lock = threading.RLock()
 
     def emit(self, event: Event) -> None:
-        for sink in list(self.sinks):
-            try:
-                sink.write(event)
-            except OSError as error:
-                self.sinks.remove(sink)
-                self.say(f"{type(sink).__name__} writes no more: {error}")
+        with self._lock:
+            for sink in list(self.sinks):
+                try:
+                    sink.write(event)
+                except OSError as error:
+                    self.sinks.remove(sink)
+                    self.say(f"{type(sink).__name__} writes no more: {error}")
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
-        self.sinks = []
+        with self._lock:
+            for sink in self.sinks:
+                sink.close()
+            self.sinks = []
 
     def __enter__(self) -> Hub:
         return self

@@ -152,8 +152,9 @@ class Journal:
             return True
 
     def emit(self, event: Event) -> None:
-        if self._hub is not None:
-            self._hub.emit(event)
+        hub = self._hub  # the checkpoint writer's thread emits too, while this rank may fall silent
+        if hub is not None:
+            hub.emit(event)
 
     def warn(self, message: str) -> None:
         self.emit(Warned(message))

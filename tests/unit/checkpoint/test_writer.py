@@ -39,6 +39,21 @@ def test_what_is_written_is_the_state_at_submission(tmp_path):
     assert meta == {"at": 1}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_died_in_telling(tmp_path):
+    def probe(point):
+        raise CheckpointError("the disk is full")
+
+    def say(message):
+        raise ValueError("I/O operation on closed file")
+
+    writer = Writer(Store(tmp_path, probe=probe), say=say)
+    writer.submit(1, {"x": np.zeros(1)}, {})
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        writer.wait()
+    writer.close()
+
+
 def test_the_staging_buffer_is_used_again(tmp_path):
     with Writer(Store(tmp_path)) as writer:
         writer.submit(1, {"x": np.arange(1000.0)}, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 
 import numpy as np
 
@@ -67,6 +68,27 @@ def test_a_sink_whose_disk_is_full_is_dropped_and_the_others_go_on(tmp_path):
         hub.emit(STEP)
     assert len(read_lines(tmp_path / "m")) == 2
     assert said == ["Full writes no more: [Errno 28] No space left on device"]
+
+
+def test_no_sink_is_closed_while_another_thread_writes_to_it():
+    """The checkpoint writer warns from its own thread, whatever the training does meanwhile."""
+    order, closing = [], []
+
+    class Slow:
+        def write(self, event):
+            closing.append(threading.Thread(target=hub.close))
+            closing[0].start()
+            closing[0].join(0.05)
+            order.append("written")
+
+        def close(self):
+            order.append("closed")
+
+    hub = Hub([Slow()])
+    hub.emit(STEP)
+    closing[0].join()
+    hub.emit(STEP)
+    assert order == ["written", "closed"]
 
 
 def test_a_summary_has_the_names_that_scripts_read(tmp_path):
