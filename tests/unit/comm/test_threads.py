@@ -1,5 +1,7 @@
 """The contract of a Group, held by threads: what goes in comes out, and a death is PeerLost, never a wait."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,15 @@ def test_memory_is_shared_by_the_ranks_of_a_node_only():
 
 def test_where_memory_cannot_be_shared_all_are_told():
     assert run_ranks(3, lambda group: group.share(8, 8), can_share=False) == [None] * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell cores")
+def test_ranks_with_a_death_share_one_core_and_leave_the_others_as_they_were():
+    before = os.sched_getaffinity(0)
+    assert run_ranks(2, lambda group: os.sched_getaffinity(0)) == [before] * 2
+    one, other = run_ranks(2, lambda group: os.sched_getaffinity(0), death=Death(0, 1))
+    assert one == other and len(one) == 1 and one <= before
+    assert os.sched_getaffinity(0) == before
 
 
 def test_spares_sleep_until_they_are_released_and_agree_with_the_rest():
