@@ -1,5 +1,6 @@
 """Tables of which few rows are touched: their sums are those of whole tables, and only those rows travel."""
 
+import functools
 from unittest import mock
 
 import numpy as np
@@ -35,22 +36,32 @@ def rows_of(name, rank, step):
     return random.integers(0, entries, int(share * entries))
 
 
-def write(local, rank, step):
-    """A step's gradients as a model writes them; what they are, whole."""
+@functools.cache
+def gradients(rank, step):
+    """name -> (values, the rows outside which they are zero or None); asked for again and again by the sweeps."""
     random = np.random.default_rng([rank, step])
     whole = {}
     for name, shape in LAYOUT.shapes.items():
         values = random.integers(-9, 10, shape).astype(np.float32)
+        rows = rows_of(name, rank, step) if name in TABLES else None
+        if rows is not None:
+            values[np.setdiff1d(np.arange(shape[0]), rows)] = 0
+            rows.flags.writeable = False
+        values.flags.writeable = False
+        whole[name] = values, rows
+    return whole
+
+
+def write(local, rank, step):
+    """A step's gradients as a model writes them; what they are, whole."""
+    for name, (values, rows) in gradients(rank, step).items():
         if name in TABLES:
-            rows = rows_of(name, rank, step)
             table = local.views.clear(name)
             if rows is not None:
-                values[np.setdiff1d(np.arange(shape[0]), rows)] = 0
                 local.views.zero_outside[name] = rows.copy()
             assert not table.any()
         local.views[name][...] = values
-        whole[name] = values
-    return whole
+    return {name: values for name, (values, _) in gradients(rank, step).items()}
 
 
 def train(group, steps, **how):
