@@ -21,10 +21,14 @@ with suppress(ImportError):
     settings.load_profile("ddl")
 
 
+gc.disable()  # until all is collected
+
+
 def pytest_collection_finish() -> None:
     """What collection made lives to the end: the garbage collector need not look through it again and again."""
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
 
 
 @pytest.fixture
