@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+
 import numpy as np
 import pytest
 
@@ -42,11 +45,17 @@ def make_task(network=None, **changes) -> Task:
     return Task(**{**defaults, **changes})
 
 
+@functools.cache
+def job_of(settings: str) -> Job:
+    """The job of these settings (JSON), read once and not for every rank of every run of a sweep."""
+    return Job().override(**json.loads(settings))
+
+
 def train_whole(group, settings=None, recovery=None, stop=False, respawn=False, **changes):
     """One rank's job: (loop, failure). settings: of a job, by name; stop: a wish to end; changes: of its task."""
     task = make_task(**changes)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
-    job = Job().override(**(settings or {}))
+    job = job_of(json.dumps(settings or {}))
     journal = Journal(task)
     folder = RunFolder(job, journal, journal.warn)
     loop = Loop(
