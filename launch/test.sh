@@ -18,6 +18,9 @@ done
 prepare test
 cd "$ROOT" || exit 1
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+# Hundreds of jobs start Python on every rank: each would compile the package anew where bytecode is not kept.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$VENV/pycache
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 failed=()
