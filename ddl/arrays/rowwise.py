@@ -4,6 +4,8 @@ Arrays are contiguous (rows, columns) unless said otherwise; the layers that use
 
 from __future__ import annotations
 
+import numpy as np
+
 from ddl.arrays.kernels import kernel
 from ddl.arrays.namespace import Array, namespace_of
 
@@ -59,7 +61,7 @@ def cross_entropy(
         gradient -= smoothing / classes
     gradient[line, at] -= 1 - smoothing
     gradient *= each[:, None]
-    gradient[~counted] = 0
+    xp.copyto(gradient, 0, where=~counted[:, None])
     loss = xp.where(counted, loss * each, 0)
     return float(loss.sum(dtype="float64")), float(each.sum(dtype="float64"))
 
@@ -146,6 +148,15 @@ def slope_bias_backward(dy: Array, slope: Array, dbias: Array) -> None:
     """dy *= slope, and dbias: the sum of its rows."""
     dy *= slope
     namespace_of(dy).sum(dy, axis=0, out=dbias)
+
+
+def take_rows(table: Array, index: Array, out: Array) -> None:
+    """out[i] = table[index[i]]. table: (entries, columns), index: integers below entries, of any shape."""
+    if namespace_of(table) is np:
+        # Without a mode it would write into a buffer first, to leave out alone where an index is wrong.
+        np.take(table, index, axis=0, out=out, mode="clip")
+    else:
+        table.take(index, axis=0, out=out)  # cupy knows no mode
 
 
 @kernel

@@ -66,8 +66,8 @@ def max_pool(x: Array, y: Array, where: Array, size: Pair, stride: Pair, padding
     for i, j, at, pixels in offsets(size, stride, padding, x.shape[1:3], y.shape[1:3]):
         here, best = x[:, pixels[0], pixels[1]], y[:, at[0], at[1]]
         wins = (here > best) | ((here != here) & (best == best)) | (where[:, at[0], at[1]] < 0)
-        best[wins] = here[wins]
-        where[:, at[0], at[1]][wins] = i * size[1] + j
+        xp.copyto(best, here, where=wins)
+        xp.copyto(where[:, at[0], at[1]], i * size[1] + j, where=wins)
 
 
 @kernel

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ddl.arrays import Arena, Array, generator
+from ddl.arrays import Arena, Array, generator, namespace_of
 
 
 def _nobody_listens(names: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ class Context:
     def _drawn(self, shape: tuple[int, ...], draw: Callable[[np.random.Generator, np.ndarray], object]) -> Array:
         """Generators fill host memory, so a GPU gets the same numbers as a CPU."""
         on_device = self.empty(shape, np.float32)
-        out = on_device if isinstance(on_device, np.ndarray) else np.empty(shape, np.float32)
+        out = on_device if namespace_of(on_device) is np else np.empty(shape, np.float32)
         covered = 0
         for segment, random in zip(self.segments, self.generators, strict=True):
             draw(random, out[segment])
