@@ -55,8 +55,10 @@ def test_ways_agree(image, weight, padding, chosen, dtype, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=np.abs(b).max() * (1e-6 if dtype == "float32" else 1e-14))
 
 
-def test_other_numbers_and_groups_take_windows():
+def test_other_numbers_groups_and_devices_take_windows(cupy):
     weight = np.zeros((3, 3, 16, 16), "float16")
     assert type(convolve.choose(weight, (8, 8), (1, 1), (0, 0), 1)) is convolve.Windows
     assert type(convolve.choose(weight.astype("float32"), (8, 8), (1, 1), (0, 0), 2)) is convolve.Windows
     assert type(convolve.choose(weight.astype("float32"), (8, 8), (2, 1), (0, 0), 1)) is convolve.Windows
+    on_device = cupy.asarray(weight.astype("float32"))
+    assert type(convolve.choose(on_device, (8, 8), (1, 1), (0, 0), 1)) is convolve.Windows

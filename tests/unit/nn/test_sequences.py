@@ -2,19 +2,21 @@
 
 import numpy as np
 import pytest
-from check_gradients import check_layer, context, made, run_backward
+from check_gradients import check_layer, context, made, on_host, run_backward
 
 from ddl import nn
+from ddl.arrays import host
 from ddl.errors import ConfigError, DataError
 from ddl.nn import attention
 
-pytestmark = pytest.mark.usefixtures("compiled")
 LENGTHS = np.array([4, 1, 2])
 
 
-def masked(lengths, time):
+def masked(lengths, time, xp):
+    mask = np.arange(time) < np.asarray(lengths)[:, None]
+
     def prepare(ctx):
-        ctx.mask = np.arange(time) < np.asarray(lengths)[:, None]
+        ctx.mask = xp.asarray(mask)
 
     return prepare
 
@@ -49,10 +51,10 @@ def one_by_one(layer, params, x, lengths):
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("sequences", [False, True])
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_recurrent(kind, sequences, lengths):
+def test_recurrent(kind, sequences, lengths, xp):
     x = np.random.default_rng(0).standard_normal((3, 4, 2))
     layer = kind(5, sequences)
-    y = check_layer(layer, x, prepare=None if lengths is None else masked(lengths, 4))
+    y = check_layer(layer, x, xp, prepare=None if lengths is None else masked(lengths, 4, xp))
     params, _, _ = made(layer, x.shape[1:])
     wanted = one_by_one(layer, params, x, [4] * 3 if lengths is None else lengths)
     np.testing.assert_allclose(y, wanted if sequences else wanted[:, -1], atol=1e-12)
@@ -61,11 +63,11 @@ def test_recurrent(kind, sequences, lengths):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lengths", [None, LENGTHS, [0, 3, 4]])
 @pytest.mark.parametrize("run", [1, 3, 64])
-def test_attention(causal, lengths, run, monkeypatch):
+def test_attention(causal, lengths, run, xp, monkeypatch):
     monkeypatch.setattr(attention, "CAUSAL_RUN", run)
     x = np.random.default_rng(0).standard_normal((3, 4, 6))
     layer = nn.MultiHeadAttention(2, causal)
-    y = check_layer(layer, x, prepare=None if lengths is None else masked(lengths, 4))
+    y = check_layer(layer, x, xp, prepare=None if lengths is None else masked(lengths, 4, xp))
     params, _, _ = made(layer, x.shape[1:])
     wanted = np.zeros_like(y)
     for n in range(3):
@@ -82,10 +84,10 @@ def test_attention(causal, lengths, run, monkeypatch):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_rotary_attention(causal):
+def test_rotary_attention(causal, xp):
     x = np.random.default_rng(0).standard_normal((2, 5, 8))
     layer = nn.MultiHeadAttention(2, causal, rotary=True)
-    y = check_layer(layer, x)
+    y = check_layer(layer, x, xp)
     params, _, _ = made(layer, x.shape[1:])
     rotations = []
     for place in range(5):
@@ -107,33 +109,33 @@ def test_rotary_attention(causal):
         nn.MultiHeadAttention(2, rotary=True).spec((5, 6))
 
 
-def test_embedding():
+def test_embedding(xp):
     tokens = np.array([[1, 4, 1], [0, 0, 2]])
     layer = nn.Embedding(5, 3, padding=0)
-    y = check_layer(layer, tokens, skip_input=True)
+    y = check_layer(layer, tokens, xp, skip_input=True)
     np.testing.assert_array_equal(y, made(layer, (3,))[0]["weight"][tokens])
-    ctx = context(2)
-    layer.forward(made(layer, (3,))[0], tokens, ctx)
-    np.testing.assert_array_equal(ctx.mask, tokens != 0)
+    ctx, params = context(2, xp=xp), made(layer, (3,), xp=xp)[0]
+    layer.forward(params, xp.asarray(tokens), ctx)
+    np.testing.assert_array_equal(host(ctx.mask), tokens != 0)
     for wrong in ([[5]], [[-1]], [[0.5]]):
         with pytest.raises(DataError):
-            layer.forward(made(layer, (1,))[0], np.array(wrong), ctx)
+            layer.forward(params, xp.asarray(wrong), ctx)
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
-def test_positions(kind):
+def test_positions(kind, xp):
     x = np.random.default_rng(0).standard_normal((2, 3, 4))
     layer = nn.PositionalEmbedding(kind)
-    y = check_layer(layer, x)
+    y = check_layer(layer, x, xp)
     if kind == "sinusoidal":
         wanted = np.array([[np.sin(t), np.cos(t), np.sin(t / 100), np.cos(t / 100)] for t in range(3)])
         np.testing.assert_allclose(y - x, np.broadcast_to(wanted, x.shape), atol=1e-12)
 
 
 @pytest.mark.parametrize("lengths", [None, [3, 0]])
-def test_token_mean(lengths):
+def test_token_mean(lengths, xp):
     x = np.random.default_rng(0).standard_normal((2, 4, 3))
-    y = check_layer(nn.TokenMean(), x, prepare=lengths and masked(lengths, 4))
+    y = check_layer(nn.TokenMean(), x, xp, prepare=lengths and masked(lengths, 4, xp))
     wanted = x.mean(axis=1) if lengths is None else [x[0, :3].mean(axis=0), np.zeros(3)]
     np.testing.assert_allclose(y, wanted, atol=1e-12)
 
@@ -146,16 +148,16 @@ def test_token_mean(lengths):
         [nn.PositionalEmbedding(), nn.Residual(nn.LayerNorm(), nn.MultiHeadAttention(2)), nn.TokenMean()],
     ],
 )
-def test_padding_changes_nothing(rest):
+def test_padding_changes_nothing(rest, xp):
     """A sequence gives the same result alone and filled up beside a longer one; gradients too."""
     net = nn.Sequential(nn.Embedding(9, 4, padding=0), *rest, nn.Dense(2))
-    full = np.array([[3, 5, 8, 2, 1], [7, 4, 6, 0, 0]])
-    params, grads, _ = made(net, (5,))
-    y, cache = net.forward(params, full, context(2))
-    run_backward(net.backward(params, grads, cache, np.array([[0.0, 0], [1, 2]])))
-    together = {n: np.array(g) for n, g in grads.items()}
-    alone, cache = net.forward(params, full[1:, :3], context(1))
-    run_backward(net.backward(params, grads, cache, np.array([[1.0, 2]])))
-    np.testing.assert_allclose(y[1:], alone, atol=1e-12)
-    for name in together:
-        np.testing.assert_allclose(together[name], grads[name], atol=1e-12, err_msg=name)
+    full = xp.asarray([[3, 5, 8, 2, 1], [7, 4, 6, 0, 0]])
+    params, grads, _ = made(net, (5,), xp=xp)
+    y, cache = net.forward(params, full, context(2, xp=xp))
+    run_backward(net.backward(params, grads, cache, xp.asarray([[0.0, 0], [1, 2]])))
+    together = on_host(grads)
+    alone, cache = net.forward(params, full[1:, :3], context(1, xp=xp))
+    run_backward(net.backward(params, grads, cache, xp.asarray([[1.0, 2]])))
+    np.testing.assert_allclose(host(y[1:]), host(alone), atol=1e-12)
+    for name, gradient in on_host(grads).items():
+        np.testing.assert_allclose(together[name], gradient, atol=1e-12, err_msg=name)
