@@ -54,6 +54,18 @@ def cupy(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(params=["numpy", DEVICE])
 def xp(request: pytest.FixtureRequest):
     """numpy; beside it cupy where a GPU can be used, and its stand-in where there is none."""
+    return request.getfixturevalue("cupy") if request.param == "stand-in" else importlib.import_module(request.param)
+
+
+@pytest.fixture(params=["plain", "compiled", DEVICE])
+def spelling(request: pytest.FixtureRequest):
+    """The namespace for each way in which kernels are spelled: numpy with the plain twins and with the compiled ones
+    (where Numba is installed), cupy or its stand-in."""
+    from ddl.arrays.kernels import use_compiled
+
     if request.param == "stand-in":
-        return request.getfixturevalue("cupy")
-    return importlib.import_module(request.param)
+        yield request.getfixturevalue("cupy")
+        return
+    use_compiled("off" if request.param == "plain" else "auto")
+    yield importlib.import_module("cupy" if request.param == "cupy" else "numpy")
+    use_compiled("auto")

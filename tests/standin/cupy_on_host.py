@@ -226,7 +226,7 @@ class Kernel:
         lines = [re.sub(r"^T (?=\w)", "", line.strip()) for line in code.split(";")]
         lines = [re.sub(r"^if \((.*?)\) ", r"if \1: ", line) for line in lines]
         lines = [re.sub(r"= (.*) \? (.*) : (.*)$", r"= where(\1, \2, \3)", line) for line in lines]
-        self.code = "\n".join(re.sub(r"^else ", "else: ", line) for line in lines)
+        self.code = compile("\n".join(re.sub(r"^else ", "else: ", line) for line in lines), name, "exec")
 
     def __call__(self, *args):
         arrays = args[len(self.inputs) :]
