@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddl import optim
-from ddl.arrays import FlatBuffer, Layout
+from ddl.arrays import Arena, FlatBuffer, Layout, host
 from ddl.arrays.kernels import use_compiled
 from ddl.models import build, gradient_layout, initial_values
 from ddl.nn.context import Context
@@ -118,26 +118,29 @@ PROBLEMS = {
 
 
 class Bench:
-    """A model with parameters, averages and gradients, and a batch in two segments."""
+    """A model with parameters, averages and gradients, and a batch in two segments, all of it in arrays of ``xp``."""
 
-    def __init__(self, model, batch, dtype):
-        self.model, self.batch = model, batch
-        self.params = FlatBuffer(Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype))
-        self.params.assign(initial_values(model, 5))
-        self.averages = FlatBuffer(Layout.of({name: a.shape for name, a in model.averages.items()}, dtype))
+    def __init__(self, model, batch, dtype, xp=np):
+        self.model, self.batch = model, {name: xp.asarray(values) for name, values in batch.items()}
+        initial = FlatBuffer(Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype))
+        initial.assign(initial_values(model, 5))
+        self.params = FlatBuffer(initial.layout, xp.asarray(initial.flat))
+        self.averages = FlatBuffer(Layout.of({name: a.shape for name, a in model.averages.items()}, dtype), xp=xp)
         for name, average in model.averages.items():
             self.averages[name][...] = average.initial
-        self.grads = FlatBuffer(gradient_layout(model, dtype))
+        self.grads = FlatBuffer(gradient_layout(model, dtype), xp=xp)
         rows = len(batch["x"])
         self.segments = [slice(0, rows // 2), slice(rows // 2, rows)]
         self.announced: list[str] = []
-        self.ctx = Context(training=True, seed=9)
+        self.ctx = Context(training=True, seed=9, arena=Arena(xp))
+        # On a device, where each look costs more, one place of an array shows whether it does what the host does.
+        self.places = 12 if xp is np else 1
 
     @classmethod
-    def of(cls, name: str, rows: int, dtype: str) -> Bench:
+    def of(cls, name: str, rows: int, dtype: str, xp=np) -> Bench:
         model, options, data, sizes = PROBLEMS[name]
         batch = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in data(rows).items()}
-        return cls(build(model, fields_of(batch, **sizes), options=options), batch, dtype)
+        return cls(build(model, fields_of(batch, **sizes), options=options), batch, dtype, xp)
 
     def loss(self, grads: bool = False, step: int = 0):
         self.ctx.begin(self.segments, [0, 1], step, 0, self.announced.extend)
@@ -148,7 +151,7 @@ class Bench:
     def numeric(self, name: str, place: tuple[int, ...], of=lambda result: result[0], h: float = 1e-6) -> float:
         """Central difference of ``of(loss result)`` in one parameter."""
         view = self.params[name]
-        kept = view[place]
+        kept = float(view[place])
         view[place] = kept + h
         above = of(self.loss())
         view[place] = kept - h
@@ -156,10 +159,14 @@ class Bench:
         view[place] = kept
         return (above - below) / (2 * h)
 
-    def some_places(self, most: int = 12):
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Copies on the host, by name."""
+        return {name: np.array(host(view)) for name, view in self.grads.views.items()}
+
+    def some_places(self):
         rng = np.random.default_rng(8)
         for name, (shape, _) in self.model.params.items():
-            for _ in range(min(most, int(np.prod(shape)))):
+            for _ in range(min(self.places, int(np.prod(shape)))):
                 yield name, tuple(int(rng.integers(0, n)) for n in shape)
 
     def train(self, optimizer, steps: int) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ddl.arrays import Arena, host
 from ddl.errors import ConfigError
 from ddl.models import GAN, build
 from ddl.nn import BatchNorm, Dense, Sequential
@@ -12,19 +13,18 @@ from ddl.nn.context import Context
 from ddl.optim import Adam, Groups, Rule
 
 
-def bench(zoo, rows: int, dtype: str, **options):
+def bench(zoo, rows: int, dtype: str, xp=np, **options):
     batch = {"x": zoo.images(rows, 4, dtype)["x"]}
     settings = {"noise": 3, "generator_hidden": [6], "discriminator_hidden": [7], **options}
-    return zoo.Bench(build("gan", zoo.fields_of(batch), options=settings), batch, dtype)
+    return zoo.Bench(build("gan", zoo.fields_of(batch), options=settings), batch, dtype, xp)
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.0, "smoothing": 0.0, "output": "tanh"}, {"output": "sigmoid"}])
-def test_each_network_has_the_gradient_of_its_own_loss(zoo, options):
-    b = bench(zoo, 6, "float64", **options)
+def test_each_network_has_the_gradient_of_its_own_loss(zoo, options, xp):
+    b = bench(zoo, 6, "float64", xp, **options)
     # A pass without gradients draws dropout masks in another order: compare with passes that compute them.
-    spare = b.grads.views
     b.loss(grads=True)
-    got = {name: view.copy() for name, view in spare.items()}
+    got = b.gradients()
     whole = b.loss
     b.loss = lambda: whole(grads=True)
     for name, place in b.some_places():
@@ -34,15 +34,15 @@ def test_each_network_has_the_gradient_of_its_own_loss(zoo, options):
             np.testing.assert_allclose(got[name][place], numeric, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_the_loss_is_binary_cross_entropy(zoo):
-    b = bench(zoo, 10, "float64", dropout=0.0, smoothing=0.2)
+def test_the_loss_is_binary_cross_entropy(zoo, xp):
+    b = bench(zoo, 10, "float64", xp, dropout=0.0, smoothing=0.2)
     total, weight, sums = b.loss()
     judge = b.params.views.at("discriminator")
     b.ctx.begin(b.segments, [0, 1], 0)
     z = b.ctx.normal(10, 3).astype("float64")
     fake = b.model.generator.forward(b.params.views.at("generator"), z, b.ctx)[0].copy()
-    belief = [1 / (1 + np.exp(-b.model.discriminator.forward(judge, x, b.ctx)[0])) for x in (b.batch["x"], fake)]
-    real, made = (x.copy() for x in belief)
+    logits = [np.array(host(b.model.discriminator.forward(judge, x, b.ctx)[0])) for x in (b.batch["x"], fake)]
+    real, made = (1 / (1 + np.exp(-logit)) for logit in logits)
     assert weight == 10
     np.testing.assert_allclose(sums["generator_loss"], -np.log(made).sum())
     want = -(0.8 * np.log(real) + 0.2 * np.log(1 - real)).sum() - np.log(1 - made).sum()
@@ -51,16 +51,16 @@ def test_the_loss_is_binary_cross_entropy(zoo):
     np.testing.assert_allclose(b.model.metric_values(sums, weight)["real_score"], real.mean())
 
 
-def test_a_shard_makes_the_same_samples_wherever_it_is_computed(zoo):
-    b = bench(zoo, 8, "float64", dropout=0.0)
+def test_a_shard_makes_the_same_samples_wherever_it_is_computed(zoo, xp):
+    b = bench(zoo, 8, "float64", xp, dropout=0.0)
     together = b.loss(grads=True)[0]
-    gradient = b.grads.flat.copy()
+    gradient = np.array(host(b.grads.flat))
     parts, batch = [], b.batch["x"]
     for shard in (0, 1):
         b.batch = {"x": batch[b.segments[shard]]}
         b.ctx.begin([slice(0, 4)], [shard], 0)
         result = b.model.loss_and_gradients(b.params.views, b.averages.views, b.batch, b.grads.views, b.ctx)
-        parts.append((result[0], b.grads.flat.copy()))
+        parts.append((result[0], np.array(host(b.grads.flat))))
     np.testing.assert_allclose(parts[0][0] + parts[1][0], together)
     np.testing.assert_allclose(parts[0][1] + parts[1][1], gradient, atol=1e-12)
 
@@ -82,12 +82,13 @@ def test_the_generator_learns_the_mean_and_both_have_their_own_optimizer(zoo):
     np.testing.assert_allclose(made.mean(axis=0), (2.0, -1.0), atol=0.5)
 
 
-def test_samples_belong_to_their_seed(zoo):
-    b = bench(zoo, 4, "float32")
-    one, same, other = (b.model.sample(b.params.views, b.averages.views, 5, seed).copy() for seed in (1, 1, 2))
+def test_samples_belong_to_their_seed(zoo, xp):
+    b = bench(zoo, 4, "float32", xp)
+    views = b.params.views, b.averages.views
+    one, same, other = (np.array(host(b.model.sample(*views, 5, seed))) for seed in (1, 1, 2))
     assert one.shape == (5, 4, 4, 1) and (one == same).all() and not np.allclose(one, other)
-    ctx = Context(segments=[slice(0, 4)], shards=[0])
-    drawn = b.model.predict(b.params.views, b.averages.views, b.batch, ctx)["output"]
+    ctx = Context(segments=[slice(0, 4)], shards=[0], arena=Arena(xp))
+    drawn = b.model.predict(*views, b.batch, ctx)["output"]
     assert drawn.shape == b.batch["x"].shape
 
 

@@ -32,11 +32,19 @@ LABELS = RNG.integers(0, 5, 200)  # class 5 is chosen now and then and never tru
 VALUES, TARGETS = RNG.normal(size=(90, 3)), RNG.normal((0, 5, -3), size=(90, 3))
 
 
-def whole(metric, outputs, targets, loss=0.0, weight=1.0):
-    return metric.value(metric.sums(outputs, targets, loss), weight)
+@pytest.fixture
+def whole(xp):
+    """The figure of a metric over samples of the host's, summed where ``xp`` computes."""
+
+    def whole(metric, outputs, targets, loss=0.0, weight=1.0):
+        sums = metric.sums(xp.asarray(outputs), xp.asarray(targets), loss)
+        assert isinstance(sums, (float, np.ndarray))
+        return metric.value(sums, weight)
+
+    return whole
 
 
-def test_classification_agrees_with_scikit_learn():
+def test_classification_agrees_with_scikit_learn(whole):
     sk = pytest.importorskip("sklearn.metrics")
     chosen = LOGITS.argmax(1)
     assert math.isclose(whole(Accuracy(), LOGITS, LABELS), sk.accuracy_score(LABELS, chosen))
@@ -53,20 +61,20 @@ def test_classification_agrees_with_scikit_learn():
             assert math.isclose(whole(metric("binary"), logits, (LABELS > 2).astype(int)), want)
 
 
-def test_regression_agrees_with_scikit_learn():
+def test_regression_agrees_with_scikit_learn(whole):
     sk = pytest.importorskip("sklearn.metrics")
     assert math.isclose(whole(R2(), VALUES, TARGETS), sk.r2_score(TARGETS, VALUES))
     assert math.isclose(whole(MAE(), VALUES, TARGETS), sk.mean_absolute_error(TARGETS, VALUES))
     assert math.isclose(whole(RMSE(), VALUES[:, :1], TARGETS[:, 0]), math.sqrt(((VALUES - TARGETS)[:, 0] ** 2).mean()))
 
 
-def test_a_target_that_does_not_vary():
+def test_a_target_that_does_not_vary(whole):
     constant = np.full(10, 3.0)
     assert whole(R2(), constant, constant) == 1
     assert whole(R2(), constant + 0.1, constant) == 0
 
 
-def test_accuracy_of_one_logit_of_one_hot_targets_and_of_sequences():
+def test_accuracy_of_one_logit_of_one_hot_targets_and_of_sequences(whole):
     logits = np.array([[0.5], [-2.0], [1.0], [-0.1]])
     assert whole(Accuracy(), logits, np.array([1, 0, 0, 0])) == 0.75
     assert whole(Accuracy(), logits[:, 0], np.array([1.0, 0, 0, 0])) == 0.75
@@ -78,13 +86,13 @@ def test_accuracy_of_one_logit_of_one_hot_targets_and_of_sequences():
     assert math.isclose(whole(TopK(2), scores, tokens), 1.0)
 
 
-def test_perplexity_and_bits_come_from_the_loss():
+def test_perplexity_and_bits_come_from_the_loss(whole):
     assert math.isclose(whole(Perplexity(), LOGITS, LABELS, 30 * math.log(7), 30.0), 7)
     assert math.isclose(whole(BitsPerByte(), LOGITS, LABELS, 30 * math.log(256), 30.0), 8)
     assert whole(Perplexity(), LOGITS, LABELS, 1e6, 1.0) == math.inf
 
 
-def test_bits_of_outputs_do_not_ask_the_loss():
+def test_bits_of_outputs_do_not_ask_the_loss(whole):
     shares = np.exp(LOGITS.astype(np.float64))
     shares /= shares.sum(axis=1, keepdims=True)
     expected = -np.log2(shares[np.arange(len(LABELS)), LABELS]).mean()
@@ -102,16 +110,18 @@ def test_any_split_gives_the_same_figure(cuts, name):
     edges = [0, *cuts, 90]
     parts = [slice(a, b) for a, b in pairwise(edges)]
     total = sum(np.asarray(metric.sums(outputs[p], targets[p], 0.125 * (p.stop - p.start))) for p in parts)
-    np.testing.assert_allclose(metric.value(total, 90.0), whole(metric, outputs, targets, 0.125 * 90, 90.0), rtol=1e-12)
+    together = metric.sums(outputs, targets, 0.125 * 90)
+    np.testing.assert_allclose(metric.value(total, 90.0), metric.value(together, 90.0), rtol=1e-12)
 
 
-def test_step_sums_have_the_length_they_say():
+def test_step_sums_have_the_length_they_say(xp):
     for metric in (make() for make in METRICS.values()):
         if metric.every_step:
-            assert np.size(metric.sums(VALUES[:, 0], TARGETS[:, 0], 1.0)) == metric.every_step
+            sums = metric.sums(xp.asarray(VALUES[:, 0]), xp.asarray(TARGETS[:, 0]), 1.0)
+            assert np.size(sums) == metric.every_step
 
 
-def test_nothing_counted_is_not_a_division_by_zero():
+def test_nothing_counted_is_not_a_division_by_zero(whole):
     nothing = np.full(200, -1)
     for metric in (Accuracy(), TopK(), Precision(), Recall(), F1()):
         assert whole(metric, LOGITS, nothing) == 0
