@@ -48,6 +48,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "cupy", module)
     _cuda_kernel.cache_clear()
     yield module
+    module.cuda.Device(0).use()
     _cuda_kernel.cache_clear()
 
 

@@ -55,6 +55,11 @@ class Device:
         """Allocations inside ``with device.activate():`` go to this GPU; nothing happens on the CPU."""
         return contextlib.nullcontext() if self.index is None else self.xp.cuda.Device(self.index)
 
+    def use(self) -> None:
+        """This thread computes here from now on: cupy's kernels run, and their results lie, on its current GPU."""
+        if self.index is not None:
+            self.xp.cuda.Device(self.index).use()
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given."""
         if self.index is not None:
@@ -93,7 +98,8 @@ def gpu_count() -> int:
 
 
 def device(kind: str, local_rank: int) -> Device:
-    """The device of a rank. ``kind`` is "cpu", "gpu" or "auto" (a GPU where there is one).
+    """The device of a rank, which this thread uses from now on. ``kind`` is "cpu", "gpu" or "auto" (a GPU where there
+    is one).
 
     Local ranks take the node's GPUs in turn, so several ranks may share one.
     Raises LookupError for "gpu" where none can be used."""
@@ -101,7 +107,9 @@ def device(kind: str, local_rank: int) -> Device:
         return Device()
     count = gpu_count()
     if count:
-        return Device(local_rank % count)
+        chosen = Device(local_rank % count)
+        chosen.use()
+        return chosen
     if kind == "gpu":
         raise LookupError("no CUDA device can be used: is cupy-cuda12x installed, and does nvidia-smi list a GPU?")
     return Device()

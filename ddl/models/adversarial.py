@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddl.arrays import Array, Views, generator, namespace_of
+from ddl.arrays import Arena, Array, Views, generator, namespace_of
 from ddl.errors import ConfigError
 from ddl.models.blueprint import Problem
 from ddl.models.model import Batch, Sums
@@ -162,8 +162,7 @@ class GAN:
         of = next(iter(params.values()))
         xp = namespace_of(of)
         z = generator(seed, "samples").standard_normal((count, self.noise))
-        ctx = Context(segments=[slice(0, count)], shards=[0], seed=seed)
-        ctx.arena.xp = xp
+        ctx = Context(segments=[slice(0, count)], shards=[0], seed=seed, arena=Arena(xp))
         return self.predict(params, buffers, {"noise": xp.asarray(z.astype(of.dtype))}, ctx)["output"]
 
     def metric_values(self, sums: Sums, weight: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ddl.arrays import Views, generator, host, namespace_of
+from ddl.arrays import Arena, Views, generator, host, namespace_of
 from ddl.errors import ConfigError
 from ddl.models.model import Model, Supervised
 from ddl.nn.context import Context
@@ -92,8 +92,7 @@ def next_tokens(
     if not all(0 <= token < vocabulary for token in tokens):
         raise ConfigError(f"the prompt holds tokens outside 0 .. {vocabulary - 1}")
     xp = namespace_of(next(iter(params.values())))
-    nothing, random, ctx = Views({}), generator(seed, "generate"), Context(seed=seed)
-    ctx.arena.xp = xp
+    nothing, random, ctx = Views({}), generator(seed, "generate"), Context(seed=seed, arena=Arena(xp))
     for step in range(length):
         seen = tokens[-window:]
         # What lies to the right cannot be seen: the row is filled up, so that each pass has the same shapes.

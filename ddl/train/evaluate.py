@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import partition
+from ddl.arrays import Arena, partition
 from ddl.comm import Group
 from ddl.data import Source, Transform
 from ddl.errors import UserError
@@ -58,7 +58,7 @@ def evaluate(
             beat()
             group.probe("evaluate.batch")
             count = len(next(iter(batch.values())))
-            context = Context(training=False, segments=[slice(0, count)], shards=[0])
+            context = Context(segments=[slice(0, count)], shards=[0], arena=Arena(state.device.xp))
             batch = {name: state.device.array(value) for name, value in batch.items()}
             got_loss, got_weight, got = model.loss_and_gradients(
                 state.params.views, state.averages.views, batch, None, context

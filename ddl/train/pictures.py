@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddl.arrays import host
+from ddl.arrays import Arena, host
 from ddl.data import Normalise
 from ddl.metrics import plots, read_lines
 from ddl.models import GAN, Supervised
@@ -87,8 +87,9 @@ def _reconstructions(loop: Loop, model: Supervised) -> np.ndarray | None:
         return None
     for transform in loop.transforms:
         batch = transform(batch, [slice(0, count)], [])
-    context = Context(segments=[slice(0, count)], shards=[0])
-    inputs = {name: loop.state.device.array(value) for name, value in batch.items()}
+    device = loop.state.device
+    context = Context(segments=[slice(0, count)], shards=[0], arena=Arena(device.xp))
+    inputs = {name: device.array(value) for name, value in batch.items()}
     outputs = model.predict(loop.state.params.views, loop.state.averages.views, inputs, context)
     after = _undo(np.array(host(outputs["output"])), loop.state.progress.normalise)
     return np.stack([before, after], axis=1).reshape(2 * count, *before.shape[1:])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ddl.arrays import Device, device, host
+from ddl.arrays import Arena, Device, device, host
 from ddl.checkpoint import Store
 from ddl.comm import Group
 from ddl.config import Job
@@ -176,7 +176,7 @@ class Trained:
 def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
     """The model's outputs for one batch that has been transformed, on the host; those in place of x as x was before."""
     rows = len(next(iter(batch.values())))
-    context = Context(training=False, segments=[slice(0, rows)], shards=[0], seed=seed)
+    context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
     outputs = model.predict(state.params.views, state.averages.views, inputs, context)
     found = {name: np.array(host(value)) for name, value in outputs.items()}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +14,20 @@ from ddl.bench.__main__ import main as bench
 from ddl.comm import device_memory
 from ddl.comm.threads import ThreadGroup, run_ranks
 from ddl.data import Arrays, Order
+from ddl.models import build
 from ddl.models.model import Supervised
 from ddl.nn.losses import CrossEntropy
+from ddl.nn.metric import METRICS
 from ddl.optim import OPTIMIZERS, Groups
 from ddl.parallel import GradientSum, reducer
 from ddl.parallel.staging import Direct, Staged
+from ddl.train import pictures
+from ddl.train.evaluate import evaluate
 from ddl.train.journal import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task
+from ddl.train.trained import outputs_of
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "table": (50, 4)})
 
@@ -102,16 +108,29 @@ NETWORKS = {
     ),
     "cnn": (
         (6, 6, 2),
-        lambda: nn.Sequential(nn.Conv2D(4, padding="same"), nn.ReLU(), nn.MaxPool2D(2), nn.Flatten(), nn.Dense(3)),
+        lambda: nn.Sequential(
+            nn.Conv2D(4, padding="same"),
+            nn.BatchNorm(sync=True),
+            nn.ReLU(),
+            nn.MaxPool2D(2),
+            nn.Flatten(),
+            nn.Dense(3),
+        ),
     ),
 }
 
 
-def trained(group, shape, network, optimizer, on_gpu, **changes):
+def samples_and_model(shape, network, poisoned=()):
     random = np.random.default_rng(5)
     x = random.integers(0, 40, (26, 5)) if shape is None else random.normal(size=(26, *shape)).astype(np.float32)
+    if poisoned:
+        x[poisoned] = np.nan
     source = Arrays(x, random.integers(0, 3, 26))
-    model = Supervised(network(), CrossEntropy(), x.shape[1:])
+    return source, Supervised(network(), CrossEntropy(), x.shape[1:], [METRICS[name]() for name in ("accuracy", "f1")])
+
+
+def trained(group, shape, network, optimizer, on_gpu, poisoned=(), **changes):
+    source, model = samples_and_model(shape, network, poisoned)
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, "float32")
     task = Task(
         model=model,
@@ -126,7 +145,7 @@ def trained(group, shape, network, optimizer, on_gpu, **changes):
         clip_norm=1.0,
         **changes,
     )
-    where = Device(0 if group.rank in on_gpu else None)
+    where = device("auto", group.rank) if group.rank in on_gpu else Device()
     loop = Loop(task, group, where, State(model, task.optimizer.slots, "float32", 0, where), Journal(task))
     loop.start(group)
     try:
@@ -149,6 +168,50 @@ def test_steps_are_those_of_the_cpu(cupy, name, on_gpu, changes):
     for got, want in zip(run_ranks(2, lambda g: trained(g, *how, on_gpu, **changes)), wanted, strict=True):
         assert not isinstance(got, Exception), got
         assert np.allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+@pytest.mark.parametrize("name", ["mlp", "text"])
+def test_a_rank_computes_on_the_gpu_that_it_was_given(cupy, name, overlap):
+    cupy.cuda.runtime.getDeviceCount = lambda: 2
+    how = (*NETWORKS[name], OPTIMIZERS["momentum"](lr=0.05))
+    changes = {"gpu": "staged", "overlap": overlap}  # threads that are ranks cannot reach each other's GPU
+    wanted = run_ranks(2, lambda g: trained(g, *how, [], **changes))
+    for got, want in zip(run_ranks(2, lambda g: trained(g, *how, [0, 1], **changes)), wanted, strict=True):
+        assert not isinstance(got, Exception), got
+        assert np.allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_and_outputs_are_those_of_the_cpu(cupy, name):
+    source, model = samples_and_model(*NETWORKS[name])
+    found = []
+    for where in (Device(), Device(0)):
+        state = State(model, (), "float32", 0, where)
+        figures = run_ranks(2, lambda g, s=state: evaluate(model, s, source, g, rows=5))[1]
+        found.append((figures, outputs_of(model, state, source.gather(np.arange(4)))["output"]))
+    (want, wanted), (got, outputs) = found
+    assert got == pytest.approx(want) and np.allclose(outputs, wanted, atol=1e-6)
+
+
+def test_pictures_are_those_of_the_cpu(cupy):
+    source = Arrays(np.random.default_rng(0).random((5, 4, 4), np.float32))
+    models = build("autoencoder", source.fields, options={"code": 2}), build("gan", source.fields)
+    reconstructed, drawn = [], []
+    for where in (Device(), Device(0)):
+        states = [State(model, (), "float32", 0, where) for model in models]
+        loop = SimpleNamespace(task=SimpleNamespace(test=source), transforms=(), state=states[0])
+        reconstructed.append(pictures._reconstructions(loop, models[0]))
+        drawn.append(pictures.samples(models[1], states[1], 3, seed=1))
+    assert np.allclose(*reconstructed, atol=1e-6) and np.allclose(*drawn, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"parts": 2}], ids=str)
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_poisoned_sample_costs_its_step_and_nothing_else(cupy, name, changes):
+    how = (*NETWORKS[name], OPTIMIZERS["momentum"](lr=0.05))
+    wanted, got = (run_ranks(2, lambda g, on=on: trained(g, *how, on, [3], **changes))[0] for on in ([], [0, 1]))
+    assert np.isfinite(wanted).all() and np.allclose(got, wanted, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
