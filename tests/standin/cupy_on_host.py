@@ -39,7 +39,7 @@ FUNCTIONS = {  # name -> its arguments, in CuPy's order: of ufuncs without ``whe
     "copyto": "dst src casting where",
     "dot": "a b out",
     "empty": "shape dtype order",
-    "empty_like": "a dtype",
+    "empty_like": "prototype dtype",
     "full": "shape fill_value dtype",
     "isneginf": "x out",
     "matmul": "x1 x2 out",

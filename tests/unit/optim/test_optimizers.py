@@ -164,6 +164,15 @@ def test_the_steady_state_allocates_nothing_large(kind, spelling):
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_the_host_waits_for_a_device_only_to_read_the_two_norms_of_a_layer(kind, cupy):
+    p, g = cupy.ones(20), cupy.ones(20)
+    slots = zero_slots(ALL[kind], p)
+    waited = cupy.ndarray.waited
+    ALL[kind].update(p, g, slots, 0.01, 0, 1.0)
+    assert cupy.ndarray.waited - waited == 2 * ALL[kind].layerwise
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_gradients_are_left_alone_and_zeros_stay_zeros(kind, spelling):
     optimizer = with_decay(ALL[kind], 0.01)
     p = np.array([1.0, 0, 0, 2.0])
