@@ -61,7 +61,7 @@ def cross_entropy(
         gradient -= smoothing / classes
     gradient[line, at] -= 1 - smoothing
     gradient *= each[:, None]
-    xp.copyto(gradient, 0, where=~counted[:, None])
+    gradient[~counted] = 0
     loss = xp.where(counted, loss * each, 0)
     return float(loss.sum(dtype="float64")), float(each.sum(dtype="float64"))
 

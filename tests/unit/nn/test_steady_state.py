@@ -72,4 +72,6 @@ def test_the_host_waits_for_a_device_only_to_read_the_loss(name, cupy):
     grown, waited = ctx.arena.grown, cupy.ndarray.waited
     step(1)
     assert ctx.arena.grown == grown
-    assert cupy.ndarray.waited - waited == 3  # for the largest label, the loss and its weight
+    assert (
+        cupy.ndarray.waited - waited == 4
+    )  # for the largest label, the number of padded rows, the loss and its weight
