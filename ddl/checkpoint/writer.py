@@ -160,10 +160,12 @@ class Writer:
             except Exception as failure:
                 error = CheckpointError(f"a checkpoint was not written: {failure!r}")
                 error.__cause__ = failure
-            try:
-                if error is not None:
+            if error is not None:
+                try:
                     self.say(str(error))
-            finally:  # whoever waits is let go in any case
-                with self._changed:
-                    self._error, self._work = error, None
-                    self._changed.notify_all()
+                except Exception as failure:  # whoever waits is let go in any case, and learns of both
+                    if isinstance(error, CheckpointError):
+                        error = CheckpointError(f"{error}; which could not be told: {failure!r}")
+            with self._changed:
+                self._error, self._work = error, None
+                self._changed.notify_all()

@@ -225,6 +225,10 @@ class Group(ABC):
     def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
         """Map memory among the workers of each node; None on ALL workers if any of them cannot."""
 
+    def give_back(self, memory: SharedMemory) -> None:
+        """This worker uses ``memory``, which came from ``share``, no more; arrays that view it stay valid."""
+        memory.close()
+
     # Members, spares included.
     @abstractmethod
     def wait_as_spare(self) -> int:

@@ -262,8 +262,13 @@ class MpiGroup(Group):
             if descriptor >= 0:
                 os.close(descriptor)
         if memory is not None:
+            self.why_not_shared = ""
             self._memory.append(memory)
         return memory
+
+    def give_back(self, memory: SharedMemory) -> None:
+        memory.close()
+        self._memory = [other for other in self._memory if other is not memory]
 
     # All members.
     @kill_points("spare")

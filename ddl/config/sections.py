@@ -96,8 +96,8 @@ class Optim:
     clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping")
     sharded: Literal["auto", "on", "off"] = setting(
         "auto",
-        "ranks of a node share one replica and update a part of it each; auto: where that pays and the optimizer sees "
-        "each element alone; off: a replica a rank",
+        "ranks on the CPUs of a node share one replica and update a part of it each; auto: where that pays and the "
+        "optimizer sees each element alone; off: a replica a rank",
     )
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"

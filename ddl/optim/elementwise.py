@@ -129,6 +129,14 @@ class Elementwise:
         self.update(new[0], grads, dict(zip(self.slots, new[1:], strict=True)), lr, step, scale)
 
 
+def follows_its_rule(optimizer: object) -> bool:
+    """Whether ``optimizer`` treats each element alike and nothing else: a class of the user's may do more in update."""
+    if not isinstance(optimizer, Elementwise) or optimizer.layerwise:
+        return False
+    kind = type(optimizer)
+    return kind.update is Elementwise.update and kind.update_into is Elementwise.update_into
+
+
 @cache
 def _cuda_kernel(rule: str, constants: tuple[str, ...], slots: tuple[str, ...], code: str) -> Any:
     inputs = ", ".join(["T g", *(f"T {name}" for name in constants)])

@@ -12,7 +12,7 @@ from typing import Any
 from ddl.arrays import Array, Layout
 from ddl.arrays.sums import squares
 from ddl.errors import ConfigError
-from ddl.optim.elementwise import Elementwise, Optimizer
+from ddl.optim.elementwise import Optimizer, follows_its_rule
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Groups:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether any stretch of the parameters can be updated without the rest."""
-        return all(run.optimizer is None or isinstance(run.optimizer, Elementwise) for run in self.runs)
+        """Whether any stretch of the parameters can be updated without the rest, by rules that nobody has added to."""
+        return all(run.optimizer is None or follows_its_rule(run.optimizer) for run in self.runs)
 
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float
@@ -130,13 +130,10 @@ class Groups:
         within: slice,
     ) -> None:
         """The same step from ``old`` parameters and slots to ``new`` ones, as far as they lie ``within``; only where
-        ``is_elementwise``. What is of no name, or no optimizer's slot, is not written: it is zero in both."""
+        ``is_elementwise``. What is frozen, of no name or no optimizer's slot is not written: it is equal in both."""
         for run in self.runs:
             place = slice(max(run.place.start, within.start), min(run.place.stop, within.stop))
-            if place.start >= place.stop:
-                continue
-            if run.optimizer is None:
-                new[0][place] = old[0][place]
+            if run.optimizer is None or place.start >= place.stop:
                 continue
             arrays = [[params[place], *(slots[n][place] for n in run.optimizer.slots)] for params, slots in (new, old)]
             run.optimizer.update_into(*arrays, grads[place], lr * run.lr_factor, step, scale)

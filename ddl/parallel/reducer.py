@@ -51,7 +51,7 @@ class GradientSum:
     takes what lies there; ``staged_because`` says why not.
     replica: flat arrays, the same on all workers, that an update changes element by element; each as long as the
     gradient, or shorter by what it does not look at. Where the ranks of a node can update them together, ``banks`` are
-    two places in the node's memory for all of them: the first holds what they hold, the second is for the update that
+    two places in the node's memory for all of them, which hold what they hold: the second is for the update that
     ``finish`` is given. Otherwise it is empty, and every rank updates its own.
     span: around each bucket, for a trace. After PeerLost it is closed and another one made for the next generation."""
 
@@ -104,13 +104,14 @@ class GradientSum:
         self._shared = self._sum if isinstance(self._sum, InNode) and self._sum.banks[0] else None
         self.banks: list[list[Array]] = [] if self._shared is None else self._shared.banks
         if self._shared is not None:
-            for flat, shared in zip(replica, self.banks[0], strict=True):
-                for share in self._shared.shares:
-                    shared[share] = flat[share]
+            for bank in self.banks:  # both: what no update writes must not change with them
+                for flat, shared in zip(replica, bank, strict=True):
+                    for share in self._shared.shares:
+                        shared[share] = flat[share]
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1
         # All open their parts alike: where some rank may send them as its backward writes them, nobody opens several.
-        # Behind this call the first bank is whole, too.
+        # Behind this call the banks are whole, too.
         self._one_by_one = any(group.gather_objects(wanted))
         self._progress = Progress(plan)
         self._span = span

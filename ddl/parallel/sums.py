@@ -149,7 +149,7 @@ class InNode(_OnHost):
         parts: Sequence[slice],
         tables: Mapping[int, Table],
     ):
-        self.group, self.me = group, group.local_ranks.index(group.rank)
+        self.group, self.me, self._memory = group, group.local_ranks.index(group.rank), memory
         ranks = len(group.local_ranks)
         headers = at.header.of(memory.slots, np.float64)
         sources = at.gradient.of(memory.slots, layout.dtype)
@@ -173,6 +173,10 @@ class InNode(_OnHost):
 
     def open(self, numbers: Iterable[int]) -> None:
         self.group.node_barrier()
+
+    def release(self) -> None:
+        """The node's memory is free when nobody views it any more."""
+        self.group.give_back(self._memory)
 
     def reduce(self, number: int) -> None:
         rows = self._rows.get(number)
@@ -212,6 +216,8 @@ class BetweenNodes(InNode):
     ):
         super().__init__(group, memory, at, layout, parts, tables)
         self._first = [ranks[0] for ranks in group.nodes]
+        # Only these carry lanes. More zeros behind their norms would make some nodes add in another order.
+        self._norms = self._norms[: min(len(ranks) for ranks in group.nodes)]
         self._shared_total = at.total.of(memory.common, np.float64)
         self.shares = [runs(layout.length, len(group.local_ranks), layout.dtype.itemsize)[self.me]]
 
@@ -223,7 +229,8 @@ class BetweenNodes(InNode):
         return squares(self.result[self._way.lanes[number]])
 
     def close(self, update: Update | None = None, whole: bool = False) -> float:
-        self._norms[self.me] = sum(self._squares)
+        if self.me < len(self._norms):
+            self._norms[self.me] = sum(self._squares)
         if self.me == 0:
             np.add.reduce(self._headers, axis=0, out=self._shared_total)
             ring.allreduce(self._shared_total, self.group, self._first)

@@ -303,6 +303,12 @@ class Loop(Work):
                 f"comm.gpu is direct, but gradients go through the host's memory: {self.total.staged_because}"
             )
             self._told_of_memory = True
+        if self.task.sharded == "on" and self.total is not None and not self.total.banks and self.group.size > 1:
+            self.journal.warn(
+                "optim.sharded is on, but each rank has a replica of its own: sharing one takes ranks of one node that "
+                "compute on its CPUs and sum in its memory"
+            )
+            self._told_of_memory = True
         if self.group.why_not_shared:
             self.journal.warn(
                 "the ranks of a node cannot share memory, so gradients are summed by messages, which is slower "
@@ -472,7 +478,9 @@ class Loop(Work):
     def _compare_replicas(self) -> None:
         """A minority that differs is healed and named; without a majority all leave."""
         step = self.state.progress.step
-        found = compare(self.group, self, hardware(self.device), self.state.digest())
+        me = self.group.me
+        replica = me.node if self.total is not None and self.total.banks else f"of rank {me.identity}"
+        found = compare(self.group, self, hardware(self.device), self.state.digest(), replica)
         if found is None:
             raise _AllLeave(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if found and self.group.is_leader:

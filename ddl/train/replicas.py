@@ -17,30 +17,44 @@ from ddl.comm import Group
 from ddl.fault.recover import Recoverable
 
 
-def compare(group: Group, work: Recoverable, kind: str, digest: str) -> list[int] | None:
+def compare(group: Group, work: Recoverable, kind: str, digest: str, replica: str) -> list[int] | None:
     """Identities of the ranks that held another state than the majority, and now hold the majority's.
 
-    kind, digest: this rank's hardware and a hash of its state. None, on all ranks, where no majority agrees. Ranks of
+    kind, digest: this rank's hardware and a hash of its state. replica: equal on ranks that share one, which have one
+    vote together: that of more than half of them. None, on all ranks, where no majority agrees. Ranks of
     different hardware round differently: there all take the state of the first rank's kind, and those are named whose
     own is further from it than rounding explains. Called by all workers. Raises PeerLost."""
-    told = group.gather_objects((kind, digest))
-    digests = [digest for _, digest in told]
+    told = group.gather_objects((kind, digest, replica))
+    digests = [digest for _, digest, _ in told]
     if len(set(digests)) == 1:
         return []
     first = told[0][0]
-    alike = [digest for kind, digest in told if kind == first]
-    majority = max(alike, key=alike.count)
-    root = next(rank for rank, pair in enumerate(told) if pair == (first, majority))
+    voters: dict[str, list[int]] = {}
+    for rank, (_, _, shared) in enumerate(told):
+        voters.setdefault(shared, []).append(rank)
+    votes = [_vote([digests[rank] for rank in ranks]) for ranks in voters.values() if told[ranks[0]][0] == first]
+    cast = [vote for vote in votes if vote is not None]
+    if not cast:
+        return None
+    majority = max(cast, key=cast.count)
+    root = next(rank for rank, (kind, digest, _) in enumerate(told) if (kind, digest) == (first, majority))
     meta, arrays = _received(group, work, root)
-    if len(alike) == len(told):
+    if all(kind == first for kind, _, _ in told):
         agrees = [digest == majority for digest in digests]
     else:
         agrees = group.gather_objects(_is_near(work.flat_arrays(), arrays))
-    if 2 * sum(agrees) <= len(agrees):
+    agreeing = sum(bool(_vote([agrees[rank] for rank in ranks])) for ranks in voters.values())
+    if 2 * agreeing <= len(voters):
         return None
     if digests[group.rank] != majority:
         work.take_over(arrays, meta)
     return [group.members[rank].identity for rank, does in enumerate(agrees) if not does]
+
+
+def _vote(values: Sequence[Any]) -> Any:
+    """What more than half of them are; None where nothing is."""
+    common = max(values, key=values.count)
+    return common if 2 * values.count(common) > len(values) else None
 
 
 def _received(group: Group, work: Recoverable, root: int) -> tuple[Any, list[np.ndarray]]:

@@ -124,6 +124,16 @@ class State:
         """Every array of the state, in a fixed order: what a rank that is behind receives."""
         return [self.params.flat, self.averages.flat, *self.slots.values()]
 
+    def assign(self, arrays: Sequence[np.ndarray]) -> None:
+        """Hold what another rank's ``flat_arrays`` hold, on the host; in a shared replica also where the next is to
+        come, since what no update writes must be the same there. All ranks of its node then assign the same."""
+        self.own()
+        for flat, received in zip(self.flat_arrays(), arrays, strict=True):
+            flat[...] = self.device.array(received)
+        if self._coming is not None:
+            for flat, known in zip(self._coming.flat_arrays(), self.replica.flat_arrays(), strict=True):
+                flat[...] = known
+
     # A replica that the ranks of a node share.
 
     def lodge(self, committed: Sequence[Array], coming: Sequence[Array]) -> None:

@@ -36,7 +36,7 @@ from ddl.train.trained import outputs_of
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
 _OF_SCHEDULE = ("optim.warmup_steps", "optim.min_lr", "optim.step_every", "optim.step_factor")
-_READ = (*_OF_SCHEDULE, "model.from", "model.strict", "model.freeze")
+_READ = (*_OF_SCHEDULE, "optim.sharded", "model.from", "model.strict", "model.freeze")
 _ARGUMENTS = {
     **{f"data.{key}": "data, validation, test" for key in ("source", "path", "targets", "format", "options")},
     **{f"data.{key}": "data, validation, test" for key in ("validation", "test", "stratify", "oversample")},

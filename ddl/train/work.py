@@ -64,9 +64,7 @@ class Work:
         return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json(), "last": self.last}
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
-        self.state.own()
-        for flat, received in zip(self.state.flat_arrays(), arrays, strict=True):
-            flat[...] = self.device.array(received)
+        self.state.assign(arrays)
         self.state.progress.become(Progress.from_json(meta["progress"]))
         self.journal.become(meta["journal"])
         self.last = meta["last"]

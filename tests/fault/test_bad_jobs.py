@@ -88,7 +88,10 @@ BAD = {
 # What only the rank that holds the sample can see ends a run that has begun: its summary says so.
 BAD_SAMPLES = {
     "a value that is not finite": (["--data.path=nan.npz"], "nan.npz, sample 7: a value that is not finite"),
-    "a word for a number": (["--data.path=words.csv", "--data.targets=y"], "words.csv, line 3: 'x' in column 'b'"),
+    "a word for a number": (
+        ["--data.path=words.csv", "--data.targets=y", "--data.validation=0", "--data.test=0"],
+        "words.csv, line 3: 'x' in column 'b'",
+    ),
 }
 UNDER_MPIRUN = {
     "a mistyped setting": (["--train.step=2"], "[train] has no setting ['step']"),

@@ -196,3 +196,15 @@ def test_a_step_allocates_no_arrays(group):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000  # of a gradient of a million bytes
+
+
+def test_sums_that_are_closed_keep_no_memory(group):
+    if not isinstance(group, mpi.MpiGroup) or group.size == 1:
+        pytest.skip("nothing is shared")
+    before = len(group._memory)
+    for _ in range(3):
+        reducer = GradientSum(group, Layout.of({"w": (500, 500)}), 8)
+        view = reducer.local.flat
+        reducer.close()
+        assert len(group._memory) == before
+        view[:] = 1  # until nobody looks any more it stays

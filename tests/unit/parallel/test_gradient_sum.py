@@ -122,3 +122,21 @@ def test_a_model_without_parameters_still_exchanges_headers():
         return reducer.finish().header.tolist()
 
     assert run_ranks(3, work) == [[3.0, 3.0]] * 3
+
+
+@pytest.mark.parametrize("nodes", [[0] * 4 + [1] * 8, [0] * 7 + [1] * 12])
+def test_nodes_of_different_sizes_know_the_same_norm(nodes):
+    """To the last bit: clipping by it must not take replicas apart."""
+
+    def norms(group):
+        random = np.random.default_rng(group.rank)
+        reducer = GradientSum(group, Layout.of({"w": (301,)}, "float64"), 1)
+        found = []
+        for _ in range(40):
+            reducer.local.flat[:] = random.normal(size=reducer.local.flat.shape)
+            found.append(reducer.finish().squared_norm)
+        reducer.close()
+        return found
+
+    found = run_ranks(len(nodes), norms, nodes=nodes)
+    assert all(each == found[0] for each in found)

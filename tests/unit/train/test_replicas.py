@@ -28,14 +28,16 @@ class Held:
 RIGHT = np.linspace(-1, 1, 50).astype("float32")
 
 
-def compared(kinds, changes):
-    """(what compare said, the states after it); changes: rank -> what is added to one of its numbers."""
+def compared(kinds, changes, nodes=""):
+    """(what compare said, the states after it); changes: rank -> what is added to one of its numbers. nodes: where
+    ranks share a replica."""
 
     def one(group):
         value = RIGHT.copy()
         value[7] += np.float32(changes.get(group.rank, 0.0))
         work = Held(value, group.rank)
-        told = compare(group, work, kinds[group.rank], hashlib.sha256(value).hexdigest())
+        replica = nodes[group.rank] if nodes else str(group.rank)
+        told = compare(group, work, kinds[group.rank], hashlib.sha256(value).hexdigest(), replica)
         return told, work
 
     results = run_ranks(len(kinds), one)
@@ -72,3 +74,18 @@ def test_who_is_named(kinds, changes, named):
 def test_a_tie_changes_nothing():
     _, works = compared("aa", {1: WRONG})
     assert [work.owner for work in works] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "named"),
+    [
+        ("xxxyy", {0: WRONG, 1: WRONG, 2: WRONG}, None),  # three ranks, but one replica against another
+        ("xxxyz", {0: WRONG, 1: WRONG, 2: WRONG}, [0, 1, 2]),
+        ("xxx", {1: WRONG}, [1]),  # running averages are each rank's own
+        ("xx", {1: WRONG}, None),
+        ("xxyy", {1: WRONG}, None),  # x has no word of its own, and y alone is no majority of two
+        ("xxyyzz", {1: WRONG}, [1]),
+    ],
+)
+def test_ranks_that_share_a_replica_have_one_vote(nodes, changes, named):
+    assert compared("a" * len(nodes), changes, nodes)[0] == named

@@ -12,7 +12,7 @@ from ddl.config import Job
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
 from ddl.models import build as build_model
-from ddl.optim import LAMB, OPTIMIZERS, Adam, AdamW, Groups, Momentum, Rule
+from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Rule
 from ddl.parallel import reducer
 from ddl.train.build import build_task
 from ddl.train.journal import Journal
@@ -32,10 +32,9 @@ def embedding():
     return nn.Sequential(nn.Embedding(40, 4), nn.TokenMean(), nn.Dense(3))
 
 
-def train(
-    group, sharded="on", *, network=dense, optimizer=None, rules=(), dtype="float32", spoiled=(), steps=STEPS, **changes
-):
-    """The loop of a short training, left open. spoiled: samples that are not finite."""
+def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoiled=(), said=None, **changes):
+    """The loop of a short training, left open. spoiled: samples that are not finite. said: takes what it warns of."""
+    dtype = changes.setdefault("dtype", "float32")
     random = generator(4, "test")
     x = random.integers(1, 40, (ROWS, 5)) if network is embedding else random.normal(size=(ROWS, 4)).astype(dtype)
     y = random.integers(0, 3, ROWS)
@@ -52,13 +51,13 @@ def train(
         order=Order(ROWS, SHARDS, BATCH, 2),
         optimizer=Groups(layout, optimizer or Adam(lr=0.01), rules),
         lr=lambda step: 0.01 / (1 + step),
-        total_steps=steps,
-        dtype=dtype,
         prefetch=0,
         sharded=sharded,
-        **changes,
+        **{"total_steps": STEPS, **changes},
     )
     loop = Loop(task, group, Device(), State(model, task.optimizer.slots, dtype, 0, Device()), Journal(task))
+    if said is not None:
+        loop.journal.warn = said.append
     failure = loop.run()
     assert failure is None, failure
     return loop
@@ -177,7 +176,7 @@ def test_an_optimizer_that_looks_at_layers_is_refused():
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_death_at_any_point_leaves_the_committed_replica(rank, clip_norm):
     """Whoever is half through its share when a rank dies, what is committed is whole."""
-    short, passed = partial(train, dtype="float64", clip_norm=clip_norm, steps=2), [0]
+    short, passed = partial(train, dtype="float64", clip_norm=clip_norm, total_steps=2), [0]
     calm = bits(run_ranks(1, short)[0])
 
     def counting(number):
@@ -209,3 +208,38 @@ def test_one_after_another_dies_on_two_nodes(count):
         assert not isinstance(loop, BaseException), repr(loop)
         for name, value in bits(loop).items():
             assert np.allclose(value, calm[name], rtol=1e-9, atol=1e-12), name
+
+
+class Clamped(SGD):
+    """What a user's class adds to a rule."""
+
+    def update(self, params, grads, slots, lr, step, scale):
+        super().update(params, grads, slots, lr, step, scale)
+        np.clip(params, -0.05, 0.05, out=params)
+
+
+def test_what_a_users_optimizer_does_besides_is_done():
+    for loop in run_ranks(3, partial(train, optimizer=Clamped(lr=0.5))):
+        assert not loop.total.banks and np.abs(loop.state.params.flat).max() <= 0.05
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_slots_that_no_update_writes_stay(steps, monkeypatch):
+    """A job may go on from a state in which what is frozen now was trained."""
+    first = State.__init__
+
+    def trained_before(self, *arguments):
+        first(self, *arguments)
+        for slot in self.slots.values():
+            slot[...] = 0.5
+
+    monkeypatch.setattr(State, "__init__", trained_before)
+    shared, own = both(3, rules=[Rule("dense1*", frozen=True)], total_steps=steps)
+    assert_same(shared, own)
+    assert (bits(shared[0])["mean/dense1.weight"] == 0.5).all()
+
+
+def test_asking_in_vain_for_one_replica_is_told():
+    said = []
+    run_ranks(2, partial(train, said=said), can_share=False)
+    assert [line for line in said if line.startswith("optim.sharded is on, but")]

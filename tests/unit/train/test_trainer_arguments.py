@@ -56,6 +56,13 @@ def test_every_schedule_has_its_numbers():
     assert rates(trainer(optimizer=SGD(lr=0.4), schedule=Cosine(2)), 3) == pytest.approx([0.4, 0.2, 0.0])
 
 
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": SGD(lr=0.1)}, {"optimizer": "adam"}])
+def test_whether_a_replica_is_shared_is_a_setting_of_every_trainer(optimizer):
+    run = trainer({"optim.sharded": "off"}, **optimizer)
+    run.fit(steps=1)
+    assert 'sharded = "off"' in (run.folder / "config.toml").read_text()
+
+
 def test_an_optimizer_by_name_is_the_object():
     named = trainer({"optim.lr": 0.05, "optim.momentum": 0.8}, optimizer="momentum")
     made = trainer(optimizer=Momentum(lr=0.05, momentum=0.8))
