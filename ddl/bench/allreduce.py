@@ -1,26 +1,41 @@
 """Allreduce by size: every algorithm, the MPI library's own, Gloo, a plain copy, and between hosts a bare socket.
 
 "auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node; an algorithm's
-name is the same with that algorithm. So a table made of these rows serves gradients, which lie in such memory too."""
+name is the same with that algorithm. So a table made of these rows serves gradients, which lie in such memory too.
+The library's own is the better of in place and not. Between hosts what our start-up sets for MPI changes that as well:
+"mpi_allreduce" is then what a program has that sets nothing (comm/plain.py, another mpirun that takes turns with ours),
+and "mpi_allreduce_tuned" that of our own process, which is what "native" means. On one node the two are the same."""
 
 from __future__ import annotations
 
 import socket
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ddl.bench.measure import Row, algorithm_bandwidth, bus_bandwidth, in_turns, medians, spread
-from ddl.bench.wire import both_ways, connect
+from ddl.bench.measure import (
+    Call,
+    Elsewhere,
+    Row,
+    algorithm_bandwidth,
+    bus_bandwidth,
+    in_turns,
+    medians,
+    spread,
+    time_block,
+)
+from ddl.bench.wire import Bell, both_ways, connect
 from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning
 from ddl.collectives.choose import Rule
 from ddl.collectives.shared import workspace
 from ddl.comm import Group
+from ddl.comm.plain import FORMS
 
 SIZES = [1 << n for n in range(10, 29)]
 ROUNDS = 9
-MPI_FORMS = ("mpi_in_place", "mpi_two_buffers")
+OURS, PLAIN = "mpi_allreduce_tuned", "mpi_allreduce"  # the library's own, between hosts: in our process, in another
 
 
 def algorithms_of(group: Group) -> list[str]:
@@ -30,28 +45,29 @@ def algorithms_of(group: Group) -> list[str]:
     return [name for name in TABLE if topology.allows(name) and name not in others]
 
 
-def candidates_of(
-    group: Group, nbytes: int, peers: Sequence[str], wire: socket.socket | None
-) -> tuple[dict[str, Callable[[], object]], str]:
+def native_of(nodes: int) -> str:
+    """The peer that "native" is."""
+    return OURS if nodes > 1 else PLAIN
+
+
+def candidates_of(group: Group, nbytes: int, peers: Sequence[str]) -> tuple[dict[str, Call | Elsewhere], str]:
     """What is called, by name, and the algorithm that "auto" is here.
 
     Every array is zero, so that sums of sums stay finite, and written once: pages that nobody has written are one page
     of zeros to the system, which a copy reads from the cache."""
     length = nbytes // 4
     x, y, z = (np.full(length, 0, np.float32) for _ in range(3))
-    found: dict[str, Callable[[], object]] = {}
+    found: dict[str, Call | Elsewhere] = {}
     chosen = ""
     for name in ("auto", *algorithms_of(group)):
         ours = PersistentAllreduce(group, length, algorithm=name)
         ours.local[:] = 0
         found[name] = ours.run
         chosen = chosen or ours.algorithm
-    found["mpi_in_place"] = group.prepared_allreduce(x)
-    found["mpi_two_buffers"] = group.prepared_allreduce(y, z)
+    native = native_of(len(group.nodes))
+    found[f"{native} in_place"] = group.prepared_allreduce(x)
+    found[f"{native} two_buffers"] = group.prepared_allreduce(y, z)
     found["copy"] = lambda: np.copyto(y, z)
-    if len(group.nodes) > 1:
-        # The least that each host must send, and receive: what the ranks of one have, 2(n-1)/n times.
-        found["socket"] = both_ways(wire, nbytes * 2 * (len(group.nodes) - 1) // len(group.nodes))
     if "gloo" in peers:
         from ddl.bench.peers import gloo_allreduce
 
@@ -69,10 +85,33 @@ def check(group: Group, length: int) -> None:
         raise AssertionError(f"the sum of {length} elements is wrong")
 
 
+def between_hosts(
+    group: Group, nbytes: int, bell: Bell, wire: socket.socket | None, ask: Callable[[Any], float]
+) -> dict[str, Elsewhere]:
+    """The library's own in another program, and the bare socket. Ranks that have no part in it sleep meanwhile: even
+    those that yield when idle took a fourth of the time of a socket whose core they shared."""
+
+    def plain(form: str) -> Elsewhere:
+        return Elsewhere(lambda calls: bell.tell(ask((form, nbytes, calls)) if group.is_leader else 0.0))
+
+    # The least that each host must send, and receive: what the ranks of one have, 2(n-1)/n times.
+    call = both_ways(wire, nbytes * 2 * (len(group.nodes) - 1) // len(group.nodes))
+    found = {f"{PLAIN} {form}": plain(form) for form in FORMS}
+    return {**found, "socket": Elsewhere(lambda calls: bell.tell(time_block(call, calls)))}
+
+
 def rows(
-    group: Group, sizes: Sequence[int], peers: Sequence[str], seconds: float, store: str, more: dict[str, Any]
+    group: Group,
+    sizes: Sequence[int],
+    peers: Sequence[str],
+    seconds: float,
+    store: str,
+    more: dict[str, Any],
+    ask: Callable[[Any], float],
 ) -> Iterator[Row]:
-    """For each size: auto against the library's better form, each algorithm, the copy and every peer."""
+    """For each size: auto against the library's better form, each algorithm, the copy and every peer.
+
+    ask: on the leader, the seconds of the library's own in another program: (form, bytes, calls)."""
     if "gloo" in peers:
         from ddl.bench import peers as torch_peers
 
@@ -81,35 +120,44 @@ def rows(
     def slowest(value: float) -> float:
         return float(max(group.gather_objects(value)))
 
-    wire = connect(group) if len(group.nodes) > 1 else None
-    base = ("mpi_allreduce", "copy", "socket") if len(group.nodes) > 1 else ("mpi_allreduce", "copy")
+    several = len(group.nodes) > 1
+    wire, bell = (connect(group), Bell(group)) if several else (None, None)
+    base = (PLAIN, OURS, "copy", "socket") if several else (PLAIN, "copy")
     for nbytes in sizes:
         check(group, nbytes // 4)
-        candidates, chosen = candidates_of(group, nbytes, peers, wire)
+        candidates, chosen = candidates_of(group, nbytes, peers)
+        if bell is not None:
+            candidates |= between_hosts(group, nbytes, bell, wire, ask)
         rounds = ROUNDS if nbytes > 32 << 20 else 3 * ROUNDS
         block_s = seconds / rounds / len(candidates)
         times = in_turns(
             candidates, rounds, group.barrier, block_s=block_s, agree=slowest, limit_s=seconds * len(candidates)
         )
+        times |= {name: better_form(times, name) for name in {PLAIN, native_of(len(group.nodes))}}
         middle = medians(times)
-        better = min(MPI_FORMS, key=lambda name: middle[name])
-        middle["mpi_allreduce"] = middle[better]
         for name in ["auto", *algorithms_of(group)]:
-            against = (*base, *peers) if name == "auto" else ("mpi_allreduce",)
-            for peer in against:
+            for peer in (*base, *peers) if name == "auto" else (native_of(len(group.nodes)),):
                 figures = {
                     "algorithm_gb_s": round(algorithm_bandwidth(nbytes, middle[name]), 4),
                     "bus_gb_s": round(bus_bandwidth(nbytes, middle[name], group.size), 4),
                     "spread": round(spread(times[name]), 3),
+                    "peer_spread": round(spread(times[peer]), 3),
                     "nodes": len(group.nodes),
                     **({"chosen": chosen} if name == "auto" else {}),
                     **more,
                 }
                 yield Row("allreduce", group.size, {"bytes": nbytes}, name, middle[name], peer, middle[peer], figures)
+    if bell is not None:
+        bell.close()
     if wire is not None:
         wire.close()
     if "gloo" in peers:
         torch_peers.leave()
+
+
+def better_form(times: dict[str, list[float]], name: str) -> list[float]:
+    """Of a library's own allreduce: in place, or from one buffer into another."""
+    return min((times[f"{name} {form}"] for form in FORMS), key=statistics.median)
 
 
 def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
@@ -117,7 +165,7 @@ def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
     rules: list[Rule] = []
     for nodes, ranks in sorted({(row["nodes"], row["ranks"]) for row in found}):
         rows = (row for row in found if (row["nodes"], row["ranks"]) == (nodes, ranks))
-        here = [row for row in rows if row["peer"] == "mpi_allreduce"]
+        here = [row for row in rows if row["peer"] == native_of(nodes)]
         last = ""
         for nbytes in sorted({row["bytes"] for row in here}):
             at = [row for row in here if row["bytes"] == nbytes and row["algorithm"] != "auto"]

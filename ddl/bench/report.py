@@ -29,7 +29,7 @@ def time_text(seconds: float) -> str:
 
 
 HEAD = ("ranks", "what", "ours", "time", "peer", "its time", "ratio", "")
-WIDTHS = (5, 20, 13, 9, 18, 9, 6, 0)
+WIDTHS = (5, 20, 13, 9, 19, 9, 6, 0)
 
 
 def line(cells: Sequence[str]) -> str:

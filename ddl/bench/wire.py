@@ -1,6 +1,7 @@
-"""What the network between two hosts carries: the same bytes both ways at once through one TCP socket.
+"""Plain TCP between ranks: what the network between two hosts carries, and a way to wait that leaves the cores alone.
 
-The yardstick for sums over several hosts; who takes part is the first rank of each of the first two nodes."""
+The yardstick for sums over several hosts is the same bytes both ways at once through one socket between the first
+ranks of the first two nodes."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ import fcntl
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ddl.comm import Group
+from ddl.errors import CommError
 
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR
+_NUMBER = struct.Struct("d")
 CHUNK_BYTES = 256 << 10
+ACCEPT_S = 30.0
 
 
 def addresses() -> list[str]:
@@ -39,19 +43,61 @@ def connect(group: Group) -> socket.socket | None:
     names, port = group.gather_objects(here)[ends[0]]
     made = None
     if listening is not None:
-        listening.settimeout(30)
+        listening.settimeout(ACCEPT_S)
         made, _ = listening.accept()
         listening.close()
     elif group.rank == ends[1]:
-        for name in names:
-            try:
-                made = socket.create_connection((name, port), timeout=3)
-                break
-            except OSError:
-                continue  # an address of a network that does not reach here
+        made = _dial(names, port)
     if made is not None:
         made.setblocking(False)
     return made
+
+
+def _dial(names: Sequence[str], port: int) -> socket.socket | None:
+    for name in names:
+        try:
+            return socket.create_connection((name, port), timeout=3)
+        except OSError:
+            continue  # an address of a network that does not reach here
+    return None
+
+
+class Bell:
+    """All other ranks sleep until the leader tells them a number; in MPI they would spin. Made by all workers."""
+
+    def __init__(self, group: Group):
+        listening = socket.create_server(("", 0), backlog=group.size) if group.is_leader else None
+        here = (addresses() or ["127.0.0.1"], listening.getsockname()[1]) if listening is not None else None
+        names, port = next(filter(None, group.gather_objects(here)))
+        self._ends: list[socket.socket] = []
+        if listening is not None:
+            with listening:
+                listening.settimeout(ACCEPT_S)
+                self._ends = [listening.accept()[0] for _ in range(group.size - 1)]
+        elif (end := _dial(names, port)) is not None:
+            end.settimeout(None)
+            self._ends = [end]
+        else:
+            raise CommError(f"rank {group.rank} does not reach the leader at any of {', '.join(names)}")
+        self._is_leader = group.is_leader
+
+    def tell(self, value: float) -> float:
+        """The leader's value, on every rank; what the others give counts for nothing."""
+        if self._is_leader:
+            for end in self._ends:
+                end.sendall(_NUMBER.pack(value))
+            return value
+        text = b""
+        while len(text) < _NUMBER.size:
+            more = self._ends[0].recv(_NUMBER.size - len(text))
+            if not more:
+                raise CommError("the leader is gone")
+            text += more
+        return float(_NUMBER.unpack(text)[0])
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
 
 
 def both_ways(wire: socket.socket | None, nbytes: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""One rank of a bench, started by job.py under mpirun. The leader prints a JSON object a line.
+"""One rank of a bench, started by job.py under mpirun. The leader prints a JSON object a line, and may ask by one.
 
 What is measured is said in the file of its name."""
 
@@ -45,13 +45,19 @@ def rows(
     store, seconds, peers = options["store"], options["seconds"], options["peers"]
     beat = nobody_listens if heartbeat is None else heartbeat.beat
     if options["bench"] == "allreduce":
-        return allreduce.rows(group, options["sizes"], peers, seconds, store, settings)
+        return allreduce.rows(group, options["sizes"], peers, seconds, store, settings, ask)
     if options["bench"] == "scaling":
         return scaling.rows(group, folder, options["models"], seconds, beat, settings)
     if options["bench"] == "tolerance":
         turns = tolerance.Turns(options["turns"], options["mine"])
         return tolerance.blocks(group, folder, options["models"][0], turns, beat)
     return step.rows(group, folder, options["models"], peers, seconds, store, beat, settings)
+
+
+def ask(question: Any) -> float:
+    """On the leader: what job.py's second mpirun measured."""
+    print(json.dumps({"ask": question}), flush=True)
+    return float(json.loads(sys.stdin.readline())["seconds"])
 
 
 def nobody_listens(step: int, phase: str) -> None:

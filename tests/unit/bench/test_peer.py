@@ -1,0 +1,118 @@
+"""The second mpirun of a bench, whose program is MPI alone; and ranks that sleep while it has its turn."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ddl.bench.allreduce import better_form, native_of, tuning_of
+from ddl.bench.job import Plain, rows
+from ddl.bench.measure import Elsewhere, in_turns
+from ddl.bench.wire import Bell
+from ddl.comm import plain
+from ddl.comm.threads import run_ranks
+from ddl.errors import DdlError
+
+# A stand-in for mpirun: of our program it asks twice, of the other it answers with what it was asked.
+FAKE = """#!{python}
+import json, sys
+if "ddl.comm.plain" in sys.argv:
+    for line in sys.stdin:
+        if json.loads(line)[0] == "die":
+            sys.exit(1)
+        print("MPI says something", flush=True)
+        print(json.dumps({{"seconds": json.loads(line)[1]}}), flush=True)
+    sys.exit(0)
+found = []
+for question in {questions}:
+    print(json.dumps({{"ask": question}}), flush=True)
+    found.append(json.loads(sys.stdin.readline())["seconds"])
+print(json.dumps({{"found": found}}), flush=True)
+print(json.dumps({{"end": True}}), flush=True)
+"""
+
+
+def fake_mpirun(folder, questions) -> dict:
+    path = folder / "mpirun"
+    path.write_text(FAKE.format(python=sys.executable, questions=questions))
+    path.chmod(0o755)
+    return {"bench": "allreduce", "mpirun": str(path)}
+
+
+def test_questions_of_the_leader_are_answered_by_the_second_mpirun(tmp_path):
+    options = fake_mpirun(tmp_path, [("in_place", 0.25), ("two_buffers", 0.5)])
+    assert list(rows(options, 4, "on", 1)) == [{"found": [0.25, 0.5]}]
+
+
+def test_a_second_mpirun_that_ends_early_ends_the_bench(tmp_path):
+    with pytest.raises(DdlError, match="MPI alone"):
+        list(rows(fake_mpirun(tmp_path, [("die", 0)]), 4, "off", 1))
+
+
+def test_a_bench_that_asks_nothing_starts_no_second_mpirun(tmp_path):
+    assert list(rows(fake_mpirun(tmp_path, []), 2, "off", 1)) == [{"found": []}]
+    with Plain({"mpirun": "/nowhere"}, 2, {}) as nobody:
+        assert nobody._process is None
+
+
+def test_the_second_program_times_mpi_and_ends_with_its_input():
+    pytest.importorskip("mpi4py")
+    asked = [("in_place", 4096, 3), ("two_buffers", 4096, 1)]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.comm.plain"],
+        input="".join(json.dumps(order) + "\n" for order in asked),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == 2 and all(0 < answer["seconds"] < 1 for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_set"),
+    [
+        ({}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4096"}, True),
+    ],
+)
+def test_the_second_program_sets_only_what_mpi_would_choose_where_ranks_outnumber_cores(environment, is_set):
+    found = dict(environment)
+    plain.settle(found)
+    assert found == {**environment, **({"OMPI_MCA_mpi_yield_when_idle": "1"} if is_set else {})}
+    chosen = {"OMPI_COMM_WORLD_LOCAL_SIZE": "4096", "OMPI_MCA_mpi_yield_when_idle": "0"}
+    plain.settle(chosen)
+    assert chosen["OMPI_MCA_mpi_yield_when_idle"] == "0"
+
+
+def test_what_is_called_elsewhere_takes_its_turn_and_tells_its_own_time():
+    found = in_turns({"a": int, "b": Elsewhere(lambda calls: 2.0)}, 3, lambda: None, agree=lambda seconds: seconds)
+    assert found["b"] == [2.0] * 3 and max(found["a"]) < 1.0
+
+
+def test_all_ranks_hear_what_the_leader_tells():
+    def listen(group):
+        bell = Bell(group)
+        found = [bell.tell(10.0 * group.rank + number) for number in range(3)]
+        bell.close()
+        return found
+
+    assert run_ranks(3, listen) == [[0.0, 1.0, 2.0]] * 3
+
+
+def test_a_library_counts_with_its_better_form():
+    times = {"mpi in_place": [3.0, 1.0, 2.0], "mpi two_buffers": [1.5, 9.0, 1.5]}
+    assert better_form(times, "mpi") == [1.5, 9.0, 1.5]
+
+
+def test_between_hosts_native_is_the_library_in_our_own_process():
+    assert (native_of(1), native_of(2)) == ("mpi_allreduce", "mpi_allreduce_tuned")
+    known = {"nodes": 2, "ranks": 4, "bytes": 1024, "ours_s": 2.0}
+    found = [
+        {**known, "algorithm": "auto", "peer": "mpi_allreduce", "peer_s": 9.0},
+        {**known, "algorithm": "ring", "peer": "mpi_allreduce_tuned", "peer_s": 1.0},
+    ]
+    assert [rule.algorithm for rule in tuning_of(found).rules] == ["native"]
