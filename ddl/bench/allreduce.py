@@ -88,8 +88,8 @@ def check(group: Group, length: int) -> None:
 def between_hosts(
     group: Group, nbytes: int, bell: Bell, wire: socket.socket | None, ask: Callable[[Any], float]
 ) -> dict[str, Elsewhere]:
-    """The library's own in another program, and the bare socket. Ranks that have no part in it sleep meanwhile: even
-    those that yield when idle took a fourth of the time of a socket whose core they shared."""
+    """The library's own in another program, and the bare socket. Ranks that have no part in it sleep meanwhile, so
+    that they cannot disturb it."""
 
     def plain(form: str) -> Elsewhere:
         return Elsewhere(lambda calls: bell.tell(ask((form, nbytes, calls)) if group.is_leader else 0.0))

@@ -23,7 +23,7 @@ POLL_S = 0.002
 
 def settle(environment: MutableMapping[str, str]) -> None:
     """The one thing that Open MPI chooses by what it sees, for launches where it cannot see it: where ranks outnumber
-    cores it lets idle ones yield, but not when it was told a number of slots, as of every host in a list."""
+    cores it lets idle ones yield. It did on one node, and over two hosts of one core each it was never seen to."""
     if ranks_on_node(environment) > cores():
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
