@@ -37,8 +37,8 @@ def zeros(length: int, dtype: np.dtype | str | type, xp: ModuleType = np) -> Arr
     return memory[start : start + nbytes].view(dtype)
 
 
-def copy(x: Array, xp: ModuleType = np) -> Array:
-    """A copy of ``x`` (length,), laid likewise."""
-    found = zeros(len(x), x.dtype, xp)
+def copy(x: np.ndarray) -> np.ndarray:
+    """A copy of ``x`` (length,), on the host, laid likewise."""
+    found: np.ndarray = zeros(len(x), x.dtype)
     found[...] = x
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddl.arrays import Array, partition
+from ddl.arrays.aligned import LINE_BYTES
 from ddl.arrays.sums import add_rows
 from ddl.comm import Group, SharedMemory
 from ddl.comm.group import check_contiguous, no_probe
@@ -18,7 +19,6 @@ BLOCK_BYTES = 128 << 10
 PIECE_BYTES = 4 << 20
 # Pieces of one node's sum: so long that barriers do not count, so short that all ranks' copies stay in the caches.
 CACHED_BYTES = 1 << 20
-LINE_BYTES = 64
 # What is longer than the caches is written past them, which saves reading what is overwritten. Very long arrays are
 # read in longer runs of each rank's: 256 MiB took a fifth less time then on 4 ranks and a tenth on 2, 16 MiB a tenth
 # more.
