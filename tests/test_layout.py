@@ -19,9 +19,10 @@ ROOMS: dict[str, set[str]] = {
     "arrays": {"errors"},
     "named": {"errors"},
     "launched": set(),
+    "lines": set(),
     "cores": {"launched"},
     "arguments": {"errors", "launched"},
-    "data": {"errors", "arrays", "named"},
+    "data": {"errors", "arrays", "lines", "named"},
     "nn": {"errors", "arrays"},
     "models": {"errors", "arrays", "named", "nn"},
     "optim": {"errors", "arrays"},
@@ -30,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "parallel": {"errors", "arrays", "comm", "collectives"},
     "checkpoint": {"errors", "arrays"},
     "fault": {"errors", "arrays", "data", "comm", "checkpoint", "launched"},
-    "metrics": {"errors"},
+    "metrics": {"errors", "lines"},
 }
 LOWER = set(ROOMS)
 ROOMS["train"] = LOWER

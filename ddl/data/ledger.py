@@ -16,15 +16,16 @@ has not noticed that yet, still enters after it. ``plan`` is left out where it i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from ddl.data.order import Order
 from ddl.errors import DataError
+from ddl.lines import Lines
 
 NAMED = 8  # how many samples or steps a problem names
 
@@ -52,12 +53,19 @@ class Record:
 
 
 class Ledger:
-    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none."""
+    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._file: TextIO | None = None
+    say: told when a full disk makes lines wait, and when they are written after all."""
+
+    def __init__(self, path: str | Path, say: Callable[[str], None] = lambda message: None):
+        self.path, self._say = Path(path), say
+        self._lines: Lines | None = None
         self._plan: tuple[int, ...] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether lines are still in memory alone, so that the file does not tell all."""
+        return self._lines is not None and self._lines.waits
 
     def start(self, start: Start) -> None:
         o = start.order
@@ -80,32 +88,20 @@ class Ledger:
         self._write(**line, skipped=record.skipped, samples=record.samples)
 
     def _write(self, **line: Any) -> None:
-        if self._file is None:
-            cut = _ends_mid_line(self.path)
-            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - close() closes it
-            if cut:
-                self._file.write("\n")
-        self._file.write(json.dumps(line) + "\n")
+        if self._lines is None:
+            self._lines = Lines(self.path, self._say)
+        self._lines.write(json.dumps(line))
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _ends_mid_line(path: Path) -> bool:
-    """A writer that was killed can leave half a line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
 
 
 def read(path: str | Path) -> list[Start | Record]:

@@ -39,9 +39,8 @@ class Hub:
 
     def close(self) -> None:
         with self._lock:
-            for sink in self.sinks:
-                sink.close()
-            self.sinks = []
+            while self.sinks:  # the last first: what it has to say as it closes, the console before it still hears
+                self.sinks.pop().close()
 
     def __enter__(self) -> Hub:
         return self

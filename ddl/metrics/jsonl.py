@@ -1,4 +1,4 @@
-"""metrics.jsonl: one event a line, appended and flushed, so that a kill loses nothing that was told.
+"""metrics.jsonl: one event a line, appended at once, so that a kill loses nothing that was told.
 
 The names of fields are events.py's."""
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddl.lines import Lines
 from ddl.metrics.events import Event
 
 _AS_THEY_ARE = (int, str, bool)
@@ -36,22 +37,22 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would mak
 class JsonLines:
     """Appends events to a file as ``{"event": ..., "time": ..., ...}``, time in seconds since 1970.
 
-    A line that a killed writer left unfinished is closed first, so that readers lose that line alone."""
+    say: told when a full disk makes lines wait, and when they are written after all."""
 
-    def __init__(self, path: str | Path, clock: Callable[[], float] = time.time):
-        self.path, self.clock = Path(path), clock
-        torn = self.path.exists() and not _ends_with_newline(self.path)
-        # Unbuffered: each line is one write to the kernel, which survives the death of this process.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        if torn:
-            self._file.write(b"\n")
+    def __init__(
+        self,
+        path: str | Path,
+        clock: Callable[[], float] = time.time,
+        say: Callable[[str], None] = lambda message: None,
+    ):
+        self._lines, self.clock = Lines(path, say), clock
 
     def write(self, event: Event) -> None:
         line = {"event": event.kind, "time": round(self.clock(), 6), **plain(event.values())}
-        self._file.write(_encode(line).encode() + b"\n")
+        self._lines.write(_encode(line))
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
@@ -69,11 +70,3 @@ def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str
         if isinstance(value, dict):
             found.append(value)
     return found
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.seek(0, 2) == 0:
-            return True
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -111,12 +111,12 @@ class Journal:
             return
         sinks = list(self._sinks())
         if self.folder is not None:
-            self._ledger = Ledger(self.folder / "ledger.jsonl")
+            self._ledger = Ledger(self.folder / "ledger.jsonl", self._say)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._told, self._told_epoch = _last_told(self.folder, self._jsonl)
                 if self._jsonl:
-                    sinks.append(JsonLines(self.folder / "metrics.jsonl"))
+                    sinks.append(JsonLines(self.folder / "metrics.jsonl", say=self._say))
             except OSError as error:
                 self._say(f"metrics.jsonl is not written any more: {error}")
         self._hub = Hub(sinks, self._say)
@@ -201,13 +201,15 @@ class Journal:
             self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
 
     def _enter(self, what: Callable[[Ledger], None]) -> None:
-        """Write to the ledger. A disk that takes no more costs the proof, not the job."""
+        """Write to the ledger. A disk that takes no more, for good, costs the proof, not the job."""
         if self._ledger is None:
             return
         try:
             what(self._ledger)
         except OSError as error:
-            self._ledger = None
+            ledger, self._ledger = self._ledger, None
+            with contextlib.suppress(OSError):
+                ledger.close()
             self.warn(f"ledger.jsonl is not written any more, so its audit will miss steps: {error}")
 
     def missed(self, outcome: Outcome | None, group: Group, plan: Plan) -> None:
@@ -304,7 +306,7 @@ class Journal:
 
     def _samples_of(self, progress: Progress) -> Samples:
         """What the ledger proves; without one, what the counters say."""
-        if self.folder is None or self._ledger is None:
+        if self.folder is None or self._ledger is None or self._ledger.waits:
             return Samples(expected=progress.samples, used=progress.samples)
         try:
             found = audit(read(self.folder / "ledger.jsonl"), self.task.order, progress.step)
@@ -314,10 +316,10 @@ class Journal:
         return Samples(**found.samples)
 
     def close(self) -> None:
-        if self._hub is not None:
-            self._hub.close()
         if self._ledger is not None:
             self._ledger.close()
+        if self._hub is not None:
+            self._hub.close()
 
 
 def notes_of(folder: Path, launch: str) -> Path:

@@ -62,18 +62,22 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_line(jobs, killed, calm):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm):
+@pytest.mark.parametrize("left", [128 << 10, 0])
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm, left):
+    """left: bytes that the disk still takes, from step 5 to 13. Without any, until events wait in memory."""
     folder = jobs.folder / "disk" / "run"
     folder.parent.mkdir()
     ballast = (
-        "import os\n"
-        f"path = {str(folder.parent / 'ballast')!r}\n"
+        f"import os\nLEFT = {left}\n"
+        f"path, told = {str(folder.parent / 'ballast')!r}, {str(folder / 'metrics.jsonl')!r}\n"
+        "sizes = []\n"
         "def step(outcome):\n"
         "    if outcome.step == 5:\n"
         "        with open(path, 'wb', 0) as file:\n"
         "            free = os.statvfs(path)\n"
-        "            file.write(bytes(max(free.f_bavail * free.f_frsize - (128 << 10), 0)))\n"
-        "    if outcome.step == 13:\n"
+        "            file.write(bytes(max(free.f_bavail * free.f_frsize - LEFT, 0)))\n"
+        "    sizes.append(os.stat(told).st_size)\n"
+        "    if outcome.step >= 13 and (LEFT or sizes[-1] == sizes[-2]) and os.path.exists(path):\n"
         "        os.unlink(path)\n"
     )
     (jobs.folder / "ballast.py").write_text(ballast)
@@ -89,8 +93,11 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm):
             environ={"PYTHONPATH": f"{ROOT}:{jobs.folder}"},
         )
         assert ended.status == 0 and ended.is_exact(), ended.said
-        full = [line["message"] for line in ended.of("warning") if "the disk is full" in line["message"]]
+        assert sorted(ended.losses) == list(range(1, 31))
+        told = [line["message"] for line in ended.of("warning")]
+        full = [message for message in told if "the disk is full" in message]
         assert full and "those before are untouched" in full[0]
+        assert left or "metrics.jsonl is written again, and lacks nothing" in told
         assert ended.of("checkpoint")[0]["step"] == 4
         assert ended.of("checkpoint")[-1]["step"] == 30
         assert ended.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
