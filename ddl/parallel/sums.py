@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ddl.arrays import Array, Device, Layout, aligned
+from ddl.arrays.evict import evict, evict_rows
 from ddl.arrays.sums import squares
 from ddl.collectives import placed, ring
 from ddl.collectives.allreduce import TABLE
@@ -21,6 +22,7 @@ from ddl.collectives.shared import runs
 from ddl.comm import Group, SharedMemory
 from ddl.parallel.staging import Direct, Staged
 from ddl.parallel.tables import FEW, RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
+from ddl.parallel.trial import Trial
 
 Update = Callable[[float], None]
 """Writes this rank's shares of the second bank; told the squared norm of the result, or NaN."""
@@ -136,7 +138,10 @@ class Flat(_OnHost):
 class InNode(_OnHost):
     """One node: gradients and headers lie in shared memory, and one pair of barriers serves both.
 
-    banks: two places for each array of a replica that the ranks of the node update together, each its ``shares``."""
+    banks: two places for each array of a replica that the ranks of the node update together, each its ``shares``.
+
+    What this rank writes and others of the node read leaves the caches before it is written again, if that is found to
+    pay: a store would wait for the others' copies to go, line after line."""
 
     pays_to_overlap = False
 
@@ -167,12 +172,33 @@ class InNode(_OnHost):
         self._squares = [0.0] * len(parts)
         self.banks = [[place.of(memory.common, layout.dtype) for place in bank] for bank in at.banks]
         self.shares = self._way.lanes
+        self._trial, self._evicts = Trial(), False
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsInNode(self.group, table, sources, self.result, flags)
 
     def open(self, numbers: Iterable[int]) -> None:
+        if self._evicts and not self.banks[0]:  # without banks all of the result is read by every rank's update
+            for lane in (self._way.lanes[number] for number in numbers if not self._is_sparse(number)):
+                evict(self.result, lane.start, lane.stop)
         self.group.node_barrier()
+
+    def _is_sparse(self, number: int) -> bool:
+        """Whether the last sum of a part was one of its rows."""
+        return number in self._rows and self._rows[number].touched.is_sparse
+
+    def _read_by_others(self) -> None:
+        """The sum is over: others have read what is outside of this rank's lanes, and backward will write it again."""
+        self._evicts = self._trial.next()
+        if not self._evicts:
+            return
+        for number, (part, lane) in enumerate(zip(self._way.parts, self._way.lanes, strict=True)):
+            if number in self._rows:
+                table, own = self._rows[number].table, self._rows[number].touched.own
+                evict_rows(self.local, table.start, table.width, own, lane.start, lane.stop)
+            else:
+                evict(self.local, part.start, lane.start)
+                evict(self.local, lane.stop, part.stop)
 
     def release(self) -> None:
         """The node's memory is free when nobody views it any more."""
@@ -197,6 +223,7 @@ class InNode(_OnHost):
                 self.group.node_barrier()
             update(float(self._norms.sum()) if whole else math.nan)
         self.group.node_barrier()
+        self._read_by_others()
         return float(self._norms.sum())
 
 
@@ -240,6 +267,7 @@ class BetweenNodes(InNode):
         if update is not None:
             update(norm)
             self.group.node_barrier()
+        self._read_by_others()
         return norm
 
 

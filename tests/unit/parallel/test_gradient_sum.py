@@ -1,12 +1,14 @@
 """One sum a step: gradients, header and norm, the same on all ranks whatever way they take."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from ddl.arrays import Layout
 from ddl.comm.threads import ThreadGroup, run_ranks
 from ddl.errors import PeerLost
-from ddl.parallel import GradientSum
+from ddl.parallel import GradientSum, sums
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
 TOPOLOGIES = [[0], [0, 0], [0, 0, 0, 0, 0], [0, 1], [0, 0, 1], [0, 1, 0, 1], [0, 1, 2, 2, 1]]
@@ -84,6 +86,17 @@ def test_in_shared_memory_the_local_gradient_survives_the_sum():
         return set(reducer.local.flat.tolist())
 
     assert run_ranks(3, work) == [{0.0}, {1.0}, {2.0}]
+
+
+@pytest.mark.parametrize("nodes", [[0, 0], [0, 0, 1], [0, 1, 0, 1]], ids=str)
+@pytest.mark.parametrize("overlap", ["on", "off"])
+@pytest.mark.parametrize("evicts", [True, False])
+def test_sums_are_the_same_with_and_without_evicting(monkeypatch, nodes, overlap, evicts):
+    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: evicts))
+    for got in run_ranks(len(nodes), lambda group: steps(group, 3, overlap=overlap, bucket_mib=1e-4), nodes=nodes):
+        for step, (gradient, header, _) in enumerate(got):
+            want = expected(len(nodes), step)
+            assert np.array_equal(gradient, want[0]) and np.array_equal(header, want[1])
 
 
 def test_a_failure_of_the_communication_thread_surfaces_in_finish(monkeypatch):

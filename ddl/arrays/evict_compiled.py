@@ -1,0 +1,50 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+"""The compiled twins of evict.py."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from ddl.arrays.kernels import LINE
+
+# What this process compiles for, not what the processor has: the compiler aborts on an instruction beyond that.
+_KNOWS = "+clflushopt" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+_options = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@intrinsic
+def _evict_line(typingctx, x, at):
+    """The line in which x[at] lies. Later loads and stores of it see what was in it."""
+
+    def build(context, builder, signature, arguments):
+        if _KNOWS:
+            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+            name = "llvm.x86.clflushopt"
+            flush = builder.module.globals.get(name)
+            if flush is None:
+                flush = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [place.type]), name)
+            builder.call(flush, [place])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), build
+
+
+@njit(**_options)
+def evict(x, start, stop):
+    step = LINE // x.itemsize
+    for i in range(start, stop, step):
+        _evict_line(x, i)
+
+
+@njit(**_options)
+def evict_rows(x, start, width, rows, first, last):
+    for row in range(rows.size):
+        if rows[row]:
+            low = start + row * width
+            high = low + width
+            evict(x, low, min(high, first))
+            evict(x, max(low, last), high)

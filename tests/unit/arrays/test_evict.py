@@ -1,0 +1,51 @@
+"""Evicting lines changes no value, and reaches what is named and nothing of what is to stay."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from ddl.arrays.evict import evict, evict_rows
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 4096), (5, 6), (3, 999), (4095, 4096)])
+def test_values_stay(rng, dtype, compiled, start, stop):
+    x, wanted = (rng.integers(-9, 9, 4096).astype(dtype) for _ in range(2))
+    x[...] = wanted
+    (evict if compiled else evict.plain)(x, start, stop)
+    assert np.array_equal(x, wanted)
+    x[start:stop] += 1  # from memory, and back
+    (evict_rows if compiled else evict_rows.plain)(x, start, 3, np.ones(7, np.uint8), 2, 9)
+    wanted[start:stop] += 1
+    assert np.array_equal(x, wanted)
+
+
+def test_the_instruction_is_there_where_the_processor_knows_it():
+    numba = pytest.importorskip("numba")
+    evict_compiled = importlib.import_module("ddl.arrays.evict_compiled")
+    found = numba.njit(evict_compiled.evict.py_func)
+    found(np.zeros(64, np.float32), 0, 64)
+    (code,) = found.inspect_asm().values()
+    assert ("clflushopt" in code) is evict_compiled._KNOWS
+
+
+@pytest.mark.parametrize("first", range(0, 14, 3))
+@pytest.mark.parametrize("last", range(0, 20, 4))
+def test_rows_but_for_those_that_stay(monkeypatch, first, last):
+    pytest.importorskip("numba")
+    evict_compiled = importlib.import_module("ddl.arrays.evict_compiled")
+    reached = np.zeros(20, int)
+
+    def mark(x, start, stop):
+        reached[start : max(start, stop)] += 1
+
+    monkeypatch.setattr(evict_compiled, "evict", mark)
+    rows = np.array([1, 0, 1, 1, 0], np.uint8)
+    last = max(first, last)
+    evict_compiled.evict_rows.py_func(np.zeros(20, np.float32), 2, 3, rows, first, last)
+    wanted = np.zeros(20, int)
+    wanted[2:17] = rows.repeat(3)
+    wanted[first:last] = 0
+    assert np.array_equal(reached, wanted)

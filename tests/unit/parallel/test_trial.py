@@ -1,0 +1,37 @@
+"""Two ways in turns, and the faster one from then on."""
+
+import pytest
+
+from ddl.parallel.trial import BLOCK, BLOCKS, Trial
+
+
+def steps(trial, clock, count, seconds):
+    """What ``trial`` answers in so many steps, each of which takes ``seconds(answer, number)``."""
+    answers = []
+    for number in range(count):
+        answers.append(trial.next())
+        clock[0] += seconds(answers[-1], number)
+    return answers
+
+
+@pytest.mark.parametrize("with_it", [0.9, 1.1])
+def test_the_faster_way_is_kept(with_it):
+    clock = [5.0]
+    trial = Trial(lambda: clock[0])
+    answers = steps(trial, clock, BLOCK * BLOCKS + 50, lambda does, _: with_it if does else 1.0)
+    assert answers[: BLOCK * BLOCKS] == ([True] * BLOCK + [False] * BLOCK) * (BLOCKS // 2)
+    assert set(answers[BLOCK * BLOCKS :]) == {with_it < 1} and trial.chosen is (with_it < 1)
+
+
+def test_what_disturbs_some_steps_or_follows_a_change_does_not_count():
+    clock = [0.0]
+    trial = Trial(lambda: clock[0])
+
+    def seconds(does, number):
+        return 100.0 if number % BLOCK == 0 or number % 7 == 0 else 0.9 if does else 1.0
+
+    assert steps(trial, clock, BLOCK * BLOCKS + 1, seconds)[-1] is True
+
+
+def test_without_a_difference_nothing_is_done():
+    assert steps(Trial(lambda: 0.0), [0.0], BLOCK * BLOCKS + 1, lambda *_: 0.0)[-1] is False
