@@ -183,6 +183,11 @@ class GradientSum:
         with self._span("prepare"):
             update(self._shared.shares, Total(self._total.gradient, self._total.header, squared_norm))
 
+    @property
+    def evicts(self) -> bool:
+        """Whether, in this step, what others have read leaves the caches before it is written (arrays/evict.py)."""
+        return self._shared is not None and self._shared.evicts
+
     def is_quiet(self, timeout_s: float) -> bool:
         """Whether, within that time, no bucket is on its way any more: then the caller may use the group itself."""
         return self._sender is None or self._sender.settle(timeout_s)

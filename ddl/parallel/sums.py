@@ -140,8 +140,8 @@ class InNode(_OnHost):
 
     banks: two places for each array of a replica that the ranks of the node update together, each its ``shares``.
 
-    What this rank writes and others of the node read leaves the caches before it is written again, if that is found to
-    pay: a store would wait for the others' copies to go, line after line."""
+    What this rank writes and others of the node read leaves the caches before it is written again, where that is found
+    to pay (``evicts``): a store would wait for the others' copies to go, line after line."""
 
     pays_to_overlap = False
 
@@ -172,13 +172,13 @@ class InNode(_OnHost):
         self._squares = [0.0] * len(parts)
         self.banks = [[place.of(memory.common, layout.dtype) for place in bank] for bank in at.banks]
         self.shares = self._way.lanes
-        self._trial, self._evicts = Trial(), False
+        self._trial, self.evicts = Trial(), False
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsInNode(self.group, table, sources, self.result, flags)
 
     def open(self, numbers: Iterable[int]) -> None:
-        if self._evicts and not self.banks[0]:  # without banks all of the result is read by every rank's update
+        if self.evicts and not self.banks[0]:  # without banks all of the result is read by every rank's update
             for lane in (self._way.lanes[number] for number in numbers if not self._is_sparse(number)):
                 evict(self.result, lane.start, lane.stop)
         self.group.node_barrier()
@@ -189,8 +189,8 @@ class InNode(_OnHost):
 
     def _read_by_others(self) -> None:
         """The sum is over: others have read what is outside of this rank's lanes, and backward will write it again."""
-        self._evicts = self._trial.next()
-        if not self._evicts:
+        self.evicts = self._trial.next()
+        if not self.evicts:
             return
         for number, (part, lane) in enumerate(zip(self._way.parts, self._way.lanes, strict=True)):
             if number in self._rows:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddl.arrays import Arena, Array, FlatBuffer, InRows, host
+from ddl.arrays.evict import evict
 from ddl.comm import Group
 from ddl.data import Loader, Order
 from ddl.models.model import Model, gradient_layout
@@ -139,6 +140,8 @@ class Step:
         with np.errstate(all="ignore"):  # what is not finite is skipped in the commit, which knows of all shares
             for place in places:
                 self.group.probe("step.prepare")
+                if self.total.evicts:  # until they turned to the other bank, all ranks of the node read this one
+                    evict(new[0], place.start, place.stop)
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:

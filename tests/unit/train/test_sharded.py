@@ -1,6 +1,7 @@
 """Ranks of a node that update one replica together: bit by bit what each of them would have made of its own."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
 from ddl.models import build as build_model
 from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Rule
-from ddl.parallel import reducer
+from ddl.parallel import reducer, sums
+from ddl.train import step
 from ddl.train.build import build_task
 from ddl.train.journal import Journal
 from ddl.train.loop import Loop
@@ -243,3 +245,22 @@ def test_asking_in_vain_for_one_replica_is_told():
     said = []
     run_ranks(2, partial(train, said=said), can_share=False)
     assert [line for line in said if line.startswith("optim.sharded is on, but")]
+
+
+@pytest.mark.parametrize("evicts", [True, False])
+def test_what_a_rank_evicts_of_the_coming_replica_is_its_own_share(monkeypatch, evicts):
+    gone = []
+    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: evicts))
+    monkeypatch.setattr(step, "evict", lambda *call: gone.append(call))
+    loops = run_ranks(3, train)
+    assert_same(loops, run_ranks(3, partial(train, sharded="off")))
+    if not evicts:
+        assert not gone
+        return
+    steps = {}
+    for flat, start, stop in gone:
+        bank = next(k for k, bank in enumerate(loops[0].total.banks) if np.shares_memory(flat, bank[0]))
+        steps.setdefault(bank, []).append((start, stop))
+    shares = sorted((share.start, share.stop) for loop in loops for share in loop.total._shared.shares)
+    times = (STEPS - 1) // 2  # a bank; the first step knows of nothing yet
+    assert {bank: sorted(places) for bank, places in steps.items()} == dict.fromkeys((0, 1), sorted(shares * times))
