@@ -78,13 +78,12 @@ def command_of(
     environ: Mapping[str, str],
 ) -> list[str]:
     """mpirun's command line for a module of ours."""
-    program = [sys.executable, "-m", module, *words]
-    command = command_line(find_mpirun(), program, ranks, tolerant=tolerance != "off", environ=environ)
-    command[:1] = shlex.split(options["mpirun"]) or command[:1]
-    if tolerance == "off" and is_open_mpi(command[0]):
+    program, mpirun = [sys.executable, "-m", module, *words], find_mpirun()
+    own = shlex.split(options["mpirun"]) or [mpirun]
+    if tolerance == "off" and is_open_mpi(mpirun):
         # Parameter files of this environment may make every mpirun tolerant.
-        command[1:1] = ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
-    return command
+        own += ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
+    return own + command_line(mpirun, program, ranks, tolerant=tolerance != "off", environ=environ)[1:]
 
 
 class Plain:

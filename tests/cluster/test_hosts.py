@@ -270,3 +270,22 @@ def test_a_host_whose_link_is_cut_is_left_out(own_hosts, tmp_path):
     launches = [line["launch"] for line in lines(folder / "ledger.jsonl")]
     first = launches[0]
     assert launches.index(summary["launch"]) == launches.count(first)  # nothing of the old launch after the new one's
+
+
+def test_the_bench_measures_mpi_in_a_program_of_its_own(hosts):
+    words = ("--ranks", "4", "--sizes", "65536", "--seconds", "0.3", "--json", "--mpirun", f"{HERE}/hosts.sh mpirun")
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.bench", "allreduce", *words],
+        env=hosts.environ,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    for settings in ("default", "fault-tolerant"):
+        auto = {row["peer"]: row for row in rows if row["algorithm"] == "auto" and row["settings"] == settings}
+        assert set(auto) == {"mpi_allreduce", "mpi_allreduce_tuned", "copy", "socket"}
+        # 1 Gbit/s is 125 MB/s: nobody sends a node's 64 KiB in less than half a millisecond.
+        assert all(row["peer_s"] > 4e-4 for peer, row in auto.items() if peer != "copy")
+        assert auto["mpi_allreduce"]["ours_s"] > 4e-4

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ddl.bench import job
 from ddl.bench.allreduce import better_form, native_of, tuning_of
 from ddl.bench.job import Plain, rows
 from ddl.bench.measure import Elsewhere, in_turns
@@ -54,6 +55,19 @@ def test_a_bench_that_asks_nothing_starts_no_second_mpirun(tmp_path):
     assert list(rows(fake_mpirun(tmp_path, []), 2, "off", 1)) == [{"found": []}]
     with Plain({"mpirun": "/nowhere"}, 2, {}) as nobody:
         assert nobody._process is None
+
+
+@pytest.mark.parametrize("tolerance", ["on", "off"])
+def test_a_mpirun_with_words_of_its_own_gets_the_same_parameters(monkeypatch, tolerance):
+    """Such as ``hosts.sh mpirun`` or ``srun mpirun``: what is added stands behind all of its words."""
+    monkeypatch.setattr(job, "find_mpirun", lambda: "/somewhere/mpirun")
+    monkeypatch.setattr(job, "is_open_mpi", lambda path: path == "/somewhere/mpirun")
+    monkeypatch.setattr(job, "command_line", lambda path, program, ranks, **_: [path, "-n", str(ranks), *program])
+    plain, wrapped = (job.command_of("m", [], {"mpirun": words}, 2, tolerance, {}) for words in ("", "a.sh --x mpirun"))
+    assert plain[0] == "/somewhere/mpirun" and wrapped == ["a.sh", "--x", "mpirun", *plain[1:]]
+    assert plain[-5:-2] == ["-n", "2", sys.executable]
+    told = plain[1:-5]
+    assert told[:3] == (["--prtemca", "state_base_recoverable", "0"] if tolerance == "off" else [])
 
 
 def test_the_second_program_times_mpi_and_ends_with_its_input():
