@@ -1,4 +1,4 @@
-"""A file that grows by whole lines: readers never meet half of one, and a full disk makes lines wait, not vanish.
+"""A file that grows by whole lines. A full disk makes lines wait in memory, not vanish.
 
 What a line says is its writer's affair (metrics/jsonl.py, data/ledger.py)."""
 
@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-WAITING_BYTES = 16 << 20  # lines that may wait in memory while the disk is full
+WAITING_BYTES = 16 << 20  # of lines that may wait while the disk is full
+PIECE_BYTES = 64 << 10  # of them that are tried at a time
+RETRY_S = 1.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -18,72 +21,108 @@ def _nobody(message: str) -> None:
 
 
 class Lines:
-    """Appends lines; each is handed to the system as it is written, so a killed process loses none.
+    """Appends lines; each is handed to the system as it is written, so a killed process loses none of these.
 
-    A line that a killed writer left unfinished is closed first. While the disk is full lines wait in memory, in order,
-    and go out with the first one for which there is room; ``say`` hears one sentence when that begins, and one when
-    it ends. Raises OSError where the file cannot be written for another reason, or too much waits."""
+    A line that a killed writer left unfinished is closed first. While the disk is full, lines wait in memory, in order,
+    and what the disk took of a line is cut off again; ``say`` hears one sentence when that begins, and one when it
+    ends. A process that is killed meanwhile loses what waits. Raises OSError where the file cannot be written for
+    another reason, or too much waits."""
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] = _nobody):
-        self.path, self._say = Path(path), say
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._waiting = b""
-        self._is_torn = _ends_mid_line(self._file)
-
-    @property
-    def waits(self) -> bool:
-        """Whether lines are in memory alone."""
-        return bool(self._waiting)
+    def __init__(
+        self,
+        path: str | Path,
+        say: Callable[[str], None] = _nobody,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.path, self._say, self._clock = Path(path), say, clock
+        self._waiting = bytearray()
+        self._retry_at = 0.0
+        self._file, self._is_torn = -1, False
+        try:
+            self._open()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
 
     def write(self, line: str) -> None:
-        began, self._waiting = not self._waiting, self._waiting + line.encode() + b"\n"
+        waited = bool(self._waiting)
+        self._waiting += line.encode() + b"\n"
+        if waited and self._clock() < self._retry_at and len(self._waiting) <= WAITING_BYTES:
+            return
         full = self._flush()
         if full is None:
-            if not began:
+            if waited:
                 self._say(f"{self.path.name} is written again, and lacks nothing")
         elif len(self._waiting) > WAITING_BYTES:
             raise full
-        elif began:
+        elif not waited:
             self._say(f"{self.path.name} waits in memory for room on the disk: {full.strerror}")
 
+    def catch_up(self) -> bool:
+        """Try to write what waits; whether the file lacks nothing now."""
+        if self._waiting and self._flush() is None:
+            self._say(f"{self.path.name} is written again, and lacks nothing")
+        return not self._waiting
+
+    def forget(self) -> None:
+        """The file is in other hands: what still waits is never written."""
+        self._waiting.clear()
+
     def close(self) -> None:
-        """Lines that still wait get one more chance; ``say`` hears how many did not fit."""
-        if self._file < 0:
-            return
+        """Lines that still wait get one more chance; ``say`` hears how many the file lacks."""
         try:
-            full = self._flush() if self._waiting else None
-        finally:
-            os.close(self._file)
-            self._file = -1
-        if full is not None:
+            self.catch_up()
+        except OSError as error:
+            problem = error.strerror
+        else:
+            problem = "there is no room on the disk"
+        file, self._file = self._file, -1
+        if self._waiting:
             lost = self._waiting.count(b"\n")
-            self._say(f"{self.path.name} lacks its last {lost} line(s): {full.strerror}")
+            self._waiting.clear()
+            self._say(f"{self.path.name} lacks its last {lost} line(s): {problem}")
+        if file >= 0:
+            os.close(file)
+
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        size = os.fstat(self._file).st_size
+        self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def _flush(self) -> OSError | None:
-        """Write whatever waits, all of it or nothing; what is returned says that the disk is full."""
-        bytes_ = b"\n" + self._waiting if self._is_torn else self._waiting
-        written = 0
+        """Write as many whole lines of what waits as there is room for; what is returned says that the disk is full."""
         try:
-            while written < len(bytes_):  # the system may take a part, and refuse only the next one
-                written += os.write(self._file, bytes_[written:])
+            if self._file < 0:
+                self._open()
+            while self._waiting:
+                if self._is_torn:
+                    self._is_torn = os.write(self._file, b"\n") == 0
+                self._write_piece()
         except OSError as error:
-            if written:
-                self._take_back(written)
             if error.errno not in FULL:
                 raise
+            self._retry_at = self._clock() + RETRY_S
             return error
-        self._waiting, self._is_torn = b"", False
         return None
 
+    def _write_piece(self) -> None:
+        """Raises OSError where not all of it fits."""
+        end = self._waiting.find(b"\n", min(PIECE_BYTES, len(self._waiting)) - 1) + 1
+        piece = bytes(self._waiting[:end])
+        written = os.write(self._file, piece)
+        whole = piece.rfind(b"\n", 0, written) + 1
+        del self._waiting[:whole]
+        if written < len(piece):  # so ends the room on a disk; the error itself would come with the next write
+            self._take_back(written - whole)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _take_back(self, count: int) -> None:
-        """Cut off what was written last, unless another launch's leader has written behind it."""
-        end = os.lseek(self._file, 0, os.SEEK_CUR)  # appending leaves the place behind what was appended
-        if os.fstat(self._file).st_size == end:
-            os.ftruncate(self._file, end - count)
-        else:
-            self._is_torn = True
-
-
-def _ends_mid_line(file: int) -> bool:
-    size = os.fstat(file).st_size
-    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        """Cut off the end of what was written last, unless another launch's leader has written behind it."""
+        try:
+            end = os.lseek(self._file, 0, os.SEEK_CUR)  # appending leaves the place behind what was appended
+            if os.fstat(self._file).st_size == end:
+                os.ftruncate(self._file, end - count)
+                return
+        except OSError:  # some file systems need room to give room back
+            pass
+        self._is_torn = count > 0

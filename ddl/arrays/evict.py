@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddl.arrays.kernels import kernel
+from ddl.arrays.kernels import kernel, runs_compiled
+
+
+def can_evict(x: np.ndarray) -> bool:
+    """Whether the two below do anything with arrays like ``x``: compiled, on x86 with CLFLUSHOPT."""
+    if not runs_compiled(x):
+        return False
+    from ddl.arrays.evict_compiled import KNOWS
+
+    return KNOWS
 
 
 @kernel
 def evict(x: np.ndarray, start: int, stop: int) -> None:
     """Write the lines of x[start:stop] back to memory and drop them from all caches; ``x`` (length,) stays as it is.
 
-    Only the compiled twin can, on x86 with CLFLUSHOPT; elsewhere nothing happens."""
+    What lies beyond the end of ``x`` is left out. Nothing happens where that cannot be done (``can_evict``)."""
 
 
 @kernel

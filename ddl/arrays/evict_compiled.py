@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from ddl.arrays.kernels import LINE
 
 # What this process compiles for, not what the processor has: the compiler aborts on an instruction beyond that.
-_KNOWS = "+clflushopt" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+KNOWS = "+clflushopt" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -20,7 +20,7 @@ def _evict_line(typingctx, x, at):
     """The line in which x[at] lies. Later loads and stores of it see what was in it."""
 
     def build(context, builder, signature, arguments):
-        if _KNOWS:
+        if KNOWS:
             data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
             place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
             name = "llvm.x86.clflushopt"
@@ -35,8 +35,11 @@ def _evict_line(typingctx, x, at):
 
 @njit(**_options)
 def evict(x, start, stop):
-    step = LINE // x.itemsize
-    for i in range(start, stop, step):
+    step, first, last = LINE // x.itemsize, max(start, 0), min(stop, x.size)
+    if first < last:
+        _evict_line(x, first)
+        first += step - (x.ctypes.data + first * x.itemsize) % LINE // x.itemsize
+    for i in range(first, last, step):
         _evict_line(x, i)
 
 

@@ -9,10 +9,12 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ddl.errors import DdlError
@@ -80,7 +82,8 @@ def command_of(
     """mpirun's command line for a module of ours."""
     program, mpirun = [sys.executable, "-m", module, *words], find_mpirun()
     own = shlex.split(options["mpirun"]) or [mpirun]
-    if tolerance == "off" and is_open_mpi(mpirun):
+    named = next((word for word in own if Path(word).name in ("mpirun", "mpiexec", "prterun")), mpirun)
+    if tolerance == "off" and is_open_mpi(shutil.which(named) or mpirun):
         # Parameter files of this environment may make every mpirun tolerant.
         own += ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
     return own + command_line(mpirun, program, ranks, tolerant=tolerance != "off", environ=environ)[1:]

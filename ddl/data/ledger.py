@@ -53,7 +53,8 @@ class Record:
 
 
 class Ledger:
-    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none.
+    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none,
+    unless the disk is full.
 
     say: told when a full disk makes lines wait, and when they are written after all."""
 
@@ -62,10 +63,14 @@ class Ledger:
         self._lines: Lines | None = None
         self._plan: tuple[int, ...] | None = None
 
-    @property
-    def waits(self) -> bool:
-        """Whether lines are still in memory alone, so that the file does not tell all."""
-        return self._lines is not None and self._lines.waits
+    def catch_up(self) -> bool:
+        """Write what waits, if there is room by now; whether the file tells all."""
+        return self._lines is None or self._lines.catch_up()
+
+    def forget(self) -> None:
+        """The file is another launch's: lines that wait for room are never written."""
+        if self._lines is not None:
+            self._lines.forget()
 
     def start(self, start: Start) -> None:
         o = start.order

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ddl.arrays import Array, Device, Layout, aligned
-from ddl.arrays.evict import evict, evict_rows
+from ddl.arrays.evict import can_evict, evict, evict_rows
 from ddl.arrays.sums import squares
 from ddl.collectives import placed, ring
 from ddl.collectives.allreduce import TABLE
@@ -172,13 +172,14 @@ class InNode(_OnHost):
         self._squares = [0.0] * len(parts)
         self.banks = [[place.of(memory.common, layout.dtype) for place in bank] for bank in at.banks]
         self.shares = self._way.lanes
-        self._trial, self.evicts = Trial(), False
+        self._trial, self.evicts = Trial() if can_evict(self.local) else None, False
+        self._result_is_read = not self.banks[0]  # by others: every rank's update reads all of it
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsInNode(self.group, table, sources, self.result, flags)
 
     def open(self, numbers: Iterable[int]) -> None:
-        if self.evicts and not self.banks[0]:  # without banks all of the result is read by every rank's update
+        if self.evicts and self._result_is_read:
             for lane in (self._way.lanes[number] for number in numbers if not self._is_sparse(number)):
                 evict(self.result, lane.start, lane.stop)
         self.group.node_barrier()
@@ -188,17 +189,20 @@ class InNode(_OnHost):
         return number in self._rows and self._rows[number].touched.is_sparse
 
     def _read_by_others(self) -> None:
-        """The sum is over: others have read what is outside of this rank's lanes, and backward will write it again."""
-        self.evicts = self._trial.next()
+        """The sum is over: others have read what they have summed of this rank's, and backward will write it again."""
+        if self._trial is not None:
+            self.evicts = self._trial.next()
         if not self.evicts:
             return
         for number, (part, lane) in enumerate(zip(self._way.parts, self._way.lanes, strict=True)):
-            if number in self._rows:
-                table, own = self._rows[number].table, self._rows[number].touched.own
-                evict_rows(self.local, table.start, table.width, own, lane.start, lane.stop)
-            else:
+            rows = self._rows.get(number)
+            if rows is None:
                 evict(self.local, part.start, lane.start)
                 evict(self.local, lane.stop, part.stop)
+            elif rows.touched.is_sparse:
+                evict_rows(self.local, rows.table.start, rows.table.width, rows.read_by_others(), 0, 0)
+            else:  # all rows were summed by lanes; only those that were touched will be cleared
+                evict_rows(self.local, rows.table.start, rows.table.width, rows.touched.own, lane.start, lane.stop)
 
     def release(self) -> None:
         """The node's memory is free when nobody views it any more."""
@@ -247,6 +251,7 @@ class BetweenNodes(InNode):
         self._norms = self._norms[: min(len(ranks) for ranks in group.nodes)]
         self._shared_total = at.total.of(memory.common, np.float64)
         self.shares = [runs(layout.length, len(group.local_ranks), layout.dtype.itemsize)[self.me]]
+        self._result_is_read = True  # lanes are not shares
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
         return RowsBetweenNodes(self.group, table, sources, self.result, flags, packed)

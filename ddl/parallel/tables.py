@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.arrays import Array, namespace_of, partition
 from ddl.arrays.sums import squares
-from ddl.arrays.tables import add_touched, pack_sums
+from ddl.arrays.tables import BLOCK_ROWS, add_touched, pack_sums
 from ddl.collectives.hierarchical import Lanes
 from ddl.comm import Group
 
@@ -73,6 +73,8 @@ class RowsInNode:
         self.group, self.table, self.sources, self.result = group, table, sources, result
         self.me = group.local_ranks.index(group.rank)
         self.touched, self._all = Touched(table, touched[self.me], self.few), touched
+        self._theirs = (np.arange(table.rows) // BLOCK_ROWS % len(sources) != self.me).astype(np.uint8)
+        self._read = np.zeros(table.rows, np.uint8)
 
     def reduce(self, dense: Callable[[], float]) -> float:
         """Sum this rank's share of the rows, behind a barrier; its squared norm. dense: does so with all of them."""
@@ -86,6 +88,11 @@ class RowsInNode:
                 self.result, self.sources, table.start, table.width, touched.union, touched.before, self.me, ranks
             )
         )
+
+    def read_by_others(self) -> np.ndarray:
+        """(rows,) bytes: those of this rank's rows that others have read for the sum of touched rows."""
+        np.bitwise_and(self.touched.own, self._theirs, out=self._read)
+        return self._read
 
 
 class RowsBetweenNodes(RowsInNode):
@@ -101,6 +108,7 @@ class RowsBetweenNodes(RowsInNode):
         super().__init__(group, table, sources, result, touched)
         self._packed, self._lanes = packed, Lanes(group)
         self._counts = np.zeros(table.rows, count_type(group.size))
+        self._theirs[:] = 1  # who sums a row changes with the rows that there are
 
     def reduce(self, dense: Callable[[], float]) -> float:
         """The squared norm of what came into the sum through this rank; the dense way's as ``dense`` says."""

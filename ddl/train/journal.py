@@ -76,6 +76,8 @@ class Journal:
         self.began = time.time()
         self._hub: Hub | None = None
         self._is_silent = False
+        self._files: list[JsonLines | Ledger] = []  # those that lines may wait for
+        self._has_announced = False
         self._recovered = 0  # the generation of which no step has been told yet
         self._touched = 0.0
         self._ledger: Ledger | None = None
@@ -112,11 +114,13 @@ class Journal:
         sinks = list(self._sinks())
         if self.folder is not None:
             self._ledger = Ledger(self.folder / "ledger.jsonl", self._say)
+            self._files.append(self._ledger)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._told, self._told_epoch = _last_told(self.folder, self._jsonl)
                 if self._jsonl:
-                    sinks.append(JsonLines(self.folder / "metrics.jsonl", say=self._say))
+                    sinks.append(events := JsonLines(self.folder / "metrics.jsonl", say=self._say))
+                    self._files.append(events)
             except OSError as error:
                 self._say(f"metrics.jsonl is not written any more: {error}")
         self._hub = Hub(sinks, self._say)
@@ -124,8 +128,11 @@ class Journal:
 
     def fall_silent(self) -> None:
         """The folder is in newer hands: nothing more is written or said by this rank."""
-        self.close()
-        self._hub = self._ledger = None
+        with self._hub.lock if self._hub is not None else contextlib.nullcontext():  # a checkpoint may be told of
+            for file in self._files:
+                file.forget()
+            self.close()
+            self._hub = self._ledger = None
         self._is_silent = True
 
     def touch(self) -> None:
@@ -143,7 +150,7 @@ class Journal:
     @property
     def has_started(self) -> bool:
         """Whether the ledger tells of this launch: the first thing that its first leader enters is the start."""
-        if self.folder is None:
+        if self.folder is None or self._has_announced:  # a full disk may keep it from the ledger
             return True
         path = self.folder / "ledger.jsonl"
         try:
@@ -160,6 +167,7 @@ class Journal:
         self.emit(Warned(message))
 
     def started(self, event: JobStarted) -> None:
+        self._has_announced = True
         self.emit(event)
         if self._ledger is not None:
             start = LedgerStart(self.launch, 0, event.step, self.task.order)
@@ -306,7 +314,11 @@ class Journal:
 
     def _samples_of(self, progress: Progress) -> Samples:
         """What the ledger proves; without one, what the counters say."""
-        if self.folder is None or self._ledger is None or self._ledger.waits:
+        try:
+            is_told = self.folder is not None and self._ledger is not None and self._ledger.catch_up()
+        except OSError:
+            is_told = False
+        if self.folder is None or not is_told:
             return Samples(expected=progress.samples, used=progress.samples)
         try:
             found = audit(read(self.folder / "ledger.jsonl"), self.task.order, progress.step)
@@ -317,7 +329,10 @@ class Journal:
 
     def close(self) -> None:
         if self._ledger is not None:
-            self._ledger.close()
+            try:
+                self._ledger.close()
+            except OSError as error:
+                self.warn(f"ledger.jsonl could not be closed: {error}")
         if self._hub is not None:
             self._hub.close()
 

@@ -136,12 +136,13 @@ class Step:
                 return
             scale, _ = gradient_scale(self._norm_of(summed.gradient, summed.squared_norm), weight, self.clip_norm)
         lr, updates = self.lr(progress.step), progress.step - progress.skipped
+        length = self.state.layout.length
         new, old = ((it.params.flat, it.slots) for it in (self.state.coming, self.state.replica))
         with np.errstate(all="ignore"):  # what is not finite is skipped in the commit, which knows of all shares
             for place in places:
                 self.group.probe("step.prepare")
                 if self.total.evicts:  # until they turned to the other bank, all ranks of the node read this one
-                    evict(new[0], place.start, place.stop)
+                    evict(new[0], min(place.start, length), min(place.stop, length))
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:

@@ -1,6 +1,8 @@
 """Evicting lines changes no value, and reaches what is named and nothing of what is to stay."""
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from ddl.arrays.evict import evict, evict_rows
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 4096), (5, 6), (3, 999), (4095, 4096)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 4096), (5, 6), (3, 999), (4095, 4096), (9, 3)])
 def test_values_stay(rng, dtype, compiled, start, stop):
     x, wanted = (rng.integers(-9, 9, 4096).astype(dtype) for _ in range(2))
     x[...] = wanted
@@ -28,7 +30,7 @@ def test_the_instruction_is_there_where_the_processor_knows_it():
     found = numba.njit(evict_compiled.evict.py_func)
     found(np.zeros(64, np.float32), 0, 64)
     (code,) = found.inspect_asm().values()
-    assert ("clflushopt" in code) is evict_compiled._KNOWS
+    assert ("clflushopt" in code) is evict_compiled.KNOWS
 
 
 @pytest.mark.parametrize("first", range(0, 14, 3))
@@ -49,3 +51,20 @@ def test_rows_but_for_those_that_stay(monkeypatch, first, last):
     wanted[2:17] = rows.repeat(3)
     wanted[first:last] = 0
     assert np.array_equal(reached, wanted)
+
+
+def test_nothing_beyond_the_end_is_touched():
+    """Behind an array may lie a page that nobody has mapped."""
+    program = """
+import mmap, ctypes, numpy as np
+from ddl.arrays.evict import evict, evict_rows
+memory = mmap.mmap(-1, 8192)
+whole = np.frombuffer(memory, np.float32)
+ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + 4096), 4096, 0)
+x = whole[:1024]
+evict(x, 1000, 2048)
+evict_rows(x, 1000, 16, np.ones(9, np.uint8), 0, 0)
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n", done.stderr

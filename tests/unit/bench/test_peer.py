@@ -62,10 +62,12 @@ def test_a_mpirun_with_words_of_its_own_gets_the_same_parameters(monkeypatch, to
     """Such as ``hosts.sh mpirun`` or ``srun mpirun``: what is added stands behind all of its words."""
     monkeypatch.setattr(job, "find_mpirun", lambda: "/somewhere/mpirun")
     monkeypatch.setattr(job, "is_open_mpi", lambda path: path == "/somewhere/mpirun")
+    monkeypatch.setattr(job.shutil, "which", lambda word: {"mpirun": "/somewhere/mpirun"}.get(word, word))
     monkeypatch.setattr(job, "command_line", lambda path, program, ranks, **_: [path, "-n", str(ranks), *program])
     plain, wrapped = (job.command_of("m", [], {"mpirun": words}, 2, tolerance, {}) for words in ("", "a.sh --x mpirun"))
     assert plain[0] == "/somewhere/mpirun" and wrapped == ["a.sh", "--x", "mpirun", *plain[1:]]
     assert plain[-5:-2] == ["-n", "2", sys.executable]
+    assert "--prtemca" not in job.command_of("m", [], {"mpirun": "/other/mpirun"}, 2, tolerance, {})
     told = plain[1:-5]
     assert told[:3] == (["--prtemca", "state_base_recoverable", "0"] if tolerance == "off" else [])
 

@@ -60,14 +60,38 @@ def test_a_sink_whose_disk_is_full_is_dropped_and_the_others_go_on(tmp_path):
             raise OSError(28, "No space left on device")
 
         def close(self):
-            raise AssertionError("was dropped")
+            closed.append(self)
 
-    said = []
+    said, closed = [], []
     with Hub([Full(), JsonLines(tmp_path / "m")], said.append) as hub:
         hub.emit(STEP)
         hub.emit(STEP)
     assert len(read_lines(tmp_path / "m")) == 2
-    assert said == ["Full writes no more: [Errno 28] No space left on device"]
+    assert said == ["Full writes no more: [Errno 28] No space left on device"] and len(closed) == 1
+
+
+def test_two_sinks_that_fail_at_once_are_both_dropped():
+    """What is said of the first comes back as an event, at which the second fails; then it is its turn."""
+
+    class Broken:
+        def write(self, event):
+            raise OSError(5, "Input/output error")
+
+        def close(self):
+            raise OSError(5, "Input/output error")
+
+    said = []
+
+    def say(message):
+        said.append(message)
+        hub.emit(Warned(message))
+
+    hub = Hub([Broken(), Broken(), Broken()], say)
+    hub.emit(STEP)
+    assert len(said) == 3 and not hub.sinks
+    hub.sinks = [Broken(), Broken()]
+    hub.close()
+    assert "could not be closed" in said[3] and len(said) == 5 and not hub.sinks
 
 
 def test_no_sink_is_closed_while_another_thread_writes_to_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
 import pytest
@@ -16,13 +17,12 @@ class Disk:
     """Stands before os.write: takes ``room`` bytes, the last of a line in part, and then refuses."""
 
     def __init__(self, monkeypatch):
-        self.room, self.code, self.when_full = 1 << 30, errno.ENOSPC, lambda: None
+        self.room, self.code = 1 << 30, errno.ENOSPC
         self._write = os.write
         monkeypatch.setattr(lines.os, "write", self.write)
 
     def write(self, file, bytes_):
         if not self.room:
-            self.when_full()
             raise OSError(self.code, os.strerror(self.code))
         written = self._write(file, bytes_[: self.room])
         self.room -= written
@@ -34,26 +34,82 @@ def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
+@pytest.fixture
+def clock():
+    """Each look at it is a retry later."""
+    return itertools.count(0, lines.RETRY_S).__next__
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("room", range(13))
-def test_a_full_disk_makes_whole_lines_wait_and_loses_none(tmp_path, disk, room, code):
+@pytest.mark.parametrize("room", range(22))
+def test_a_full_disk_makes_whole_lines_wait_and_loses_none(tmp_path, disk, clock, room, code):
     path, said = tmp_path / "metrics.jsonl", []
-    file = Lines(path, said.append)
+    file = Lines(path, said.append, clock)
     file.write("before")
     disk.room, disk.code = room, code
+    told = ""
     for line in ("first", "second", "third"):
         file.write(line)
+        told += line + "\n"
         # What a reader sees while the disk is full ends with a whole line.
-        assert path.read_text() in ("before\n", "before\nfirst\n")
-    assert file.waits
+        seen = path.read_text()
+        assert seen.endswith("\n") and ("before\n" + told).startswith(seen)
     disk.room = 1 << 30
     file.write("after")
     file.close()
-    assert path.read_text().split() == ["before", "first", "second", "third", "after"] and not file.waits
-    assert said == [
-        f"metrics.jsonl waits in memory for room on the disk: {os.strerror(code)}",
-        "metrics.jsonl is written again, and lacks nothing",
-    ]
+    assert path.read_text().split() == ["before", "first", "second", "third", "after"]
+    if room < len(told):
+        waits, again = said
+        assert waits.startswith("metrics.jsonl waits in memory for room on the disk: ")
+        assert again == "metrics.jsonl is written again, and lacks nothing"
+    else:
+        assert not said
+
+
+def test_between_two_tries_lines_only_wait(tmp_path, disk):
+    now = [0.0]
+    file = Lines(tmp_path / "m", clock=lambda: now[0])
+    disk.room = 0
+    file.write("first")
+    disk.room = 1 << 30
+    file.write("second")
+    assert (tmp_path / "m").read_text() == ""
+    now[0] = lines.RETRY_S
+    file.write("third")
+    assert (tmp_path / "m").read_text() == "first\nsecond\nthird\n"
+
+
+def test_a_long_backlog_goes_out_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
+    monkeypatch.setattr(lines, "PIECE_BYTES", 64)
+    file = Lines(tmp_path / "m", clock=clock)
+    disk.room = 0
+    wanted = [str(number) * (1 + number % 30) for number in range(200)]
+    for line in wanted[:-1]:
+        file.write(line)
+    for room in (100, 1000, 1 << 30):
+        disk.room = room
+        file.catch_up()
+        found = (tmp_path / "m").read_text()
+        assert found == "".join(f"{line}\n" for line in wanted)[: len(found)] and found.endswith("\n")
+        assert len(found) > room - 200 or room == 1 << 30
+    file.write(wanted[-1])
+    assert (tmp_path / "m").read_text().split() == wanted
+
+
+def test_a_file_that_could_not_be_made_waits_too(tmp_path, monkeypatch, clock):
+    said, opened = [], os.open
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lines.os, "open", full)
+    file = Lines(tmp_path / "m", said.append, clock)
+    file.write("first")
+    monkeypatch.setattr(lines.os, "open", opened)
+    assert file.catch_up() and (tmp_path / "m").read_text() == "first\n"
+    assert "waits" in said[0] and "lacks nothing" in said[1]
+    with pytest.raises(FileNotFoundError):
+        Lines(tmp_path / "none" / "m")
 
 
 def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_path, disk):
@@ -66,7 +122,28 @@ def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_
     file.close()
     file.close()
     assert (tmp_path / "ledger.jsonl").read_text() == "before\n"
-    assert said[1:] == ["ledger.jsonl lacks its last 2 line(s): No space left on device"]
+    assert said[1:] == ["ledger.jsonl lacks its last 2 line(s): there is no room on the disk"]
+
+
+def test_a_disk_that_breaks_while_lines_wait_costs_no_more_than_these(tmp_path, disk):
+    said = []
+    file = Lines(tmp_path / "m", said.append)
+    disk.room = 0
+    file.write("first")
+    disk.code = errno.EIO
+    file.close()
+    assert said[1:] == ["m lacks its last 1 line(s): Input/output error"]
+
+
+def test_what_is_forgotten_is_not_written_by_closing(tmp_path, disk):
+    said = []
+    file = Lines(tmp_path / "m", said.append)
+    disk.room = 0
+    file.write("first")
+    disk.room = 1 << 30
+    file.forget()
+    file.close()
+    assert (tmp_path / "m").read_text() == "" and len(said) == 1
 
 
 def test_too_many_waiting_lines_and_a_broken_disk_are_errors(tmp_path, disk, monkeypatch):
@@ -76,30 +153,44 @@ def test_too_many_waiting_lines_and_a_broken_disk_are_errors(tmp_path, disk, mon
     file.write("0123456789")
     with pytest.raises(OSError, match="No space left"):
         file.write("0123456789")
-    disk.code, disk.room = errno.EIO, 5
+    disk.code = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
         file.write("x")
     assert (tmp_path / "m").read_text() == ""
 
 
-def test_another_leaders_lines_behind_a_torn_one_are_not_cut_off(tmp_path, disk):
-    path = tmp_path / "m"
-    file = Lines(path)
+def test_a_file_system_that_cannot_cut_off_gets_a_line_of_its_own(tmp_path, disk, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def overtake():
-        disk.room, disk.when_full = 1 << 30, lambda: None
-        with open(path, "ab") as other:
-            other.write(b"\nother\n")
-
-    disk.room, disk.when_full = 3, overtake
+    monkeypatch.setattr(lines.os, "ftruncate", refuse)
+    file = Lines(tmp_path / "m")
+    disk.room = 3
     file.write("first")
     disk.room = 1 << 30
-    file.write("second")
     file.close()
-    assert path.read_text().split() == ["fir", "other", "first", "second"]
+    assert (tmp_path / "m").read_text() == "fir\nfirst\n"
 
 
-def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_path, disk):
+def test_another_leaders_lines_behind_a_torn_one_are_not_cut_off(tmp_path, disk, monkeypatch):
+    path = tmp_path / "m"
+    file = Lines(path)
+    seek = os.lseek
+
+    def overtaken(*place):
+        with open(path, "ab") as other:
+            disk._write(other.fileno(), b"\nother\n")
+        return seek(*place)
+
+    monkeypatch.setattr(lines.os, "lseek", overtaken)
+    disk.room = 3
+    file.write("first")
+    disk.room = 1 << 30
+    file.close()
+    assert path.read_text().split() == ["fir", "other", "first"]
+
+
+def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_path, disk, monkeypatch):
     """What a file says of itself goes through the hub to the file itself, and to the console before it."""
     heard = []
 
@@ -113,6 +204,7 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     hub = Hub([Console()])
     path = tmp_path / "metrics.jsonl"
     hub.sinks.append(JsonLines(path, say=lambda message: hub.emit(Warned(message))))
+    monkeypatch.setattr(lines, "RETRY_S", 0.0)
     disk.room = 10
     hub.emit(Warned("one"))
     disk.room = 1 << 30
@@ -124,5 +216,5 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     disk.room = 0
     hub.emit(Warned("three"))
     hub.close()
-    assert heard[-2:] == ["metrics.jsonl lacks its last 2 line(s): No space left on device", "closed"]
+    assert heard[-2:] == ["metrics.jsonl lacks its last 2 line(s): there is no room on the disk", "closed"]
     assert heard[:-2] == ["one", waits, "two", again, "three", waits]

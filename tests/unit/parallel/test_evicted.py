@@ -33,6 +33,7 @@ def marks(monkeypatch):
             evict(x, max(low, last), low + width)
 
     monkeypatch.setattr(sums, "Trial", Always)
+    monkeypatch.setattr(sums, "can_evict", lambda x: True)
     monkeypatch.setattr(sums, "evict", evict)
     monkeypatch.setattr(sums, "evict_rows", evict_rows)
     return marks
@@ -77,20 +78,26 @@ def test_a_result_that_only_its_writer_reads_stays(marks, ranks):
         assert np.array_equal(gradient, 3 * (1 - lanes)) and not result.any()
 
 
-def test_of_a_table_go_the_rows_that_this_rank_has_written(marks, monkeypatch):
+@pytest.mark.parametrize("few", [True, False])
+def test_of_a_table_go_the_rows_that_this_rank_has_written_and_another_summed(marks, monkeypatch, few):
+    """Few rows are the ranks' by blocks of 16 in turn, of many each sums those in its lane."""
     layout = Layout.of({"table": (64, 16), "w": (40,)})
     monkeypatch.setattr(reducer, "TABLE_BYTES", 0)
 
+    def rows(rank):
+        return (np.array([1, 20, 41]) if few else np.arange(0, 60, 3)) + rank
+
     def before(found, step):
-        rows = np.array([1, 40, 41]) + found.group.rank
         found.local["table"][...] = 0
-        found.local["table"][rows] = 1
-        found.local.views.zero_outside["table"] = rows
+        found.local["table"][rows(found.group.rank)] = 1
+        found.local.views.zero_outside["table"] = rows(found.group.rank)
 
     found = run_ranks(2, lambda group: watched(marks, group, layout, 1, before, by_rows=["table"]))
     for rank, (gradient, _, lanes) in enumerate(found):
-        table = np.zeros((64, 16), int)
-        table[np.array([1, 40, 41]) + rank] = 1
-        wanted = 1 - lanes
-        wanted[layout.slices["table"]] &= table.reshape(-1)
-        assert np.array_equal(gradient, wanted) and wanted.any()
+        theirs = 1 - lanes
+        if few:
+            theirs[layout.slices["table"]] = (np.arange(64) // 16 % 2 != rank).repeat(16)
+        written = np.zeros((64, 16), int)
+        written[rows(rank)] = 1
+        theirs[layout.slices["table"]] &= written.reshape(-1)
+        assert np.array_equal(gradient, theirs) and theirs[layout.slices["table"]].any()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddl.parallel.trial import BLOCK, BLOCKS, Trial
+from ddl.parallel.trial import BLOCK, ENOUGH_S, LEAST, MOST, Trial
 
 
 def steps(trial, clock, count, seconds):
@@ -18,9 +18,9 @@ def steps(trial, clock, count, seconds):
 def test_the_faster_way_is_kept(with_it):
     clock = [5.0]
     trial = Trial(lambda: clock[0])
-    answers = steps(trial, clock, BLOCK * BLOCKS + 50, lambda does, _: with_it if does else 1.0)
-    assert answers[: BLOCK * BLOCKS] == ([True] * BLOCK + [False] * BLOCK) * (BLOCKS // 2)
-    assert set(answers[BLOCK * BLOCKS :]) == {with_it < 1} and trial.chosen is (with_it < 1)
+    answers = steps(trial, clock, BLOCK * MOST + 50, lambda does, _: (with_it if does else 1.0) / 1000)
+    assert answers[: BLOCK * MOST] == ([True] * BLOCK + [False] * BLOCK) * (MOST // 2)
+    assert set(answers[BLOCK * MOST :]) == {with_it < 1} and trial.chosen is (with_it < 1)
 
 
 def test_what_disturbs_some_steps_or_follows_a_change_does_not_count():
@@ -28,10 +28,22 @@ def test_what_disturbs_some_steps_or_follows_a_change_does_not_count():
     trial = Trial(lambda: clock[0])
 
     def seconds(does, number):
-        return 100.0 if number % BLOCK == 0 or number % 7 == 0 else 0.9 if does else 1.0
+        return 1e-2 if number % BLOCK == 0 or number % 7 == 0 else 0.9e-3 if does else 1e-3
 
-    assert steps(trial, clock, BLOCK * BLOCKS + 1, seconds)[-1] is True
+    assert steps(trial, clock, BLOCK * MOST + 1, seconds)[-1] is True
 
 
 def test_without_a_difference_nothing_is_done():
-    assert steps(Trial(lambda: 0.0), [0.0], BLOCK * BLOCKS + 1, lambda *_: 0.0)[-1] is False
+    assert steps(Trial(lambda: 0.0), [0.0], BLOCK * MOST + 1, lambda *_: 0.0)[-1] is False
+
+
+@pytest.mark.parametrize("seconds", [ENOUGH_S / (BLOCK * 7), ENOUGH_S])
+def test_of_long_steps_fewer_are_tried(seconds):
+    clock = [0.0]
+    trial = Trial(lambda: clock[0])
+    blocks = 0
+    while trial.chosen is None:
+        steps(trial, clock, 1, lambda does, _: seconds * (0.9 if does else 1.0))
+        blocks += 1 / BLOCK
+    assert trial.chosen is True
+    assert LEAST <= blocks < MOST and int(blocks) == (8 if seconds < ENOUGH_S / BLOCK else LEAST)
