@@ -172,7 +172,10 @@ class InNode(_OnHost):
         self._squares = [0.0] * len(parts)
         self.banks = [[place.of(memory.common, layout.dtype) for place in bank] for bank in at.banks]
         self.shares = self._way.lanes
-        self._trial, self.evicts = Trial() if can_evict(self.local) else None, False
+        # The first of the node tries it, for all: a mixture of both ways would be neither.
+        self._trial = Trial() if self.me == 0 and can_evict(self.local) else None
+        self._word = at.word.of(memory.common, np.uint8)
+        self.evicts = False
         self._result_is_read = not self.banks[0]  # by others: every rank's update reads all of it
 
     def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
@@ -184,14 +187,19 @@ class InNode(_OnHost):
                 evict(self.result, lane.start, lane.stop)
         self.group.node_barrier()
 
+    def _decide(self) -> None:
+        """Called before a barrier behind which all ranks of the node look at the word; the next one is given behind
+        another barrier."""
+        if self.me == 0:
+            self._word[0] = self._trial is not None and self._trial.next()
+
     def _is_sparse(self, number: int) -> bool:
         """Whether the last sum of a part was one of its rows."""
         return number in self._rows and self._rows[number].touched.is_sparse
 
     def _read_by_others(self) -> None:
         """The sum is over: others have read what they have summed of this rank's, and backward will write it again."""
-        if self._trial is not None:
-            self.evicts = self._trial.next()
+        self.evicts = bool(self._word[0])
         if not self.evicts:
             return
         for number, (part, lane) in enumerate(zip(self._way.parts, self._way.lanes, strict=True)):
@@ -226,6 +234,7 @@ class InNode(_OnHost):
             if whole:
                 self.group.node_barrier()
             update(float(self._norms.sum()) if whole else math.nan)
+        self._decide()
         self.group.node_barrier()
         self._read_by_others()
         return float(self._norms.sum())
@@ -266,6 +275,7 @@ class BetweenNodes(InNode):
         if self.me == 0:
             np.add.reduce(self._headers, axis=0, out=self._shared_total)
             ring.allreduce(self._shared_total, self.group, self._first)
+        self._decide()
         self.group.barrier()
         self.total[...] = self._shared_total
         norm = float(self._norms.sum())
@@ -296,6 +306,7 @@ class Places(NamedTuple):
     touched: dict[int, Place]
     slot_bytes: int
     norms: Place
+    word: Place
     total: Place
     result: Place
     packed: dict[int, Place]
@@ -316,11 +327,11 @@ class Places(NamedTuple):
         slot, common, itemsize = _Shelf(), _Shelf(), layout.dtype.itemsize
         header, gradient = slot.place(8 * header_length), slot.place(layout.nbytes)
         touched = {number: slot.place(table.rows) for number, table in tables.items()}
-        norms, total = common.place(8 * ranks), common.place(8 * header_length)
+        norms, word, total = common.place(8 * ranks), common.place(1), common.place(8 * header_length)
         result = common.place(layout.nbytes)
         packed = {n: common.place(packs * int(FEW * t.rows) * t.width * itemsize) for n, t in tables.items()}
         one, two = ([common.place(nbytes) for nbytes in replica] for _ in range(2))
-        return cls(header, gradient, touched, slot.used, norms, total, result, packed, (one, two), common.used)
+        return cls(header, gradient, touched, slot.used, norms, word, total, result, packed, (one, two), common.used)
 
 
 class _Shelf:

@@ -1,6 +1,7 @@
 """Lines that the ranks of a node let go of: those that this rank writes and others have read."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,3 +102,24 @@ def test_of_a_table_go_the_rows_that_this_rank_has_written_and_another_summed(ma
         written[rows(rank)] = 1
         theirs[layout.slices["table"]] &= written.reshape(-1)
         assert np.array_equal(gradient, theirs) and theirs[layout.slices["table"]].any()
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_the_first_rank_of_a_node_decides_for_all(monkeypatch, can):
+    words = [True, False, False, True, True]
+    monkeypatch.setattr(sums, "can_evict", lambda x: can)
+    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=iter(words).__next__))
+    monkeypatch.setattr(sums, "evict", lambda x, start, stop: None)
+
+    def work(group):
+        found = GradientSum(group, LAYOUT, 1)
+        found._sum._word[0] = 1  # memory may have been somebody else's before
+        group.barrier()
+        heard = []
+        for _ in words:
+            found.finish()
+            heard.append(found._sum.evicts)
+        return heard
+
+    for heard in run_ranks(3, work):
+        assert heard == (words if can else [False] * len(words))
