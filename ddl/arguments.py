@@ -8,7 +8,7 @@ import argparse
 from typing import IO, NoReturn
 
 from ddl.errors import EX_USAGE
-from ddl.launched import complain, launched_rank
+from ddl.launched import complain, launched_rank, linger
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         complain(self.program, f"{message}; see --help")
+        linger()
         raise SystemExit(EX_USAGE)
 
 

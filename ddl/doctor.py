@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.errors import DdlError, UserError
-from ddl.launched import complain, launched_rank, launched_size
+from ddl.launched import complain, launched_rank, launched_size, linger
 from ddl.parameters import enable_fault_tolerance
 
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
@@ -273,6 +273,7 @@ def main(argv: list[str]) -> int:
         findings = examine()
     except UserError as error:
         complain("ddl.doctor", error)
+        linger()
         return error.exit_status
     if launched_rank() == 0:
         sys.stdout.write(report(findings) + "\n")

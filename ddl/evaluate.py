@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ddl.arguments import Parser
 from ddl.errors import ConfigError, DdlError
-from ddl.launched import complain
+from ddl.launched import complain, linger
 
 if TYPE_CHECKING:
     from ddl.data import Source
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         group = mpi.start()
     except DdlError as error:
         complain("ddl.evaluate", error)
+        linger()
         return error.exit_status
     try:
         say = partial(complain, "ddl.evaluate")

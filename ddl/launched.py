@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+LINGER_S = 2.0
 RANKS_VARIABLE = "DDL_RANKS"
 """Tells a process that replaces a dead one how many ranks the job was started with: its own launch is of a few."""
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
@@ -44,6 +46,14 @@ def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:
         first = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
         size = int(first) if first.isdecimal() else None
     return size or 1
+
+
+def linger() -> None:
+    """Called before this process ends with a mistake that rank 0 has to tell.
+
+    A launcher ends all ranks as soon as one has ended with a status, and with rank 0 its line would be lost."""
+    if launched_rank() != 0:
+        time.sleep(LINGER_S)
 
 
 def complain(program: str, message: object) -> None:

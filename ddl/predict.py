@@ -16,7 +16,7 @@ import numpy as np
 
 from ddl.arguments import Parser
 from ddl.errors import ConfigError, DdlError
-from ddl.launched import complain
+from ddl.launched import complain, linger
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         group = mpi.start()
     except DdlError as error:
         complain("ddl.predict", error)
+        linger()
         return error.exit_status
     status = 0
     try:

@@ -28,7 +28,7 @@ from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
 from ddl.fault.session import Session
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
-from ddl.launched import launched_rank, launched_size
+from ddl.launched import launched_rank, launched_size, linger
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.train.build import build_task
@@ -327,6 +327,8 @@ class Runner:
             if isinstance(error, UserCodeError) and error.traceback:
                 sys.stderr.write(error.traceback.rstrip() + "\n")
             print(f"ddl.train: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if not self.has_started:  # nobody has met yet
+            linger()
         return error.exit_status
 
     def _note_error(self, error: Exception) -> Death:

@@ -205,3 +205,35 @@ def test_under_mpirun_the_line_comes_once_and_every_rank_has_status_2(case, flag
     done = train(folder, *words, launcher=("mpirun", *flags, "-n", "2", *shell))
     assert done.stdout.split() == ["status", "2"] * 2, done.stdout + done.stderr
     assert done.stderr.count("ddl.train: ") == 1 and told in done.stderr and "Traceback" not in done.stderr
+
+
+LATE = """
+import os, sys, time
+if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+    time.sleep(0.7)
+sys.argv[1:] = {words!r}
+from ddl.{door} import main
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        ("train.__main__", ["--optim.lr", "fast"]),
+        ("train.__main__", ["--data.shards=2", "--train.global_batch=8"]),
+        ("predict", ["--inptu", "x"]),
+    ],
+)
+def test_the_line_comes_even_where_rank_0_is_the_last_to_know(tmp_path, door, words):
+    """mpirun ends all ranks when the first has ended with a status, and what rank 0 has not said by then is lost."""
+    (tmp_path / "late.py").write_text(LATE.format(words=words, door=door))
+    done = subprocess.run(
+        ["mpirun", "-n", "3", sys.executable, "late.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 2 and done.stderr.count("ddl.") == 1, done.stderr
