@@ -97,7 +97,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm, left):
         told = [line["message"] for line in ended.of("warning")]
         full = [message for message in told if "the disk is full" in message]
         assert full and "those before are untouched" in full[0]
-        assert left or "metrics.jsonl is written again, and lacks nothing" in told
+        assert left or any(message.startswith("metrics.jsonl waits in memory") for message in told)
         assert ended.of("checkpoint")[0]["step"] == 4
         assert ended.of("checkpoint")[-1]["step"] == 30
         assert ended.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
