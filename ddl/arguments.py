@@ -8,7 +8,7 @@ import argparse
 from typing import IO, NoReturn
 
 from ddl.errors import EX_USAGE
-from ddl.launched import complain, launched_rank, linger
+from ddl.launched import launched_rank, refuse
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,8 +30,7 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
-        complain(self.program, f"{message}; see --help")
-        linger()
+        refuse(self.program, f"{message}; see --help")
         raise SystemExit(EX_USAGE)
 
 

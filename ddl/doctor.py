@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.errors import DdlError, UserError
-from ddl.launched import complain, launched_rank, launched_size, linger
+from ddl.launched import launched_rank, launched_size, refuse
 from ddl.parameters import enable_fault_tolerance
 
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
@@ -272,8 +272,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"there is no option {argv[0]}; see --help")
         findings = examine()
     except UserError as error:
-        complain("ddl.doctor", error)
-        linger()
+        refuse("ddl.doctor", error)
         return error.exit_status
     if launched_rank() == 0:
         sys.stdout.write(report(findings) + "\n")

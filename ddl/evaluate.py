@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ddl.arguments import Parser
 from ddl.errors import ConfigError, DdlError
-from ddl.launched import complain, linger
+from ddl.launched import complain, refuse
 
 if TYPE_CHECKING:
     from ddl.data import Source
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         group = mpi.start()
     except DdlError as error:
-        complain("ddl.evaluate", error)
-        linger()
+        refuse("ddl.evaluate", error)
         return error.exit_status
     try:
         say = partial(complain, "ddl.evaluate")

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-LINGER_S = 2.0
 RANKS_VARIABLE = "DDL_RANKS"
 """Tells a process that replaces a dead one how many ranks the job was started with: its own launch is of a few."""
+LINGER_S = 2.0  # how much later than others rank 0 may come to know of a mistake
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
@@ -48,18 +48,24 @@ def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:
     return size or 1
 
 
-def linger() -> None:
-    """Called before this process ends with a mistake that rank 0 has to tell.
-
-    A launcher ends all ranks as soon as one has ended with a status, and with rank 0 its line would be lost."""
-    if launched_rank() != 0:
-        time.sleep(LINGER_S)
-
-
 def complain(program: str, message: object) -> None:
     """One line on stderr from rank 0; the other ranks stay silent."""
     if launched_rank() == 0:
         print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+def refuse(program: str, mistake: object) -> None:
+    """``complain``, where this process ends with the mistake before it has met the others."""
+    complain(program, mistake)
+    linger()
+
+
+def linger() -> None:
+    """Give rank 0 the time to tell with which mistake all ranks end.
+
+    A launcher ends all of them as soon as one has ended with a status, and with rank 0 its line would be lost."""
+    if launched_rank() != 0:
+        time.sleep(LINGER_S)
 
 
 def _number(names: tuple[str, ...], environment: Mapping[str, str]) -> int | None:

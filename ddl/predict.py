@@ -16,7 +16,7 @@ import numpy as np
 
 from ddl.arguments import Parser
 from ddl.errors import ConfigError, DdlError
-from ddl.launched import complain, linger
+from ddl.launched import complain, refuse
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         group = mpi.start()
     except DdlError as error:
-        complain("ddl.predict", error)
-        linger()
+        refuse("ddl.predict", error)
         return error.exit_status
     status = 0
     try:

@@ -20,7 +20,7 @@ from ddl.config.check import check
 from ddl.config.parser import ALIASES, find, literal, no_section, parse_values, parse_words, parser, tomllib
 from ddl.config.sections import SECTIONS, Job, public_names
 from ddl.errors import ConfigError
-from ddl.launched import complain, launched_rank, linger
+from ddl.launched import launched_rank, refuse
 
 _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors make them of --
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
@@ -53,8 +53,7 @@ def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:
     try:
         job = load([word for word in argv if word != "--print_config"])
     except ConfigError as error:
-        complain(program, error)
-        linger()
+        refuse(program, error)
         raise SystemExit(error.exit_status) from None
     if show:
         _say(to_toml(job))
