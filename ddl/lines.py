@@ -16,10 +16,6 @@ RETRY_S = 1.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _nobody(message: str) -> None:
-    """Who is told where nobody asked to be."""
-
-
 class Lines:
     """Appends lines; each is handed to the system as it is written, so a killed process loses none of these.
 
@@ -31,7 +27,7 @@ class Lines:
     def __init__(
         self,
         path: str | Path,
-        say: Callable[[str], None] = _nobody,
+        say: Callable[[str], None] = lambda message: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.path, self._say, self._clock = Path(path), say, clock
@@ -49,19 +45,16 @@ class Lines:
         self._waiting += line.encode() + b"\n"
         if waited and self._clock() < self._retry_at and len(self._waiting) <= WAITING_BYTES:
             return
-        full = self._flush()
-        if full is None:
-            if waited:
-                self._say(f"{self.path.name} is written again, and lacks nothing")
-        elif len(self._waiting) > WAITING_BYTES:
+        full = self._flush(waited)
+        if full is not None and len(self._waiting) > WAITING_BYTES:
             raise full
-        elif not waited:
+        if full is not None and not waited:
             self._say(f"{self.path.name} waits in memory for room on the disk: {full.strerror}")
 
     def catch_up(self) -> bool:
         """Try to write what waits; whether the file lacks nothing now."""
-        if self._waiting and self._flush() is None:
-            self._say(f"{self.path.name} is written again, and lacks nothing")
+        if self._waiting:
+            self._flush(waited=True)
         return not self._waiting
 
     def forget(self) -> None:
@@ -69,7 +62,7 @@ class Lines:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Lines that still wait get one more chance; ``say`` hears how many the file lacks."""
+        """Lines that still wait get one more chance; ``say`` hears how many the file lacks. Raises nothing."""
         try:
             self.catch_up()
         except OSError as error:
@@ -82,15 +75,20 @@ class Lines:
             self._waiting.clear()
             self._say(f"{self.path.name} lacks its last {lost} line(s): {problem}")
         if file >= 0:
-            os.close(file)
+            try:
+                os.close(file)
+            except OSError as error:  # some file systems find only now that there was no room
+                self._say(f"{self.path.name} may lack its last lines: {error.strerror}")
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         size = os.fstat(self._file).st_size
         self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
-    def _flush(self) -> OSError | None:
-        """Write as many whole lines of what waits as there is room for; what is returned says that the disk is full."""
+    def _flush(self, waited: bool) -> OSError | None:
+        """Write as many whole lines of what waits as there is room for; what is returned says that the disk is full.
+
+        waited: some did so before, which people have been told."""
         try:
             if self._file < 0:
                 self._open()
@@ -103,6 +101,8 @@ class Lines:
                 raise
             self._retry_at = self._clock() + RETRY_S
             return error
+        if waited:
+            self._say(f"{self.path.name} is written again, and lacks nothing")
         return None
 
     def _write_piece(self) -> None:

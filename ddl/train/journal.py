@@ -215,9 +215,8 @@ class Journal:
         try:
             what(self._ledger)
         except OSError as error:
-            ledger, self._ledger = self._ledger, None
-            with contextlib.suppress(OSError):
-                ledger.close()
+            self._ledger.close()
+            self._ledger = None
             self.warn(f"ledger.jsonl is not written any more, so its audit will miss steps: {error}")
 
     def missed(self, outcome: Outcome | None, group: Group, plan: Plan) -> None:
@@ -314,25 +313,19 @@ class Journal:
 
     def _samples_of(self, progress: Progress) -> Samples:
         """What the ledger proves; without one, what the counters say."""
+        counted = Samples(expected=progress.samples, used=progress.samples)
         try:
-            is_told = self.folder is not None and self._ledger is not None and self._ledger.catch_up()
-        except OSError:
-            is_told = False
-        if self.folder is None or not is_told:
-            return Samples(expected=progress.samples, used=progress.samples)
-        try:
-            found = audit(read(self.folder / "ledger.jsonl"), self.task.order, progress.step)
-        except DataError as error:
+            if self._ledger is None or not self._ledger.catch_up():
+                return counted
+            found = audit(read(self._ledger.path), self.task.order, progress.step)
+        except (DataError, OSError) as error:
             self.warn(f"the ledger cannot be audited: {error}")
-            return Samples(expected=progress.samples, used=progress.samples)
+            return counted
         return Samples(**found.samples)
 
     def close(self) -> None:
         if self._ledger is not None:
-            try:
-                self._ledger.close()
-            except OSError as error:
-                self.warn(f"ledger.jsonl could not be closed: {error}")
+            self._ledger.close()
         if self._hub is not None:
             self._hub.close()
 

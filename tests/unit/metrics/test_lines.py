@@ -218,3 +218,18 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     hub.close()
     assert heard[-2:] == ["metrics.jsonl lacks its last 2 line(s): there is no room on the disk", "closed"]
     assert heard[:-2] == ["one", waits, "two", again, "three", waits]
+
+
+def test_a_file_system_that_finds_at_the_end_that_there_was_no_room_is_told_of(tmp_path, monkeypatch):
+    said, close = [], os.close
+
+    def late(file):
+        close(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    file = Lines(tmp_path / "m", said.append)
+    monkeypatch.setattr(lines.os, "close", late)
+    file.write("first")
+    file.close()
+    file.close()
+    assert said == [f"m may lack its last lines: {os.strerror(errno.EDQUOT)}"]
