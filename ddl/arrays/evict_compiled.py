@@ -9,6 +9,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from ddl.arrays.kernels import LINE
+from ddl.arrays.lanes import pointer
 
 # What this process compiles for, not what the processor has: the compiler aborts on an instruction beyond that.
 KNOWS = "+clflushopt" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
@@ -21,8 +22,7 @@ def _evict_line(typingctx, x, at):
 
     def build(context, builder, signature, arguments):
         if KNOWS:
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+            place = pointer(context, builder, signature.args[0], arguments[0], arguments[1], ir.IntType(8))
             name = "llvm.x86.clflushopt"
             flush = builder.module.globals.get(name)
             if flush is None:

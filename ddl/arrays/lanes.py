@@ -34,7 +34,8 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, lanes, _vector(lanes.element))
 
 
-def _place(context, builder, array_type, array, at, vector=None):
+def pointer(context, builder, array_type, array, at, vector=None):
+    """Of x[at], to one vector (or what ``vector`` is), inside the build of an intrinsic."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [at]), (vector or _vector(array_type.dtype)).as_pointer())
 
@@ -44,7 +45,7 @@ def load(typingctx, x, at):
     """The elements from ``at`` of ``x``: (length,), contiguous."""
 
     def build(context, builder, signature, arguments):
-        found = builder.load(_place(context, builder, signature.args[0], *arguments))
+        found = builder.load(pointer(context, builder, signature.args[0], *arguments))
         found.align = x.dtype.bitwidth // 8
         return found
 
@@ -56,7 +57,7 @@ def store(typingctx, x, at, value):
     """x[at:] = value for one vector."""
 
     def build(context, builder, signature, arguments):
-        written = builder.store(arguments[2], _place(context, builder, signature.args[0], *arguments[:2]))
+        written = builder.store(arguments[2], pointer(context, builder, signature.args[0], *arguments[:2]))
         written.align = x.dtype.bitwidth // 8
         return context.get_dummy_value()
 
@@ -163,7 +164,7 @@ def load_whole(typingctx, whole, at, x):
         vector = _vector(x.dtype)
         numbers = ir.VectorType(ir.IntType(whole.dtype.bitwidth), vector.count)
         source, at = arguments[:2]
-        found = builder.load(_place(context, builder, signature.args[0], source, at, numbers))
+        found = builder.load(pointer(context, builder, signature.args[0], source, at, numbers))
         found.align = whole.dtype.bitwidth // 8
         return builder.sitofp(found, vector)
 
@@ -177,7 +178,7 @@ def store_whole(typingctx, whole, at, value):
     def build(context, builder, signature, arguments):
         numbers = ir.VectorType(ir.IntType(whole.dtype.bitwidth), value.count)
         to, at, values = arguments
-        place = _place(context, builder, signature.args[0], to, at, numbers)
+        place = pointer(context, builder, signature.args[0], to, at, numbers)
         builder.store(builder.fptosi(values, numbers), place).align = whole.dtype.bitwidth // 8
         return context.get_dummy_value()
 

@@ -10,8 +10,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from ddl.arrays.kernels import LINE
+from ddl.arrays.lanes import pointer
+
 BLOCK = 1024  # elements that are added in the first-level cache before they are written
-LINE = 64  # bytes
 
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -21,12 +23,8 @@ def _stream_line(typingctx, out, a, b, at):
     """out[at:] = a[at:] + b[at:] for the 64 bytes of a cache line, which ``out`` begins, written past the caches."""
 
     def build(context, builder, signature, arguments):
-        element = ir.FloatType() if out.dtype == types.float32 else ir.DoubleType()
-        line = ir.VectorType(element, LINE * 8 // out.dtype.bitwidth).as_pointer()
-
         def place(k):
-            data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-            return builder.bitcast(builder.gep(data, [arguments[3]]), line)
+            return pointer(context, builder, signature.args[k], arguments[k], arguments[3])
 
         terms = builder.load(place(1)), builder.load(place(2))
         for term in terms:

@@ -36,6 +36,12 @@ def clear_rows(table: Array, rows: Array) -> None:
     table[namespace_of(table).asarray(rows)] = 0
 
 
+def in_turn(rows: int, ranks: int) -> np.ndarray:
+    """(rows,) which of a node's ranks ``add_touched`` has each row summed by: blocks of rows are theirs in turn."""
+    found: np.ndarray = np.arange(rows) // BLOCK_ROWS % ranks
+    return found
+
+
 @kernel
 def add_touched(
     out: np.ndarray,
@@ -52,11 +58,10 @@ def add_touched(
     out: (length,), arrays: (ranks, length); the table begins at ``start`` in each. touched: (rows,) bytes, 0 where all
     of them are zero; before: likewise, of what ``out`` still holds. Blocks of rows are the ranks' in turn. Additions
     are those of ``add_rows``."""
-    rows = np.arange(len(touched))
-    mine = rows // BLOCK_ROWS % ranks == me
+    mine = in_turn(len(touched), ranks) == me
     table = out[start : start + len(touched) * width].reshape(-1, width)
     table[mine & (touched == 0) & (before != 0)] = 0
-    picked = rows[mine & (touched != 0)]
+    picked = np.flatnonzero(mine & (touched != 0))
     total = np.empty(len(picked) * width, out.dtype)
     norm = pack_sums(total, arrays, start, width, picked, 0, total.size)
     table[picked] = total.reshape(-1, width)

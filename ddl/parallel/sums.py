@@ -299,7 +299,9 @@ class Place(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where things lie: of each rank in its slot, of the node in the common part. touched, packed: by part."""
+    """Where things lie: of each rank in its slot, of the node in the common part. touched, packed: by part.
+
+    word: one byte, whether to evict."""
 
     header: Place
     gradient: Place

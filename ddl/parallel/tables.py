@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.arrays import Array, namespace_of, partition
 from ddl.arrays.sums import squares
-from ddl.arrays.tables import BLOCK_ROWS, add_touched, pack_sums
+from ddl.arrays.tables import add_touched, in_turn, pack_sums
 from ddl.collectives.hierarchical import Lanes
 from ddl.comm import Group
 
@@ -73,7 +73,7 @@ class RowsInNode:
         self.group, self.table, self.sources, self.result = group, table, sources, result
         self.me = group.local_ranks.index(group.rank)
         self.touched, self._all = Touched(table, touched[self.me], self.few), touched
-        self._theirs = (np.arange(table.rows) // BLOCK_ROWS % len(sources) != self.me).astype(np.uint8)
+        self._theirs = (in_turn(table.rows, len(sources)) != self.me).astype(np.uint8)
         self._read = np.zeros(table.rows, np.uint8)
 
     def reduce(self, dense: Callable[[], float]) -> float:
