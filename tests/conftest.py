@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +37,27 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20240229)
+
+
+class Disk:
+    """Stands before os.write: takes ``room`` bytes, the last of a line in part, and then refuses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.room, self.code = 1 << 30, errno.ENOSPC
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, file: int, bytes_: bytes) -> int:
+        if not self.room:
+            raise OSError(self.code, os.strerror(self.code))
+        written = self._write(file, bytes_[: self.room])
+        self.room -= written
+        return written
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
 
 
 @pytest.fixture

@@ -13,27 +13,6 @@ from ddl.lines import Lines
 from ddl.metrics import Hub, JsonLines, Warned, read_lines
 
 
-class Disk:
-    """Stands before os.write: takes ``room`` bytes, the last of a line in part, and then refuses."""
-
-    def __init__(self, monkeypatch):
-        self.room, self.code = 1 << 30, errno.ENOSPC
-        self._write = os.write
-        monkeypatch.setattr(lines.os, "write", self.write)
-
-    def write(self, file, bytes_):
-        if not self.room:
-            raise OSError(self.code, os.strerror(self.code))
-        written = self._write(file, bytes_[: self.room])
-        self.room -= written
-        return written
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    return Disk(monkeypatch)
-
-
 @pytest.fixture
 def clock():
     """Each look at it is a retry later."""
