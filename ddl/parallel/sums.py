@@ -197,7 +197,7 @@ class InNode(_OnHost):
         """Whether the last sum of a part was one of its rows."""
         return number in self._rows and self._rows[number].touched.is_sparse
 
-    def _read_by_others(self) -> None:
+    def _evict_what_was_read(self) -> None:
         """The sum is over: others have read what they have summed of this rank's, and backward will write it again."""
         self.evicts = bool(self._word[0])
         if not self.evicts:
@@ -236,7 +236,7 @@ class InNode(_OnHost):
             update(float(self._norms.sum()) if whole else math.nan)
         self._decide()
         self.group.node_barrier()
-        self._read_by_others()
+        self._evict_what_was_read()
         return float(self._norms.sum())
 
 
@@ -282,7 +282,7 @@ class BetweenNodes(InNode):
         if update is not None:
             update(norm)
             self.group.node_barrier()
-        self._read_by_others()
+        self._evict_what_was_read()
         return norm
 
 
