@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddl.cores import choose_kernels, share_cores
+from ddl.launcher.cores import choose_kernels, share_cores
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _ROOMS = (
     "elastic",
 )
 _NAMES = {
-    "Trainer": "ddl.train.trainer",
+    "Trainer": "ddl.run.trainer",
     "init": "ddl.world",
     "rank": "ddl.world",
     "size": "ddl.world",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ddl import nn as nn
     from ddl import optim as optim
     from ddl import parallel as parallel
-    from ddl.train.trainer import Trainer as Trainer
+    from ddl.run.trainer import Trainer as Trainer
 
 
 def __getattr__(name: str) -> Any:

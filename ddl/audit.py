@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddl.arguments import Parser
 from ddl.data.ledger import Audit, audit, read
 from ddl.errors import EX_USAGE, DataError
+from ddl.launcher.arguments import Parser
 
 LEDGER = "ledger.jsonl"
 

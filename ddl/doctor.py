@@ -1,7 +1,7 @@
 """``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
 
 Works without mpi4py, and where MPI crashes: the library is looked at in a process of its own. Writing MPI's
-parameter files (``--enable-fault-tolerance``) is parameters.py's."""
+parameter files (``--enable-fault-tolerance``) is launcher/mca_files.py's."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ddl.environment import launched_rank, launched_size, refuse
 from ddl.errors import DdlError, UserError
-from ddl.launched import launched_rank, launched_size, refuse
-from ddl.parameters import enable_fault_tolerance
+from ddl.launcher.mca_files import enable_fault_tolerance
 
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
 

@@ -26,12 +26,12 @@ import numpy as np
 
 from ddl.comm import Group, ending, mpi
 from ddl.data import Plan, assign
+from ddl.environment import launched_rank
 from ddl.errors import DdlError, JobEnded, PeerLost
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report, Settings
 from ddl.fault.session import current, hold
 from ddl.fault.watchdog import Heartbeat, start_companion
-from ddl.launched import launched_rank
 
 T = TypeVar("T")
 RECOVERY_TIMEOUT_S = 30.0

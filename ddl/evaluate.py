@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ddl.arguments import Parser
+from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
-from ddl.launched import complain, refuse
+from ddl.launcher.arguments import Parser
 
 if TYPE_CHECKING:
     from ddl.data import Source
-    from ddl.train.trained import Trained
+    from ddl.run.trained import Trained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     from ddl.comm import mpi
-    from ddl.train.trained import Trained, local_rank, together
+    from ddl.run.trained import Trained, local_rank, together
 
     try:
         group = mpi.start()

@@ -1,6 +1,6 @@
 """The door ``python -m ddl.launch -n 4 job.toml``: training under supervision, which survives what mpirun does not.
 
-The work is supervisor.py's."""
+The work is launcher/supervisor.py's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddl.arguments import Parser
 from ddl.config import load
 from ddl.errors import EX_USAGE, ConfigError
-from ddl.mpirun import members, parse_hosts, read_hostfile, sweep
-from ddl.supervisor import Supervisor
+from ddl.launcher.arguments import Parser
+from ddl.launcher.mpirun import members, parse_hosts, read_hostfile, sweep
+from ddl.launcher.supervisor import Supervisor
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arguments import Parser
+from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
-from ddl.launched import complain, refuse
+from ddl.launcher.arguments import Parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(arguments: argparse.Namespace, group: Any) -> str:
-    from ddl.train.trained import Trained, local_rank, together
+    from ddl.run.trained import Trained, local_rank, together
 
     say = partial(complain, "ddl.predict")
     trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say))

@@ -56,7 +56,7 @@ def at_least(metric: str, required: float) -> Callable[[Path], Figure]:
 
 def least_squares(run: Path) -> Figure:
     """The largest distance of a parameter from the least-squares solution, as a share of the largest parameter."""
-    from ddl.train.trained import Trained
+    from ddl.run.trained import Trained
 
     trained = Trained(run)
     own = samples_of(trained.split("train"))
@@ -73,7 +73,7 @@ def least_squares(run: Path) -> Figure:
 
 
 def bag_of_words(run: Path) -> Figure:
-    from ddl.train.trained import Trained
+    from ddl.run.trained import Trained
 
     trained = Trained(run)
     reached = json.loads((run / "summary.json").read_text())["test"]["accuracy"]
@@ -104,7 +104,7 @@ def _regression(texts: Any, labels: Any, held_texts: Any, held_labels: Any) -> t
 def gzip_of_each_file(run: Path) -> Figure:
     """Bits a byte of the model over the held-out files; it must beat gzip -9 on each of them, not only over all."""
     from ddl.data import generated
-    from ddl.train.trained import Trained
+    from ddl.run.trained import Trained
 
     trained = Trained(run)
     window, limit = trained.known.fields["x"].shape[0], trained.job.data.options["limit_mib"]
@@ -151,7 +151,7 @@ def bits_of(trained: Any, text: bytes, window: int) -> float:
 
 
 def principal_components(run: Path) -> Figure:
-    from ddl.train.trained import Trained
+    from ddl.run.trained import Trained
 
     trained = Trained(run)
     parts = []
@@ -174,7 +174,7 @@ def ten_digits(run: Path) -> Figure:
     from sklearn.svm import SVC
 
     from ddl.data import digits
-    from ddl.train.trained import Trained
+    from ddl.run.trained import Trained
 
     real = samples_of(digits())
     judge = SVC(gamma=0.001, C=10).fit(real["x"].reshape(-1, 64).astype(np.float64), real["y"])
@@ -208,7 +208,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Figure]]] = {
 
 def train(row: str, ranks: int, seed: int, folder: Path) -> float:
     """Run a job; seconds that it took. Raises SystemExit when it failed."""
-    from ddl.mpirun import find_mpirun
+    from ddl.launcher.mpirun import find_mpirun
 
     job, words, _ = ROWS[row]
     known = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

@@ -85,7 +85,7 @@ def xp(request: pytest.FixtureRequest):
 def spelling(request: pytest.FixtureRequest):
     """The namespace for each way in which kernels are spelled: numpy with the plain twins and with the compiled ones
     (where Numba is installed), cupy or its stand-in."""
-    from ddl.arrays.kernels import use_compiled
+    from ddl.kernels.backend import use_compiled
 
     if request.param == "stand-in":
         yield request.getfixturevalue("cupy")

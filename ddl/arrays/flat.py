@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.arrays import aligned
 from ddl.arrays.namespace import Array
-from ddl.arrays.tables import clear_rows
+from ddl.kernels.sparse_rows import clear_rows
 
 ALIGNMENT = 16  # elements: a float32 view starts on a cache line of 64 bytes
 

@@ -3,7 +3,7 @@
 "auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node; an algorithm's
 name is the same with that algorithm. So a table made of these rows serves gradients, which lie in such memory too.
 The library's own is the better of in place and not. Between hosts what our start-up sets for MPI changes that as well:
-"mpi_allreduce" is then what a program has that sets nothing (comm/plain.py, another mpirun that takes turns with ours),
+"mpi_allreduce" is then what a program has that sets nothing (bench/stock_mpi.py, another mpirun alternating with ours),
 and "mpi_allreduce_tuned" that of our own process, which is what "native" means. On one node the two are the same."""
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ddl.bench.measure import (
     spread,
     time_block,
 )
+from ddl.bench.stock_mpi import FORMS
 from ddl.bench.wire import Bell, both_ways, connect
 from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning
 from ddl.collectives.choose import Rule
 from ddl.collectives.shared import workspace
 from ddl.comm import Group
-from ddl.comm.plain import FORMS
 
 SIZES = [1 << n for n in range(10, 29)]
 ROUNDS = 9

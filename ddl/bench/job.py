@@ -1,7 +1,7 @@
 """Starts mpirun for a bench and reads its rows, line by line as they come.
 
 What a rank does is worker.py's; mpirun's command line is that of ddl.launch. Where a bench asks what MPI takes in a
-program that is not ours, a second mpirun starts that (comm/plain.py) and waits beside the first for its turns."""
+program that is not ours, a second mpirun starts that (bench/stock_mpi.py) and waits beside the first for its turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.errors import DdlError
-from ddl.mpirun import command_line, find_mpirun, is_open_mpi
+from ddl.launcher.mpirun import command_line, find_mpirun, is_open_mpi
 
 # One thread a rank unless the user says otherwise: peers get the same.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -93,7 +93,7 @@ class Plain:
     """The second mpirun, started when it is first asked."""
 
     def __init__(self, options: Mapping[str, Any], ranks: int, environ: Mapping[str, str]):
-        self._command = lambda: command_of("ddl.comm.plain", [], options, ranks, "off", environ)
+        self._command = lambda: command_of("ddl.bench.stock_mpi", [], options, ranks, "off", environ)
         self._environ = environ
         self._process: subprocess.Popen[str] | None = None
 

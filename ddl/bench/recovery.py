@@ -24,8 +24,8 @@ from typing import Any
 from ddl.bench.job import environment
 from ddl.bench.measure import Row
 from ddl.errors import DdlError
+from ddl.launcher.mpirun import LAUNCH_VARIABLE, command_line, find_mpirun, ranks
 from ddl.metrics import read_lines
-from ddl.mpirun import LAUNCH_VARIABLE, command_line, find_mpirun, ranks
 
 WARM, KILLED_AT, STEPS = 30, 90, 130  # steps: from the first on they are ordinary
 LIMIT_S = 60.0

@@ -21,7 +21,7 @@ from ddl.comm import Group
 from ddl.data import Arrays, Order, auto_shards
 from ddl.data.ledger import Start
 from ddl.optim import Adam, Groups
-from ddl.train.journal import Journal
+from ddl.run.log import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.step import Span, no_span

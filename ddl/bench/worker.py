@@ -14,8 +14,8 @@ from typing import Any
 from ddl.bench import allreduce, scaling, step, tolerance
 from ddl.bench.measure import Row
 from ddl.comm import mpi
+from ddl.environment import launched_rank
 from ddl.fault.watchdog import start_companion
-from ddl.launched import launched_rank
 
 
 def main(text: str) -> None:

@@ -2,8 +2,8 @@
 
 What the arrays mean, and when a checkpoint is taken, is train's."""
 
-from ddl.checkpoint.fence import Fence, Owner, owner_of
-from ddl.checkpoint.replica import newer_of, open_replica
+from ddl.checkpoint.lease import Fence, Owner, owner_of
+from ddl.checkpoint.memory import newer_of, open_replica
 from ddl.checkpoint.store import Entry, Store
 from ddl.checkpoint.writer import Writer
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.checkpoint.fence import Fence
 from ddl.checkpoint.file import Probe, no_probe, pieces_of, read_file, sync_folder, write_file
+from ddl.checkpoint.lease import Fence
 from ddl.errors import CheckpointError
 
 ARRAYS, STATE = "arrays.safetensors", "state.json"

@@ -11,9 +11,9 @@ import numpy as np
 
 from ddl.arrays import Array, partition
 from ddl.arrays.aligned import LINE_BYTES
-from ddl.arrays.sums import add_rows
 from ddl.comm import Group, SharedMemory
 from ddl.comm.group import check_contiguous, no_probe
+from ddl.kernels.sums import add_rows
 
 BLOCK_BYTES = 128 << 10
 PIECE_BYTES = 4 << 20

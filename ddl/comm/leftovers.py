@@ -2,7 +2,7 @@
 
 A rank's is ``/dev/shm/sm_segment.HOST.UID.JOB.NUMBER``: JOB is 16 bits that all processes of one mpirun have in common
 and 16 bits that tell those it started from those that they have spawned. The launcher removes most of them at the end,
-but none of a spawned rank that died while it was started. ddl.launch looks after all of a launch (mpirun.py)."""
+but none of a spawned rank that died while it was started. ddl.launch cleans up a whole launch (launcher/mpirun.py)."""
 
 from __future__ import annotations
 

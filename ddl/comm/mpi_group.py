@@ -18,10 +18,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm import checked, device_memory, launcher, shared_memory
+from ddl.comm import checked, device_memory, preflight, shared_memory
 from ddl.comm.group import Group, Member, Probe, SharedMemory, check_contiguous, kill_points, no_probe
+from ddl.environment import RANKS_VARIABLE, job_size
 from ddl.errors import CommError, PeerLost
-from ddl.launched import RANKS_VARIABLE, job_size
 
 SPARE_POLL_S = 0.02
 INHERITED = (
@@ -299,7 +299,7 @@ class MpiGroup(Group):
 
     @property
     def _revocable(self) -> bool:
-        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and launcher.library_is_tolerant()
+        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and preflight.library_is_tolerant()
 
     def _next(self, workers: int) -> Group:
         smaller = self._everyone.Shrink()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ddl.config.sections import SECTIONS, Job
+from ddl.environment import job_size
 from ddl.errors import ConfigError
-from ddl.launched import job_size
 
 # setting -> smallest value that makes sense
 AT_LEAST: Mapping[str, float] = {

@@ -19,8 +19,8 @@ from typing import Any
 from ddl.config.check import check
 from ddl.config.parser import ALIASES, find, literal, no_section, parse_values, parse_words, parser, tomllib
 from ddl.config.sections import SECTIONS, Job, public_names
+from ddl.environment import launched_rank, refuse
 from ddl.errors import ConfigError
-from ddl.launched import launched_rank, refuse
 
 _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors make them of --
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")

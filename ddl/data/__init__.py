@@ -4,7 +4,7 @@ from ddl.data.augmentations import make_transforms
 from ddl.data.balance import class_weights, multiplicity, oversample
 from ddl.data.dataset import SOURCES, Splits, open_dataset
 from ddl.data.digits import digits
-from ddl.data.formats import FORMATS
+from ddl.data.formats.detect import FORMATS
 from ddl.data.inputs import Inputs, Known
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader

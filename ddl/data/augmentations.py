@@ -8,7 +8,7 @@ from typing import Any
 from ddl.data.source import Field
 from ddl.data.transforms import TRANSFORMS, Transform
 from ddl.errors import ConfigError
-from ddl.named import find, make
+from ddl.registry import find, make
 
 
 def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields: Mapping[str, Field]) -> list[Any]:

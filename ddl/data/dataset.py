@@ -12,14 +12,14 @@ import numpy as np
 
 from ddl.data.balance import oversample as oversampled
 from ddl.data.digits import digits
-from ddl.data.filesource import number_alike
-from ddl.data.formats import Request, open_files
+from ddl.data.formats.detect import Request, open_files
+from ddl.data.formats.files import number_alike
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
 from ddl.data.source import Source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.errors import ConfigError, DataError
-from ddl.named import find, make
+from ddl.registry import find, make
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "digits": digits,

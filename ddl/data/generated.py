@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ddl.arrays import generator
-from ddl.data.corpus import Windows, open_text
-from ddl.data.labelled_text import LabelledText, TextList
+from ddl.data.formats.corpus import Windows, open_text
+from ddl.data.formats.labelled_text import LabelledText, TextList
 from ddl.data.memory import Arrays
 from ddl.errors import ConfigError, DataError
 

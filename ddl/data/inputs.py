@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ddl.data.corpus import Alphabet, ByteCodes, open_text, open_tokens
-from ddl.data.delimited import Delimited
-from ddl.data.filesource import Concat, learned, pair
-from ddl.data.formats import SUFFIXES, Request, detect, expand, open_files
-from ddl.data.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
+from ddl.data.formats.corpus import Alphabet, ByteCodes, open_text, open_tokens
+from ddl.data.formats.delimited import Delimited
+from ddl.data.formats.detect import SUFFIXES, Request, detect, expand, open_files
+from ddl.data.formats.files import Concat, learned, pair
+from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
 from ddl.data.memory import Cast, Subset, as_dtype
 from ddl.data.source import Field, Source
 from ddl.errors import DataError

@@ -25,7 +25,7 @@ import numpy as np
 
 from ddl.data.order import Order
 from ddl.errors import DataError
-from ddl.lines import Lines
+from ddl.jsonlines import Lines
 
 NAMED = 8  # how many samples or steps a problem names
 

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from ddl.arrays import generator
 from ddl.comm import Probe
+from ddl.environment import job_size
 from ddl.errors import ConfigError
-from ddl.launched import job_size
 
 ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddl.lines import Lines
+from ddl.jsonlines import Lines
 from ddl.metrics.events import Event
 
 _AS_THEY_ARE = (int, str, bool)

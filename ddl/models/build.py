@@ -19,10 +19,10 @@ from ddl.models.model import Loss, Model, Supervised
 from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
-from ddl.named import find, make
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, Perplexity
+from ddl.registry import find, make
 
 MODELS = {
     "linear": linear,

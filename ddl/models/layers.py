@@ -16,9 +16,9 @@ from typing import Any
 from ddl import nn
 from ddl.errors import ConfigError
 from ddl.models.blueprint import Problem
-from ddl.named import make
 from ddl.nn import Layer, Residual, Sequential
 from ddl.nn.losses import LOSSES
+from ddl.registry import make
 
 
 def layers(problem: Problem, *, layers: Sequence[dict[str, Any]]) -> Layer:

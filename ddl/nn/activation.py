@@ -1,6 +1,6 @@
 """Activations as layers of their own, and the ones that Dense and Conv2D apply together with their bias.
 
-The arithmetic of ReLU and GELU is arrays/rowwise.py's."""
+The arithmetic of ReLU and GELU is kernels/rowwise.py's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.arrays.rowwise import (
+from ddl.errors import ConfigError
+from ddl.kernels.rowwise import (
     bias_gelu,
     bias_relu,
     gelu,
@@ -18,7 +19,6 @@ from ddl.arrays.rowwise import (
     slope_bias_backward,
     softmax_backward,
 )
-from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
 

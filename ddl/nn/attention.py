@@ -1,6 +1,6 @@
 """Multi-head self-attention over sequences (batch, time, width).
 
-The softmax under its masks is arrays/rowwise.py's; what stands around attention is models/transformer.py's."""
+The softmax under its masks is kernels/rowwise.py's; what stands around attention is models/transformer.py's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of, partition
-from ddl.arrays.rowwise import masked_softmax, softmax_backward
 from ddl.errors import ConfigError
+from ddl.kernels.rowwise import masked_softmax, softmax_backward
 from ddl.nn.context import Context
 from ddl.nn.initial import glorot, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.arrays.windows import Pair, col2im, im2col
 from ddl.errors import ConfigError
+from ddl.kernels.im2col import Pair, col2im, im2col
 from ddl.nn.activation import check_fused, finish, finish_backward
 from ddl.nn.context import Context
-from ddl.nn.convolve import choose
+from ddl.nn.conv_algorithms import choose
 from ddl.nn.initial import initialiser, zeros
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
 

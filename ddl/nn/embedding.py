@@ -1,6 +1,6 @@
 """Embeddings: a vector for each token, and one for each place in a sequence.
 
-Adding up the gradients of tokens that occur more than once is arrays/rowwise.py's."""
+Adding up the gradients of tokens that occur more than once is kernels/rowwise.py's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddl.arrays import Array, InRows, Views, namespace_of
-from ddl.arrays.rowwise import scatter_add, take_rows
+from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError, DataError
+from ddl.kernels.rowwise import scatter_add, take_rows
+from ddl.kernels.sparse_rows import InRows
 from ddl.nn.context import Context
 from ddl.nn.initial import normal
 from ddl.nn.layer import Backward, Shape, Spec, contiguous

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddl.arrays import Array, InRows, Views, namespace_of
+from ddl.arrays import Array, Views, namespace_of
+from ddl.kernels.sparse_rows import InRows
 from ddl.nn.context import Context
 
 Shape = tuple[int, ...]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, namespace_of
-from ddl.arrays.rowwise import cross_entropy
 from ddl.errors import ConfigError, DataError
+from ddl.kernels.rowwise import cross_entropy
 from ddl.nn.context import Context
 from ddl.nn.layer import contiguous
 

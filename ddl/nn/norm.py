@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.arrays.rowwise import layer_norm, layer_norm_backward
+from ddl.kernels.rowwise import layer_norm, layer_norm_backward
 from ddl.nn.context import Context
 from ddl.nn.initial import ones, zeros
 from ddl.nn.layer import Average, Backward, Shape, Spec, contiguous

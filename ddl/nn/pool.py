@@ -1,6 +1,6 @@
 """Pooling: the largest or the mean value of windows of an image, the mean over all places or all tokens.
 
-The arithmetic of windows is arrays/windows.py's."""
+The arithmetic of windows is kernels/im2col.py's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.arrays.windows import Pair, col2im, im2col, max_pool, max_pool_backward
 from ddl.errors import ConfigError
+from ddl.kernels.im2col import Pair, col2im, im2col, max_pool, max_pool_backward
 from ddl.nn.context import Context
 from ddl.nn.conv import check_image, pair, places
 from ddl.nn.layer import Backward, Shape, Spec, contiguous

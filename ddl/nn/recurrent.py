@@ -1,6 +1,6 @@
 """Recurrent layers: RNN, LSTM, GRU over sequences (batch, time, features).
 
-A step of the gated cells is arrays/cells.py's; attention is attention.py's. Inside, time comes first: all inputs
+A step of the gated cells is kernels/cells.py's; attention is attention.py's. Inside, time comes first: all inputs
 meet their weights in one product before the loop, and the weights get their gradients in one after it."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.arrays.cells import gru_cell, gru_cell_backward, lstm_cell, lstm_cell_backward
 from ddl.errors import ConfigError
+from ddl.kernels.cells import gru_cell, gru_cell_backward, lstm_cell, lstm_cell_backward
 from ddl.nn.context import Context
 from ddl.nn.initial import glorot, orthogonal, zeros
 from ddl.nn.layer import Backward, Shape, Spec

@@ -1,6 +1,6 @@
 """Optimizers whose rule treats each element alike: one fused pass over flat memory, in one of three spellings.
 
-The rules are in optimizers.py, their loops for Numba in compiled.py; rules that need a layer's norm: layerwise.py."""
+The rules are in optimizers.py, their Numba loops in kernels/optim_numba.py; rules with layer norms: layerwise.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from ddl.arrays import Array, Device, namespace_of
-from ddl.arrays.kernels import is_compiled
+from ddl.kernels.backend import is_compiled
 
 # Elements of a block in the plain path: parameters, gradient, two slots and two scratch arrays of
 # one block (6 x 32 KiB in float32) stay in a core's L2 cache through all the passes of a rule.
@@ -76,12 +76,12 @@ class Elementwise:
     """What the elementwise optimizers share: choosing the spelling that suits the arrays.
 
     A rule is written three times, tested equal: ``block`` in plain NumPy without temporaries, loops
-    of the same name in compiled.py, which do the same operations in the same order and so give the
+    of the same name in optim_numba.py, which do the same operations in the same order and so give the
     same bits, and ``cuda`` for CuPy's ElementwiseKernel."""
 
     slots: ClassVar[tuple[str, ...]] = ()
     layerwise: ClassVar[bool] = False
-    rule: ClassVar[str]  # the loop's name in compiled.py
+    rule: ClassVar[str]  # the loop's name in optim_numba.py
     constants: ClassVar[tuple[str, ...]]  # what ``scalars`` returns
     cuda: ClassVar[str]  # changes p and the slots, given g and the constants
 
@@ -145,7 +145,7 @@ def _cuda_kernel(rule: str, constants: tuple[str, ...], slots: tuple[str, ...], 
 
 
 def _loop(name: str, dtype: np.dtype) -> Callable[..., None] | None:
-    """A loop of compiled.py, where compiled kernels are wanted, can be had and know the type.
+    """A loop of optim_numba.py, where compiled kernels are wanted, can be had and know the type.
 
     Its scalars must be of the arrays' own type, which keeps the arithmetic in it, as NumPy does."""
     return getattr(_loops(), name) if is_compiled() and dtype in (np.float32, np.float64) else None
@@ -153,6 +153,6 @@ def _loop(name: str, dtype: np.dtype) -> Callable[..., None] | None:
 
 @cache
 def _loops() -> ModuleType:
-    from ddl.optim import compiled
+    from ddl.kernels import optim_numba
 
-    return compiled
+    return optim_numba

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ddl.arrays import Array, Layout
-from ddl.arrays.sums import squares
 from ddl.errors import ConfigError
+from ddl.kernels.sums import squares
 from ddl.optim.elementwise import Optimizer, follows_its_rule
 
 

@@ -185,7 +185,7 @@ class GradientSum:
 
     @property
     def evicts(self) -> bool:
-        """Whether, in this step, what others have read leaves the caches before it is written (arrays/evict.py)."""
+        """Whether this step flushes what other ranks have read before writing it (kernels/cache_flush.py)."""
         return self._shared is not None and self._shared.evicts
 
     def is_quiet(self, timeout_s: float) -> bool:

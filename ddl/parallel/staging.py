@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddl.arrays import Array, Device, Layout
-from ddl.arrays.sums import squares
 from ddl.comm import Group
+from ddl.kernels.sums import squares
 from ddl.parallel.tables import RowsInPlace, Table, Touched
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ddl.arrays import Array, Device, Layout, aligned
-from ddl.arrays.evict import can_evict, evict, evict_rows
-from ddl.arrays.sums import squares
 from ddl.collectives import placed, ring
 from ddl.collectives.allreduce import TABLE
 from ddl.collectives.choose import Topology, Tuning, choose
 from ddl.collectives.shared import runs
 from ddl.comm import Group, SharedMemory
+from ddl.kernels.cache_flush import can_evict, evict, evict_rows
+from ddl.kernels.sums import squares
 from ddl.parallel.staging import Direct, Staged
 from ddl.parallel.tables import FEW, RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
 from ddl.parallel.trial import Trial

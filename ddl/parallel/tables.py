@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddl.arrays import Array, namespace_of, partition
-from ddl.arrays.sums import squares
-from ddl.arrays.tables import add_touched, in_turn, pack_sums
 from ddl.collectives.hierarchical import Lanes
 from ddl.comm import Group
+from ddl.kernels.sparse_rows import add_touched, in_turn, pack_sums
+from ddl.kernels.sums import squares
 
 # On the wire every row left out is time saved. In shared memory a row here and there takes several times as long as
 # one of a table that is read from end to end: 40 % of 10,000 rows of 64 took 1.4 times as long as all of them.

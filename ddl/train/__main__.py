@@ -10,7 +10,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ddl.config import load_or_exit
 
     job = load_or_exit(sys.argv[1:] if argv is None else list(argv))
-    from ddl.train.run import run
+    from ddl.run.runner import run
 
     return run(job)
 

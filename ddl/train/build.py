@@ -28,10 +28,10 @@ from ddl.data import (
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.model import Model
-from ddl.named import find
 from ddl.nn.losses import BinaryCrossEntropy
 from ddl.optim import Groups, Rule, scaled_lr, schedule
 from ddl.optim import build as build_optimizer
+from ddl.registry import find
 from ddl.train.task import Task
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.

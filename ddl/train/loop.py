@@ -30,13 +30,13 @@ from ddl.errors import (
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report, detection_s
 from ddl.fault.recover import Settings as RecoverySettings
+from ddl.run.log import Journal
 from ddl.train.evaluate import evaluate
-from ddl.train.journal import Journal
 from ddl.train.replicas import compare, hardware
+from ddl.train.signals import Wishes
 from ddl.train.state import State
 from ddl.train.step import Outcome, Span, no_span
 from ddl.train.task import Task
-from ddl.train.wishes import Wishes
 from ddl.train.work import Work
 
 QUIET_S = 2.0  # for a communication thread to finish what it has begun

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddl.arrays import Arena, Array, FlatBuffer, InRows, host
-from ddl.arrays.evict import evict
+from ddl.arrays import Arena, Array, FlatBuffer, host
 from ddl.comm import Group
 from ddl.data import Loader, Order
+from ddl.kernels.cache_flush import evict
+from ddl.kernels.sparse_rows import InRows
 from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
 from ddl.optim import Groups, gradient_scale

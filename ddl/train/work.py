@@ -17,7 +17,7 @@ from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
 from ddl.fault.decision import Death
 from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
-from ddl.train.journal import Journal
+from ddl.run.log import Journal
 from ddl.train.state import Progress, State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, by_rows, no_span
 from ddl.train.task import Task

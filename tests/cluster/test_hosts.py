@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ddl.audit import report
-from ddl.mpirun import find_mpirun
+from ddl.launcher.mpirun import find_mpirun
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -193,7 +193,7 @@ def test_nothing_is_left_of_hosts_that_are_stopped(tmp_path):
 LIMIT_S = 140.0
 SUPERVISOR = """
 import sys
-import ddl.launch, ddl.supervisor
+import ddl.launch, ddl.launcher.supervisor
 ddl.launch.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
 raise SystemExit(ddl.launch.main())
 """

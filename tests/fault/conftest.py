@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ddl.audit import report
-from ddl.mpirun import LAUNCH_VARIABLE, find_mpirun, members, ranks, sweep
+from ddl.launcher.mpirun import LAUNCH_VARIABLE, find_mpirun, members, ranks, sweep
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120.0

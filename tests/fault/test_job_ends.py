@@ -39,7 +39,7 @@ LATE = """
 import os, signal, time
 import ddl.comm.mpi as mpi
 from ddl.train.__main__ import main
-from ddl.train.run import Runner
+from ddl.run.runner import Runner
 
 finish, close = mpi.finish, Runner._close
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ddl.audit import report
-from ddl.mpirun import members
+from ddl.launcher.mpirun import members
 
 pytestmark = [
     pytest.mark.fault,

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ddl.fault.inject import parse
-from ddl.parameters import enable_fault_tolerance
+from ddl.launcher.mca_files import enable_fault_tolerance
 
 pytestmark = [
     pytest.mark.fault,

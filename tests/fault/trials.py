@@ -29,9 +29,9 @@ import numpy as np
 
 from ddl.audit import report
 from ddl.fault.inject import Fault, Script, parse
+from ddl.launcher.mpirun import members
+from ddl.launcher.supervisor import last_step
 from ddl.metrics import read_lines
-from ddl.mpirun import members
-from ddl.supervisor import last_step
 
 STEPS, EPOCH, CHECKPOINT = 60, 20, 10  # all of them, those of an epoch, those between checkpoints
 SETTINGS = (

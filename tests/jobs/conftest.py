@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ddl.mpirun import find_mpirun
+from ddl.launcher.mpirun import find_mpirun
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "launch" / "jobs"

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ddl.launch import from_words
-from ddl.mpirun import members
-from ddl.supervisor import Supervisor
+from ddl.launcher.mpirun import members
+from ddl.launcher.supervisor import Supervisor
 
 DEADLINE_S = 60
 
@@ -195,7 +195,7 @@ def test_orphans_of_a_launch_are_gone_before_the_next(play):
 
 
 def test_a_lost_host_is_left_out(play, capfd):
-    from ddl.mpirun import Host
+    from ddl.launcher.mpirun import Host
 
     made, calls = play(
         "step(attempt)\nif attempt: summary('finished')", hosts=[Host("alive", 2), Host("dead", 2)], restarts=1
@@ -208,7 +208,7 @@ def test_a_lost_host_is_left_out(play, capfd):
 
 
 def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
-    from ddl.mpirun import Host
+    from ddl.launcher.mpirun import Host
 
     hosts = [Host("alive", 2), Host("dead", 2)]
     made, calls = play("step(attempt)", hosts=hosts, words=["--fault.min_ranks", "3"], restarts=5)
@@ -218,7 +218,7 @@ def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
 
 
 def test_ranks_on_other_hosts_know_their_launch_and_their_replica(play):
-    from ddl.mpirun import Host
+    from ddl.launcher.mpirun import Host
 
     made, calls = play(
         "summary('finished')", hosts=[Host("one", 2), Host("two", 2)], words=["--checkpoint.replica", "true"]
@@ -230,7 +230,7 @@ def test_ranks_on_other_hosts_know_their_launch_and_their_replica(play):
 
 
 def test_pictures_may_be_drawn_long_after_the_summary(play, monkeypatch, tmp_path):
-    monkeypatch.setattr("ddl.supervisor.GRACE_S", 0.3)
+    monkeypatch.setattr("ddl.launcher.supervisor.GRACE_S", 0.3)
     made, _ = play(
         """
         summary("finished")
@@ -272,7 +272,8 @@ def started(tmp_path, code, *words):
     stub = tmp_path / "mpirun"
     stub.write_text(STUB.format(python=sys.executable) + textwrap.dedent(code))
     stub.chmod(0o755)
-    text = f"import ddl.launch, ddl.supervisor as s; s.find_mpirun = lambda: {str(stub)!r}; exit(ddl.launch.main())"
+    text = f"import ddl.launch; from ddl.launcher import supervisor as s; s.find_mpirun = lambda: {str(stub)!r};"
+    text += "exit(ddl.launch.main())"
     door = subprocess.Popen([sys.executable, "-c", text, "--run.dir", str(tmp_path / "run"), *words])
     ready = tmp_path / "run" / "ready"
     deadline = time.monotonic() + DEADLINE_S
@@ -321,7 +322,7 @@ def test_a_signal_that_meets_no_mpirun_is_not_lost(play, monkeypatch, capfd, ask
 
 
 def test_a_signal_ends_the_question_whether_a_host_answers(play, monkeypatch):
-    from ddl.mpirun import Host
+    from ddl.launcher.mpirun import Host
 
     made, _ = play("", hosts=[Host("one", 2), Host("other", 2)])
     Path(made.mpirun).write_text("#!/bin/sh\nexec sleep 1000\n")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ddl.arrays.evict import evict, evict_rows
+from ddl.kernels.cache_flush import evict, evict_rows
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -26,7 +26,7 @@ def test_values_stay(rng, dtype, compiled, start, stop):
 
 def test_the_instruction_is_there_where_the_processor_knows_it():
     numba = pytest.importorskip("numba")
-    evict_compiled = importlib.import_module("ddl.arrays.evict_compiled")
+    evict_compiled = importlib.import_module("ddl.kernels.cache_flush_numba")
     found = numba.njit(evict_compiled.evict.py_func)
     found(np.zeros(64, np.float32), 0, 64)
     (code,) = found.inspect_asm().values()
@@ -37,7 +37,7 @@ def test_the_instruction_is_there_where_the_processor_knows_it():
 @pytest.mark.parametrize("last", range(0, 20, 4))
 def test_rows_but_for_those_that_stay(monkeypatch, first, last):
     pytest.importorskip("numba")
-    evict_compiled = importlib.import_module("ddl.arrays.evict_compiled")
+    evict_compiled = importlib.import_module("ddl.kernels.cache_flush_numba")
     reached = np.zeros(20, int)
 
     def mark(x, start, stop):
@@ -57,7 +57,7 @@ def test_nothing_beyond_the_end_is_touched():
     """Behind an array may lie a page that nobody has mapped."""
     program = """
 import mmap, ctypes, numpy as np
-from ddl.arrays.evict import evict, evict_rows
+from ddl.kernels.cache_flush import evict, evict_rows
 memory = mmap.mmap(-1, 8192)
 whole = np.frombuffer(memory, np.float32)
 ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + 4096), 4096, 0)

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from ddl.arrays import cells, cells_fused, fused, kernels, rowwise, rowwise_fused
+from ddl.kernels import backend, cells, cells_cupy, cupy_kernels, rowwise, rowwise_cupy
 from ddl.optim import OPTIMIZERS
 from ddl.optim.elementwise import Elementwise
 
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 ELEMENTWISE = {name: make for name, make in OPTIMIZERS.items() if issubclass(make, Elementwise)}
 TYPES = {"float32": "float", "float64": "double"}
-FUSED = [v for room in (cells_fused, rowwise_fused) for v in vars(room).values() if isinstance(v, fused.Fused)]
+FUSED = [v for room in (cells_cupy, rowwise_cupy) for v in vars(room).values() if isinstance(v, cupy_kernels.Fused)]
 
 
 def of_optimizer(make):
     constants = ", ".join(["T g", *(f"T {name}" for name in make.constants)])
-    return fused.Fused(make.rule, constants, ", ".join(f"T {name}" for name in ("p", *make.slots)), make.cuda)
+    return cupy_kernels.Fused(make.rule, constants, ", ".join(f"T {name}" for name in ("p", *make.slots)), make.cuda)
 
 
 def function(kernel, dtype):
@@ -74,11 +74,11 @@ def dtype(request):
 @pytest.fixture
 def on_host(library, monkeypatch):
     """The fused twins, called with arrays of the host."""
-    monkeypatch.setattr(fused.Fused, "__call__", lambda kernel, *arrays: call(library, kernel, *arrays))
+    monkeypatch.setattr(cupy_kernels.Fused, "__call__", lambda kernel, *arrays: call(library, kernel, *arrays))
 
 
 def same(room, name, make, dtype):
-    twin = getattr(__import__(f"ddl.arrays.{room}_fused", fromlist=[name]), name)
+    twin = getattr(__import__(f"ddl.kernels.{room}_cupy", fromlist=[name]), name)
     plain = getattr({"cells": cells, "rowwise": rowwise}[room], name).plain
     ours, theirs = (make(np.random.default_rng(8)) for _ in range(2))
     twin(*ours), plain(*theirs)
@@ -145,9 +145,9 @@ def test_optimizers(library, dtype, name, decay):
 
 
 def test_each_twin_has_a_plain_function_of_its_name():
-    for room, twins in ((cells, cells_fused), (rowwise, rowwise_fused)):
+    for room, twins in ((cells, cells_cupy), (rowwise, rowwise_cupy)):
         names = [n for n, v in vars(twins).items() if callable(v) and v.__module__ == twins.__name__ and n[0] != "_"]
         assert names and all(hasattr(getattr(room, name), "plain") for name in names)
         for name in names:
-            assert kernels._fused(getattr(room, name).plain) is getattr(twins, name)
-    assert kernels._fused(rowwise.layer_norm.plain) is rowwise.layer_norm.plain
+            assert backend._fused(getattr(room, name).plain) is getattr(twins, name)
+    assert backend._fused(rowwise.layer_norm.plain) is rowwise.layer_norm.plain

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddl.arrays.sums import add_rows, squares
+from ddl.kernels.sums import add_rows, squares
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

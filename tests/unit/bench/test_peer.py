@@ -6,19 +6,18 @@ import sys
 
 import pytest
 
-from ddl.bench import job
+from ddl.bench import job, stock_mpi
 from ddl.bench.allreduce import better_form, native_of, tuning_of
 from ddl.bench.job import Plain, rows
 from ddl.bench.measure import Elsewhere, in_turns
 from ddl.bench.wire import Bell
-from ddl.comm import plain
 from ddl.comm.threads import run_ranks
 from ddl.errors import DdlError
 
 # A stand-in for mpirun: of our program it asks twice, of the other it answers with what it was asked.
 FAKE = """#!{python}
 import json, sys
-if "ddl.comm.plain" in sys.argv:
+if "ddl.bench.stock_mpi" in sys.argv:
     for line in sys.stdin:
         if json.loads(line)[0] == "die":
             sys.exit(1)
@@ -76,7 +75,7 @@ def test_the_second_program_times_mpi_and_ends_with_its_input():
     pytest.importorskip("mpi4py")
     asked = [("in_place", 4096, 3), ("two_buffers", 4096, 1)]
     done = subprocess.run(
-        [sys.executable, "-m", "ddl.comm.plain"],
+        [sys.executable, "-m", "ddl.bench.stock_mpi"],
         input="".join(json.dumps(order) + "\n" for order in asked),
         capture_output=True,
         text=True,
@@ -97,10 +96,10 @@ def test_the_second_program_times_mpi_and_ends_with_its_input():
 )
 def test_the_second_program_sets_only_what_mpi_would_choose_where_ranks_outnumber_cores(environment, is_set):
     found = dict(environment)
-    plain.settle(found)
+    stock_mpi.settle(found)
     assert found == {**environment, **({"OMPI_MCA_mpi_yield_when_idle": "1"} if is_set else {})}
     chosen = {"OMPI_COMM_WORLD_LOCAL_SIZE": "4096", "OMPI_MCA_mpi_yield_when_idle": "0"}
-    plain.settle(chosen)
+    stock_mpi.settle(chosen)
     assert chosen["OMPI_MCA_mpi_yield_when_idle"] == "0"
 
 

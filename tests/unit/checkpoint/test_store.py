@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ddl.checkpoint import Fence, Store
-from ddl.checkpoint.fence import owner_of
+from ddl.checkpoint.lease import owner_of
 from ddl.checkpoint.store import ARRAYS, STATE
 from ddl.errors import CheckpointError, Fenced
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
-from ddl.checkpoint.replica import FOLDER_VARIABLE
+from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.errors import CheckpointError, Fenced
 
 

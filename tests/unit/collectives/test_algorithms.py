@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddl.arrays.sums import squares
 from ddl.collectives import TABLE, allgather, allreduce, reduce_scatter, ring, shared
 from ddl.comm.threads import run_ranks
 from ddl.errors import UserError
+from ddl.kernels.sums import squares
 
 ALGORITHMS = [*TABLE, "auto"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddl.collectives import ring
-from ddl.comm import launcher
+from ddl.comm import preflight
 from ddl.errors import UserError
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_RANK": "2"}
@@ -14,9 +14,9 @@ RECOVERABLE = {"PRTE_MCA_state_base_recoverable": "1", "PRTE_MCA_state_base_noti
 
 def test_four_singletons_are_told_what_is_wrong():
     with pytest.raises(UserError, match="4 processes were started but each sees a world of 1"):
-        launcher.check_world_size(1, MPIRUN)
-    launcher.check_world_size(4, MPIRUN)
-    launcher.check_world_size(1, {})
+        preflight.check_world_size(1, MPIRUN)
+    preflight.check_world_size(4, MPIRUN)
+    preflight.check_world_size(1, {})
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_four_singletons_are_told_what_is_wrong():
     ],
 )
 def test_both_halves_of_fault_tolerance_must_be_known(environment, possible):
-    found, reason = launcher.fault_tolerance(environment)
+    found, reason = preflight.fault_tolerance(environment)
     assert found is possible and reason
 
 
@@ -46,9 +46,9 @@ def test_both_halves_of_fault_tolerance_must_be_known(environment, possible):
     ],
 )
 def test_the_library_alone_is_not_enough(executable, words, possible, monkeypatch):
-    found = launcher._Launcher(Path("/nowhere/bin", executable), {}, tuple(words.split()))
-    monkeypatch.setattr(launcher, "_launcher", lambda: found)
-    told, reason = launcher.fault_tolerance({**MPIRUN, "OMPI_MCA_mpi_ft_enable": "1"})
+    found = preflight._Launcher(Path("/nowhere/bin", executable), {}, tuple(words.split()))
+    monkeypatch.setattr(preflight, "_launcher", lambda: found)
+    told, reason = preflight.fault_tolerance({**MPIRUN, "OMPI_MCA_mpi_ft_enable": "1"})
     assert told is possible and ("--with-ft ulfm" in reason)
 
 
@@ -63,41 +63,41 @@ def test_the_library_alone_is_not_enough(executable, words, possible, monkeypatc
 def test_the_launchers_parameter_file_counts(tmp_path, text, possible):
     (tmp_path / ".prte").mkdir()
     (tmp_path / ".prte" / "mca-params.conf").write_text(text)
-    assert launcher.fault_tolerance({**MPIRUN, "HOME": str(tmp_path)})[0] is possible
+    assert preflight.fault_tolerance({**MPIRUN, "HOME": str(tmp_path)})[0] is possible
 
 
 def test_settings_keep_wrong_sums_and_wrong_threads_away():
-    chosen = launcher.settings(True, MPIRUN)
+    chosen = preflight.settings(True, MPIRUN)
     assert chosen["MPI4PY_RC_THREAD_LEVEL"] == "serialized"
     assert chosen["OMPI_MCA_coll"] == "^han,adapt"
     assert chosen["OMPI_MCA_mpi_ft_enable"] == "1" and chosen["OMPI_MCA_pml"] == "ob1"
-    assert "OMPI_MCA_mpi_ft_enable" not in launcher.settings(False, MPIRUN)
+    assert "OMPI_MCA_mpi_ft_enable" not in preflight.settings(False, MPIRUN)
 
 
 def test_a_segment_of_a_ring_leaves_at_once_unless_the_user_chose():
-    chosen = launcher.settings(False, MPIRUN)
+    chosen = preflight.settings(False, MPIRUN)
     assert int(chosen["OMPI_MCA_btl_tcp_eager_limit"]) > ring.SEGMENT_BYTES
     own = {**MPIRUN, "OMPI_MCA_btl_tcp_eager_limit": "1000"}
-    assert "OMPI_MCA_btl_tcp_eager_limit" not in launcher.settings(False, own)
+    assert "OMPI_MCA_btl_tcp_eager_limit" not in preflight.settings(False, own)
 
 
 @pytest.mark.parametrize("coll", ["^han,adapt", "^han", "tuned,libnbc"])
 def test_the_users_own_components_stay(coll):
-    assert "OMPI_MCA_coll" not in launcher.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
+    assert "OMPI_MCA_coll" not in preflight.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
 
 
 @pytest.mark.parametrize("coll", ["han,basic", "^adapt"])
 def test_han_is_refused_only_where_deaths_are_tolerated(coll):
     with pytest.raises(UserError, match="han"):
-        launcher.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
-    launcher.settings(False, {**MPIRUN, "OMPI_MCA_coll": coll})
+        preflight.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
+    preflight.settings(False, {**MPIRUN, "OMPI_MCA_coll": coll})
 
 
 def test_ranks_that_fill_the_cores_yield_the_core_while_they_wait(monkeypatch):
-    monkeypatch.setattr(launcher, "cores", lambda: 1)
-    assert launcher.settings(False, MPIRUN)["OMPI_MCA_mpi_yield_when_idle"] == "1"
-    assert "OMPI_MCA_mpi_yield_when_idle" not in launcher.settings(
+    monkeypatch.setattr(preflight, "cores", lambda: 1)
+    assert preflight.settings(False, MPIRUN)["OMPI_MCA_mpi_yield_when_idle"] == "1"
+    assert "OMPI_MCA_mpi_yield_when_idle" not in preflight.settings(
         False, {**MPIRUN, "OMPI_MCA_mpi_yield_when_idle": "0"}
     )
-    monkeypatch.setattr(launcher, "cores", lambda: 5)
-    assert "OMPI_MCA_mpi_yield_when_idle" not in launcher.settings(False, MPIRUN)
+    monkeypatch.setattr(preflight, "cores", lambda: 5)
+    assert "OMPI_MCA_mpi_yield_when_idle" not in preflight.settings(False, MPIRUN)

@@ -140,7 +140,7 @@ def test_a_resumed_job_may_have_fewer_shards_than_ranks(tmp_path):
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (3, 0)])
 def test_one_rank_says_one_line_and_all_end_with_status_2(rank, lines, monkeypatch, capsys):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
-    monkeypatch.setattr("ddl.launched.LINGER_S", 0)
+    monkeypatch.setattr("ddl.environment.LINGER_S", 0)
     with pytest.raises(SystemExit) as end:
         load_or_exit(["--comm.bucket_mb", "4"])
     said = capsys.readouterr()

@@ -6,7 +6,7 @@ import pytest
 
 from ddl import doctor
 from ddl.errors import UserError
-from ddl.parameters import enable_fault_tolerance, launcher_file, with_parameters
+from ddl.launcher.mca_files import enable_fault_tolerance, launcher_file, with_parameters
 
 LINES = ["state_base_recoverable = 1", "state_base_notify_errors = 1", "rmaps_default_mapping_policy = :oversubscribe"]
 

@@ -25,7 +25,7 @@ def read_in(path: Path) -> set[tuple[str, str]]:
 
 
 def test_every_setting_is_read():
-    readers = [*(ROOT / "train").glob("*.py"), *ROOT.glob("*.py")]
+    readers = [*(ROOT / "train").glob("*.py"), *(ROOT / "run").glob("*.py"), *ROOT.glob("*.py")]
     read = set().union(*(read_in(path) for path in readers if path.name != "trainer.py"))
     unread = [
         f"{section}.{field.name}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddl.data import open_dataset
-from ddl.data.formats import detect
+from ddl.data.formats.detect import detect
 
 from .filewriters import images, write, write_cifar, write_csv, write_idx
 
@@ -210,7 +210,7 @@ def test_text_is_windows_of_bytes_over_all_files(tmp_path):
 
 
 def test_text_is_windows_of_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddl.data.corpus.PIECE_BYTES", 7)  # characters lie across pieces
+    monkeypatch.setattr("ddl.data.formats.corpus.PIECE_BYTES", 7)  # characters lie across pieces
     text = "Grüße, 世界! 😀 und mehr davon. " * 5
     write(tmp_path / "a.txt", text)
     source = opened(tmp_path / "a.txt", options={"window": 9, "unit": "characters"}).train

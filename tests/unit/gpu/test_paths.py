@@ -21,13 +21,13 @@ from ddl.nn.metric import METRICS
 from ddl.optim import OPTIMIZERS, Groups
 from ddl.parallel import GradientSum, reducer
 from ddl.parallel.staging import Direct, Staged
-from ddl.train import pictures
+from ddl.run import plots
+from ddl.run.log import Journal
+from ddl.run.trained import outputs_of
 from ddl.train.evaluate import evaluate
-from ddl.train.journal import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task
-from ddl.train.trained import outputs_of
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "table": (50, 4)})
 
@@ -201,8 +201,8 @@ def test_pictures_are_those_of_the_cpu(cupy):
     for where in (Device(), Device(0)):
         states = [State(model, (), "float32", 0, where) for model in models]
         loop = SimpleNamespace(task=SimpleNamespace(test=source), transforms=(), state=states[0])
-        reconstructed.append(pictures._reconstructions(loop, models[0]))
-        drawn.append(pictures.samples(models[1], states[1], 3, seed=1))
+        reconstructed.append(plots._reconstructions(loop, models[0]))
+        drawn.append(plots.samples(models[1], states[1], 3, seed=1))
     assert np.allclose(*reconstructed, atol=1e-6) and np.allclose(*drawn, atol=1e-6)
 
 

@@ -22,7 +22,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("door", "words", "told"), MISTAKES)
 def test_a_mistake_is_one_line_from_one_rank_and_status_2(door, words, told, rank, monkeypatch, capsys):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
-    monkeypatch.setattr("ddl.launched.LINGER_S", 0)
+    monkeypatch.setattr("ddl.environment.LINGER_S", 0)
     with pytest.raises(SystemExit) as end:
         importlib.import_module(door).main(words)
     said = capsys.readouterr()

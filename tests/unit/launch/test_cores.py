@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddl.cores import VARIABLES, choose_kernels, share
+from ddl.launcher.cores import VARIABLES, choose_kernels, share
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddl.launched import RANKS_VARIABLE, job_size, launched_rank, launched_size, ranks_on_node
+from ddl.environment import RANKS_VARIABLE, job_size, launched_rank, launched_size, ranks_on_node
 
 # launcher: (environment, rank, ranks, ranks on this node)
 SEEN = {

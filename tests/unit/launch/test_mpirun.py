@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ddl.errors import ConfigError
-from ddl.mpirun import (
+from ddl.launcher.mpirun import (
     Filter,
     Host,
     command_line,

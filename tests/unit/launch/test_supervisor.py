@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ddl.launch import from_words, main
-from ddl.supervisor import Ended, decide, last_step, remove_stale_replicas
+from ddl.launcher.supervisor import Ended, decide, last_step, remove_stale_replicas
 
 
 def test_replicas_of_dead_supervisors_are_removed(tmp_path):
@@ -107,10 +107,10 @@ def test_the_last_step_is_found_behind_half_a_line(tmp_path):
 
 def test_both_sides_of_the_environment_use_the_same_names(monkeypatch):
     """The supervisor may not import the rooms that read what it sets."""
-    from ddl.checkpoint.replica import FOLDER_VARIABLE
-    from ddl.mpirun import LAUNCH_VARIABLE
-    from ddl.supervisor import REPLICA_VARIABLE
-    from ddl.train.folder import new_launch
+    from ddl.checkpoint.memory import FOLDER_VARIABLE
+    from ddl.launcher.mpirun import LAUNCH_VARIABLE
+    from ddl.launcher.supervisor import REPLICA_VARIABLE
+    from ddl.run.folder import new_launch
 
     monkeypatch.setenv(LAUNCH_VARIABLE, "mine")
     assert new_launch() == "mine"

@@ -8,15 +8,15 @@ import os
 
 import pytest
 
-from ddl import lines
-from ddl.lines import Lines
+from ddl import jsonlines
+from ddl.jsonlines import Lines
 from ddl.metrics import Hub, JsonLines, Warned, read_lines
 
 
 @pytest.fixture
 def clock():
     """Each look at it is a retry later."""
-    return itertools.count(0, lines.RETRY_S).__next__
+    return itertools.count(0, jsonlines.RETRY_S).__next__
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -53,13 +53,13 @@ def test_between_two_tries_lines_only_wait(tmp_path, disk):
     disk.room = 1 << 30
     file.write("second")
     assert (tmp_path / "m").read_text() == ""
-    now[0] = lines.RETRY_S
+    now[0] = jsonlines.RETRY_S
     file.write("third")
     assert (tmp_path / "m").read_text() == "first\nsecond\nthird\n"
 
 
 def test_a_long_backlog_goes_out_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
-    monkeypatch.setattr(lines, "PIECE_BYTES", 64)
+    monkeypatch.setattr(jsonlines, "PIECE_BYTES", 64)
     file = Lines(tmp_path / "m", clock=clock)
     disk.room = 0
     wanted = [str(number) * (1 + number % 30) for number in range(200)]
@@ -81,10 +81,10 @@ def test_a_file_that_could_not_be_made_waits_too(tmp_path, monkeypatch, clock):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lines.os, "open", full)
+    monkeypatch.setattr(jsonlines.os, "open", full)
     file = Lines(tmp_path / "m", said.append, clock)
     file.write("first")
-    monkeypatch.setattr(lines.os, "open", opened)
+    monkeypatch.setattr(jsonlines.os, "open", opened)
     assert file.catch_up() and (tmp_path / "m").read_text() == "first\n"
     assert "waits" in said[0] and "lacks nothing" in said[1]
     with pytest.raises(FileNotFoundError):
@@ -126,7 +126,7 @@ def test_what_is_forgotten_is_not_written_by_closing(tmp_path, disk):
 
 
 def test_too_many_waiting_lines_and_a_broken_disk_are_errors(tmp_path, disk, monkeypatch):
-    monkeypatch.setattr(lines, "WAITING_BYTES", 20)
+    monkeypatch.setattr(jsonlines, "WAITING_BYTES", 20)
     file = Lines(tmp_path / "m")
     disk.room = 0
     file.write("0123456789")
@@ -142,7 +142,7 @@ def test_a_file_system_that_cannot_cut_off_gets_a_line_of_its_own(tmp_path, disk
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lines.os, "ftruncate", refuse)
+    monkeypatch.setattr(jsonlines.os, "ftruncate", refuse)
     file = Lines(tmp_path / "m")
     disk.room = 3
     file.write("first")
@@ -161,7 +161,7 @@ def test_another_leaders_lines_behind_a_torn_one_are_not_cut_off(tmp_path, disk,
             disk._write(other.fileno(), b"\nother\n")
         return seek(*place)
 
-    monkeypatch.setattr(lines.os, "lseek", overtaken)
+    monkeypatch.setattr(jsonlines.os, "lseek", overtaken)
     disk.room = 3
     file.write("first")
     disk.room = 1 << 30
@@ -183,7 +183,7 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     hub = Hub([Console()])
     path = tmp_path / "metrics.jsonl"
     hub.sinks.append(JsonLines(path, say=lambda message: hub.emit(Warned(message))))
-    monkeypatch.setattr(lines, "RETRY_S", 0.0)
+    monkeypatch.setattr(jsonlines, "RETRY_S", 0.0)
     disk.room = 10
     hub.emit(Warned("one"))
     disk.room = 1 << 30
@@ -207,7 +207,7 @@ def test_a_file_system_that_finds_at_the_end_that_there_was_no_room_is_told_of(t
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     file = Lines(tmp_path / "m", said.append)
-    monkeypatch.setattr(lines.os, "close", late)
+    monkeypatch.setattr(jsonlines.os, "close", late)
     file.write("first")
     file.close()
     file.close()

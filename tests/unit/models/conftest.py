@@ -10,7 +10,7 @@ import pytest
 
 from ddl import optim
 from ddl.arrays import Arena, FlatBuffer, Layout, host
-from ddl.arrays.kernels import use_compiled
+from ddl.kernels.backend import use_compiled
 from ddl.models import build, gradient_layout, initial_values
 from ddl.nn.context import Context
 

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from ddl.arrays.kernels import use_compiled
-from ddl.nn import Context, convolve
+from ddl.kernels.backend import use_compiled
+from ddl.nn import Context, conv_algorithms
 
 pytest.importorskip("numba")
 
 SHAPES = [  # images, weight, padding, the way that is chosen
-    ((23, 9, 7, 16), (3, 3, 16, 32), (1, 1), convolve.Winograd),
-    ((9, 13, 13, 32), (3, 3, 32, 16), (0, 0), convolve.Winograd),
-    ((11, 6, 5, 1), (3, 3, 1, 16), (1, 0), convolve.Straight),
-    ((11, 8, 8, 3), (3, 3, 3, 32), (0, 0), convolve.Straight),
-    ((5, 5, 5, 16), (3, 3, 16, 16), (0, 0), convolve.Windows),  # 3 x 3 places: too few for Winograd
-    ((5, 8, 8, 16), (3, 3, 16, 10), (0, 0), convolve.Windows),
+    ((23, 9, 7, 16), (3, 3, 16, 32), (1, 1), conv_algorithms.Winograd),
+    ((9, 13, 13, 32), (3, 3, 32, 16), (0, 0), conv_algorithms.Winograd),
+    ((11, 6, 5, 1), (3, 3, 1, 16), (1, 0), conv_algorithms.Straight),
+    ((11, 8, 8, 3), (3, 3, 3, 32), (0, 0), conv_algorithms.Straight),
+    ((5, 5, 5, 16), (3, 3, 16, 16), (0, 0), conv_algorithms.Windows),  # 3 x 3 places: too few for Winograd
+    ((5, 8, 8, 16), (3, 3, 16, 10), (0, 0), conv_algorithms.Windows),
 ]
 
 
@@ -34,7 +34,7 @@ def results(way, x, weight, y, dy):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("image", "weight", "padding", "chosen"), SHAPES)
 def test_ways_agree(image, weight, padding, chosen, dtype, monkeypatch):
-    monkeypatch.setattr(convolve, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(conv_algorithms, "BLOCK_BYTES", 1)
     random = np.random.default_rng(0)
     x, w = random.standard_normal(image).astype(dtype), random.standard_normal(weight).astype(dtype)
     places = tuple(image[1 + i] + 2 * padding[i] - 2 for i in (0, 1))
@@ -42,12 +42,12 @@ def test_ways_agree(image, weight, padding, chosen, dtype, monkeypatch):
     dy = random.standard_normal(out).astype(dtype)
     use_compiled("on")
     try:
-        way = convolve.choose(w, places, (1, 1), padding, 1)
+        way = conv_algorithms.choose(w, places, (1, 1), padding, 1)
         assert type(way) is chosen
         ours = results(way, x, w, np.full(out, np.nan, dtype), dy)
         use_compiled("off")
-        plain = convolve.choose(w, places, (1, 1), padding, 1)
-        assert type(plain) is convolve.Windows
+        plain = conv_algorithms.choose(w, places, (1, 1), padding, 1)
+        assert type(plain) is conv_algorithms.Windows
         theirs = results(plain, x.astype("float64"), w.astype("float64"), np.empty(out), dy.astype("float64"))
     finally:
         use_compiled("auto")
@@ -57,8 +57,8 @@ def test_ways_agree(image, weight, padding, chosen, dtype, monkeypatch):
 
 def test_other_numbers_groups_and_devices_take_windows(cupy):
     weight = np.zeros((3, 3, 16, 16), "float16")
-    assert type(convolve.choose(weight, (8, 8), (1, 1), (0, 0), 1)) is convolve.Windows
-    assert type(convolve.choose(weight.astype("float32"), (8, 8), (1, 1), (0, 0), 2)) is convolve.Windows
-    assert type(convolve.choose(weight.astype("float32"), (8, 8), (2, 1), (0, 0), 1)) is convolve.Windows
+    assert type(conv_algorithms.choose(weight, (8, 8), (1, 1), (0, 0), 1)) is conv_algorithms.Windows
+    assert type(conv_algorithms.choose(weight.astype("float32"), (8, 8), (1, 1), (0, 0), 2)) is conv_algorithms.Windows
+    assert type(conv_algorithms.choose(weight.astype("float32"), (8, 8), (2, 1), (0, 0), 1)) is conv_algorithms.Windows
     on_device = cupy.asarray(weight.astype("float32"))
-    assert type(convolve.choose(on_device, (8, 8), (1, 1), (0, 0), 1)) is convolve.Windows
+    assert type(conv_algorithms.choose(on_device, (8, 8), (1, 1), (0, 0), 1)) is conv_algorithms.Windows

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ddl.arrays import cells, rowwise, straight, windows, winograd
-from ddl.arrays.kernels import is_compiled, use_compiled
 from ddl.errors import ConfigError
+from ddl.kernels import cells, direct_conv, im2col, rowwise, winograd
+from ddl.kernels.backend import is_compiled, use_compiled
 
 pytest.importorskip("numba")
 
@@ -49,17 +49,17 @@ def test_windows(image, size, stride, padding, dtype):
     def drawn(random, shape):  # few values, so that a window has equal ones
         return random.integers(-3, 4, shape).astype(dtype)
 
-    same(windows.im2col, lambda r: (drawn(r, image), np.full(cols, 7, dtype), stride, padding), dtype)
-    same(windows.col2im, lambda r: (drawn(r, cols), np.full(image, 7, dtype), stride, padding), dtype)
+    same(im2col.im2col, lambda r: (drawn(r, image), np.full(cols, 7, dtype), stride, padding), dtype)
+    same(im2col.col2im, lambda r: (drawn(r, cols), np.full(image, 7, dtype), stride, padding), dtype)
     places = np.empty(pooled, np.int16)
     same(
-        windows.max_pool,
+        im2col.max_pool,
         lambda r: (drawn(r, image), np.empty(pooled, dtype), places.copy(), size, stride, padding),
         dtype,
     )
-    windows.max_pool(drawn(np.random.default_rng(0), image), np.empty(pooled, dtype), places, size, stride, padding)
+    im2col.max_pool(drawn(np.random.default_rng(0), image), np.empty(pooled, dtype), places, size, stride, padding)
     same(
-        windows.max_pool_backward,
+        im2col.max_pool_backward,
         lambda r: (drawn(r, pooled), places, np.full(image, 7, dtype), size, stride, padding),
         dtype,
     )
@@ -67,7 +67,7 @@ def test_windows(image, size, stride, padding, dtype):
 
 def test_max_pool_keeps_nan(dtype):
     x = np.array([[[[-1.0], [np.nan]], [[5.0], [-np.inf]]]], dtype)
-    for run in (windows.max_pool, windows.max_pool.plain):
+    for run in (im2col.max_pool, im2col.max_pool.plain):
         y, where = np.empty((1, 1, 1, 1), dtype), np.empty((1, 1, 1, 1), np.int16)
         run(x, y, where, (2, 2), (2, 2), (0, 0))
         assert np.isnan(y).all() and where.item() == 1
@@ -111,12 +111,12 @@ def test_straight_convolution(image, size, stride, padding, dtype):
         return r.standard_normal(shape).astype(dtype)
 
     same(
-        straight.convolve,
+        direct_conv.convolve,
         lambda r: (normal(r, *image), normal(r, *weight), normal(r, *out), stride, padding),
         dtype,
     )
     same(
-        straight.convolve_backward,
+        direct_conv.convolve_backward,
         lambda r: (normal(r, *image), normal(r, *out), normal(r, *weight), stride, padding),
         dtype,
     )
@@ -258,7 +258,7 @@ def test_cells(mask, dtype):
 
 def test_exp_and_tanh_are_those_of_numpy():
     numba = pytest.importorskip("numba")
-    from ddl.arrays import maths_compiled as maths
+    from ddl.kernels import maths_numba as maths
 
     @numba.njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # as the kernels are
     def run(x, e, t, s):

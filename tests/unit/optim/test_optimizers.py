@@ -10,8 +10,8 @@ import pytest
 
 from ddl import optim
 from ddl.arrays import Layout, host, namespace_of
-from ddl.arrays.kernels import use_compiled
 from ddl.errors import ConfigError
+from ddl.kernels.backend import use_compiled
 
 ALL = {
     "sgd": optim.SGD(lr=0.1),

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddl.arrays import InRows, Layout, Views
-from ddl.arrays.sums import add_rows
-from ddl.arrays.tables import add_touched, clear_rows, pack_sums
+from ddl.arrays import Layout, Views
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.errors import PeerLost
+from ddl.kernels.sparse_rows import InRows, add_touched, clear_rows, pack_sums
+from ddl.kernels.sums import add_rows
 from ddl.parallel import GradientSum, reducer
 
 LAYOUT = Layout.of({"in": (5, 3), "table": (40, 3), "mid": (7,), "other": (50, 4), "out": (9,)})

@@ -15,13 +15,13 @@ from ddl.fault.recover import survive
 from ddl.models import MLP
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups
-from ddl.train.folder import RunFolder
-from ddl.train.journal import Journal
+from ddl.run.folder import RunFolder
+from ddl.run.log import Journal
+from ddl.run.setup import announce, set_up
 from ddl.train.loop import Loop
-from ddl.train.setup import announce, set_up
+from ddl.train.signals import Wishes
 from ddl.train.state import State
 from ddl.train.task import Task
-from ddl.train.wishes import Wishes
 
 
 def make_task(network=None, **changes) -> Task:

@@ -7,7 +7,7 @@ import pytest
 
 from ddl.data import Order
 from ddl.metrics import JobStarted, Warned, read_lines
-from ddl.train.journal import Journal
+from ddl.run.log import Journal
 
 START = JobStarted(
     name="n",

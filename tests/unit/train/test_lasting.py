@@ -25,16 +25,16 @@ def recorded():
 @pytest.fixture
 def disk(monkeypatch):
     """``disk["is_full"]``: nobody can enter himself as the owner of a folder."""
-    from ddl.checkpoint import fence
+    from ddl.checkpoint import lease
 
-    write, disk = fence.replace_file, {"is_full": False}
+    write, disk = lease.replace_file, {"is_full": False}
 
     def replace_file(*words):
         if disk["is_full"]:
             raise OSError(28, "No space left on device")
         write(*words)
 
-    monkeypatch.setattr(fence, "replace_file", replace_file)
+    monkeypatch.setattr(lease, "replace_file", replace_file)
     return disk
 
 
@@ -108,7 +108,7 @@ def test_refills_that_bring_nobody_are_given_up(whole_job, monkeypatch):
 
 def test_a_long_evaluation_shows_that_the_job_goes_on(whole_job, monkeypatch):
     """The supervisor sees nothing but files that change."""
-    monkeypatch.setattr("ddl.train.journal.TOUCH_S", 0.0)
+    monkeypatch.setattr("ddl.run.log.TOUCH_S", 0.0)
     changed = []
 
     def probe(point):

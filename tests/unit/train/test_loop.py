@@ -15,11 +15,11 @@ from ddl.models import MLP
 from ddl.models import build as build_model
 from ddl.nn import BatchNorm, Dense, Dropout, ReLU, Sequential
 from ddl.optim import Adam, Groups, Momentum
-from ddl.train.journal import Journal
+from ddl.run.log import Journal
 from ddl.train.loop import Loop
+from ddl.train.signals import Wishes
 from ddl.train.state import State
 from ddl.train.task import Task
-from ddl.train.wishes import Wishes
 
 SAMPLES, SHARDS, BATCH = 50, 6, 16
 

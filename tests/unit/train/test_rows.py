@@ -15,7 +15,7 @@ from ddl.nn.losses import CrossEntropy
 from ddl.optim import Adam, Groups
 from ddl.parallel import reducer
 from ddl.parallel.tables import Touched
-from ddl.train.journal import Journal
+from ddl.run.log import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task

@@ -15,9 +15,9 @@ from ddl.errors import ConfigError
 from ddl.models import build as build_model
 from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Rule
 from ddl.parallel import reducer, sums
+from ddl.run.log import Journal
 from ddl.train import step
 from ddl.train.build import build_task
-from ddl.train.journal import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task

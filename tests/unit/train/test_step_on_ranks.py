@@ -9,7 +9,7 @@ from ddl.comm.threads import run_ranks
 from ddl.data import Arrays, Order
 from ddl.models import build as build_model
 from ddl.optim import OPTIMIZERS, Groups
-from ddl.train.journal import Journal
+from ddl.run.log import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task

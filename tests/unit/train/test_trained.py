@@ -10,7 +10,7 @@ import pytest
 from ddl import evaluate, predict
 from ddl.arrays import Device
 from ddl.checkpoint import Store
-from ddl.train import trained
+from ddl.run import trained
 from ddl.train.__main__ import main as train
 
 QUIET = ("--metrics.console_every_s=0", "--fault.tolerance=off", "--run.dir=run", "--data.prefetch=0")

@@ -1,0 +1,174 @@
+"""What the launcher says before MPI starts: whether a death is survived, and what MPI has to be told.
+
+Imports no MPI, so that doors and the doctor can ask at once. How many ranks there are is ddl/environment.py's; the
+group itself is made in mpi.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from ddl.comm.topology import cores
+from ddl.environment import launched_size, ranks_on_node
+from ddl.errors import UserError
+
+UNSAFE_COLL = "^han,adapt"
+"""After a death these two components return wrong sums as if all were well, so they are never used."""
+
+EAGER_BYTES = 256 << 10
+"""Messages up to here leave over TCP at once: asking the receiver first (MPI's habit from 64 KiB on) costs a round trip
+behind all data that already waits in the sockets. A fifth of the time of a ring at 1 Gbit/s, both ways busy."""
+
+
+def has_process_manager(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a process manager that an MPI library could talk to started us."""
+    return any(name in environment for name in ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PMI_PORT"))
+
+
+def check_world_size(world: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError when the launcher started another number of processes than MPI sees."""
+    launched = launched_size(environment)
+    if launched is not None and launched != world:
+        raise UserError(
+            f"{launched} processes were started but each sees a world of {world}: the launcher (mpirun, srun) belongs "
+            "to another MPI than the library that mpi4py loads. Use the mpirun of this environment, or with Slurm "
+            "`srun --mpi=pmix`; `python -m ddl.doctor` shows both"
+        )
+
+
+def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, str]:
+    """Whether this launch survives the death of a process, and the reason, in words.
+
+    Both halves are needed: the launcher must let the others live, and the library must report the
+    death. With one half alone the survivors would hang. Says what is known before MPI is imported."""
+    reason = _recoverable(environment) if "OMPI_COMM_WORLD_SIZE" in environment else ""
+    if library_is_tolerant(environment):
+        if reason or _launcher().may_be_tolerant:
+            return True, "launched with --with-ft ulfm"
+        return False, "OMPI_MCA_mpi_ft_enable is set, but mpirun was started without --with-ft ulfm"
+    if reason:
+        return True, reason
+    if "OMPI_COMM_WORLD_SIZE" not in environment:
+        if launched_size(environment) is None:
+            return False, "a single process, started without mpirun"
+        return False, "not launched by Open MPI's mpirun: this launcher ends the job when a process dies"
+    return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+
+
+def can_respawn(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher takes processes that a job starts for part of it, and not for a failure at the end."""
+    return bool(_recoverable(environment))
+
+
+def _recoverable(environment: Mapping[str, str]) -> str:
+    """What made the launcher recoverable, in words; "" when nothing did.
+
+    Its arguments win over its environment, that over parameter files; what comes first decides, also with a no."""
+    launcher = _launcher()
+    found = [_setting(name, launcher, environment) for name in ("state_base_recoverable", "state_base_notify_errors")]
+    return f"launcher made recoverable by {found[0][1]}" if all(_is_true(value) for value, _ in found) else ""
+
+
+def _setting(name: str, launcher: _Launcher, environment: Mapping[str, str]) -> tuple[str, str]:
+    """(value, where it stands) of a parameter of the launcher; ("", "") where nobody has set it."""
+    for word, value in pairwise(launcher.words):
+        if word == name:
+            return value, "its arguments"
+    # The launcher keeps its own variables from the ranks, so they are looked up where it holds them.
+    for variables in (environment, launcher.environment):
+        if f"PRTE_MCA_{name}" in variables:
+            return variables[f"PRTE_MCA_{name}"], "PRTE_MCA_state_base_* in its environment"
+    for path in launcher.files(environment.get("HOME")):
+        value = _parameters(path).get(name, "")
+        if value:
+            return value, str(path)
+    return "", ""
+
+
+def library_is_tolerant(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether MPI is told to report deaths: by mpirun --with-ft ulfm, or by ``settings``."""
+    return _is_true(environment.get("OMPI_MCA_mpi_ft_enable", ""))
+
+
+def _is_true(value: str) -> bool:
+    return value.strip().lower() in ("1", "true", "yes")
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """The mpirun (or its daemon on this node) that started this process, as far as /proc tells."""
+
+    executable: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+
+    @property
+    def may_be_tolerant(self) -> bool:
+        """False for an mpirun that was not told ``--with-ft``. Its daemons on other nodes do not know that."""
+        is_mpirun = self.executable is not None and self.executable.name in ("prterun", "mpirun", "mpiexec")
+        return not is_mpirun or any(word.lstrip("-") == "with-ft" for word in self.words)
+
+    def files(self, home: str | None) -> list[Path]:
+        """Parameter files that it has read."""
+        found = [] if self.executable is None else [self.executable.parent.parent / "etc" / "prte-mca-params.conf"]
+        return found + ([Path(home) / ".prte" / "mca-params.conf"] if home else [])
+
+
+def _launcher() -> _Launcher:
+    """The nearest ancestor that is one: a wrapper may stand between it and us."""
+    pid = os.getppid()
+    for _ in range(4):
+        try:
+            executable = Path(os.readlink(f"/proc/{pid}/exe"))
+            if executable.name in ("prterun", "prte", "prted", "mpirun", "mpiexec"):
+                text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+                pairs = (item.partition("=") for item in text.split("\0"))
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                return _Launcher(executable, {name: value for name, equals, value in pairs if equals}, tuple(words))
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            break  # no /proc, or another user's: what cannot be known does not count
+    return _Launcher()
+
+
+def _parameters(path: Path) -> dict[str, str]:
+    """``name = value`` lines of an MCA parameter file; nothing from a file that cannot be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split("#")[0].partition("=") for line in lines)
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Environment variables to set before MPI is imported. Raises UserError when the user's own choice is unsafe."""
+    chosen = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
+    coll = environment.get("OMPI_MCA_coll")
+    if coll is None:
+        chosen["OMPI_MCA_coll"] = UNSAFE_COLL
+    elif tolerant and _uses_han(coll):
+        raise UserError(
+            f"OMPI_MCA_coll={coll} leaves the collective component han in use, which returns wrong sums after a "
+            f"process died; use OMPI_MCA_coll={UNSAFE_COLL}, or --fault.tolerance off"
+        )
+    if tolerant:
+        chosen["OMPI_MCA_mpi_ft_enable"] = "1"
+        if "OMPI_MCA_pml" not in environment:
+            chosen["OMPI_MCA_pml"] = "ob1"  # the one that reports deaths
+        chosen["MPI4PY_RC_FINALIZE"] = "0"  # MPI_Finalize can hang after a death
+    if "OMPI_MCA_btl_tcp_eager_limit" not in environment:
+        chosen["OMPI_MCA_btl_tcp_eager_limit"] = str(EAGER_BYTES + 1024)  # and room for headers
+    # Ranks that spin in MPI would take the cores from those that still compute, and where every core has its rank,
+    # from the threads that read ahead and write: a barrier costs 0.3 us more then, a step on a busy machine half.
+    if ranks_on_node(environment) >= max(2, cores()) and "OMPI_MCA_mpi_yield_when_idle" not in environment:
+        chosen["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    return chosen
+
+
+def _uses_han(coll: str) -> bool:
+    names = coll.lstrip("^").split(",")
+    return "han" not in names if coll.startswith("^") else "han" in names

@@ -1,0 +1,281 @@
+"""CSV files: one sample a line, numbers in columns, one or more of them the target.
+
+Texts with a label are labelled_text.py's. A quoted cell may hold the delimiter, not a line's end."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.data.formats.npy import first_bytes
+from ddl.data.formats.text_lines import LineIndex, clean
+from ddl.data.held import Held
+from ddl.data.source import Field
+from ddl.errors import DataError
+
+MOST_CLASSES = 1000
+PARSED_AT_ONCE = 4096  # lines
+DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Head:
+    """columns: by name, or by number where the file does not name them."""
+
+    columns: list[str]
+    has_header: bool
+    delimiter: str
+
+
+def _text(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
+
+
+def _cells(line: str, delimiter: str, path: Path, number: int) -> list[str]:
+    if '"' not in line:
+        return [cell.strip() for cell in line.split(delimiter)]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True))]
+    except csv.Error as error:
+        raise DataError(f"a quoted cell does not end in its line: {error}", path, number, "line") from error
+
+
+class Delimited:
+    """A CSV file; only held rows are parsed and kept.
+
+    targets: columns by name or number (-1 is the last, and what None means), or [] for none. features: the columns of
+    x, in this order; None: all others. header: whether the first line names the columns; None: it does when no cell of
+    it is a number. delimiter: None finds it.
+    target_kind: "classes", "values", or "auto": texts are classes, and so are whole numbers of which there are few.
+    shape: what the features of a sample are reshaped to."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        targets: Sequence[str | int] | None = None,
+        features: Sequence[str | int] | None = None,
+        header: bool | None = None,
+        delimiter: str | None = None,
+        target_kind: str = "auto",
+        shape: Sequence[int] | None = None,
+        dtype: np.dtype | str = "float32",
+    ):
+        if target_kind not in ("auto", "classes", "values"):
+            raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
+        self.path, self._dtype = path, np.dtype(dtype)
+        by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
+        found = self.head(path, True if by_name and header is None else header, delimiter)
+        self.has_header, self.columns, self._delimiter = found.has_header, found.columns, found.delimiter
+        self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
+        others = [place for place in range(len(self.columns)) if place not in self._targets]
+        self._features = others if features is None else [self._column(feature) for feature in features]
+        if not self._features:
+            raise DataError("no column is left for x", path, 1, "line")
+        self._shape = tuple(shape) if shape is not None else (len(self._features),)
+        if math.prod(self._shape) != len(self._features):
+            raise DataError(f"{len(self._features)} features cannot be reshaped to {self._shape}", path)
+        self._distinct: set[str] = set()
+        self._lines = LineIndex(path, int(self.has_header), self._check)
+        self._number(self._classes(target_kind))
+        self._distinct = set()
+
+    @staticmethod
+    def head(path: Path, header: bool | None = None, delimiter: str | None = None) -> Head:
+        """What the first line tells."""
+        first_bytes(path)
+        with open(path, "rb") as file:
+            first = _text(clean(file.readline(), 1), path, 1)
+        delimiter = delimiter or max(DELIMITERS, key=first.count)
+        cells = _cells(first, delimiter, path, 1)
+        has_header = not any(_is_number(cell) for cell in cells) if header is None else header
+        return Head(cells if has_header else [str(number) for number in range(len(cells))], has_header, delimiter)
+
+    def _text(self, line: bytes, number: int) -> str:
+        return _text(line, self.path, number)
+
+    def _cells(self, line: str, number: int) -> list[str]:
+        return _cells(line, self._delimiter, self.path, number)
+
+    def _column(self, target: str | int) -> int:
+        if isinstance(target, str) and target in self.columns and self.has_header:
+            return self.columns.index(target)
+        if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
+            return int(target) % len(self.columns)
+        raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
+
+    def _check(self, number: int, line: bytes) -> None:
+        delimiter = self._delimiter.encode()
+        plain = b'"' not in line
+        width = line.count(delimiter) + 1 if plain else len(self._cells(self._text(line, number), number))
+        if width != len(self.columns):
+            raise DataError(f"{width} columns where there are {len(self.columns)}", self.path, number, "line")
+        if len(self._targets) == 1 and len(self._distinct) <= MOST_CLASSES:
+            self._distinct.add(self._target_text(line, number))
+
+    def _target_text(self, line: bytes, number: int) -> str:
+        place = self._targets[0]
+        if b'"' in line:
+            return self._cells(self._text(line, number), number)[place]
+        delimiter, last = self._delimiter.encode(), place == len(self.columns) - 1
+        cell = line.rsplit(delimiter, 1)[-1] if last else line.split(delimiter, place + 1)[place]
+        return self._text(cell, number).strip()
+
+    def _classes(self, kind: str) -> tuple[str, ...]:
+        """The classes of the target by number; none where it is values."""
+        found = self._distinct
+        if len(self._targets) != 1 or kind == "values":
+            return ()
+        if len(found) > MOST_CLASSES:
+            if kind == "classes":
+                raise DataError(f"the target has over {MOST_CLASSES} classes", self.path)
+            return ()
+        if all(_is_integer(text) for text in found):
+            few = max(20.0, math.sqrt(len(self._lines)))
+            return tuple(sorted(found, key=int)) if kind == "classes" or len(found) <= few else ()
+        if kind == "auto" and all(_is_number(text) or not text for text in found):
+            return ()
+        if kind == "auto" and sum(_is_number(text) for text in found) > len(found) / 2:
+            return ()  # a column of numbers with a mistake in it, which parsing names
+        if "" in found:
+            raise DataError("some samples have no target", self.path)
+        return tuple(sorted(found))
+
+    def learned(self) -> dict[str, Any]:
+        """Which columns are what, and how classes are numbered, as JSON has it."""
+        return {
+            "kind": "columns",
+            "columns": self.columns if self.has_header else len(self.columns),
+            "features": self._features,
+            "targets": self._targets,
+            "names": list(self.names),
+        }
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Number the classes as the one did who ``learned`` this."""
+        names, features = tuple(learned["names"]), len(learned["features"])
+        if len(self._features) != features:
+            raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
+        unknown = sorted(set(self.names) - set(names))
+        if unknown or bool(self.names) != bool(names):
+            raise DataError(f"classes {unknown[:5]} do not occur in the training part", self.path)
+        self._number(names)
+
+    def _number(self, names: tuple[str, ...]) -> None:
+        self.names, self._code = names, {name: place for place, name in enumerate(names)}
+        self._kept = (Held([]), self._parse(np.zeros(0, np.int64)))
+
+    @staticmethod
+    def join(files: Sequence[Delimited]) -> None:
+        """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
+        names = {name for file in files for name in file.names}
+        ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
+        for file in files:
+            if bool(file.names) != bool(names):
+                raise DataError(
+                    "its target is values, that of other files classes: say data.options.target_kind", file.path
+                )
+            file._number(tuple(ordered))
+            file.recall(files[0].learned())
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        fields = {"x": Field(self._shape, self._dtype)}
+        if self.names:
+            fields["y"] = Field((), np.dtype(np.int64), len(self.names))
+        elif self._targets:
+            fields["y"] = Field((len(self._targets),), self._dtype)
+        return fields
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        (old, had), held = self._kept, Held(ranges)
+        if held.ranges == old.ranges:
+            return
+        numbers = held.numbers()
+        known = np.isin(numbers, old.numbers(), assume_unique=True)
+        fresh = self._parse(numbers[~known])
+        places = old.places(numbers[known])
+        kept = {}
+        for name, values in fresh.items():
+            both = kept[name] = np.empty((len(numbers), *values.shape[1:]), values.dtype)
+            both[known], both[~known] = had[name][places], values
+        self._kept = (held, kept)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        held, kept = self._kept
+        places = held.places(indices)
+        return {name: values[places] for name, values in kept.items()}
+
+    def labels(self) -> np.ndarray:
+        if not self.names:
+            raise DataError("the target is values, not classes", self.path)
+        every = np.arange(len(self))
+        lines = zip(every.tolist(), self._lines.read(every), strict=True)
+        texts = (self._target_text(line, self._lines.line_number(row)) for row, line in lines)
+        return np.fromiter((self._code[text] for text in texts), np.int64, len(self))
+
+    def _parse(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        kept = {name: np.empty((len(rows), *f.shape), f.dtype) for name, f in self.fields.items()}
+        lines = self._lines.read(rows)
+        for start in range(0, len(rows), PARSED_AT_ONCE):
+            numbers = rows[start : start + PARSED_AT_ONCE]
+            part = [next(lines) for _ in numbers]
+            place = slice(start, start + len(part))
+            kept["x"][place] = self._numbers(part, numbers, self._features).reshape(len(part), *self._shape)
+            if self.names:
+                texts = [
+                    self._target_text(line, self._lines.line_number(int(row)))
+                    for line, row in zip(part, numbers, strict=True)
+                ]
+                kept["y"][place] = [self._code[text] for text in texts]
+            elif self._targets:
+                kept["y"][place] = self._numbers(part, numbers, self._targets)
+        return kept
+
+    def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
+        """(lines, columns) float64. Raises DataError naming line and column of what is no finite number."""
+        texts = [self._text(line, self._lines.line_number(int(row))) for line, row in zip(lines, rows, strict=True)]
+        try:
+            values = np.loadtxt(
+                texts, np.float64, comments=None, delimiter=self._delimiter, usecols=columns, ndmin=2, quotechar='"'
+            )
+        except ValueError:
+            values = None
+        if values is None or len(values) != len(lines) or not np.isfinite(values).all():
+            raise self._first_mistake(texts, rows, columns)
+        return values
+
+    def _first_mistake(self, lines: list[str], rows: np.ndarray, columns: list[int]) -> DataError:
+        for line, row in zip(lines, rows.tolist(), strict=True):
+            number = self._lines.line_number(row)
+            cells = self._cells(line, number)
+            for column in columns:
+                cell = cells[column]
+                if not _is_number(cell) or not math.isfinite(float(cell)):
+                    what = "is no number" if not _is_number(cell) else "is not finite"
+                    return DataError(f"{cell!r} in column {self.columns[column]!r} {what}", self.path, number, "line")
+        return DataError("cannot be parsed", self.path, self._lines.line_number(int(rows[0])), "line")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
+
+
+def _is_integer(text: str | int) -> bool:
+    return str(text).strip().removeprefix("-").isdecimal()

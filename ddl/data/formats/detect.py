@@ -1,0 +1,336 @@
+"""Formats of files: telling which one a file has, and opening files, folders and patterns as sources.
+
+Splitting what was opened is dataset.py's. A new format is a function and its line in FORMATS."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.data.formats.corpus import open_text, open_tokens
+from ddl.data.formats.delimited import Delimited
+from ddl.data.formats.files import Column, Concat, FileSource, pair
+from ddl.data.formats.labelled_text import LabelledText, csv_lines, json_lines
+from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, first_bytes, open_idx, open_npy, open_npz
+from ddl.data.formats.rows import MappedRows, Rows
+from ddl.data.source import Field, Source
+from ddl.errors import ConfigError, DataError
+from ddl.registry import make
+
+Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings."""
+
+    targets: str = ""
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, opener: Callable[..., Any], what: str, /, **fixed: Any) -> Any:
+        return make(opener, {**self.options, **fixed}, what)
+
+
+# Arrays: x in one file, targets in another, or both in one archive.
+
+LABELS = re.compile(r"label|target|idx1|(^|[_.-])y([_.-]|$)", re.IGNORECASE)
+X_NAMES = ("x", "images", "data", "features", "inputs", "arr_0")
+Y_NAMES = ("y", "labels", "targets", "target", "label", "arr_1")
+ROLES = {"train": r"train|data_batch", "validation": r"val", "test": r"t10k|test"}
+
+
+def _arrays(open_rows: Callable[[Path], Rows], paths: Sequence[Path], request: Request) -> Source:
+    samples = [path for path in paths if not LABELS.search(path.name)]
+    labels: list[Path] = [path for path in paths if LABELS.search(path.name)]
+    if len(paths) == 1:
+        samples, labels = list(paths), []
+    if request.targets:
+        labels = expand(request.targets)
+    if not samples:
+        raise DataError("only files of targets", paths[0])
+    if labels and len(labels) != len(samples):
+        raise DataError(f"{len(samples)} files of samples and {len(labels)} of targets", paths[0].parent)
+    sources = [
+        request.make(pair, "data.options", x=open_rows(x), y=open_rows(y) if y else None, dtype=request.dtype)
+        for x, y in zip_longest(samples, labels)
+    ]
+    return sources[0] if len(sources) == 1 else Concat(sources)
+
+
+def _open_npy(paths: Sequence[Path], request: Request) -> Source:
+    return _arrays(open_npy, paths, request)
+
+
+def _open_idx(paths: Sequence[Path], request: Request) -> Source:
+    if len(paths) == 1 and not request.targets:
+        # The labels of MNIST's images lie beside them under a name that follows from theirs.
+        beside = paths[0].with_name(paths[0].name.replace("images", "labels").replace("idx3", "idx1"))
+        if beside != paths[0] and beside.exists():
+            paths = [paths[0], beside]
+    return _arrays(open_idx, paths, request)
+
+
+def _open_npz(paths: Sequence[Path], request: Request) -> Source | Parts:
+    if len(paths) > 1:
+        sources = [_open_npz([path], request) for path in paths]
+        if any(isinstance(source, dict) for source in sources):
+            raise DataError("archives that have their own splits cannot be joined", paths[0])
+        return Concat(sources)  # type: ignore[arg-type]
+    members = open_npz(paths[0])
+    names = {name.lower(): name for name in members}
+    parts: Parts = {}
+    for role in ROLES:
+        x = _member(names, X_NAMES, f"_{role}") or _member(
+            names, X_NAMES, "_val" if role == "validation" else f"_{role}"
+        )
+        if x:
+            y = _member(names, Y_NAMES, x.lower()[x.lower().rindex("_") :])
+            parts[role] = _pair_of(members, x, y, request)
+    if "train" in parts:
+        return parts
+    x, y = _member(names, X_NAMES), _member(names, Y_NAMES)
+    if x is None and len(members) == 1:
+        x = next(iter(members))
+    if x is None:
+        raise DataError(f"no array is called x (or {X_NAMES[1:]}): there are {sorted(members)}", paths[0])
+    return _pair_of(members, x, y, request)
+
+
+def _member(names: Mapping[str, str], wanted: Sequence[str], ending: str = "") -> str | None:
+    return next((names[name + ending] for name in wanted if name + ending in names), None)
+
+
+def _pair_of(members: Mapping[str, Callable[[], Rows]], x: str, y: str | None, request: Request) -> Source:
+    if request.targets:
+        if request.targets not in members:
+            raise DataError(f"no array is called {request.targets!r}: there are {sorted(members)}")
+        y = request.targets
+    rows = members[y]() if y else None
+    return request.make(pair, "data.options", x=members[x](), y=rows, dtype=request.dtype)
+
+
+# CIFAR's binary files: records of one or two label bytes and 32x32 pixels in three planes.
+
+PIXELS = 3 * 32 * 32
+
+
+def _chw_to_hwc(record: np.ndarray) -> np.ndarray:
+    return record[:, -PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def _cifar(path: Path, record: int, classes: tuple[int, ...], dtype: np.dtype) -> Source:
+    first_bytes(path)
+    size = path.stat().st_size
+    if size % record:
+        raise DataError(
+            f"truncated: {size} bytes are no whole number of records of {record}", path, size - size % record
+        )
+    rows = MappedRows(path, 0, (size // record, record), np.dtype(np.uint8))
+    labels = np.array(rows.view(0, size // record)[:, : len(classes)])
+    wrong = (labels >= np.array(classes)).any(axis=1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(f"label {labels[first].max()} of {classes[-1]} classes: not this format", path, first * record)
+    image = Column(rows, Field((32, 32, 3), dtype), _chw_to_hwc)
+    return FileSource({"x": image}, labels[:, -1], [str(label) for label in range(classes[-1])])
+
+
+def _open_cifar10(paths: Sequence[Path], request: Request) -> Source:
+    _no_options(request, "cifar10")
+    return Concat([_cifar(path, 1 + PIXELS, (10,), request.dtype) for path in paths])
+
+
+def _open_cifar100(paths: Sequence[Path], request: Request) -> Source:
+    _no_options(request, "cifar100")
+    return Concat([_cifar(path, 2 + PIXELS, (20, 100), request.dtype) for path in paths])
+
+
+def _no_options(request: Request, name: str) -> None:
+    if request.options or request.targets:
+        raise ConfigError(
+            f"format {name} takes no targets and no options, got {request.targets or dict(request.options)}"
+        )
+
+
+# Text.
+
+
+def _open_csv(paths: Sequence[Path], request: Request) -> Source:
+    if "text" in request.options:
+        return _labelled(csv_lines, paths, request)
+    targets = [name.strip() for name in request.targets.split(",")] if request.targets else None
+    if targets == ["none"]:
+        targets = []
+    sources = [
+        request.make(Delimited, "data.options", path=path, targets=targets, dtype=request.dtype) for path in paths
+    ]
+    if len(sources) == 1:
+        return sources[0]
+    Delimited.join(sources)
+    return Concat(sources)
+
+
+def _open_jsonl(paths: Sequence[Path], request: Request) -> Source:
+    return _labelled(json_lines, paths, request)
+
+
+def _labelled(open_lines: Callable[..., Any], paths: Sequence[Path], request: Request) -> Source:
+    if len(paths) > 1:
+        raise DataError(f"{len(paths)} files of labelled text: join them into one", paths[0].parent)
+    options = dict(request.options)
+    own: dict[str, Any] = {key: options.pop(key) for key in ("text", "label", "delimiter") if key in options}
+    if request.targets:
+        own["label"] = request.targets
+    lines = make(open_lines, {"path": paths[0], **own}, "data.options")
+    return make(LabelledText, {"texts": lines, **options}, "data.options")
+
+
+def _open_text(paths: Sequence[Path], request: Request) -> Source:
+    return request.make(open_text, "data.options", paths=paths)
+
+
+def _open_tokens(paths: Sequence[Path], request: Request) -> Source:
+    sources = [request.make(open_tokens, "data.options", path=path) for path in paths]
+    size = max(source.symbols.size for source in sources)
+    for source in sources:
+        source.symbols.size = size
+    return sources[0] if len(sources) == 1 else Concat(sources)
+
+
+FORMATS: dict[str, Callable[[Sequence[Path], Request], Source | Parts]] = {
+    "npy": _open_npy,
+    "npz": _open_npz,
+    "idx": _open_idx,
+    "cifar10": _open_cifar10,
+    "cifar100": _open_cifar100,
+    "csv": _open_csv,
+    "jsonl": _open_jsonl,
+    "text": _open_text,
+    "tokens": _open_tokens,
+}
+SUFFIXES = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".idx": "idx",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".py": "text",
+}
+
+
+def detect(path: Path) -> str:
+    """The format of a file, by its name and its first bytes. Raises DataError when it is none of FORMATS."""
+    head = first_bytes(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        return SUFFIXES[suffixes[-1]]
+    if suffixes and suffixes[-1] == ".bin":
+        return _detect_binary(path)
+    if head.startswith(GZIP_MAGIC):
+        try:
+            with gzip.open(path) as file:
+                head = file.read(16)
+        except (OSError, EOFError) as error:
+            raise DataError(f"cannot be decompressed: {error}", path) from error
+    if head.startswith(NPY_MAGIC):
+        return "npy"
+    if head.startswith(ZIP_MAGICS):
+        return "npz"
+    if len(head) >= 4 and head[:2] == b"\0\0" and head[2] in IDX_TYPES:
+        return "idx"
+    if "ubyte" in path.name:
+        raise DataError(f"named like an IDX file, but it begins with {head[:4].hex(' ')}", path, 0)
+    if head.startswith(b"\x80"):
+        raise DataError("a pickle, which can run any code when it is read: refused", path, 0)
+    raise DataError(f"its format is not recognised; name it in data.format as one of {sorted(FORMATS)}", path, 0)
+
+
+def _detect_binary(path: Path) -> str:
+    """CIFAR's records, if the size and every label fit; token numbers otherwise."""
+    size = path.stat().st_size
+    for name, record, classes in (("cifar10", 1 + PIXELS, (10,)), ("cifar100", 2 + PIXELS, (20, 100))):
+        if size % record == 0:
+            labels = np.memmap(path, np.uint8, "r", shape=(size // record, record))[:, : len(classes)]
+            if (labels < np.array(classes)).all():
+                return name
+    if re.fullmatch(r"(data_batch_\d|test_batch)\.bin", path.name):
+        return "cifar10"  # truncated or mislabelled: opening it says where
+    return "tokens"
+
+
+def expand(pattern: str) -> list[Path]:
+    """The files of a path, a folder or a pattern with wildcards, by name. Raises DataError when there are none."""
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    elif path.exists():
+        found = [path]
+    elif glob.has_magic(pattern):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    else:
+        raise DataError("there is no such file", path)
+    if not found:
+        raise DataError("no files there", path)
+    return found
+
+
+def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
+    """What a path, folder or pattern holds: one source, or several where names tell training and test files apart."""
+    if format != "auto" and format not in FORMATS:
+        raise ConfigError(f"no format is called {format!r}; there are {['auto', *FORMATS]}")
+    paths = expand(pattern)
+    name = format
+    if format == "auto":
+        name, paths = _common_format(paths)
+    opener = FORMATS[name]
+    by_role = _roles(paths)
+    if by_role is None:
+        return opener(paths, request)
+    parts: Parts = {}
+    for role, own in by_role.items():
+        source = opener(own, request)
+        if isinstance(source, dict):
+            raise DataError("an archive that has its own splits among files for each split", own[0])
+        parts[role] = source
+    return parts
+
+
+def _common_format(paths: list[Path]) -> tuple[str, list[Path]]:
+    if len(paths) == 1:
+        return detect(paths[0]), paths
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        try:
+            found.setdefault(detect(path), []).append(path)
+        except DataError:
+            continue  # a folder may hold other things; a file that is named is not passed over
+    if len(found) > 1:
+        found.pop("text", None)  # read-me files
+    if len(found) != 1:
+        raise DataError(f"files of formats {sorted(found) or 'unknown'}: name one in data.format", paths[0].parent)
+    return next(iter(found.items()))
+
+
+def _roles(paths: Sequence[Path]) -> dict[str, list[Path]] | None:
+    """Files by split, where every name tells its split and some are for training."""
+    by_role: dict[str, list[Path]] = {}
+    for path in paths:
+        role = next((role for role, words in ROLES.items() if re.search(words, path.name, re.IGNORECASE)), None)
+        if role is None:
+            return None
+        by_role.setdefault(role, []).append(path)
+    return by_role if "train" in by_role and len(by_role) > 1 else None

@@ -1,0 +1,187 @@
+"""Sources whose samples lie as rows in files: one array a field, and several sources one after another.
+
+Finding and opening the arrays is formats.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.data.formats.rows import Rows
+from ddl.data.memory import labels_of
+from ddl.data.source import Field, Source
+from ddl.errors import DataError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field: the rows it is read from, and what is made of them. ``convert`` works on (n, ...) as stored."""
+
+    rows: Rows
+    field: Field
+    convert: Callable[[np.ndarray], np.ndarray]
+
+
+class FileSource:
+    """Fields read from rows of files; only what is held is in memory.
+
+    labels: class numbers (n,) that lie in memory, small as they are; they become the field "y"."""
+
+    def __init__(self, columns: Mapping[str, Column], labels: np.ndarray | None = None, names: Sequence[str] = ()):
+        self._columns, self._labels, self.names = dict(columns), labels, tuple(names)
+        lengths = {name: column.rows.shape[0] for name, column in columns.items()}
+        if labels is not None:
+            lengths["y"] = len(labels)
+        if len(set(lengths.values())) != 1:
+            path = next(iter(columns.values())).rows.path
+            raise DataError(f"numbers of samples do not match: {lengths}", path)
+        self._length = lengths["x"]
+        self._fields = {name: column.field for name, column in columns.items()}
+        if labels is not None:
+            size = int(labels.max()) + 1
+            self._fields["y"] = Field((), np.dtype(np.int64), max(size, len(self.names)))
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self._fields
+
+    def __len__(self) -> int:
+        return self._length
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        for column in self._columns.values():
+            column.rows.hold(ranges)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = {}
+        for name, column in self._columns.items():
+            value = column.convert(column.rows.take(indices))
+            batch[name] = np.ascontiguousarray(value.reshape(len(indices), *column.field.shape), column.field.dtype)
+        if self._labels is not None:
+            batch["y"] = self._labels[indices].astype(np.int64)
+        return batch
+
+    def labels(self) -> np.ndarray:
+        if self._labels is None:
+            raise DataError("the samples have no class numbers")
+        return self._labels.astype(np.int64)
+
+
+class Concat:
+    """Several sources with the same fields, one after another."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = list(sources)
+        first = self.sources[0].fields
+        for source in self.sources[1:]:
+            if {n: f.shape for n, f in source.fields.items()} != {n: f.shape for n, f in first.items()}:
+                raise DataError(f"files differ in their samples: {dict(first)} and {dict(source.fields)}")
+        self._edges = np.concatenate([[0], np.cumsum([len(source) for source in self.sources])])
+        self._fields = {
+            name: Field(f.shape, f.dtype, max(s.fields[name].size or 0 for s in self.sources) or None)
+            for name, f in first.items()
+        }
+        self.names = tuple(getattr(self.sources[0], "names", ()))
+        self.is_sequential = bool(getattr(self.sources[0], "is_sequential", False))
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self._fields
+
+    def __len__(self) -> int:
+        return int(self._edges[-1])
+
+    def learned(self) -> dict[str, Any]:
+        """All files number classes and symbols alike."""
+        return learned(self.sources[0])
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        for source in self.sources:
+            if hasattr(source, "recall"):
+                source.recall(learned)
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        for place, source in enumerate(self.sources):
+            low, high = int(self._edges[place]), int(self._edges[place + 1])
+            cut = [range(max(r.start, low) - low, min(r.stop, high) - low) for r in ranges]
+            source.hold([r for r in cut if len(r)])
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = {name: np.empty((len(indices), *f.shape), f.dtype) for name, f in self._fields.items()}
+        owner = np.searchsorted(self._edges, indices, side="right") - 1
+        for place in np.unique(owner):
+            rows = np.flatnonzero(owner == place)
+            for name, value in self.sources[place].gather(indices[rows] - self._edges[place]).items():
+                batch[name][rows] = value
+        return batch
+
+    def labels(self) -> np.ndarray:
+        return np.concatenate([labels_of(source) for source in self.sources])
+
+
+def learned(source: Source) -> dict[str, Any]:
+    """How ``source`` numbers classes and symbols, as JSON has it; {} where there is nothing to number."""
+    return dict(source.learned()) if hasattr(source, "learned") else {}
+
+
+def number_alike(source: Source, other: Source) -> None:
+    """Let ``source`` number classes and symbols as ``other``, the training part, does; many have nothing to number."""
+    if hasattr(source, "recall"):
+        source.recall(learned(other))
+
+
+def whole(rows: Rows) -> np.ndarray:
+    """All of it, in memory: for what is small, as labels are."""
+    rows.hold([range(rows.shape[0])])
+    values = rows.take(np.arange(rows.shape[0]))
+    rows.hold([])
+    return values
+
+
+def same(values: np.ndarray) -> np.ndarray:
+    """Rows as they are."""
+    return values
+
+
+def pair(
+    x: Rows,
+    y: Rows | None,
+    dtype: np.dtype,
+    *,
+    shape: Sequence[int] | None = None,
+    size: int | None = None,
+    names: Sequence[str] = (),
+) -> FileSource:
+    """A source of x and targets.
+
+    x: floating values and bytes (images; those without channels get an axis for one) are delivered as ``dtype``,
+    other whole numbers as int64 tokens below ``size``. shape: what a sample of x is reshaped to.
+    y: whole numbers not below 0, one a sample, are classes; anything else are values, (n, k) at least."""
+    is_image = x.dtype == np.uint8 and size is None
+    delivered = dtype if is_image or x.dtype.kind == "f" else np.dtype(np.int64)
+    sample = x.shape[1:] if shape is None else tuple(shape)
+    if np.prod(sample, dtype=int) != np.prod(x.shape[1:], dtype=int):
+        raise DataError(f"samples of shape {x.shape[1:]} cannot be reshaped to {sample}", x.path)
+    if is_image and len(sample) == 2 and shape is None:
+        sample = (*sample, 1)
+    columns = {"x": Column(x, Field(sample, delivered, size), same)}
+    if y is None:
+        return FileSource(columns)
+    if len(y.shape) == 1 and y.dtype.kind in "biu":
+        values = whole(y)
+        low = values.min()
+        if low >= 0:
+            if x.shape[0] != len(values):
+                raise DataError(f"{len(values)} targets for the {x.shape[0]} samples of {x.path}", y.path)
+            if names and values.max() >= len(names):
+                raise DataError(
+                    f"class {values.max()}, but there are {len(names)}", y.path, int(values.argmax()), "sample"
+                )
+            return FileSource(columns, values, names)
+    if x.shape[0] != y.shape[0]:
+        raise DataError(f"{y.shape[0]} targets for the {x.shape[0]} samples of {x.path}", y.path)
+    columns["y"] = Column(y, Field(y.shape[1:] or (1,), dtype), same)
+    return FileSource(columns)

@@ -1,0 +1,1 @@
+"""Outside the ranks: mpirun, the supervisor, MPI's parameter files, command-line arguments. Works without mpi4py."""

@@ -1,0 +1,408 @@
+"""The supervisor: starts mpirun, and starts it again from the newest state when it must.
+
+Works with mpi4py absent, since it has to outlive MPI. It believes no exit status of mpirun's, only the
+summary.json of its own launch. mpirun's command line, noise and leftovers are launcher/mpirun.py's, the words of the
+command line launch.py's."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from ddl.config import Job, check
+from ddl.config.folder import run_folder
+from ddl.errors import EX_TEMPFAIL, EX_USAGE, ConfigError
+from ddl.launcher.mpirun import (
+    LAUNCH_VARIABLE,
+    SHARED_MEMORY,
+    Filter,
+    Host,
+    command_line,
+    find_mpirun,
+    remove_segments,
+    segments,
+    sweep,
+)
+
+REPLICA_VARIABLE = "DDL_REPLICA"
+EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
+HOST = os.uname().nodename
+SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
+GRACE_S = 15.0  # for mpirun to end once the job has
+TERM_S = 3.0
+TICK_S = 0.1
+PROBE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launch ended. returncode: mpirun's, which proves little. summary: that of this very launch, or empty.
+
+    step: the last that is known to be committed, -1 without one. failed_at: the same of the launches before
+    that failed. asked: the signal by which a person or the system asked the job to end, "" without one."""
+
+    returncode: int
+    summary: dict[str, Any] = field(default_factory=dict)
+    step: int = -1
+    progressed: bool = False
+    failed_at: tuple[int, ...] = ()
+    restarts_left: int = 0
+    asked: str = ""
+    overdue_s: float = 0.0
+    hosts: int = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """status: what to end with; None: start again. reason: in words, for people."""
+
+    status: int | None
+    reason: str
+
+
+def decide(now: Ended) -> Verdict:
+    """Whether the job is done, beyond help, or to be started again."""
+    status, step = now.summary.get("status"), max(now.step, 0)
+    error = f": {now.summary['error']}" if now.summary.get("error") else ""
+    if status == "finished":
+        return Verdict(0, "finished")
+    if now.asked:
+        return Verdict(EX_TEMPFAIL, f"ended by {now.asked} after step {step}; starting it again goes on from there")
+    if status == "failed":
+        return Verdict(int(now.summary.get("exit_status") or 1), f"failed after step {step}{error}")
+    if now.returncode == EX_USAGE and not now.progressed:
+        return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
+    if now.returncode == 1 and not now.progressed and now.hosts == 1 and not now.failed_at:
+        return Verdict(1, "failed before its first step")  # a mistake in code, not the death of a machine
+    what = f"ended early after step {step}{error}" if status == "stopped" else f"lost after step {step}"
+    if now.overdue_s:
+        what = f"made no progress for {now.overdue_s:.0f} s after step {step} and was killed"
+    if (*now.failed_at, now.step)[-SAME_STEP:] == (now.step,) * SAME_STEP:
+        return Verdict(1, f"{what}, the {SAME_STEP}rd time at the same step: starting it again would not help")
+    if not now.restarts_left:
+        return Verdict(EX_TEMPFAIL if status == "stopped" else 1, f"{what}; no restart is left (--restarts)")
+    return Verdict(None, what)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def last_step(folder: Path) -> int:
+    """The newest committed step that metrics.jsonl or the ledger tells of; -1 where none does."""
+    for name, first in (("metrics.jsonl", 0), ("ledger.jsonl", 1)):  # the ledger counts from 0
+        try:
+            with open(folder / name, "rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - (1 << 16), 0))
+                lines = file.read().splitlines()
+        except OSError:
+            continue
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, TypeError):
+                told = json.loads(line)
+                if told.get("event", "step") == "step" and "step" in told:
+                    return int(told["step"]) + first
+    return -1
+
+
+def progress_of(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Something that changes whenever the job gets somewhere."""
+    found = []
+    for name in ("metrics.jsonl", "ledger.jsonl", "checkpoints", "summary.json"):
+        with contextlib.suppress(OSError):
+            status = (folder / name).stat()
+            found.append((status.st_mtime_ns, status.st_size))
+    return tuple(found)
+
+
+class Supervisor:
+    """Starts ``words`` (the job and its settings) again and again until it is done or beyond help."""
+
+    def __init__(
+        self,
+        job: Job,
+        words: Sequence[str],
+        ranks: int,
+        hosts: Sequence[Host] = (),
+        *,
+        restarts: int = 10,
+        deadline_s: float = 600.0,
+        verbose: bool = False,
+        mpirun: str | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "ddl.train"),
+    ):
+        self.job, self.words, self.ranks, self.hosts = job, list(words), ranks, list(hosts)
+        self.restarts, self.deadline_s, self.verbose = restarts, deadline_s, verbose
+        self.mpirun, self.program = mpirun or find_mpirun(), list(program)
+        self.folder = run_folder(job).absolute()
+        self.name = uuid.uuid4().hex[:8]
+        self.asked = ""
+        self.must_end = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._passed_on: set[int] = set()  # signals that it has been sent
+        self._replica = SHARED_MEMORY / f"ddl-replica-{HOST}-{os.getpid()}" if job.checkpoint.replica else None
+
+    def run(self) -> int:
+        """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
+        failed_at: list[int] = []
+        try:
+            remove_stale_replicas()
+            while not self.asked:
+                ended = self._launch(len(failed_at), tuple(failed_at))
+                verdict = decide(ended)
+                if verdict.status is not None:
+                    if verdict.status and verdict.reason:
+                        self._say(verdict.reason)
+                        if not ended.summary:  # else the leader has told why
+                            self._show_notes(self._id(len(failed_at)))
+                    return verdict.status
+                failed_at.append(ended.step)
+                if self._drop_dead_hosts(self._id(len(failed_at) - 1)):
+                    try:
+                        check(self.job, self.ranks)
+                    except ConfigError as error:  # which was not one on all the hosts
+                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
+                        return EX_TEMPFAIL
+                if not self.asked:
+                    left = self.restarts - len(failed_at)
+                    self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
+            self._say(f"ended by {self.asked} before the job was started{' again' if failed_at else ''}")
+            return EX_TEMPFAIL
+        finally:
+            if self._replica is not None:
+                shutil.rmtree(self._replica, ignore_errors=True)
+                self._remove_replicas(self._id(len(failed_at)))
+
+    def ask_to_stop(self, number: int, frame: object = None) -> None:
+        """SIGUSR1: the ranks write a checkpoint and end. Between two launches there is nothing to write."""
+        self.asked = signal.Signals(number).name
+        self._signal(number)
+
+    def end(self, number: int, frame: object = None) -> None:
+        """SIGTERM, SIGINT: everything ends now."""
+        self.asked, self.must_end = signal.Signals(number).name, True
+        self._signal(signal.SIGTERM)
+
+    # One launch.
+
+    def _id(self, attempt: int) -> str:
+        return f"{self.name}-{attempt}"
+
+    def _environ(self, launch: str) -> dict[str, str]:
+        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica)}
+        return {**os.environ, LAUNCH_VARIABLE: launch, **replica}
+
+    def _command(self, attempt: int) -> list[str]:
+        words = [*self.words, "--run.dir", str(self.folder)]
+        if attempt:
+            words += ["--fault.chaos", ""]  # a drill is for the first launch; again it would strike at the same step
+            if self.job.checkpoint.resume == "none" or self._has_state():
+                words += ["--checkpoint.resume", "auto"]
+        return command_line(
+            self.mpirun,
+            [*self.program, *words],
+            self.ranks,
+            self.hosts,
+            tolerant=self.job.fault.tolerance != "off",
+            exported=EXPORTED,
+            environ=self._environ(self._id(attempt)),
+        )
+
+    def _has_state(self) -> bool:
+        replica = self._replica is not None and any(self._replica.glob("step_*"))
+        return replica or any((self.folder / "checkpoints").glob("step_*"))
+
+    def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
+        launch, files = self._id(attempt), segments()
+        before = progress_of(self.folder)
+        overdue_s = 0.0
+        with subprocess.Popen(
+            self._command(attempt),
+            env=self._environ(launch),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes on what it decides
+            preexec_fn=_end_with_parent,
+        ) as process:
+            self._passed_on.clear()
+            self._process = process
+            pumps = [self._pump(process.stdout, sys.stdout), self._pump(process.stderr, sys.stderr)]
+            if self.asked:  # while the process was made; it does not know yet
+                self._signal(signal.SIGTERM if self.must_end else signal.Signals[self.asked])
+            try:
+                overdue_s = self._watch(process, launch, before)
+            finally:
+                self._end(process, launch)
+                self._process = None
+            for pump in pumps:
+                pump.join(GRACE_S)
+        remove_segments(files)
+        return Ended(
+            process.returncode,
+            self._summary(launch),
+            last_step(self.folder),
+            progress_of(self.folder) != before,
+            failed_at,
+            self.restarts - attempt,
+            self.asked,
+            overdue_s,
+            max(len(self.hosts), 1),
+        )
+
+    def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object) -> float:
+        """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
+        seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
+        # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
+        makes_more = self.job.metrics.plots or self.job.metrics.trace
+        grace_s = GRACE_S + (self.job.fault.hang_timeout_s or self.deadline_s if makes_more else 0.0)
+        while process.poll() is None and not self.must_end:
+            time.sleep(TICK_S)
+            now = time.monotonic()
+            # Time in which this process was stopped, together with its job, does not count.
+            passed_s, last = min(now - last, 10 * TICK_S), now
+            progress = progress_of(self.folder)
+            still_s = still_s + passed_s if progress == seen else 0.0
+            seen = progress
+            done_s = done_s + passed_s if self._summary(launch) else 0.0
+            if done_s > grace_s:
+                return 0.0
+            if self.deadline_s and still_s > self.deadline_s:
+                return still_s
+        return 0.0
+
+    def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:
+        """mpirun and all its processes are gone when this returns."""
+        if process.poll() is None:
+            self._signal(signal.SIGTERM)  # mpirun then ends its ranks, those of other hosts as well
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TERM_S)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        left = sweep(launch)
+        if left:
+            self._say(f"processes {left} of this launch cannot be killed: they wait for a device or a file system")
+
+    def _pump(self, source: IO[bytes] | None, sink: IO[str]) -> threading.Thread:
+        """Pass mpirun's output on, without its noise."""
+        assert source is not None
+        quiet = Filter(self.verbose)
+
+        def pump() -> None:
+            for line in source:
+                for shown in quiet.feed(line.decode(errors="replace")):
+                    sink.write(shown)
+                sink.flush()
+            for shown in quiet.flush():
+                sink.write(shown)
+            sink.flush()
+
+        thread = threading.Thread(target=pump, daemon=True)
+        thread.start()
+        return thread
+
+    def _signal(self, number: int) -> None:
+        process = self._process
+        if process is not None and process.poll() is None and number not in self._passed_on:
+            self._passed_on.add(number)  # a second SIGTERM makes mpirun leave its ranks alone
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    def _summary(self, launch: str) -> dict[str, Any]:
+        summary = read_json(self.folder / "summary.json")
+        return summary if summary.get("launch") == launch else {}
+
+    # Between two launches.
+
+    def _drop_dead_hosts(self, launch: str) -> bool:
+        """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends.
+
+        Whether there are fewer now."""
+        if len(self.hosts) < 2:
+            return False
+        alive = [host for host in self.hosts if self.asked or self._answers(host, launch)]
+        some = bool(alive) and len(alive) < len(self.hosts)
+        if some:
+            lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
+            self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
+            self.hosts = alive
+            self._say(f"no answer from {', '.join(lost)}: going on without")
+        return some
+
+    def _answers(self, host: Host, launch: str) -> bool:
+        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch]
+        words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=EXPORTED[2:])
+        deadline = time.monotonic() + PROBE_S
+        try:
+            probe = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        except OSError:
+            return False
+        with probe:
+            assert probe.stdout is not None
+            while probe.poll() is None and time.monotonic() < deadline and not self.asked:
+                time.sleep(TICK_S)
+            if probe.poll() is None:
+                probe.kill()
+                return bool(self.asked)  # nobody will need to know
+            return b"swept" in probe.stdout.read()
+
+    def _remove_replicas(self, launch: str) -> None:
+        """Those on other hosts, by way of mpirun; one that does not answer keeps its own."""
+        if len(self.hosts) < 2:
+            return
+        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(self._replica)]
+        hosts = [replace(host, slots=1) for host in self.hosts]
+        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=EXPORTED[2:])
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S)
+
+    def _show_notes(self, launch: str) -> None:
+        """Say how the ranks died, and show the traceback or stack of the first."""
+        folder = self.folder / "notes" / launch
+        notes = sorted((read_json(path) for path in folder.glob("rank-*.json")), key=lambda note: note.get("time", 0))
+        alike: dict[str, list[str]] = {}
+        for note in notes:
+            what = f"step {note.get('step')}: {note.get('error') or note.get('kind')}"
+            alike.setdefault(what, []).append(f"{note.get('rank')} on {note.get('host')}")
+        for what, ranks in alike.items():
+            self._say(f"rank {', '.join(ranks)}, {what}")
+        texts = [note.get("traceback") or note.get("stack") or "" for note in notes]
+        if any(texts):
+            print(next(filter(None, texts)).rstrip(), file=sys.stderr)
+        if notes:
+            self._say(f"all notes are in {folder}")
+
+    def _say(self, line: str) -> None:
+        print(f"ddl.launch: {line}", file=sys.stderr, flush=True)
+
+
+def _end_with_parent() -> None:
+    """In the new process: mpirun gets SIGTERM when the supervisor ends in a way that it cannot notice."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def remove_stale_replicas(folder: Path = SHARED_MEMORY) -> None:
+    """Remove replicas whose supervisor is gone; of one on another host nothing is known here."""
+    for path in folder.glob(f"ddl-replica-{HOST}-*") if folder.is_dir() else ():
+        pid = path.name.removeprefix(f"ddl-replica-{HOST}-")
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)

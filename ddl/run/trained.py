@@ -1,0 +1,186 @@
+"""A trained run: its model and the state of one of its checkpoints; evaluated or asked for outputs.
+
+The doors are ddl/evaluate.py and ddl/predict.py; both spread their work over the ranks they are started on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ddl.arrays import Arena, Device, device, host
+from ddl.checkpoint import Store
+from ddl.comm import Group
+from ddl.config import Job
+from ddl.config import read as read_config
+from ddl.data import Inputs, Known, Normalise, Source
+from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
+from ddl.models import GAN, Model, Numbers, Supervised
+from ddl.nn import Context
+from ddl.run.plots import samples
+from ddl.train.build import build_data, knowledge_of, model_of
+from ddl.train.evaluate import batches, evaluate, own_samples
+from ddl.train.state import Progress, State
+
+T = TypeVar("T")
+
+
+def together(group: Group, action: Callable[[], T]) -> T:
+    """Do something on every rank. A mistake that any of them meets is raised on all alike, so that none waits alone."""
+    value: T | None = None
+    problem: DdlError | None = None
+    try:
+        value = action()
+    except UserError as error:
+        problem = error
+    for found in group.gather_objects(problem):
+        if found is not None:
+            raise found
+    return value  # type: ignore[return-value]
+
+
+def local_rank(group: Group) -> int:
+    """This rank's number among those of its node."""
+    return group.local_ranks.index(group.rank)
+
+
+class Trained:
+    """The checkpoint holds all that outputs need: the data that the run was trained on may be gone.
+
+    checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
+    on its node; None computes on the CPU. say: told which checkpoints were passed over.
+    Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        checkpoint: str = "newest",
+        local_rank: int | None = None,
+        say: Callable[[str], None] = lambda message: None,
+    ):
+        self.folder = Path(run)
+        try:
+            self.job: Job = read_config(self.folder / "config.toml")
+        except (OSError, ConfigError) as error:
+            raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
+        store = Store(self.folder / "checkpoints", say=say)
+        try:
+            path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
+            if path is None and checkpoint == "best":
+                raise CheckpointError("no checkpoint was evaluated, so none is the best")
+            arrays, meta = store.load(path)
+        except CheckpointError as error:
+            raise ConfigError(f"run {str(run)!r}: {error}") from error
+        knowledge = meta.get("knowledge")
+        if knowledge is None:  # a checkpoint of before they kept it
+            knowledge = json.loads(json.dumps(knowledge_of(self.job, build_data(self.job))))
+        self._knowledge = knowledge
+        self.known = Known.from_json(knowledge["data"])
+        try:
+            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+        except ConfigError as error:
+            raise ConfigError(f"run {str(run)!r}: {error}") from error
+        self.device = Device()
+        if local_rank is not None and self.job.comm.device != "cpu":
+            self.device = device("auto", local_rank)
+        self.state = State(self.model, (), self.job.train.dtype, self.job.run.seed, self.device)
+        wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
+        try:
+            self.state.load_named(wanted)
+        except ValueError as error:
+            raise ConfigError(f"run {str(run)!r}: {error}") from error
+        self.state.progress.become(Progress.from_json(meta["progress"]))
+
+    @property
+    def transforms(self) -> Sequence[Any]:
+        known = self.state.progress.normalise
+        return [] if known is None else [Normalise.from_json(known)]
+
+    def split(self, name: str) -> Source:
+        """The run's own "train", "validation" or "test" samples. Raises ConfigError where it has none of that name, or
+        they cannot be had any more."""
+        try:
+            splits = build_data(self.job)
+            found = json.loads(json.dumps(knowledge_of(self.job, splits)))
+        except UserError as error:
+            raise ConfigError(
+                f"run {str(self.folder)!r}: its own {name} split cannot be opened: {error}; --input FILE evaluates on "
+                "other samples"
+            ) from error
+        if found["data"] != self._knowledge["data"] or found["samples"] != self._knowledge["samples"]:
+            raise ConfigError(f"run {str(self.folder)!r}: its data are not those any more that it was trained on")
+        source: Source | None = getattr(splits, name)
+        if source is None:
+            raise ConfigError(f"run {str(self.folder)!r} has no {name} split")
+        return source
+
+    def open_inputs(self, path: str, labelled: bool = False, targets: str = "") -> Source:
+        """Samples from a file or folder, in any format that training reads, numbered as the training data were.
+
+        labelled: with their targets; targets: the file or columns that hold them, where they are not those of the job.
+        Raises UserError when they do not fit."""
+        data = self.job.data
+        is_file = data.source == "files"
+        # A job's file of targets belongs to its own samples; columns are named alike in another file.
+        columns = data.targets if is_file and not Path(data.targets).is_absolute() else ""
+        inputs = Inputs(
+            format=data.format if is_file else "auto",
+            columns=columns,
+            targets=targets,
+            options=data.options if is_file else {},
+            is_labelled=labelled,
+            dtype=self.job.train.dtype,
+        )
+        return inputs.open(path, self.known)
+
+    def evaluate(self, source: Source, group: Group) -> dict[str, Any]:
+        """Loss and metrics over ``source``, the same on every rank."""
+        return evaluate(
+            self.model, self.state, source, group, rows=self.job.data.batch_eval, transforms=self.transforms
+        )
+
+    @property
+    def symbols(self) -> Any:
+        """How text becomes the model's tokens and back; numbers stand for themselves where nothing is known of text."""
+        return self.known.symbols or Numbers()
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
+        if not isinstance(self.model, GAN):
+            raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
+        return samples(self.model, self.state, count, seed)
+
+    def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
+        """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks.
+
+        What a model gives in place of its input (an autoencoder) is in the units of the data."""
+        pieces = group.gather_objects(together(group, lambda: self._outputs(source, own_samples(source, group))))
+        if not group.is_leader:
+            return None
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return {name: np.concatenate([piece[name] for piece in pieces if name in piece]) for name in names}
+
+    def _outputs(self, source: Source, own: range) -> dict[str, np.ndarray]:
+        source.hold([own])
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch in batches(source, own, self.job.data.batch_eval, self.transforms):
+            outputs = outputs_of(self.model, self.state, batch, self.job.run.seed)
+            for name, value in outputs.items():
+                parts.setdefault(name, []).append(value)
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """The model's outputs for one batch that has been transformed, on the host; those in place of x as x was before."""
+    rows = len(next(iter(batch.values())))
+    context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
+    inputs = {name: state.device.array(value) for name, value in batch.items()}
+    outputs = model.predict(state.params.views, state.averages.views, inputs, context)
+    found = {name: np.array(host(value)) for name, value in outputs.items()}
+    normalise = state.progress.normalise
+    if normalise is not None and isinstance(model, Supervised) and model.target == "x":
+        found["output"] = Normalise.from_json(normalise).undo(found["output"])
+    return found

@@ -1,0 +1,285 @@
+"""The Python API: train a model on data, on as many ranks as the script was started on.
+
+    run = ddl.Trainer(model=ddl.models.MLP([64, 128, 10]), loss="cross_entropy",
+                      optimizer=ddl.optim.Adam(lr=1e-3), data=ddl.data.Arrays(x, y), global_batch=256)
+    run.fit(epochs=10)
+
+The same script runs alone, under mpirun and under srun; what it does is what a job file does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddl.arrays import Layout, host
+from ddl.comm import Group
+from ddl.config import Job
+from ddl.config import Optim as OptimSettings
+from ddl.data import Arrays, Source, Splits, as_dtype
+from ddl.errors import DdlError, Stop, UserError
+from ddl.fault import session
+from ddl.models import build as build_model
+from ddl.models.layers import described_loss, described_network
+from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
+from ddl.registry import described
+from ddl.run.runner import Runner
+from ddl.run.trained import outputs_of
+from ddl.train.build import assemble, augmentations, build_groups, callbacks, knowledge_of, learning_rate, order_of
+from ddl.train.evaluate import evaluate
+from ddl.train.loop import Loop
+from ddl.train.task import Task
+
+# Settings of [optim] and [model] that count here as well; the others are arguments.
+_OF_SCHEDULE = ("optim.warmup_steps", "optim.min_lr", "optim.step_every", "optim.step_factor")
+_READ = (*_OF_SCHEDULE, "optim.sharded", "model.from", "model.strict", "model.freeze")
+_ARGUMENTS = {
+    **{f"data.{key}": "data, validation, test" for key in ("source", "path", "targets", "format", "options")},
+    **{f"data.{key}": "data, validation, test" for key in ("validation", "test", "stratify", "oversample")},
+    "data.normalize": "normalize",
+    "data.augment": "augment",
+    "train.callbacks": "callbacks",
+    "optim.name": "optimizer",
+    "optim.schedule": "schedule",
+    "optim.clip_norm": "clip_norm",
+}
+
+
+class Trainer:
+    """model: of ``ddl.models``, a network of ``ddl.nn`` layers, or anything with the Model protocol; or a zoo name.
+
+    data, validation, test: sources of ``ddl.data``, or pairs (x, y). loss, metrics: names or objects; None: what goes
+    with model and data. optimizer: one of ``ddl.optim``, or a name; then its numbers are settings, as in a job. rules:
+    other optimizers or settings for some parameters (a GAN has two). schedule: a name of ``ddl.optim.SCHEDULES``, over
+    the steps of ``fit``, or a function from the step to a factor of the learning rate. augment, callbacks: objects, or
+    names as in a job. Callbacks are called on the leading rank with what each step came to; one that has a method
+    ``on_epoch(epoch, results)`` or ``on_end(results)`` is told of these too, where results are metrics by split. After
+    that rank's death another one hears of the last step, epoch or end again. settings: any other setting of a job by
+    name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    Raises UserError for what does not fit together."""
+
+    def __init__(
+        self,
+        model: Any,
+        data: Source | tuple[Any, Any],
+        *,
+        loss: Any = None,
+        optimizer: Optimizer | str | None = None,
+        rules: Sequence[Rule] = (),
+        metrics: Sequence[Any] | None = None,
+        validation: Source | tuple[Any, Any] | None = None,
+        test: Source | tuple[Any, Any] | None = None,
+        global_batch: int = 64,
+        shards: int | str = "auto",
+        seed: int = 0,
+        schedule: str | Schedule = "constant",
+        clip_norm: float = 0.0,
+        normalize: str = "none",
+        augment: Sequence[Any] = (),
+        callbacks: Sequence[Any] = (),
+        settings: Mapping[str, Any] | None = None,
+    ):
+        given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
+        if given["train"] is None:
+            raise UserError("a Trainer needs data")
+        self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
+        self._check(settings or {})
+        known = {"run.name": "python", "run.seed": seed, "train.global_batch": global_batch, "data.shards": shards}
+        known |= {
+            "data.normalize": normalize,
+            "optim.clip_norm": clip_norm,
+            **self._record(given, model, loss, metrics),
+        }
+        self.job = Job().override(**{**known, **(settings or {})})
+        parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
+        self.data: Source = parts["train"]  # type: ignore[assignment]
+        self.validation, self.test = parts["validation"], parts["test"]
+        self.model = build_model(model, self.data.fields, loss, metrics)
+        self.summary: dict[str, Any] = {}
+        self._runner: Runner | None = None
+
+    def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
+        """Train up to ``epochs`` or ``steps``, as counted from the very beginning; what summary.json holds.
+
+        Called again it goes on from where it stood, in the same folder. Survives failures as a job does, and
+        returns on every rank that is left. Raises what ended it early: UserError, Stop, Diverged, UserCodeError."""
+        length: dict[str, Any] = {"train.epochs": self.job.train.epochs if epochs is None else epochs}
+        length["train.steps"] = self.job.train.steps if steps is None and epochs is None else steps or 0
+        if self.folder is not None:
+            length |= {"run.dir": str(self.folder), "checkpoint.resume": "auto"}
+        job = self.job.override(**length)
+        runner = self._runner = Runner(job, self._task, session.current(), in_script=True)
+        try:
+            runner.run()
+        finally:
+            if runner.has_started:
+                session.hold(runner.group, runner.heartbeat)
+        if self._runner.failure is not None:
+            raise self._refused(self._runner.failure)
+        folder = self.folder
+        if folder is not None:
+            self.summary = json.loads((folder / "summary.json").read_text())
+        if self.summary.get("status") == "stopped":
+            steps = self.summary["steps"]
+            raise self._refused(Stop(f"training was asked to stop after step {steps}; fit() again goes on from there"))
+        return self.summary
+
+    @staticmethod
+    def _refused(error: DdlError) -> DdlError:
+        """``error``, which all ranks are told alike: uncaught it ends them with its status."""
+        joined = session.current()
+        if joined is not None:
+            joined.refusal = error
+        return error
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the last ``fit``."""
+        journal = self._runner.journal if self._runner is not None else None
+        return None if journal is None else journal.folder
+
+    @property
+    def group(self) -> Group:
+        """The ranks of the last ``fit``. Raises DdlError before the first."""
+        if self._runner is None or not self._runner.has_started:
+            raise DdlError("there is no group before fit()")
+        return self._runner.group
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """Copies of the trained parameters by name. Raises DdlError before the first ``fit``."""
+        return {name: np.array(host(view)) for name, view in self._loop.state.params.views.items()}
+
+    def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
+        """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them."""
+        source, loop = _source(data), self._loop
+        if source is None:
+            raise UserError("evaluation needs data")
+        rows = self.job.data.batch_eval
+        source = self._prepared(source)
+        return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.transforms)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
+
+        What a model gives in place of its input (an autoencoder) is in the units of the data."""
+        batch = self._prepared(Arrays(np.asarray(x))).gather(np.arange(len(x)))
+        for transform in self._loop.transforms:
+            batch = transform(batch, [slice(0, len(x))], [])
+        return next(iter(outputs_of(self.model, self._loop.state, batch, self.job.run.seed).values()))
+
+    @property
+    def _loop(self) -> Loop:
+        if self._runner is None or self._runner.loop is None:
+            raise DdlError("there are no parameters before fit()")
+        return self._runner.loop
+
+    def _task(self, job: Job) -> Task:
+        order = order_of(job, len(self.data))
+        total = job.train.steps or job.train.epochs * order.steps_per_epoch
+        splits = Splits(self.data, self.validation, self.test, getattr(self.data, "names", ()))
+        groups = self._groups(job)
+        return assemble(
+            job,
+            splits,
+            model=self.model,
+            order=order,
+            optimizer=groups,
+            lr=self._learning_rate(job, groups.lr, total),
+            total_steps=total,
+            clip_norm=job.optim.clip_norm,
+            normalise=self.normalize,
+            augment=augmentations(self.augment, self.data.fields, self.model),
+            callbacks=callbacks(self.callbacks),
+            knowledge=knowledge_of(job, splits),
+        )
+
+    def _groups(self, job: Job) -> Groups:
+        if isinstance(self.optimizer, str):
+            return build_groups(job, self.model)
+        layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
+        return Groups(layout, self.optimizer, self.rules, freeze=job.model.freeze)
+
+    def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
+        if isinstance(self.schedule, str):
+            return learning_rate(job, total_steps, lr)
+        factor = self.schedule
+        return lambda step: lr * factor(step)
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Raises UserError for a setting that an argument says already."""
+        free = [*_READ, *(f"optim.{f.name}" for f in fields_of(OptimSettings) if isinstance(self.optimizer, str))]
+        for name in settings:
+            if name in _ARGUMENTS or (name.startswith(("optim.", "model.")) and name not in free):
+                said_by = _ARGUMENTS.get(name, "model, loss, metrics, optimizer, rules")
+                raise UserError(f"{name} is no setting of a Trainer: its arguments say that ({said_by})")
+        if not isinstance(self.schedule, str):
+            if said := sorted(set(settings) & set(_OF_SCHEDULE)):
+                raise UserError(f"schedule is a function and says itself what {said[0]} would")
+            if not callable(self.schedule):
+                raise UserError(f"schedule = {self.schedule!r} is neither a name nor a function of the step")
+        if isinstance(self.optimizer, str) and self.rules:
+            raise UserError('rules go with an optimizer that is an object; with a name, set "optim.groups"')
+
+    def _record(self, given: Mapping[str, Source | None], model: Any, loss: Any, metrics: Any) -> dict[str, Any]:
+        """What stands in config.toml for the arguments: names as they are, objects in plain values where these make
+        them again, else in words."""
+        lengths = {name: 0 if source is None else len(source) for name, source in given.items()}
+        record: dict[str, Any] = {
+            "data.source": described(given["train"]),
+            **_of_model(model, loss),
+            "data.augment": [one if isinstance(one, str) else described(one) for one in self.augment],
+            "train.callbacks": [one for one in self.callbacks if isinstance(one, str)],
+            **{f"data.{name}": lengths[name] / sum(lengths.values()) for name in ("validation", "test")},
+        }
+        if metrics is not None:
+            record["model.metrics"] = [one if isinstance(one, str) else described(one) for one in metrics]
+        if isinstance(self.schedule, str):
+            record["optim.schedule"] = self.schedule
+        if isinstance(self.optimizer, str):
+            return {**record, "optim.name": self.optimizer}
+        numbers = _numbers(self.optimizer)
+        groups = [
+            {"match": rule.match, "frozen": rule.frozen, **(_numbers(rule.optimizer) if rule.optimizer else {})}
+            for rule in self.rules
+        ]
+        return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
+
+    def _prepared(self, source: Source) -> Source:
+        """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
+        else the numbers of tokens."""
+        x = source.fields.get("x")
+        if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
+            return source
+        return as_dtype(source, self.job.train.dtype)
+
+
+def _of_model(model: Any, loss: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    name, chosen = model, "auto" if loss is None else loss
+    if not isinstance(model, str):
+        tables = described_network(model)
+        name, options = ("layers", {"layers": tables}) if tables else (described(model), {})
+    if not isinstance(chosen, str):
+        chosen, of_loss = described_loss(loss) or (described(loss), {})
+        options |= {"loss": of_loss} if of_loss else {}
+    return {"model.name": name, "model.loss": chosen, "model.options": options}
+
+
+def _numbers(optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's name and numbers as settings of [optim]."""
+    name = next((name for name, made in OPTIMIZERS.items() if type(optimizer) is made), None)
+    settings = {field.name for field in fields_of(OptimSettings)}
+    numbers = {key: value for key, value in getattr(optimizer, "__dict__", {}).items() if key in settings}
+    return {**numbers, "name": name or described(optimizer)}
+
+
+def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
+    if isinstance(data, tuple):
+        return Arrays(*data)
+    return data
