@@ -8,14 +8,12 @@ from ddl.arrays.flat import FlatBuffer, Layout, Views
 from ddl.arrays.namespace import Array, Device, device, host, namespace_of
 from ddl.arrays.partition import partition
 from ddl.arrays.random import generator
-from ddl.kernels.sparse_rows import InRows
 
 __all__ = [
     "Arena",
     "Array",
     "Device",
     "FlatBuffer",
-    "InRows",
     "Layout",
     "Views",
     "aligned",

@@ -12,8 +12,7 @@ from math import prod
 import numpy as np
 
 from ddl.arrays import aligned
-from ddl.arrays.namespace import Array
-from ddl.kernels.sparse_rows import clear_rows
+from ddl.arrays.namespace import Array, namespace_of
 
 ALIGNMENT = 16  # elements: a float32 view starts on a cache line of 64 bytes
 
@@ -100,7 +99,7 @@ class Views(Mapping[str, Array]):
         if rows is None:
             array[...] = 0
         else:
-            clear_rows(array, rows)
+            array[namespace_of(array).asarray(rows)] = 0
         return array
 
 
