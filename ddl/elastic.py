@@ -4,7 +4,7 @@
 
     def train(state, world):
         while state.step < 100:
-            gradient = sum(gradient_of(shard, state.w) for shard in world.shards)
+            gradient = sum((gradient_of(shard, state.w) for shard in world.shards), np.zeros(10))
             state.w -= 0.1 * world.allreduce(gradient)
             state.step += 1
             state.commit()
@@ -112,12 +112,13 @@ class World:
         return self.group.generation
 
     def allreduce(self, x: Any) -> np.ndarray:
-        """The sum of ``x`` over all ranks, as a new array of its shape; equal bits on every rank. Raises PeerLost."""
-        from ddl.collectives import allreduce
+        """The sum of ``x`` over all ranks, as a new array of its shape; equal bits on every rank. Raises PeerLost.
 
-        total = np.array(x, order="C", copy=True)
-        allreduce(total.reshape(-1), self.group)
-        return total
+        Raises ValueError on every rank if their shapes or dtypes differ. A rank may have no shards: start the sum with
+        zeros of the right shape, because Python's ``sum`` of nothing is the integer 0."""
+        from ddl.collectives import reduce_across_ranks
+
+        return reduce_across_ranks(x, self.group, average=False)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's small picklable value, by rank. Raises PeerLost."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, host
+from ddl.arrays import host
 from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault import session
@@ -51,29 +51,29 @@ def local_rank() -> int:
     return group().local_ranks.index(group().rank)
 
 
-def allreduce(x: Array, average: bool = True) -> np.ndarray:
+def allreduce(x: Any, average: bool = True) -> np.ndarray:
     """The mean (or sum) of ``x`` over all ranks, as a new host array of the same shape; equal bits on every rank.
 
-    The mean of whole numbers is float64."""
-    from ddl.collectives import allreduce as sum_in_place
+    The mean of integers or booleans is float64, the sum of booleans int64; any other result has the dtype of ``x``.
+    Raises, on every rank, ValueError if the ranks' shapes, dtypes or operations differ, and TypeError for a dtype
+    that cannot be summed. Details: ``ddl.collectives.reduce_across_ranks``."""
+    from ddl.collectives import reduce_across_ranks
 
-    total = np.array(host(x), order="C", copy=True)
-    sum_in_place(total.reshape(-1), group())
-    return total / size() if average else total
+    return reduce_across_ranks(x, group(), average)
 
 
 def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
-    """Overwrite named host arrays by those of rank ``root``, in place; names and shapes must be the same everywhere.
+    """Overwrite named host arrays with those of rank ``root``, in place.
 
-    Raises ValueError, on every rank and before anything is written, when they are not."""
-    described = {name: (x.shape, x.dtype.str) for name, x in arrays.items()}
-    everywhere = group().gather_objects(described)
-    for other, found in enumerate(everywhere):
-        if found != everywhere[root]:
-            wrong = sorted(set(found.items()) ^ set(everywhere[root].items()))
-            raise ValueError(f"rank {other} has other arrays than rank {root}: {wrong[:2]}")
-    for name in sorted(arrays):
-        whole = np.ascontiguousarray(arrays[name])
+    Raises ValueError, on every rank and before anything is written, unless all ranks pass the same names, shapes,
+    dtypes and ``root``."""
+    from ddl.collectives import check_same_call
+
+    natives = {name: arrays[name].dtype.newbyteorder("=") for name in sorted(arrays)}
+    described = [f"{name}: {arrays[name].shape} {dtype}" for name, dtype in natives.items()]
+    check_same_call(group(), f"broadcast(from {root}, {'; '.join(described)})")
+    for name, dtype in natives.items():
+        whole = np.ascontiguousarray(arrays[name], dtype)  # MPI knows no foreign byte order
         group().broadcast(whole, root)
         arrays[name][...] = whole
 
@@ -98,10 +98,17 @@ class DistributedOptimizer:
         self._slots = {name: aligned.zeros(layout.length, layout.dtype) for name in self.optimizer.slots}
 
     def step(self, grads: Mapping[str, Any]) -> None:
-        """One update with the mean over ranks of ``grads``, given by the parameters' names."""
-        from ddl.collectives import allreduce as sum_in_place
+        """One update with the mean over ranks of ``grads``, given by the parameters' names.
 
-        self._grads.assign({name: np.asarray(host(g)) for name, g in grads.items()})
+        Raises ValueError, on every rank, if the ranks' gradients differ in names or shapes or their parameters in
+        dtype."""
+        from ddl.collectives import allreduce as sum_in_place
+        from ddl.collectives import check_same_call
+
+        given = {name: np.asarray(host(g)) for name, g in grads.items()}
+        described = "; ".join(f"{name}: {given[name].shape}" for name in sorted(given))
+        check_same_call(group(), f"DistributedOptimizer.step({described}, {self._grads.flat.dtype})")
+        self._grads.assign(given)
         sum_in_place(self._grads.flat, group())
         self._params.assign(self.params)
         self.optimizer.update(self._params.flat, self._grads.flat, self._slots, self.lr, self.steps, 1.0 / size())

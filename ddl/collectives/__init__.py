@@ -2,7 +2,16 @@
 
 from ddl.collectives.allreduce import TABLE, allreduce
 from ddl.collectives.choose import Topology, Tuning, choose
+from ddl.collectives.contract import check_same_call, reduce_across_ranks
 from ddl.collectives.persistent import PersistentAllreduce
-from ddl.collectives.ring import allgather, reduce_scatter
 
-__all__ = ["TABLE", "PersistentAllreduce", "Topology", "Tuning", "allgather", "allreduce", "choose", "reduce_scatter"]
+__all__ = [
+    "TABLE",
+    "PersistentAllreduce",
+    "Topology",
+    "Tuning",
+    "allreduce",
+    "check_same_call",
+    "choose",
+    "reduce_across_ranks",
+]

@@ -36,21 +36,6 @@ def allreduce(
     ring.go([*ring.scattering(), *ring.gathering()], write)
 
 
-def reduce_scatter(x: Array, group: Group, ranks: Sequence[int] | None = None) -> slice:
-    """Sum over ``ranks`` the slice of ``x`` that is this rank's by ``partition``, in place, and return that slice.
-
-    ``x`` is flattened; what lies outside the slice is garbage afterwards."""
-    ring = _Ring.of(x, group, ranks)
-    ring.go(ring.scattering())
-    return ring.slices[ring.place]
-
-
-def allgather(x: Array, group: Group, ranks: Sequence[int] | None = None) -> None:
-    """Give every rank of ``ranks`` all slices of ``x``, each of which one rank holds (see ``reduce_scatter``)."""
-    ring = _Ring.of(x, group, ranks)
-    ring.go(ring.gathering())
-
-
 class _Step(NamedTuple):
     """Slices by number. What comes in at a step goes out at the next."""
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddl.collectives import TABLE, allgather, allreduce, reduce_scatter, ring, shared
+from ddl.collectives import TABLE, allreduce, ring, shared
 from ddl.comm.threads import run_ranks
 from ddl.errors import UserError
 from ddl.kernels.sums import squares
@@ -113,27 +113,6 @@ def test_float16_in_shared_memory_is_rounded_once():
 
 def test_an_unknown_algorithm_is_named():
     assert isinstance(sums(np.ones((2, 1)), "tree")[0], UserError)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-@pytest.mark.parametrize("length", [0, 2, 23])
-def test_reduce_scatter_and_allgather_stand_alone(size, length):
-    parts = parts_of(size, length, np.float64)
-
-    def work(group):
-        x = parts[group.rank].copy()
-        mine = reduce_scatter(x, group)
-        part = x[mine].copy()
-        y = np.full(length, -1.0)
-        y[mine] = part
-        allgather(y, group)
-        return mine, part, y
-
-    results = run_ranks(size, work)
-    total = parts.sum(axis=0)
-    assert [i for mine, _, _ in results for i in range(length)[mine]] == list(range(length))
-    for mine, part, whole in results:
-        assert np.array_equal(part, total[mine]) and np.array_equal(whole, total)
 
 
 def test_a_ring_of_some_ranks_leaves_the_others_alone():
