@@ -19,14 +19,19 @@ TABLE: dict[str, Callable[[Array, Group], None]] = {
 }
 
 
+def check_algorithm(name: str) -> None:
+    """Raises UserError unless ``name`` is "auto" or in the registry."""
+    if name != "auto" and name not in TABLE:
+        raise UserError(f"comm.algorithm = {name!r}; there are auto, {', '.join(TABLE)}")
+
+
 def allreduce(x: Array, group: Group, algorithm: str = "auto", tuning: Tuning | None = None) -> None:
     """Sum ``x`` over all workers, in place; every worker calls it with the same size, dtype and algorithm.
 
     x: contiguous NumPy array. Raises ValueError for a strided one, PeerLost if a member dies on the way;
     ``x`` is then garbage. Summation order is fixed, so all workers end with the same bits."""
     check_contiguous(x)
-    if algorithm != "auto" and algorithm not in TABLE:
-        raise UserError(f"comm.algorithm = {algorithm!r}; there are auto, {', '.join(TABLE)}")
+    check_algorithm(algorithm)
     if group.size == 1:
         return
     topology = Topology.of(group.nodes, shared.workspace(group) is not None)

@@ -60,7 +60,7 @@ class PersistentAllreduce:
         return True
 
 
-def _run(group: Group, way: placed.InNode) -> None:
+def _run(group: Group, way: placed.NodeReduction) -> None:
     group.node_barrier()
     way.reduce(0)
     group.node_barrier()

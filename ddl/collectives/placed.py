@@ -1,8 +1,8 @@
-"""Sums of arrays that lie where the other ranks of a node can read them: nothing is copied in or out.
+"""Sums of arrays that already lie in the memory that the ranks of a node share: nothing is copied in or out.
 
-``InNode`` for one node; ``BetweenNodes`` for several, whose ranks ring their lanes straight from the sums inside
-their node. What travels beside the array is the caller's business; arrays that lie elsewhere are shared.py's and
-hierarchical.py's."""
+``NodeReduction`` serves one node. ``MultiNodeReduction`` serves several: each rank sends its lane around a ring
+between the nodes, straight from the sum inside its node. Headers and buckets are parallel's business; arrays in
+private memory are summed by shared.py and hierarchical.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddl.collectives.shared import add, runs
 from ddl.comm import Group
 
 
-class InNode:
+class NodeReduction:
     """sources: (ranks of the node, length), each rank's own row; result: (length,), one for the node.
 
     parts: those that ``reduce`` sums. lanes: by part, the share that comes into the result through this rank."""
@@ -43,7 +43,7 @@ class InNode:
         return add(self.result, self.sources, part, self.group)
 
 
-class BetweenNodes(InNode):
+class MultiNodeReduction(NodeReduction):
     """The same over several nodes. What ``reduce`` returns means nothing here."""
 
     def __init__(self, group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]):
@@ -65,6 +65,6 @@ def _within(part: slice, cut: slice) -> slice:
     return slice(part.start + cut.start, part.start + cut.stop)
 
 
-def of(group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]) -> InNode:
+def of(group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]) -> NodeReduction:
     """The way for this group."""
-    return (InNode if len(group.nodes) == 1 else BetweenNodes)(group, sources, result, parts)
+    return (NodeReduction if len(group.nodes) == 1 else MultiNodeReduction)(group, sources, result, parts)

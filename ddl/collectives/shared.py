@@ -11,7 +11,7 @@ import numpy as np
 
 from ddl.arrays import Array, partition
 from ddl.arrays.aligned import LINE_BYTES
-from ddl.comm import Group, SharedMemory
+from ddl.comm import Group, NodeMemory
 from ddl.comm.group import check_contiguous, no_probe
 from ddl.kernels.sums import add_rows
 
@@ -52,7 +52,7 @@ def add(out: np.ndarray, sources: np.ndarray, part: slice, group: Group) -> floa
 class Workspace:
     """Mapped memory for arrays of any dtype, kept with the group: two halves of a slot and of the common part."""
 
-    def __init__(self, memory: SharedMemory, piece_bytes: int):
+    def __init__(self, memory: NodeMemory, piece_bytes: int):
         self.memory, self.piece_bytes, self._turn = memory, piece_bytes, 0
 
     def next_half(self) -> int:

@@ -2,15 +2,15 @@
 
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
-from ddl.comm.group import Group, Member, Probe, SharedMemory, no_probe
+from ddl.comm.group import Group, Member, NodeMemory, Probe, no_probe
 from ddl.comm.preflight import EAGER_BYTES, can_respawn, fault_tolerance
 
 __all__ = [
     "EAGER_BYTES",
     "Group",
     "Member",
+    "NodeMemory",
     "Probe",
-    "SharedMemory",
     "can_respawn",
     "fault_tolerance",
     "no_probe",

@@ -87,7 +87,7 @@ _HEARD = 1 << 28  # always set: a vote without it is one that a death has spoilt
 _STATUS_BITS, _STATUS = 20, 0xFF << 20
 
 
-class SharedMemory(ABC):
+class NodeMemory(ABC):
     """Memory that all workers of a node have mapped: one slot a worker, and one common part.
 
     Newly mapped for every generation and never touched again after the next one begins."""
@@ -222,10 +222,10 @@ class Group(ABC):
         """Every worker's small picklable value, by rank, on every worker."""
 
     @abstractmethod
-    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+    def share(self, slot_bytes: int, common_bytes: int) -> NodeMemory | None:
         """Map memory among the workers of each node; None on ALL workers if any of them cannot."""
 
-    def give_back(self, memory: SharedMemory) -> None:
+    def give_back(self, memory: NodeMemory) -> None:
         """This worker uses ``memory``, which came from ``share``, no more; arrays that view it stay valid."""
         memory.close()
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ddl.arrays import Array
 from ddl.comm import checked, device_memory, preflight, shared_memory
-from ddl.comm.group import Group, Member, Probe, SharedMemory, check_contiguous, kill_points, no_probe
+from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
 from ddl.environment import RANKS_VARIABLE, job_size
 from ddl.errors import CommError, PeerLost
 
@@ -57,7 +57,7 @@ class MpiGroup(Group):
         self.rank, self.size, self.generation = everyone.Get_rank(), size, generation
         self.tolerant, self.probe = tolerant, probe
         self._node: Any = None
-        self._memory: list[SharedMemory] = []
+        self._memory: list[NodeMemory] = []
         self._on_their_way: tuple[Any, ...] = ()  # requests, and the arrays that they read and write
         everyone.Set_errhandler(mpi.ERRORS_RETURN)
         self.members = checked.gather(mpi, everyone, me, self.element_limit)
@@ -236,7 +236,7 @@ class MpiGroup(Group):
 
     @kill_points("share")
     @_translated
-    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+    def share(self, slot_bytes: int, common_bytes: int) -> NodeMemory | None:
         local = self.local_ranks
         first, descriptor, memory, problem = self.rank == local[0], -1, None, ""
         try:
@@ -266,7 +266,7 @@ class MpiGroup(Group):
             self._memory.append(memory)
         return memory
 
-    def give_back(self, memory: SharedMemory) -> None:
+    def give_back(self, memory: NodeMemory) -> None:
         memory.close()
         self._memory = [other for other in self._memory if other is not memory]
 

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from ddl.comm.group import SharedMemory
+from ddl.comm.group import NodeMemory
 
 PAGE_BYTES = mmap.PAGESIZE
 
@@ -20,7 +20,7 @@ def _pages(nbytes: int) -> int:
     return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
-class MappedMemory(SharedMemory):
+class MappedMemory(NodeMemory):
     """``workers`` slots and a common part in one mapping, each beginning on a page."""
 
     def __init__(self, descriptor: int, workers: int, slot_bytes: int, common_bytes: int):

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm.group import Group, Member, Probe, SharedMemory, check_contiguous, kill_points, no_probe
+from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
 
 WAIT_LIMIT_S = 20.0
@@ -78,7 +78,7 @@ class _World:
     successor: _World | None = None
 
 
-class ThreadMemory(SharedMemory):
+class ThreadMemory(NodeMemory):
     """Threads share all their memory anyway."""
 
     def __init__(self, workers: int, slot_bytes: int, common_bytes: int):
@@ -234,7 +234,7 @@ class ThreadGroup(Group):
         return [pickle.loads(packed) for packed in self._gather("gather", pickle.dumps(value))]
 
     @kill_points("share")
-    def share(self, slot_bytes: int, common_bytes: int) -> SharedMemory | None:
+    def share(self, slot_bytes: int, common_bytes: int) -> NodeMemory | None:
         self._shares += 1
         key = (self._shares, self.me.node)
         with self._job.changed:

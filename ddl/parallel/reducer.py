@@ -20,7 +20,7 @@ from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
 from ddl.parallel.buckets import Progress, buckets
-from ddl.parallel.sums import InNode, make_sum
+from ddl.parallel.sums import SharedMemory, make_sum
 from ddl.parallel.tables import Table
 
 BUCKET_MIB = 4.0  # between hosts at 1 Gbit/s the step times of 1 to 8 MiB lie within the noise
@@ -88,7 +88,7 @@ class GradientSum:
             for number, bucket in enumerate(plan)
             if bucket.names[0] in tables
         }
-        self.staged_because, may_share = _agreed(group, self.device, gpu, bool(replica))
+        self.staged_because, may_share = _agreed(group, self.device, gpu, algorithm, bool(replica))
         self._sum = make_sum(
             group,
             layout,
@@ -101,7 +101,7 @@ class GradientSum:
             not self.staged_because,
             [flat.nbytes for flat in replica] if may_share else [],
         )
-        self._shared = self._sum if isinstance(self._sum, InNode) and self._sum.banks[0] else None
+        self._shared = self._sum if isinstance(self._sum, SharedMemory) and self._sum.banks[0] else None
         self.banks: list[list[Array]] = [] if self._shared is None else self._shared.banks
         if self._shared is not None:
             for bank in self.banks:  # both: what no update writes must not change with them
@@ -200,13 +200,15 @@ class GradientSum:
         self._sum.release()
 
 
-def _agreed(group: Group, device: Device, gpu: str, has_replica: bool) -> tuple[str, bool]:
+def _agreed(group: Group, device: Device, gpu: str, algorithm: str, has_replica: bool) -> tuple[str, bool]:
     """Why GPU memory is not given to MPI, in words, "" where it is; and whether all ranks' replicas lie on the host.
     The same on all ranks."""
     if group.size == 1:
         return "nobody else is there", False
     on_host, refused = device.index is None, "it was asked for"
-    if gpu != "staged":
+    if gpu != "staged" and algorithm not in ("auto", "native"):
+        refused = f"MPI sums GPU memory by its own algorithm, and comm.algorithm is {algorithm}"
+    elif gpu != "staged":
         refused = (
             "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)
         )

@@ -15,7 +15,7 @@ import numpy as np
 from ddl.arrays import Array, Device, Layout
 from ddl.comm import Group
 from ddl.kernels.sums import squares
-from ddl.parallel.tables import RowsInPlace, Table, Touched
+from ddl.parallel.tables import PrivateRows, Table, Touched
 
 if TYPE_CHECKING:
     from ddl.parallel.sums import Sum
@@ -106,7 +106,7 @@ class Direct:
         self.result = self.local
         self.header, self.total = np.zeros(header_length), np.zeros(header_length)
         self._parts = [self.local[part] for part in parts]
-        self._rows = {n: RowsInPlace(group, table, self.local, self._allreduce) for n, table in tables.items()}
+        self._rows = {n: PrivateRows(group, table, self.local, self._allreduce) for n, table in tables.items()}
         self.touched: dict[int, Touched] = {n: rows.touched for n, rows in self._rows.items()}
 
     def stage(self, number: int) -> None:

@@ -14,14 +14,14 @@ import numpy as np
 
 from ddl.arrays import Array, Device, Layout, aligned
 from ddl.collectives import placed, ring
-from ddl.collectives.allreduce import TABLE
+from ddl.collectives.allreduce import TABLE, check_algorithm
 from ddl.collectives.choose import Topology, Tuning, choose
 from ddl.collectives.shared import runs
-from ddl.comm import Group, SharedMemory
+from ddl.comm import Group, NodeMemory
 from ddl.kernels.cache_flush import can_evict, evict, evict_rows
 from ddl.kernels.sums import squares
 from ddl.parallel.staging import Direct, Staged
-from ddl.parallel.tables import FEW, RowsBetweenNodes, RowsInNode, RowsInPlace, Table, Touched
+from ddl.parallel.tables import FEW, MultiNodeRows, PrivateRows, SharedMemoryRows, Table, Touched
 from ddl.parallel.trial import Trial
 
 Update = Callable[[float], None]
@@ -71,7 +71,7 @@ class _OnHost:
         pass
 
 
-class Alone(_OnHost):
+class SingleRank(_OnHost):
     """One rank: the sum is what there is."""
 
     pays_to_overlap = False
@@ -88,7 +88,7 @@ class Alone(_OnHost):
         return squares(self.result)
 
 
-class Flat(_OnHost):
+class Private(_OnHost):
     """Memory of our own, summed in place by a ring or the library; the local gradient does not outlive it."""
 
     pays_to_overlap = True
@@ -107,14 +107,15 @@ class Flat(_OnHost):
         self.local = self.result = aligned.zeros(layout.length, layout.dtype)
         self.header, self.total = np.zeros(header_length), np.zeros(header_length)
         topology = Topology.of(group.nodes, can_share=False)
+        # Without shared memory "shared" and "hierarchical" cannot run: the choice by size takes their place.
+        is_usable = algorithm != "auto" and topology.allows(algorithm)
 
         def allreduce(x: Array, group: Group) -> None:
-            usable = algorithm if algorithm in ("ring", "native") else choose(x.nbytes, topology, tuning)
-            TABLE[usable](x, group)
+            TABLE[algorithm if is_usable else choose(x.nbytes, topology, tuning)](x, group)
 
         self._allreduce = allreduce
         self._parts = [self.local[part] for part in parts]
-        self._rows = {n: RowsInPlace(group, table, self.local, allreduce) for n, table in tables.items()}
+        self._rows = {n: PrivateRows(group, table, self.local, allreduce) for n, table in tables.items()}
         self.touched = {n: rows.touched for n, rows in self._rows.items()}
 
     def reduce(self, number: int) -> None:
@@ -135,7 +136,7 @@ class Flat(_OnHost):
         return squares(self.result)
 
 
-class InNode(_OnHost):
+class SharedMemory(_OnHost):
     """One node: gradients and headers lie in shared memory, and one pair of barriers serves both.
 
     banks: two places for each array of a replica that the ranks of the node update together, each its ``shares``.
@@ -148,7 +149,7 @@ class InNode(_OnHost):
     def __init__(
         self,
         group: Group,
-        memory: SharedMemory,
+        memory: NodeMemory,
         at: Places,
         layout: Layout,
         parts: Sequence[slice],
@@ -164,7 +165,7 @@ class InNode(_OnHost):
         self._headers = headers
         self._norms = at.norms.of(memory.common, np.float64)[:ranks]
         self._way = placed.of(group, sources, self.result, parts)
-        self._rows: dict[int, RowsInNode] = {}
+        self._rows: dict[int, SharedMemoryRows] = {}
         for number, table in tables.items():
             flags = at.touched[number].of(memory.slots, np.uint8)
             self._rows[number] = self._by_rows(table, sources, flags, at.packed[number].of(memory.common, layout.dtype))
@@ -178,8 +179,8 @@ class InNode(_OnHost):
         self.evicts = False
         self._result_is_read = not self.banks[0]  # by others: every rank's update reads all of it
 
-    def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
-        return RowsInNode(self.group, table, sources, self.result, flags)
+    def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> SharedMemoryRows:
+        return SharedMemoryRows(self.group, table, sources, self.result, flags)
 
     def open(self, numbers: Iterable[int]) -> None:
         if self.evicts and self._result_is_read:
@@ -240,7 +241,7 @@ class InNode(_OnHost):
         return float(self._norms.sum())
 
 
-class BetweenNodes(InNode):
+class MultiNode(SharedMemory):
     """Several nodes: shared memory inside each, rings between them, each rank on its own lane."""
 
     pays_to_overlap = True
@@ -248,7 +249,7 @@ class BetweenNodes(InNode):
     def __init__(
         self,
         group: Group,
-        memory: SharedMemory,
+        memory: NodeMemory,
         at: Places,
         layout: Layout,
         parts: Sequence[slice],
@@ -262,8 +263,8 @@ class BetweenNodes(InNode):
         self.shares = [runs(layout.length, len(group.local_ranks), layout.dtype.itemsize)[self.me]]
         self._result_is_read = True  # lanes are not shares
 
-    def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> RowsInNode:
-        return RowsBetweenNodes(self.group, table, sources, self.result, flags, packed)
+    def _by_rows(self, table: Table, sources: np.ndarray, flags: np.ndarray, packed: np.ndarray) -> SharedMemoryRows:
+        return MultiNodeRows(self.group, table, sources, self.result, flags, packed)
 
     def _dense(self, number: int) -> float:
         self._way.reduce(number)
@@ -362,9 +363,11 @@ def make_sum(
 ) -> Sum:
     """The best way for this group; every worker calls it with the same arguments, each with its own device.
 
-    direct: MPI takes GPU memory on all ranks, all of which have a GPU. replica: bytes of arrays that want banks."""
+    direct: MPI takes GPU memory on all ranks, all of which have a GPU. replica: bytes of arrays that want banks.
+    Raises UserError for an algorithm that is not in the registry of collectives."""
+    check_algorithm(algorithm)
     if group.size == 1:
-        return Alone(layout, header_length, device.xp)
+        return SingleRank(layout, header_length, device.xp)
     if direct:
         return Direct(group, layout, header_length, parts, tables, device)
     on_host = _on_host(group, layout, header_length, parts, tables, algorithm, tuning, replica)
@@ -390,5 +393,5 @@ def _on_host(
             at = Places.of(layout, header_length, most, tables, not is_one, wanted)
             memory = group.share(at.slot_bytes, at.common_bytes)
             if memory is not None:
-                return (InNode if is_one else BetweenNodes)(group, memory, at, layout, parts, tables)
-    return Flat(group, layout, header_length, parts, tables, algorithm, tuning)
+                return (SharedMemory if is_one else MultiNode)(group, memory, at, layout, parts, tables)
+    return Private(group, layout, header_length, parts, tables, algorithm, tuning)

@@ -62,7 +62,7 @@ class Touched:
         return int(np.count_nonzero(self.union)) <= self.few * self.table.rows
 
 
-class RowsInNode:
+class SharedMemoryRows:
     """Touched rows of arrays in shared memory: sources (ranks of the node, length), result (length,).
 
     touched: of all ranks of the node, (ranks, rows) bytes in that memory as well."""
@@ -95,7 +95,7 @@ class RowsInNode:
         return self._read
 
 
-class RowsBetweenNodes(RowsInNode):
+class MultiNodeRows(SharedMemoryRows):
     """The same over several nodes. packed: (FEW of the table's elements,), in memory of the node.
 
     Every rank's rows travel in a sum of their own, a byte or two a row."""
@@ -131,7 +131,7 @@ class RowsBetweenNodes(RowsInNode):
         return 0.0 if lane is None else squares(packed[lane])
 
 
-class RowsInPlace:
+class PrivateRows:
     """Touched rows of an array of this rank's own, which becomes the sum."""
 
     def __init__(self, group: Group, table: Table, flat: Array, allreduce: Callable[[Array, Group], None]):

@@ -118,11 +118,11 @@ from ddl.arrays import Layout
 from ddl.collectives.shared import workspace
 from ddl.comm import mpi
 from ddl.parallel import GradientSum
-from ddl.parallel.sums import BetweenNodes
+from ddl.parallel.sums import MultiNode
 
 group = mpi.start()
 reducer = GradientSum(group, Layout.of({"a": (300_000,), "b": (300_000,)}), 1)
-mine = [group.me.host, isinstance(reducer._sum, BetweenNodes), reducer.overlaps, workspace(group) is not None]
+mine = [group.me.host, isinstance(reducer._sum, MultiNode), reducer.overlaps, workspace(group) is not None]
 found = {"nodes": group.nodes, "tolerant": group.tolerant, "ranks": group.gather_objects(mine)}
 if group.is_leader:
     print(json.dumps(found), flush=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ddl.arrays import Layout
+from ddl.collectives import TABLE
 from ddl.comm.threads import ThreadGroup, run_ranks
-from ddl.errors import PeerLost
+from ddl.errors import PeerLost, UserError
 from ddl.parallel import GradientSum, sums
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
@@ -66,6 +67,28 @@ def test_every_dtype_and_algorithm(dtype, algorithm, nodes):
     layout = Layout(LAYOUT.shapes, np.dtype(dtype))
     for got in run_ranks(3, lambda group: steps(group, 1, layout, algorithm=algorithm), nodes=nodes):
         assert np.array_equal(got[0][0], expected(3, 0)[0]) and got[0][0].dtype == dtype
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
+def test_an_algorithm_added_to_the_registry_sums_the_gradients(nodes, can_share, monkeypatch):
+    calls = []
+
+    def counted(x, group):
+        calls.append(x.size)
+        TABLE["native"](x, group)
+
+    monkeypatch.setitem(TABLE, "counted", counted)
+    results = run_ranks(3, lambda group: steps(group, 1, algorithm="counted"), nodes=nodes, can_share=can_share)
+    assert sum(calls) == 3 * LAYOUT.length
+    for got in results:
+        assert np.array_equal(got[0][0], expected(3, 0)[0])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_algorithm_that_is_not_in_the_registry_is_refused_by_name(size):
+    for error in run_ranks(size, lambda group: steps(group, 1, algorithm="tree")):
+        assert isinstance(error, UserError) and "'tree'" in str(error)
 
 
 @pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
