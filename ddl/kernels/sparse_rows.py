@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddl.arrays.namespace import Array, namespace_of
+from ddl.arrays.namespace import Array
 from ddl.kernels.backend import kernel
 from ddl.kernels.sums import squares
 
@@ -28,12 +28,6 @@ class InRows(str):
     def below(self, scope: str) -> InRows:
         """The same gradient, seen from outside."""
         return InRows(f"{scope}.{self}", self.rows)
-
-
-@kernel
-def clear_rows(table: Array, rows: Array) -> None:
-    """table[rows] = 0. table: (entries, width), rows: (any number,) integers."""
-    table[namespace_of(table).asarray(rows)] = 0
 
 
 def in_turn(rows: int, ranks: int) -> np.ndarray:

@@ -14,12 +14,6 @@ _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit(**_options)
-def clear_rows(table, rows):
-    for i in range(rows.size):
-        table[rows[i]][:] = 0
-
-
-@njit(**_options)
 def _add_run(total, arrays, low):
     """``total`` becomes the sum of the arrays from ``low`` on, in their order; its squared norm."""
     high = low + total.size

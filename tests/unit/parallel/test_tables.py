@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ddl.arrays import Layout, Views
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.errors import PeerLost
-from ddl.kernels.sparse_rows import InRows, add_touched, clear_rows, pack_sums
+from ddl.kernels.sparse_rows import InRows, add_touched, pack_sums
 from ddl.kernels.sums import add_rows
 from ddl.parallel import GradientSum, reducer
 
@@ -228,13 +228,6 @@ def test_kernels_add_what_add_rows_adds(is_plain, shape, ranks, dtype, seed, dat
     wanted = whole[start : start + rows * width].reshape(rows, width)[picked].reshape(-1)
     assert np.array_equal(packed[slice(*edges)], wanted[slice(*edges)])
     assert (packed[: edges[0]] == 9).all() and (packed[edges[1] :] == 9).all()
-
-
-@pytest.mark.parametrize("clear", [clear_rows, clear_rows.plain])
-def test_clearing_rows_leaves_the_others(clear):
-    table = np.ones((5, 3), np.float32)
-    clear(table, np.array([3, 0, 3]))
-    assert table[:, 0].tolist() == [0, 1, 1, 0, 1]
 
 
 def test_views_clear_what_may_be_written():
