@@ -9,8 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ddl.launcher.cores import choose_kernels, share_cores
-
-__version__ = "0.1.0"
+from ddl.version import __version__ as __version__
 
 _ROOMS = (
     "arrays",

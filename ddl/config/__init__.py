@@ -3,7 +3,7 @@
 What becomes of them is train's; nobody else reads them or the environment."""
 
 from ddl.config.check import check
-from ddl.config.load import load, load_or_exit, read, to_toml, write
+from ddl.config.load import load, load_or_exit, override, read, to_toml, write
 from ddl.config.sections import (
     Checkpoint,
     Comm,
@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "load",
     "load_or_exit",
+    "override",
     "read",
     "to_toml",
     "write",

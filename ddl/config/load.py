@@ -61,8 +61,8 @@ def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:
     return job
 
 
-def with_settings(job: Job, settings: Mapping[str, Any]) -> Job:
-    """``job`` with some settings changed, named "section.key", and checked. Raises ConfigError."""
+def override(job: Job, settings: Mapping[str, Any]) -> Job:
+    """A copy of ``job`` with some settings changed: ``override(job, {"train.steps": 5})``. Raises ConfigError."""
     for name in settings:
         if find(name)[2]:
             raise ConfigError(f"{name} is inside a table: give the whole table")

@@ -198,12 +198,6 @@ class Job:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
 
-    def override(self, **settings: Any) -> Job:
-        """Another job with some settings changed: ``job.override(**{"train.steps": 5})``. Raises ConfigError."""
-        from ddl.config.load import with_settings
-
-        return with_settings(self, settings)
-
 
 SECTIONS: dict[str, type] = {
     "run": Run,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.metrics.jsonl import plain
+from ddl.version import __version__
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,6 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
 
 def versions(mpi: str = "") -> dict[str, str]:
     """name -> version of what computed this. mpi: the library's own words, which only comm knows."""
-    from ddl import __version__
-
     found = {"ddl": __version__, "python": platform.python_version()}
     found |= _installed()
     if mpi:

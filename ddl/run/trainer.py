@@ -18,7 +18,7 @@ import numpy as np
 
 from ddl.arrays import Layout, host
 from ddl.comm import Group
-from ddl.config import Job
+from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
 from ddl.data import Arrays, Source, Splits, as_dtype
 from ddl.errors import DdlError, Stop, UserError
@@ -95,7 +95,7 @@ class Trainer:
             "optim.clip_norm": clip_norm,
             **self._record(given, model, loss, metrics),
         }
-        self.job = Job().override(**{**known, **(settings or {})})
+        self.job = override(Job(), {**known, **(settings or {})})
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
@@ -112,7 +112,7 @@ class Trainer:
         length["train.steps"] = self.job.train.steps if steps is None and epochs is None else steps or 0
         if self.folder is not None:
             length |= {"run.dir": str(self.folder), "checkpoint.resume": "auto"}
-        job = self.job.override(**length)
+        job = override(self.job, length)
         runner = self._runner = Runner(job, self._task, session.current(), in_script=True)
         try:
             runner.run()

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddl.arrays import Device
 from ddl.checkpoint import Writer
@@ -30,7 +30,6 @@ from ddl.errors import (
 from ddl.fault.decision import Death
 from ddl.fault.recover import Leaves, Recovery, Report, detection_s
 from ddl.fault.recover import Settings as RecoverySettings
-from ddl.run.log import Journal
 from ddl.train.evaluate import evaluate
 from ddl.train.replicas import compare, hardware
 from ddl.train.signals import Wishes
@@ -38,6 +37,9 @@ from ddl.train.state import State
 from ddl.train.step import Outcome, Span, no_span
 from ddl.train.task import Task
 from ddl.train.work import Work
+
+if TYPE_CHECKING:  # the run log is handed in: this room does not know where it is kept
+    from ddl.run.log import Journal
 
 QUIET_S = 2.0  # for a communication thread to finish what it has begun
 REFILLS_IN_VAIN = 2  # what ends each newcomer before it has come is not cured by another

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ddl.config import check, load, load_or_exit
+from ddl.config import check, load, load_or_exit, override
 from ddl.errors import ConfigError
 
 BAD_WORDS = {
@@ -134,7 +134,7 @@ def test_a_resumed_job_may_have_fewer_shards_than_ranks(tmp_path):
     job = load(["--data.shards", "2", "--run.dir", str(tmp_path)])
     assert check(job, ranks=4) is job
     with pytest.raises(ConfigError, match="shards is 2"):
-        check(job.override(**{"checkpoint.resume": "none"}), ranks=4)
+        check(override(job, {"checkpoint.resume": "none"}), ranks=4)
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (3, 0)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddl.config import Job, load, load_or_exit, read, to_toml, write
+from ddl.config import Job, load, load_or_exit, override, read, to_toml, write
 from ddl.config.sections import SECTIONS
 from ddl.errors import ConfigError
 
@@ -71,7 +71,7 @@ def test_a_word_is_read_as_the_type_of_its_setting(words, section, field, value)
 def test_a_string_of_a_file_stays_one_wherever_a_string_may_stand(job_file, text):
     job = load([job_file(f'[run]\nname = "{text}"\n[model]\noptions = {{ a = "{text}", b = {{ c = ["{text}"] }} }}\n')])
     assert (job.run.name, job.model.options) == (text, {"a": text, "b": {"c": [text]}})
-    assert Job().override(**{"model.options": {"a": text}}).model.options == {"a": text}
+    assert override(Job(), {"model.options": {"a": text}}).model.options == {"a": text}
 
 
 @pytest.mark.parametrize("text", ["5", "null", "[1]", "a,b", "~", "-"])
@@ -141,11 +141,11 @@ def test_any_value_survives_toml(tmp_path_factory, number, text, words, whole):
 
 def test_override_gives_another_checked_job():
     job = Job()
-    changed = job.override(**{"train.steps": 5, "optim.lr": 1})
+    changed = override(job, {"train.steps": 5, "optim.lr": 1})
     assert (changed.train.steps, changed.optim.lr) == (5, 1.0)
     assert job == Job()
     with pytest.raises(ConfigError, match="global_batch"):
-        job.override(**{"train.global_batch": 0})
+        override(job, {"train.global_batch": 0})
 
 
 def test_a_job_is_frozen():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddl.arrays import Device, Layout
-from ddl.config import Job
+from ddl.config import Job, override
 from ddl.data import Arrays, Order
 from ddl.fault.recover import survive
 from ddl.models import MLP
@@ -48,7 +48,7 @@ def make_task(network=None, **changes) -> Task:
 @functools.cache
 def job_of(settings: str) -> Job:
     """The job of these settings (JSON), read once and not for every rank of every run of a sweep."""
-    return Job().override(**json.loads(settings))
+    return override(Job(), json.loads(settings))
 
 
 def train_whole(group, settings=None, recovery=None, stop=False, respawn=False, **changes):

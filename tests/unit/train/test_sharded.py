@@ -9,7 +9,7 @@ import pytest
 from ddl import nn
 from ddl.arrays import Device, Layout, generator
 from ddl.comm.threads import Death, Killed, run_ranks
-from ddl.config import Job
+from ddl.config import Job, override
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
 from ddl.models import build as build_model
@@ -169,7 +169,7 @@ def test_large_models_on_three_ranks_are_not(monkeypatch):
 
 
 def test_an_optimizer_that_looks_at_layers_is_refused():
-    job = Job().override(**{"optim.name": "lamb", "optim.sharded": "on"})
+    job = override(Job(), {"optim.name": "lamb", "optim.sharded": "on"})
     with pytest.raises(ConfigError, match=r"optim\.sharded"):
         build_task(job)
 
