@@ -14,7 +14,7 @@ from ddl.arrays import host
 from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault import session
-from ddl.optim import Groups, Optimizer, Rule
+from ddl.optim import Groups, Optimizer, Rule, slot_dtype
 
 
 def init() -> Group:
@@ -95,7 +95,7 @@ class DistributedOptimizer:
         layout = Layout.of({name: x.shape for name, x in params.items()}, dtypes.pop())
         self.optimizer = Groups(layout, optimizer, rules)
         self._params, self._grads = FlatBuffer(layout), FlatBuffer(layout)
-        self._slots = {name: aligned.zeros(layout.length, layout.dtype) for name in self.optimizer.slots}
+        self._slots = {name: aligned.zeros(layout.length, slot_dtype(layout.dtype)) for name in self.optimizer.slots}
 
     def step(self, grads: Mapping[str, Any]) -> None:
         """One update with the mean over ranks of ``grads``, given by the parameters' names.

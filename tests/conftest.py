@@ -63,16 +63,16 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch):
     """The stand-in, under cupy's name; skips where the real one has a GPU."""
-    from ddl.optim.elementwise import _cuda_kernel
+    from ddl.kernels.cupy_kernels import _made
 
     if DEVICE != "stand-in":
         pytest.skip("there is a GPU")
     module = Module()
     monkeypatch.setitem(sys.modules, "cupy", module)
-    _cuda_kernel.cache_clear()
+    _made.cache_clear()
     yield module
     module.cuda.Device(0).use()
-    _cuda_kernel.cache_clear()
+    _made.cache_clear()
 
 
 @pytest.fixture(params=["numpy", DEVICE])

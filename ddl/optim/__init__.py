@@ -10,9 +10,9 @@ from typing import Any
 
 from ddl.errors import ConfigError
 from ddl.optim.clip import gradient_scale
-from ddl.optim.elementwise import Optimizer
 from ddl.optim.groups import Groups, Rule
 from ddl.optim.layerwise import LAMB, LARS
+from ddl.optim.optimizer import Optimizer, slot_dtype
 from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, RMSprop
 from ddl.optim.schedule import (
     SCHEDULES,
@@ -76,4 +76,5 @@ __all__ = [
     "gradient_scale",
     "scaled_lr",
     "schedule",
+    "slot_dtype",
 ]

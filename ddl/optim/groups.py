@@ -12,7 +12,8 @@ from typing import Any
 from ddl.arrays import Array, Layout
 from ddl.errors import ConfigError
 from ddl.kernels.sums import squares
-from ddl.optim.elementwise import Optimizer, follows_its_rule
+from ddl.optim.elementwise import is_elementwise
+from ddl.optim.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Groups:
     @property
     def is_elementwise(self) -> bool:
         """Whether any stretch of the parameters can be updated without the rest, by rules that nobody has added to."""
-        return all(run.optimizer is None or follows_its_rule(run.optimizer) for run in self.runs)
+        return all(run.optimizer is None or is_elementwise(run.optimizer) for run in self.runs)
 
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float

@@ -1,6 +1,6 @@
-"""LARS and LAMB: a layer's step is measured by the norm of the layer, which lets very large batches train.
+"""LARS and LAMB: the norm of a layer sets the length of its step, which lets very large batches train.
 
-Groups hands them one named parameter at a time; rules that treat elements alike are optimizers.py's."""
+Groups passes one named parameter at a time; optimizers that treat all elements alike are in optimizers.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
+import numpy as np
+
 from ddl.arrays import Array, namespace_of
-from ddl.optim.elementwise import in_blocks
-from ddl.optim.optimizers import check_between, check_positive
+from ddl.kernels.optim import BLOCK
+from ddl.optim.optimizer import Hyperparameters, Optimizer, in_float32
+
+
+def _blocks(x: Array) -> list[tuple[slice, Array, Array]]:
+    """Cut ``x`` (length,) into blocks, each with two scratch arrays of its size and dtype.
+
+    A GPU gets one block: its kernels are fastest on long arrays."""
+    size = BLOCK if namespace_of(x) is np else max(len(x), 1)
+    a, b = namespace_of(x).empty_like(x[:size]), namespace_of(x).empty_like(x[:size])
+    edges = [(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+    return [(slice(start, stop), a[: stop - start], b[: stop - start]) for start, stop in edges]
 
 
 def _squares(xp, x: Array, out: Array) -> float:
@@ -23,7 +35,7 @@ def _squares(xp, x: Array, out: Array) -> float:
 
 
 @dataclass(frozen=True)
-class LARS:
+class LARS(Hyperparameters, Optimizer):
     """Momentum whose lr for a layer is multiplied by trust * |p| / (|g| + weight_decay * |p|).
 
     You, Gitman and Ginsburg, 2017. A layer or gradient of norm zero takes the plain step."""
@@ -36,16 +48,12 @@ class LARS:
     slots: ClassVar[tuple[str, ...]] = ("trace",)
     layerwise: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_positive(lr=self.lr, trust=self.trust)
-        check_between(0, 1, momentum=self.momentum)
-        check_between(0, float("inf"), weight_decay=self.weight_decay)
-
+    @in_float32
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float
     ) -> None:
         xp, trace, decay = namespace_of(params), slots["trace"], self.weight_decay
-        blocks = in_blocks(params)
+        blocks = _blocks(params)
         of_params = of_grads = 0.0
         for block, a, _ in blocks:
             of_params += _squares(xp, params[block], a)
@@ -66,7 +74,7 @@ class LARS:
 
 
 @dataclass(frozen=True)
-class LAMB:
+class LAMB(Hyperparameters, Optimizer):
     """Adam's direction plus weight_decay * p, stretched for each layer to the norm of its parameters.
 
     You et al., 2020. A layer or direction of norm zero takes the plain step."""
@@ -80,16 +88,12 @@ class LAMB:
     slots: ClassVar[tuple[str, ...]] = ("mean", "square")
     layerwise: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_positive(lr=self.lr, eps=self.eps)
-        check_between(0, 1, beta1=self.beta1, beta2=self.beta2)
-        check_between(0, float("inf"), weight_decay=self.weight_decay)
-
+    @in_float32
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float
     ) -> None:
         xp, mean, square = namespace_of(params), slots["mean"], slots["square"]
-        blocks = in_blocks(params)
+        blocks = _blocks(params)
         of_params = of_direction = 0.0
         for block, a, b in blocks:
             xp.multiply(grads[block], scale, out=a)

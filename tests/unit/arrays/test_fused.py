@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from ddl.kernels import backend, cells, cells_cupy, cupy_kernels, rowwise, rowwise_cupy
+from ddl.kernels import backend, cells, cells_cupy, cupy_kernels, optim_cupy, rowwise, rowwise_cupy
 from ddl.optim import OPTIMIZERS
 from ddl.optim.elementwise import Elementwise
 
@@ -21,8 +21,7 @@ FUSED = [v for room in (cells_cupy, rowwise_cupy) for v in vars(room).values() i
 
 
 def of_optimizer(make):
-    constants = ", ".join(["T g", *(f"T {name}" for name in make.constants)])
-    return cupy_kernels.Fused(make.rule, constants, ", ".join(f"T {name}" for name in ("p", *make.slots)), make.cuda)
+    return optim_cupy.kernel(make.rule, 1 + len(make.slots))
 
 
 def function(kernel, dtype):
@@ -137,7 +136,7 @@ def test_optimizers(library, dtype, name, decay):
     slots = {slot: r.random(50).astype(dtype) for slot in optimizer.slots}
     theirs, kept = p.copy(), {slot: value.copy() for slot, value in slots.items()}
     optimizer.update(theirs, g, kept, 0.02, 3, 0.5)
-    scalars = optimizer.scalars(0.02, 3, 0.5)
+    scalars = optimizer.constants(0.02, 3, 0.5)
     call(library, of_optimizer(type(optimizer)), g, *scalars, p, *slots.values())
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-13}
     for ours, wanted in zip([p, *slots.values()], [theirs, *kept.values()], strict=True):

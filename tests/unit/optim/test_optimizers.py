@@ -298,3 +298,27 @@ def test_equal_neighbours_are_one_pass():
 def test_a_pattern_without_a_match_is_named():
     with pytest.raises(ConfigError, match=r"'d\.\*'.*a\.weight"):
         optim.Groups(LAYOUT, optim.SGD(), [optim.Rule("d.*", frozen=True)])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_float16_parameters_follow_the_float32_update(kind, xp):
+    """Squared gradients of 1e-4 are 0 in float16 and so is eps; squares of 1000 overflow."""
+    rng, optimizer = np.random.default_rng(7), ALL[kind]
+    p = rng.normal(size=9001).astype("float16")
+    gradients = [(rng.normal(size=9001) * size).astype("float16") for size in (1e-4, 1e-4, 1000, 1000)]
+    half = xp.array(p)
+    slots = {n: xp.zeros(len(p), optim.slot_dtype(p.dtype)) for n in optimizer.slots}
+    got = run(optimizer, half, gradients, scale=0.5, slots=slots, xp=xp).astype("float32")
+    wanted = run(optimizer, p.astype("float32"), [g.astype("float32") for g in gradients], scale=0.5, xp=xp)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, wanted, rtol=4e-3, atol=4e-3)
+
+
+def test_adam_in_your_own_loop_takes_float16_parameters():
+    from ddl import DistributedOptimizer
+
+    x = np.ones(3, "float16")
+    optimizer = DistributedOptimizer(optim.Adam(lr=0.01), {"x": x})
+    for _ in range(5):
+        optimizer.step({"x": np.full(3, 1e-4, "float16")})
+    np.testing.assert_allclose(x, 0.95, atol=5e-3)
