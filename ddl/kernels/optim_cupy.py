@@ -24,7 +24,9 @@ def kernel(rule: Rule, arrays: int) -> Fused:
 
 
 def _c(statement: ast.stmt) -> str:
-    """One statement in C; a branch is one statement. Python and C agree on arithmetic, comparisons and augmented assignments."""
+    """One statement in C; a branch is one statement.
+
+    Python and C agree on arithmetic, comparisons and augmented assignments."""
     if isinstance(statement, ast.If):
         branches = [_c(only) for (only,) in (statement.body, *([statement.orelse] if statement.orelse else []))]
         return f"if ({ast.unparse(statement.test)}) " + " else ".join(branches)
