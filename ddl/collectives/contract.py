@@ -45,6 +45,8 @@ def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:
     check_same_call(group, f"allreduce({'mean' if average else 'sum'}, shape {values.shape}, {dtype})")
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise TypeError(f"cannot sum {dtype} over ranks: use bool, integers, float16, float32 or float64")
+    summed: np.dtype[Any]
+    returned: np.dtype[Any]
     if dtype.kind in "biu" and average:
         summed = returned = np.dtype(np.float64)  # converted before the sum: the sum of two int8 may not fit into int8
     elif dtype.kind == "b":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from ddl.kernels.cupy_kernels import Fused
-from ddl.kernels.optim import Rule
 
 
 @cache
-def kernel(rule: Rule, arrays: int) -> Fused:
+def kernel(rule: Callable[..., Any], arrays: int) -> Fused:
     """kernel(grads, *constants, *state) updates ``state``: the parameters and the slots, ``arrays`` of them."""
     p, g, *others = inspect.signature(rule).parameters
     slots, constants = others[: arrays - 1], others[arrays - 1 :]

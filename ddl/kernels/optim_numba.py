@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from numba import njit
 
-from ddl.kernels import optim
-
 
 @cache
-def loop(rule: optim.Rule, arrays: int, into: bool) -> Callable[..., None]:
+def loop(rule: Callable[..., Any], arrays: int, into: bool) -> Callable[..., None]:
     """The compiled loop of ``rule``: loop(constants, grads, *state), or loop(constants, grads, *old, *new).
 
     arrays: how many there are in ``state``: the parameters and the slots."""

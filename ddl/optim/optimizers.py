@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ddl.kernels import optim as rules
 from ddl.optim.elementwise import Elementwise
@@ -20,7 +20,7 @@ class SGD(Elementwise):
     lr: float = 0.01
     weight_decay: float = 0.0
 
-    rule = staticmethod(rules.sgd)
+    rule: ClassVar[Any] = staticmethod(rules.sgd)
 
     def constants(self, lr: float, step: int, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, lr
@@ -38,7 +38,7 @@ class Momentum(Elementwise):
     weight_decay: float = 0.0
 
     slots: ClassVar[tuple[str, ...]] = ("trace",)
-    rule = staticmethod(rules.momentum)
+    rule: ClassVar[Any] = staticmethod(rules.momentum)
 
     def constants(self, lr: float, step: int, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, lr, self.momentum, float(self.nesterov)
@@ -57,7 +57,7 @@ class Adam(Elementwise):
     weight_decay: float = 0.0
 
     slots: ClassVar[tuple[str, ...]] = ("mean", "square")
-    rule = staticmethod(rules.adam)
+    rule: ClassVar[Any] = staticmethod(rules.adam)
 
     def constants(self, lr: float, step: int, scale: float) -> tuple[float, ...]:
         beta1, beta2, t = self.beta1, self.beta2, step + 1
@@ -73,7 +73,7 @@ class AdamW(Adam):
 
     weight_decay: float = 0.01
 
-    rule = staticmethod(rules.adamw)
+    rule: ClassVar[Any] = staticmethod(rules.adamw)
 
     def constants(self, lr: float, step: int, scale: float) -> tuple[float, ...]:
         return scale, 1 - lr * self.weight_decay, *super().constants(lr, step, scale)[2:]
@@ -89,7 +89,7 @@ class RMSprop(Elementwise):
     weight_decay: float = 0.0
 
     slots: ClassVar[tuple[str, ...]] = ("square",)
-    rule = staticmethod(rules.rmsprop)
+    rule: ClassVar[Any] = staticmethod(rules.rmsprop)
 
     def constants(self, lr: float, step: int, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, lr, self.decay, 1 - self.decay, self.eps
@@ -106,7 +106,7 @@ class Adagrad(Elementwise):
     weight_decay: float = 0.0
 
     slots: ClassVar[tuple[str, ...]] = ("square",)
-    rule = staticmethod(rules.adagrad)
+    rule: ClassVar[Any] = staticmethod(rules.adagrad)
 
     def constants(self, lr: float, step: int, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, lr, self.eps
