@@ -1,6 +1,6 @@
-"""Things named in a job: an entry of a table, or a user's own as "package.module:Name", made with checked options.
+"""Registry: choose an implementation by name ("package.module:Name" for a user's own) and call it with checked options.
 
-What the things are is their own file's."""
+Each room keeps its own table of names; this module only looks names up and checks arguments."""
 
 from __future__ import annotations
 
@@ -9,52 +9,53 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
 from ddl.errors import ConfigError
+from ddl.suggest import instead, listed
 
 UNNAMED = "(python) "
 
 
-def described(thing: Any) -> str:
-    """What stands in the record of a run for an object that its script made: class and repr. ``find`` refuses it."""
-    text = " ".join(repr(thing).split())
-    kind = thing if inspect.isclass(thing) or inspect.isfunction(thing) else type(thing)
+def described(value: Any) -> str:
+    """The name recorded in config.toml for an object that a script built. ``resolve`` refuses such a name."""
+    text = " ".join(repr(value).split())
+    kind = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
     if " at 0x" in text or not text.startswith(kind.__name__):
         text = f"{kind.__module__}.{kind.__qualname__}"
     return UNNAMED + (text if len(text) <= 500 else text[:497] + "...")
 
 
-def find(name: str, table: Mapping[str, Any], setting: str) -> Any:
-    """The entry of ``table``, or the user's object; modules are found as by ``python -m``, this folder included.
+def resolve(name: str, table: Mapping[str, Any], setting: str, others: Iterable[str] = ()) -> Any:
+    """The entry ``name`` of ``table``, or the object that "package.module:Name" imports.
 
-    Raises ConfigError that names the setting and what it may be."""
+    Modules are imported as by ``python -m``, which includes the current folder. others: names that the caller handles
+    itself, offered in the error. Raises ConfigError that names the setting and its valid values."""
     if name.startswith(UNNAMED):
-        raise ConfigError(f"{setting} = {name!r} was made by a script, and only that script can make it again")
+        raise ConfigError(f"{setting} = {name!r} was built by a script, and only that script can build it again")
     if ":" not in name:
         if name not in table:
-            raise ConfigError(
-                f'{setting} = {name!r} is unknown; known are {sorted(table)}, or name yours "package.module:Name"'
-            )
+            hint = instead(name, [*table, *others])
+            raise ConfigError(f'{setting} = {name!r} is unknown; {hint} (your own is "package.module:Name")')
         return table[name]
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{setting} = {name!r} cannot be found: {error}") from error
-    return found
+    return value
 
 
-def make(builder: Callable[..., Any], options: Mapping[str, Any], what: str, *given: Any) -> Any:
-    """``builder(*given, **options)`` after a look at its signature.
+def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: str, *given: Any) -> Any:
+    """Call ``builder(*given, **options)`` after checking the arguments against its signature.
 
-    Raises ConfigError for an option that it does not have, that it needs, or that has the wrong type."""
+    what: names the builder in errors. Raises ConfigError for an unknown, missing or mistyped option."""
     try:
         every = list(inspect.signature(builder).parameters.values())
     except ValueError:  # some built-in callables have no signature
@@ -67,10 +68,12 @@ def make(builder: Callable[..., Any], options: Mapping[str, Any], what: str, *gi
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     unknown = sorted(set(options) - set(known))
     if unknown and not takes_any:
-        raise ConfigError(f"{what} has no option {unknown}; it has {known}")
+        raise ConfigError(f"{what} has no option {unknown[0]!r}; {instead(unknown[0], known, 'it has')}")
     needed = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in options]
     if needed:
-        raise ConfigError(f"{what} needs {needed}: set them in its options")
+        raise ConfigError(
+            f"{what} needs {listed(needed, 'and')}: set {'it' if len(needed) == 1 else 'them'} in its options"
+        )
     hints = _hints(builder)
     for name, value in options.items():
         if name in hints and not _fits(value, hints[name]):
@@ -87,7 +90,7 @@ def _hints(builder: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Could ``value``, as it comes from TOML, be meant by ``hint``? Hints that are not plain let everything pass."""
+    """Whether a TOML ``value`` fits the type ``hint``. Hints other than plain types accept everything."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
         return any(_fits(value, part) for part in arguments)
@@ -107,12 +110,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _spelled(hint: Any) -> str:
-    """A hint as people read it: "list of int", "str or None"."""
+    """A type hint in words: "list of int", "str or None"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
         return " or ".join(map(_spelled, arguments))
     if origin is typing.Literal:
-        return f"one of {list(arguments)}"
+        return f"one of {listed(arguments)}"
     if origin in (tuple, list, Sequence):
         return "a list" + f" of {_spelled(arguments[0])}" * bool(arguments)
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

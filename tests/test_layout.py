@@ -19,10 +19,11 @@ ROOMS: dict[str, set[str]] = {
     "version": set(),
     "environment": set(),
     "jsonlines": set(),
-    "registry": {"errors"},
+    "suggest": set(),
+    "registry": {"errors", "suggest"},
     "arrays": {"errors"},
     "kernels": {"errors", "arrays"},
-    "config": {"errors", "environment"},
+    "config": {"errors", "environment", "suggest"},
     "metrics": {"errors", "version", "jsonlines"},
     "launcher": {"errors", "environment", "config", "metrics"},
     "data": {"errors", "arrays", "jsonlines", "registry"},
@@ -35,7 +36,19 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"errors", "arrays"},
     "fault": {"errors", "environment", "arrays", "data", "comm", "checkpoint"},
     "train": {
-        *("errors", "environment", "registry", "arrays", "kernels", "config", "metrics", "data", "nn", "models"),
+        *(
+            "errors",
+            "suggest",
+            "environment",
+            "registry",
+            "arrays",
+            "kernels",
+            "config",
+            "metrics",
+            "data",
+            "nn",
+            "models",
+        ),
         *("optim", "comm", "collectives", "parallel", "checkpoint", "fault"),
     },
 }
@@ -49,7 +62,7 @@ DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "errors", "launcher", "environment", "metrics"},
     "doctor": {"errors", "environment", "launcher", "metrics"},
-    "__main__": set(),
+    "__main__": {"suggest", "version"},
 }
 FOREIGN = {  # package -> the only places that may import it
     "cupy": {"arrays", "kernels"},

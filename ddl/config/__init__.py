@@ -1,6 +1,6 @@
 """Settings: frozen sections, read from TOML and the command line, checked before MPI starts.
 
-What becomes of them is train's; nobody else reads them or the environment."""
+train/build.py turns them into objects; no other module reads them."""
 
 from ddl.config.check import check
 from ddl.config.load import load, load_or_exit, override, read, to_toml, write

@@ -1,6 +1,6 @@
-"""The folder that a job writes to: known before MPI starts, so that a supervisor can name it.
+"""Choice of the run folder. It needs no MPI, so the supervisor can compute it too.
 
-What lies in it is train's."""
+The contents of the folder are written by run/."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ddl.config.sections import Job
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether somebody has trained in this folder before."""
+    """Whether ``folder`` already contains a run."""
     return any((folder / name).exists() for name in ("metrics.jsonl", "config.toml", "checkpoints", "ledger.jsonl"))
 
 
 def run_folder(job: Job) -> Path:
-    """The folder that a job writes to: ``run.dir``, or runs/NAME, or runs/NAME-2, -3, ... where that is taken."""
+    """The folder that a job writes to: ``run.dir``, or the first of runs/NAME, runs/NAME-2, ... without a run."""
     if job.run.dir:
         return Path(job.run.dir)
     base = Path("runs") / job.run.name

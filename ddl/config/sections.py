@@ -1,7 +1,7 @@
 """The sections of a job: every setting with its type, default and meaning.
 
-Reading them from a file and the command line is load.py's; what may not go together is check.py's.
-These names are public: job files and scripts use them."""
+load.py reads them from a file and the command line; check.py rejects incompatible ones.
+The names are public: job files and scripts use them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 
-def setting(default: T, meaning: str) -> T:
-    """A field with its default and the meaning that ``--help`` shows."""
+@dataclass(frozen=True)
+class Limits:
+    """The numbers that a setting may have; None: no limit on that side."""
+
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+def setting(default: T, meaning: str, **limits: float) -> T:
+    """A field with its default, the meaning that ``--help`` shows, and the Limits that check.py enforces."""
     start: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
-    made: T = field(metadata={"meaning": meaning}, **start)
+    made: T = field(metadata={"meaning": meaning, "limits": Limits(**limits)}, **start)
     return made
 
 
@@ -22,53 +31,56 @@ def setting(default: T, meaning: str) -> T:
 class Run:
     """What this run is called, where it is kept, and its seed."""
 
-    name: str = setting("digits", "the run's name; its folder is runs/NAME, or runs/NAME-2, -3, ... where that exists")
-    dir: str = setting(
-        "", "the run's own folder instead, relative to the current folder; naming one that holds a run continues it"
+    name: str = setting(
+        "digits",
+        "name of the run, by default that of its data; the folder is runs/NAME, or runs/NAME-2, -3, ...",
     )
-    seed: int = setting(0, "every random draw follows from it: initial weights, order, dropout, augmentation")
+    dir: str = setting("", "the run folder, instead of runs/NAME; a folder that holds a run continues it")
+    seed: int = setting(0, "seed of every random choice: initial weights, order, dropout, augmentation", least=0)
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is learned from, how it is split, and how it is cut into shards."""
+    """The data set, its splits and its shards."""
 
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
-    path: str = setting("", "file, folder or pattern of the samples, for source files")
+    path: str = setting("", "file, folder or pattern of the samples; implies source = files")
     targets: str = setting("", "file of the targets, or columns of a CSV file; otherwise as the format says")
-    format: str = setting("auto", "format of the files; auto: told by their names and first bytes")
+    format: str = setting("auto", "format of the files; auto: detected from names and first bytes")
     validation: float | str = setting(0.1, "validation split: a fraction of the samples, or a file; 0: none")
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
     stratify: bool = setting(True, "splits by fraction keep the share of each class")
     oversample: float = setting(
-        0.0, "repeat samples of rare classes: 1 brings each to the size of the largest, 0: none"
+        0.0,
+        "repeat samples of rare classes: 1 brings each to the size of the largest, 0: none",
+        least=0,
     )
     normalize: Literal["none", "feature", "all", "unit"] = setting(
         "feature",
-        "by the training split alone: mean 0 and deviation 1 of each feature or channel, or of all values together; "
-        "or the range 0 to 1",
+        "scaling learned from the training split. feature: mean 0 and deviation 1 of each feature or channel; all: of "
+        "all values together; unit: the range 0 to 1",
     )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
         "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset alone"
     )
-    prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none")
-    batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank")
+    prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none", least=0)
+    batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank", least=1)
     options: dict[str, Any] = setting({}, "further arguments of the source, by name")
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained, on which loss, and what is measured beside it."""
+    """The model, its loss and its metrics."""
 
     name: str = setting("cnn", 'a model of the zoo by name, or your own as "package.module:Name"')
     options: dict[str, Any] = setting({}, "further arguments of the model, by name")
-    loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: the one that goes with the model')
-    metrics: tuple[str, ...] = setting(("auto",), "metrics by name; auto: those that go with the loss")
+    loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: chosen from the model and the targets')
+    metrics: tuple[str, ...] = setting(("auto",), "metrics by name; auto: chosen from the loss")
     from_: str = setting("", "a run folder or checkpoint whose parameters training starts from")
     freeze: tuple[str, ...] = setting((), 'patterns of parameter names that are not trained, such as "conv*"')
-    strict: bool = setting(True, "with model.from: every parameter must be found there with its shape")
+    strict: bool = setting(True, "with model.from: every parameter must exist there with the same shape")
 
 
 @dataclass(frozen=True)
@@ -76,28 +88,30 @@ class Optim:
     """How gradients become updates."""
 
     name: str = setting("adam", 'an optimizer by name, or "package.module:Name"')
-    lr: float = setting(2e-3, "learning rate, the peak of the schedule")
-    momentum: float = setting(0.9, "decay of the velocity, for momentum and lars (sgd has none)")
+    lr: float = setting(2e-3, "learning rate, the peak of the schedule", least=0)
+    momentum: float = setting(0.9, "decay of the velocity, for momentum and lars (sgd has none)", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's look-ahead, for momentum")
-    beta1: float = setting(0.9, "decay of the first moment, for adam, adamw and lamb")
-    beta2: float = setting(0.999, "decay of the second moment, for adam, adamw and lamb")
-    eps: float = setting(1e-8, "added to the denominator, for adaptive optimizers")
-    decay: float = setting(0.9, "decay of the squared gradients, for rmsprop")
-    weight_decay: float = setting(0.0, "L2 penalty; for adamw and lamb decoupled from the gradient")
+    beta1: float = setting(0.9, "decay of the first moment, for adam, adamw and lamb", least=0, below=1)
+    beta2: float = setting(0.999, "decay of the second moment, for adam, adamw and lamb", least=0, below=1)
+    eps: float = setting(1e-8, "added to the denominator, for adaptive optimizers", above=0)
+    decay: float = setting(0.9, "decay of the squared gradients, for rmsprop", least=0, below=1)
+    weight_decay: float = setting(0.0, "L2 penalty; for adamw and lamb decoupled from the gradient", least=0)
     no_decay: tuple[str, ...] = setting(("*bias", "*norm*.weight"), "patterns of names without weight decay")
     schedule: Literal["constant", "step", "linear", "cosine"] = setting(
-        "cosine", "how the learning rate goes over the steps"
+        "cosine", "how the learning rate changes over the steps"
     )
-    warmup_steps: int = setting(0, "steps over which the learning rate rises from near 0")
-    min_lr: float = setting(0.0, "learning rate at the end of a cosine")
-    step_every: int = setting(0, "steps between two falls of the step schedule")
-    step_factor: float = setting(0.1, "what the learning rate is multiplied by at each fall")
-    scale_lr_by_batch: int = setting(0, "global batch for which lr was found: lr grows in proportion; 0: lr as it is")
-    clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping")
+    warmup_steps: int = setting(0, "steps over which the learning rate rises from near 0", least=0)
+    min_lr: float = setting(0.0, "learning rate at the end of a cosine", least=0)
+    step_every: int = setting(0, "steps between two decreases of the step schedule", least=0)
+    step_factor: float = setting(0.1, "factor of the learning rate at each decrease", above=0)
+    scale_lr_by_batch: int = setting(
+        0, "global batch that lr was tuned for: lr is scaled in proportion to the batch; 0: not scaled", least=0
+    )
+    clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping", least=0)
     sharded: Literal["auto", "on", "off"] = setting(
         "auto",
-        "ranks on the CPUs of a node share one replica and update a part of it each; auto: where that pays and the "
-        "optimizer sees each element alone; off: a replica a rank",
+        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: where that is faster and the "
+        "optimizer is elementwise; off: one replica per rank",
     )
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"
@@ -108,16 +122,18 @@ class Optim:
 class Train:
     """How long, in which batches and in which precision."""
 
-    global_batch: int = setting(64, "samples of one step, over all ranks: the same at any number of ranks")
-    epochs: int = setting(20, "passes over the training samples")
-    steps: int = setting(0, "end after this many steps, whatever epochs says; 0: epochs decides")
-    accumulate: int = setting(1, "micro-batches of a step, to save memory")
+    global_batch: int = setting(64, "samples of one step, over all ranks: the same at any number of ranks", least=1)
+    epochs: int = setting(20, "passes over the training samples", least=0)
+    steps: int = setting(0, "number of steps, overriding epochs; 0: epochs decides", least=0)
+    accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")
-    evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end")
-    patience: int = setting(0, "evaluations without a better validation loss after which training ends; 0: never")
+    evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end", least=0)
+    patience: int = setting(
+        0, "evaluations without a better validation loss after which training ends; 0: never", least=0
+    )
     compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
     callbacks: tuple[str, ...] = setting(
-        (), '"package.module:Name" of what is called with every step, at least once; it may have on_epoch and on_end'
+        (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.train.Callback'
     )
 
 
@@ -129,43 +145,46 @@ class Comm:
     algorithm: Literal["auto", "shared", "ring", "hierarchical", "native"] = setting(
         "auto", "how gradients are summed; auto: by bytes, ranks and nodes"
     )
-    bucket_mib: float = setting(4.0, "size in MiB of the pieces that leave while backward still runs")
-    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that pays")
+    bucket_mib: float = setting(4.0, "size in MiB of the gradient buckets sent while backward runs", above=0)
+    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that is faster")
     gpu: Literal["auto", "direct", "staged"] = setting(
-        "auto", "sums of what lies on GPUs, by MPI directly or staged through the host; auto: direct where MPI takes it"
+        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct where MPI supports it"
     )
-    gpu_memory: float = setting(0.9, "share of a GPU's memory that the ranks on it take at most together")
+    gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is survived, and how."""
+    """Fault tolerance: which failures training survives, and how."""
 
     tolerance: Literal["auto", "on", "off"] = setting(
-        "auto", "go on when a rank dies; auto: where launcher and MPI can; on: an error where they cannot"
+        "auto", "keep training when a rank dies; auto: where launcher and MPI support it; on: an error elsewhere"
     )
-    min_ranks: int = setting(1, "fewer survivors than this stop the job")
-    spares: int = setting(0, "ranks that wait to replace a dead one")
+    min_ranks: int = setting(1, "fewer survivors than this stop the job", least=1)
+    spares: int = setting(0, "ranks that wait to replace a dead one", least=0)
     respawn: bool = setting(False, "start a new process for each dead rank; must be ready within recovery_timeout_s")
-    hang_timeout_s: float = setting(120.0, "seconds without life after which a rank counts as hung and is killed")
-    recovery_timeout_s: float = setting(30.0, "seconds after which a recovery that does not end is given up")
-    skip_limit: int = setting(10, "steps in a row that may be skipped for a value that is not finite")
+    hang_timeout_s: float = setting(
+        120.0, "seconds without progress after which a rank counts as hung and is killed", above=0
+    )
+    recovery_timeout_s: float = setting(30.0, "seconds after which an unfinished recovery is abandoned", above=0)
+    skip_limit: int = setting(10, "consecutive steps that may be skipped because of NaN or infinity", least=1)
     check_every: int = setting(
         200,
-        "steps between comparisons of replicas; 0: never. Ranks that share one (optim.sharded) have none to compare",
+        "steps between comparisons of replicas; 0: never. Ranks that share a replica (optim.sharded) compare nothing",
+        least=0,
     )
     chaos: str = setting("", 'faults to inject, for drills: "kill rank 2 at step 40; ..." or "random:seed=7,kills=3"')
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When the state is saved, what is kept, and what is continued."""
+    """When checkpoints are written, how many are kept, and which one is resumed."""
 
-    every_s: float = setting(60.0, "seconds between checkpoints; 0: not by time")
-    every_steps: int = setting(0, "steps between checkpoints; 0: not by steps")
-    every_epochs: int = setting(0, "epochs between checkpoints; 0: not by epochs")
-    keep: int = setting(3, "newest checkpoints that are kept")
+    every_s: float = setting(60.0, "seconds between checkpoints; 0: not by time", least=0)
+    every_steps: int = setting(0, "steps between checkpoints; 0: not by steps", least=0)
+    every_epochs: int = setting(0, "epochs between checkpoints; 0: not by epochs", least=0)
+    keep: int = setting(3, "newest checkpoints that are kept", least=1)
     keep_best: bool = setting(True, "keep the one with the best validation loss as well")
     resume: str = setting("auto", "auto: the newest checkpoint in run.dir, if any; none; or a checkpoint's path")
     replica: bool = setting(False, "keep a copy of the newest state in every node's memory as well")
@@ -173,20 +192,22 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What is shown and recorded."""
+    """Console output and recorded metrics."""
 
     console_every_s: float = setting(
-        1.0, "seconds between progress lines, at first; 0: the job says nothing but errors"
+        1.0,
+        "seconds between progress lines, at first; 0: only errors are printed",
+        least=0,
     )
     jsonl: bool = setting(True, "write metrics.jsonl: one event a line")
     trace: str = setting("", "file for a Chrome/Perfetto timeline of all ranks")
     tensorboard: bool = setting(False, "write TensorBoard files (extra: tensorboard)")
-    plots: bool = setting(False, "write pictures of the curves at the end (extra: plot)")
+    plots: bool = setting(False, "draw the curves at the end (extra: plot)")
 
 
 @dataclass(frozen=True)
 class Job:
-    """All the settings of a job; frozen, and checked where it was made by load.py."""
+    """All the settings of a job; frozen. ``load`` and ``override`` return checked ones."""
 
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
@@ -213,5 +234,5 @@ SECTIONS: dict[str, type] = {
 
 
 def public_names(section: type) -> dict[str, str]:
-    """Setting as users write it -> name of the field: ``from`` is a word of Python's own."""
+    """Setting as users write it -> name of the field: ``from`` is a keyword of Python."""
     return {f.name.rstrip("_"): f.name for f in fields(section)}

@@ -8,7 +8,7 @@ from typing import Any
 from ddl.data.source import Field
 from ddl.data.transforms import TRANSFORMS, Transform
 from ddl.errors import ConfigError
-from ddl.registry import find, make
+from ddl.registry import instantiate, resolve
 
 
 def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields: Mapping[str, Field]) -> list[Any]:
@@ -21,7 +21,8 @@ def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields
         transform: Any = spec
         if isinstance(spec, str | Mapping):
             name, values, options = _parse(spec)
-            transform = make(find(name, TRANSFORMS, "data.augment"), options, f"augmentation {name!r}", *values)
+            builder = resolve(name, TRANSFORMS, "data.augment")
+            transform = instantiate(builder, options, f"augmentation {name!r}", *values)
         made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
     return made
 

@@ -19,7 +19,7 @@ from ddl.data.memory import Shared, Subset, as_dtype, labels_of
 from ddl.data.source import Source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.errors import ConfigError, DataError
-from ddl.registry import find, make
+from ddl.registry import instantiate, resolve
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "digits": digits,
@@ -110,7 +110,7 @@ def _open(source: str, path: str, format: str, request: Request) -> Any:
         if source in SOURCES:
             raise ConfigError(f"data.path is given, but data.source is {source!r}: it reads files when it is 'files'")
         options["path"] = path
-    return make(find(source, SOURCES, "data.source"), options, f"data source {source!r}")
+    return instantiate(resolve(source, SOURCES, "data.source", ["files"]), options, f"data source {source!r}")
 
 
 def _only(opened: Any, path: str) -> Source:

@@ -22,7 +22,7 @@ from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, Perplexity
-from ddl.registry import find, make
+from ddl.registry import instantiate, resolve
 
 MODELS = {
     "linear": linear,
@@ -56,7 +56,7 @@ def build(
     settings = dict(options or {})
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
-    found = find(model, MODELS, "model.name") if isinstance(model, str) else model
+    found = resolve(model, MODELS, "model.name") if isinstance(model, str) else model
     takes = set(inspect.signature(found).parameters) if callable(found) else set()
     known = {key: settings.pop(key, None) for key in ("classes", "vocabulary") if key not in takes}
     problem = _problem(fields, loss, known.get("classes"), known.get("vocabulary"))
@@ -81,7 +81,7 @@ def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -
         raise ConfigError(f"model {name!r} is a {type(found).__name__}, neither a Model, a network nor a builder")
     first = next(iter(inspect.signature(found).parameters), "")
     given: Mapping[str, Any] = {"problem": problem, "fields": problem.fields}
-    return make(found, options, f"model {name!r}", *([given[first]] if first in given else []))
+    return instantiate(found, options, f"model {name!r}", *([given[first]] if first in given else []))
 
 
 def _is_model(thing: Any) -> bool:
@@ -119,7 +119,9 @@ def _supervised(
     if of_metrics is None:
         of_metrics = _default_metrics(chosen, target)
     made_loss = (
-        make(find(chosen, LOSSES, "model.loss"), of_loss, f"loss {chosen!r}") if isinstance(chosen, str) else chosen
+        instantiate(resolve(chosen, LOSSES, "model.loss"), of_loss, f"loss {chosen!r}")
+        if isinstance(chosen, str)
+        else chosen
     )
     made_metrics = [_fitting(_metric(metric), made_loss) for metric in of_metrics]
     model = Supervised(blueprint.network, made_loss, problem.shape, made_metrics, blueprint.target)
@@ -195,5 +197,5 @@ def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
 def _metric(metric: str | Metric) -> Metric:
     if not isinstance(metric, str):
         return metric
-    found = find(metric, METRICS, "model.metrics")
-    return make(found, {}, f"metric {metric!r}") if callable(found) else found
+    found = resolve(metric, METRICS, "model.metrics")
+    return instantiate(found, {}, f"metric {metric!r}") if callable(found) else found

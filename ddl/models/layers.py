@@ -18,7 +18,7 @@ from ddl.errors import ConfigError
 from ddl.models.blueprint import Problem
 from ddl.nn import Layer, Residual, Sequential
 from ddl.nn.losses import LOSSES
-from ddl.registry import make
+from ddl.registry import instantiate
 
 
 def layers(problem: Problem, *, layers: Sequence[dict[str, Any]]) -> Layer:
@@ -47,7 +47,7 @@ def _layer(table: Any) -> Layer:
     found = getattr(nn, kind, None)
     if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "backward") and hasattr(found, "spec")):
         raise ConfigError(f"model.options.layers: ddl.nn has no layer called {kind!r}")
-    made: Layer = make(found, given, f"layer {kind!r}")
+    made: Layer = instantiate(found, given, f"layer {kind!r}")
     return made
 
 

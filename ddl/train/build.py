@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.config import Job
+from ddl.config import Optim as OptimSettings
 from ddl.data import (
     Field,
     Known,
@@ -29,9 +30,9 @@ from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.model import Model
 from ddl.nn.losses import BinaryCrossEntropy
-from ddl.optim import Groups, Rule, scaled_lr, schedule
-from ddl.optim import build as build_optimizer
-from ddl.registry import find
+from ddl.optim import OPTIMIZERS, Groups, Optimizer, Rule, scaled_lr, schedule
+from ddl.registry import resolve
+from ddl.suggest import instead
 from ddl.train.task import Task
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
@@ -95,7 +96,7 @@ def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
 
 def callbacks(given: Sequence[Any]) -> list[Any]:
     """What is told of every step, of epochs and of the end: by name, or as it is. A class is one that is to be made."""
-    found = [find(one, {}, "train.callbacks") if isinstance(one, str) else one for one in given]
+    found = [resolve(one, {}, "train.callbacks") if isinstance(one, str) else one for one in given]
     return [one() if inspect.isclass(one) else one for one in found]
 
 
@@ -189,16 +190,16 @@ def build_groups(job: Job, model: Model) -> Groups:
     optim = job.optim
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, job.train.dtype)
     lr = scaled_lr(optim.lr, job.train.global_batch, optim.scale_lr_by_batch) if optim.scale_lr_by_batch else optim.lr
-    main = _optimizer(optim.name, lr, asdict(optim))
+    main = _optimizer(optim, optim.name, lr, {})
     rules = []
     for group in optim.groups:
         wanted = dict(group)
         match, frozen = wanted.pop("match", None), wanted.pop("frozen", False)
         if not isinstance(match, str):
             raise ConfigError(f"each of optim.groups needs match = PATTERN, got {group}")
-        settings = {**asdict(optim), **wanted}
-        _check_group(match, wanted, str(settings["name"]))
-        own = _optimizer(str(settings["name"]), float(wanted.get("lr", lr)), settings)
+        name = str(wanted.get("name", optim.name))
+        _check_group(match, wanted, name)
+        own = _optimizer(optim, name, float(wanted.get("lr", lr)), wanted)
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
     return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
@@ -209,7 +210,9 @@ def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
     own = ("name", "lr", "weight_decay", *_OPTIONS.get(name, ()))
     unknown = sorted(set(wanted) - set(own))
     if unknown:
-        raise ConfigError(f"optim.groups: [{match}] with {name} has no setting {unknown}; it has {sorted(own)}")
+        raise ConfigError(
+            f"optim.groups: [{match}] with {name} has no setting {unknown[0]!r}; {instead(unknown[0], own)}"
+        )
     for setting, value in wanted.items():
         kind: Any = {"name": str, "nesterov": bool}.get(setting, float)
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) if kind is float else type(value) is kind
@@ -223,11 +226,11 @@ def _matches(pattern: str, layout: Layout) -> bool:
     return any(fnmatchcase(name, pattern) for name in layout.shapes)
 
 
-def _optimizer(name: str, lr: float, settings: Mapping[str, Any]):
-    if ":" in name:
-        return find(name, {}, "optim.name")(lr=lr)
-    options = {option: settings[option] for option in (*_OPTIONS.get(name, ()), "weight_decay")}
-    return build_optimizer(name, {"lr": lr, **options})
+def _optimizer(optim: OptimSettings, name: str, lr: float, overrides: Mapping[str, Any]) -> Optimizer:
+    """The optimizer called ``name``; its options are those of [optim] unless a group overrides them."""
+    builder = resolve(name, OPTIMIZERS, "optim.name")
+    names = () if ":" in name else (*_OPTIONS[name], "weight_decay")
+    return builder(lr=lr, **{option: overrides.get(option, getattr(optim, option)) for option in names})
 
 
 def learning_rate(job: Job, total_steps: int, lr: float) -> Callable[[int], float]:

@@ -26,7 +26,7 @@ FILES = ("--data.source=files", "--data.stratify=false")
 BAD = {
     # settings
     "a section that there is not": (["--optmi.lr", "1"], "no section [optmi]"),
-    "a setting that there is not": (["--train.step=2"], "[train] has no setting ['step']; it has ["),
+    "a setting that there is not": (["--train.step=2"], "[train] has no setting 'step'; did you mean 'steps'?"),
     "text for a number": (["--optim.lr", "fast"], "[optim] lr is fast: it must be a number"),
     "a batch of no samples": (["--train.global_batch=0"], "[train] global_batch is 0"),
     "nothing left to train on": (["--data.validation=0.6", "--data.test=0.5"], "nothing is left to train on"),
@@ -38,22 +38,35 @@ BAD = {
     "tolerance that cannot be had": (["--fault.tolerance=on"], "fault.tolerance is on, but a death would not be"),
     "faults that cannot be read": (["--fault.chaos=explode rank 1"], 'fault.chaos: cannot read "explode rank 1"'),
     "a group that matches nothing": (["--optim.groups", '[{match = "no*"}]'], "no parameter matches 'no*'"),
-    "a group with a mistyped setting": (["--optim.groups", '[{match = "*", lrr = 1}]'], "no setting ['lrr']"),
+    "a group with a mistyped setting": (
+        ["--optim.groups", '[{match = "*", lrr = 1}]'],
+        "no setting 'lrr'; did you",
+    ),
     "freezing what there is not": (["--model.freeze", "no*"], "no parameter matches 'no*'"),
     # names and code of the user's own
-    "an unknown model": (["--model.name=cnm"], "model.name = 'cnm' is unknown; known are ['autoencoder', 'cnn'"),
-    "an unknown loss": (["--model.loss=crossentropy"], "model.loss = 'crossentropy' is unknown; known are ["),
-    "an unknown metric": (["--model.metrics=exactness"], "model.metrics = 'exactness' is unknown; known are ["),
-    "an unknown optimizer": (["--optim.name=adamm"], "optim.name = 'adamm' is unknown; known are ['adagrad', 'adam'"),
-    "an unknown augmentation": (["--data.augment=shake"], "data.augment = 'shake' is unknown; known are ["),
+    "an unknown model": (["--model.name=cnm"], "model.name = 'cnm' is unknown; did you mean 'cnn'?"),
+    "an unknown loss": (
+        ["--model.loss=crossentropy"],
+        "'crossentropy' is unknown; did you mean 'cross_entropy'?",
+    ),
+    "an unknown metric": (
+        ["--model.metrics=exactness"],
+        "'exactness' is unknown; known are accuracy, ",
+    ),
+    "an unknown optimizer": (["--optim.name=adamm"], "optim.name = 'adamm' is unknown; did you mean 'adam'?"),
+    "an unknown augmentation": (["--data.augment=shake"], "data.augment = 'shake' is unknown; known are "),
     "an option that the model has not": (
         ["--model.options.hiden=[8]"],
-        "model 'mlp' has no option ['hiden']; it has [",
+        "model 'mlp' has no option 'hiden'; did you mean 'hidden'?",
     ),
     "a model of a module that there is not": (["--model.name=nowhere.at:All"], "'nowhere.at:All' cannot be found"),
     "a model that the module has not": (["--model.name=json:Net"], "module 'json' has no attribute 'Net'"),
     "a callback that there is not": (["--train.callbacks=json:nothing"], "module 'json' has no attribute 'nothing'"),
-    "a source that there is not": (["--data.source=digit"], "data.source = 'digit' is unknown; known are ["),
+    "a source that there is not": (["--data.source=digit"], "data.source = 'digit' is unknown; did you mean 'digits'?"),
+    "another package's name of a metric": (["--model.metrics=acc"], "did you mean 'accuracy'?"),
+    "a capital letter": (["--optim.name=Adam"], "optim.name = 'Adam' is unknown; did you mean 'adam'?"),
+    "another package's model": (["--model.name=resnet50"], "model.name = 'resnet50' is unknown; did you mean 'cnn'?"),
+    "files in the singular": (["--data.source=file"], "data.source = 'file' is unknown; did you mean 'files'?"),
     # files
     "a file that there is not": ([*FILES, "--data.path=nowhere.npz"], "[data] path: there is no"),
     "an empty file": ([*FILES, "--data.path=empty.npz"], "empty.npz, byte 0: the file is empty"),
@@ -94,7 +107,7 @@ BAD_SAMPLES = {
     ),
 }
 UNDER_MPIRUN = {
-    "a mistyped setting": (["--train.step=2"], "[train] has no setting ['step']"),
+    "a mistyped setting": (["--train.step=2"], "[train] has no setting 'step'"),
     "fewer shards than ranks": (["--data.shards=1"], "[data] shards is 1, but 2 ranks were started"),
     "a truncated file": ([*FILES, "--data.path=cut.npz"], "cut.npz: not a whole .npz file"),
     "a checkpoint of another job": (["--run.dir=run", "--run.seed=3"], "was made with seed = 0, this job has 3"),

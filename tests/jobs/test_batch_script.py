@@ -78,5 +78,5 @@ def test_its_status_is_what_the_summary_says_and_not_mpiruns(batch, ends, status
 def test_a_mistake_is_one_line_before_anything_starts(batch, tmp_path):
     done = batch("--optim.lrr=1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("train.sbatch: [optim] has no setting ['lrr']")
+    assert done.stderr.startswith("train.sbatch: [optim] has no setting 'lrr'")
     assert not (tmp_path / "words.json").exists()

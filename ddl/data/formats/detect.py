@@ -23,7 +23,7 @@ from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, f
 from ddl.data.formats.rows import MappedRows, Rows
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
-from ddl.registry import make
+from ddl.registry import instantiate
 
 Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
 
@@ -37,7 +37,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, opener: Callable[..., Any], what: str, /, **fixed: Any) -> Any:
-        return make(opener, {**self.options, **fixed}, what)
+        return instantiate(opener, {**self.options, **fixed}, what)
 
 
 # Arrays: x in one file, targets in another, or both in one archive.
@@ -190,8 +190,8 @@ def _labelled(open_lines: Callable[..., Any], paths: Sequence[Path], request: Re
     own: dict[str, Any] = {key: options.pop(key) for key in ("text", "label", "delimiter") if key in options}
     if request.targets:
         own["label"] = request.targets
-    lines = make(open_lines, {"path": paths[0], **own}, "data.options")
-    return make(LabelledText, {"texts": lines, **options}, "data.options")
+    lines = instantiate(open_lines, {"path": paths[0], **own}, "data.options")
+    return instantiate(LabelledText, {"texts": lines, **options}, "data.options")
 
 
 def _open_text(paths: Sequence[Path], request: Request) -> Source:

@@ -1,8 +1,6 @@
-"""Bad settings: each gives one line that names the setting, and status 2, from one rank alone."""
+"""Invalid settings: each error is one line that names the setting, printed by one rank, with exit status 2."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 
@@ -10,9 +8,12 @@ from ddl.config import check, load, load_or_exit, override
 from ddl.errors import ConfigError
 
 BAD_WORDS = {
-    "a section that there is not": (["--optmi.lr", "1"], r"no section \[optmi\]; there are \['checkpoint'"),
-    "a setting that there is not": (["--comm.bucket_mb", "4"], r"\[comm\] has no setting \['bucket_mb'\]; it has \["),
-    "a setting below one that has none": (["--optim.lr.x", "1"], r"\[optim\] has no setting \['lr.x'\]"),
+    "a section that there is not": (["--optmi.lr", "1"], r"no section \[optmi\]; did you mean 'optim'\?"),
+    "a setting that there is not": (
+        ["--comm.bucket_mb", "4"],
+        r"\[comm\] has no setting 'bucket_mb'; did you mean 'bucket_mib'\?",
+    ),
+    "a setting below one that has none": (["--optim.lr.x", "1"], r"\[optim\] has no setting 'lr.x'"),
     "no value": (["--optim.lr"], r"--optim.lr needs a value"),
     "no value before the next": (["--optim.lr", "--run.seed", "1"], r"--optim.lr needs a value"),
     "an option of another program": (["-n", "4"], r"no option -n"),
@@ -20,12 +21,18 @@ BAD_WORDS = {
     "a job file that there is not": (["missing.toml"], r"no job file missing.toml"),
     "text for a number": (["--optim.lr", "fast"], r"\[optim\] lr is fast: it must be a number"),
     "a fraction for a whole number": (["--train.steps", "1.5"], r"\[train\] steps is 1.5: it must be a whole number"),
-    "a number for a choice": (["--train.dtype", "8"], r"\[train\] dtype is 8: it must be one of float32\|float64"),
+    "a number for a choice": (
+        ["--train.dtype", "8"],
+        r"dtype is 8: it must be one of float32, float64 or float16",
+    ),
     "text for yes or no": (["--data.shuffle", "maybe"], r"\[data\] shuffle is maybe"),
     "not a number": (["--optim.lr", "nan"], r"\[optim\] lr is nan"),
     "infinity": (["--optim.lr", "inf"], r"\[optim\] lr is inf"),
     "a table that is none": (["--model.options", "7"], r"\[model\] options is 7: it must be a table"),
-    "an unknown schedule": (["--optim.schedule", "cosinus"], r"schedule is cosinus: it must be one of constant\|step"),
+    "an unknown schedule": (
+        ["--optim.schedule", "cosinus"],
+        r"schedule is cosinus: it must be one of constant, .* or cosine; did you mean 'cosine'\?",
+    ),
     "an unknown algorithm": (["--comm.algorithm", "tree"], r"\[comm\] algorithm is tree: .*hierarchical"),
     "a batch of no samples": (["--train.global_batch", "0"], r"\[train\] global_batch is 0"),
     "a negative rate": (["--optim.lr", "-1"], r"\[optim\] lr is -1.0: it must be at least 0"),
@@ -60,10 +67,10 @@ BAD_WORDS = {
     "nesterov without momentum": (["--optim.nesterov", "true"], r"nesterov .*momentum"),
     "a callback that names nothing": (["--train.callbacks", "mine"], r'callbacks has "mine"'),
     "no patience with hangs": (["--fault.hang_timeout_s", "0"], r"\[fault\] hang_timeout_s is 0.0"),
-    "a setting without its section": (["--lr", "1"], r"no section \[lr\]; .*; did you mean optim.lr\?"),
-    "a setting of two sections": (["--name", "x"], r"did you mean run.name or model.name or optim.name\?"),
-    "a dash of a word processor": (["\u2013-train.steps", "3"], r"typography: write --train.steps"),
-    "a dash instead of two": (["\u2014train.steps=3"], r"typography: write --train.steps"),
+    "a setting without its section": (["--lr", "1"], r"no section \[lr\]; did you mean optim.lr\?"),
+    "a setting of two sections": (["--name", "x"], r"did you mean run.name, model.name or optim.name\?"),
+    "a dash of a word processor": (["\u2013-train.steps", "3"], r"typographic dash: write --train.steps"),
+    "a dash instead of two": (["\u2014train.steps=3"], r"typographic dash: write --train.steps"),
     "a setting as in a job file": (["optim.lr=1"], r"no job file optim.lr=1"),
     "a value with a unit": (["--train.epochs", "10k"], r"\[train\] epochs is 10k: it must be a whole number"),
     "a comma in a number": (["--optim.lr", "0,1"], r"\[optim\] lr is 0,1: it must be a number"),
@@ -72,22 +79,33 @@ BAD_WORDS = {
     "float16 for an optimizer that squares": (["--train.dtype", "float16"], r"float16 .*use sgd or momentum"),
     "a trace in a folder that there is not": (["--metrics.trace", "no/t.json"], r"trace: there is no folder .*/no"),
     "a trace that is a folder": (["--trace", "."], r"trace: . is a folder"),
+    "another package's name of a setting": (
+        ["--optim.learning_rate", "1"],
+        r"no setting 'learning_rate'; did you mean 'lr'\?",
+    ),
+    "another package's option": (["--batch_size", "32"], r"did you mean train.global_batch\?"),
+    "an option that counts GPUs": (["--gpus", "2"], r"did you mean comm.device\?"),
+    "a misspelled setting without its section": (["--epoch", "3"], r"did you mean train.epochs\?"),
+    "a setting of another section": (["--train.lr", "1"], r"\[train\] has no setting 'lr'; did you mean optim.lr\?"),
+    "a section for a setting": (["--model", "mlp"], r"model is a section of settings.*did you mean model.name\?"),
+    "a name unlike any other": (["--comm.xyz", "1"], r"\[comm\] has no setting 'xyz'; it has algorithm, bucket_mib, "),
+    "a run named like the folder above": (["--run.name", ".."], r'\[run\] name is "..": it must be a plain file name'),
     "no rank needed": (["--fault.min_ranks", "0"], r"\[fault\] min_ranks is 0"),
 }
 BAD_FILES = {
     "not TOML": ("[train\nsteps = 1", r"is not TOML"),
-    "an unknown section": ("[trian]\nsteps = 1", r"no section \[trian\]"),
-    "an unknown setting": ("[train]\nstep = 1", r"\[train\] has no setting \['step'\]; it has \['accumulate'"),
+    "an unknown section": ("[trian]\nsteps = 1", r"job.toml: there is no section \[trian\]; did you mean 'train'\?"),
+    "an unknown setting": ("[train]\nstep = 1", r"\[train\] has no setting 'step'; did you mean 'steps'\?"),
     "a setting outside a section": ("train = 5", r"train is a section"),
     "a string for a number": ('[optim]\nlr = "0.1"', r'\[optim\] lr is "0.1": it must be a number'),
     "a number for a string": ("[run]\nname = 5", r"\[run\] name is 5: it must be a string"),
-    "yes for a number": ("[train]\nsteps = true", r"\[train\] steps is True: it must be a whole number"),
-    "a number for yes": ("[data]\nshuffle = 1", r"\[data\] shuffle is 1: it must be a true\|false|one of true"),
+    "yes for a number": ("[train]\nsteps = true", r"\[train\] steps is true: it must be a whole number"),
+    "a number for yes": ("[data]\nshuffle = 1", r"\[data\] shuffle is 1: it must be true or false"),
     "a list of numbers for names": (
         "[data]\naugment = [1]",
         r"\[data\] augment is \[1\]: it must be a list of strings",
     ),
-    "a setting of no section": ("steps = 1", r"no section \[steps\]; .*; did you mean train.steps\?"),
+    "a setting of no section": ("steps = 1", r"no section \[steps\]; did you mean train.steps\?"),
     "a section twice": ("[train]\nsteps = 1\n[train]\nepochs = 1", r"is not TOML: Cannot declare .*train"),
     "JSON": ('{"train": {"steps": 1}}', r"is not TOML"),
     "data beside the job that is not there": ('[data]\npath = "x.npy"', r"\[data\] path: there is no .*x.npy"),
@@ -95,32 +113,32 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_WORDS)
-def test_a_bad_word_is_told_by_its_setting(case, monkeypatch, tmp_path):
+def test_an_invalid_command_line_is_reported_by_its_setting(case, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    words, told = BAD_WORDS[case]
-    with pytest.raises(ConfigError, match=told):
+    words, expected = BAD_WORDS[case]
+    with pytest.raises(ConfigError, match=expected):
         load(words)
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_told_by_its_setting(case, tmp_path):
-    text, told = BAD_FILES[case]
+def test_an_invalid_job_file_is_reported_by_its_setting(case, tmp_path):
+    text, expected = BAD_FILES[case]
     (tmp_path / "job.toml").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         load([str(tmp_path / "job.toml")])
 
 
 @pytest.mark.parametrize(
-    ("words", "ranks", "told"),
+    ("words", "ranks", "expected"),
     [
         (["--data.shards", "2"], 4, r"\[data\] shards is 2, but 4 ranks were started"),
         (["--fault.spares", "2"], 2, r"\[fault\] spares is 2, but only 2 ranks"),
         (["--fault.min_ranks", "5"], 4, r"\[fault\] min_ranks is 5, but only 4 ranks"),
     ],
 )
-def test_what_cannot_be_with_so_many_ranks(words, ranks, told, monkeypatch):
+def test_a_job_that_does_not_fit_its_number_of_ranks_is_refused(words, ranks, expected, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", str(ranks))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         load(words)
 
 
@@ -138,7 +156,7 @@ def test_a_resumed_job_may_have_fewer_shards_than_ranks(tmp_path):
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (3, 0)])
-def test_one_rank_says_one_line_and_all_end_with_status_2(rank, lines, monkeypatch, capsys):
+def test_one_rank_prints_one_line_and_all_exit_with_status_2(rank, lines, monkeypatch, capsys):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
     monkeypatch.setattr("ddl.environment.LINGER_S", 0)
     with pytest.raises(SystemExit) as end:
@@ -146,4 +164,4 @@ def test_one_rank_says_one_line_and_all_end_with_status_2(rank, lines, monkeypat
     said = capsys.readouterr()
     assert end.value.code == 2
     assert said.out == "" and len(said.err.splitlines()) == lines
-    assert not lines or re.match(r"ddl.train: \[comm\] has no setting \['bucket_mb'\]; it has \[", said.err)
+    assert not lines or said.err == "ddl.train: [comm] has no setting 'bucket_mb'; did you mean 'bucket_mib'?\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ddl.config.parser import types_of
 from ddl.config.sections import SECTIONS
+from ddl.config.values import types_of
 
 
 def choices(section: str, field: str) -> set[str]:

@@ -57,6 +57,9 @@ def test_the_words_may_come_before_the_file(job_file):
         (["--model.options.hidden", "[8, 4]"], "model", "options", {"hidden": [8, 4]}),
         (["--model.options.a.b", "1", "--model.options.a.c", "text"], "model", "options", {"a": {"b": 1, "c": "text"}}),
         (["--optim.groups", '[{match = "conv*", lr = 0.1}]'], "optim", "groups", ({"match": "conv*", "lr": 0.1},)),
+        (["--data.targets", "-1,-2"], "data", "targets", "-1,-2"),
+        (["--model.options.shift", "-2"], "model", "options", {"shift": -2}),
+        (["--optim.lr", ".5"], "optim", "lr", 0.5),
         (["--trace", "t.json"], "metrics", "trace", "t.json"),
         (["--chaos", "kill rank 1 at step 3"], "fault", "chaos", "kill rank 1 at step 3"),
         (["--train.callbacks", "my.module:Name"], "train", "callbacks", ("my.module:Name",)),
@@ -84,7 +87,6 @@ def test_a_string_of_the_command_line_stays_one_where_only_a_string_may_stand(te
 
 def test_settings_do_not_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("DDL_TRAIN_OPTIM__LR", "0.5")
-    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     done = subprocess.run(
         [sys.executable, "-c", "from ddl.config import Job, load; assert load([]) == Job()"], capture_output=True
     )
@@ -112,6 +114,38 @@ def test_files_of_a_job_file_are_relative_to_it_and_those_of_words_to_the_curren
 def test_a_split_may_be_a_file(tmp_path):
     (tmp_path / "held.npz").touch()
     assert load(["--data.test", str(tmp_path / "held.npz")]).data.test == str(tmp_path / "held.npz")
+
+
+def test_a_path_of_samples_implies_the_source_files_and_names_the_run(tmp_path, job_file):
+    (tmp_path / "my iris.csv").touch()
+    job = load(["--data.path", str(tmp_path / "my iris.csv")])
+    assert (job.data.source, job.run.name) == ("files", "my-iris")
+    job = load(
+        [job_file('[run]\nname = "mine"\n[data]\nsource = "package.module:Name"\n'), "--data.path", str(tmp_path)]
+    )
+    assert (job.data.source, job.run.name) == ("package.module:Name", "mine")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("digits", "digits"), ("diabetes", "diabetes"), ("package.mine:Waves", "Waves")]
+)
+def test_a_run_without_a_name_is_called_like_its_data(source, name):
+    assert load(["--data.source", source]).run.name == name
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, job_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.npy").touch()
+    job = load([job_file('[run]\ndir = "~/run"\n[data]\npath = "~/x.npy"\n'), "--metrics.trace", "~/t.json"])
+    assert job.run.dir == str(tmp_path / "run")
+    assert (job.data.path, job.metrics.trace) == (str(tmp_path / "x.npy"), str(tmp_path / "t.json"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    job = override(Job(), {"train.steps": np.int64(3), "optim.lr": np.float32(0.5)})
+    assert (job.train.steps, job.optim.lr) == (3, 0.5) and type(job.train.steps) is int
 
 
 def test_a_written_job_reads_back_equal(tmp_path):
@@ -162,9 +196,19 @@ def test_help_names_every_setting_with_its_default(capsys):
         for field in fields(section):
             assert f"--{name}.{field.name.rstrip('_')} " in text
             assert field.metadata["meaning"] in text
-    assert text.count("(type: ") == sum(len(fields(section)) for section in SECTIONS.values())
-    assert "(type: float, default: 0.002)" in text and "(type: list of strings, default: ())" in text
-    assert "class" not in text.replace("each class", "").replace("rare classes", "")
+    assert text.count("; default: ") == sum(len(fields(section)) for section in SECTIONS.values())
+    assert "(a number; default: 0.002)" in text and "(a list of strings; default: none)" in text
+    assert "(one of constant, step, linear or cosine; default: cosine)" in text
+    assert "(true or false; default: true)" in text and "(a whole number or auto; default: auto)" in text
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_help_fits_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        load_or_exit(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= min(columns, 118)
 
 
 def test_print_config_is_a_job_file(capsys, tmp_path):

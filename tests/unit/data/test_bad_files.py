@@ -223,10 +223,10 @@ def test_a_bad_file_is_named_with_the_place(tmp_path, name):
 IMPOSSIBLE = {
     "no path": ({"source": "files"}, r"data.path names none"),
     "a path for digits": ({"source": "digits", "path": "x.csv"}, r"data.source is 'digits'"),
-    "no such source": ({"source": "digit"}, r"data.source = 'digit' is unknown; known are \['diabetes', 'digits'"),
+    "no such source": ({"source": "digit"}, r"data.source = 'digit' is unknown; did you mean 'digits'\?"),
     "no such module": ({"source": "nowhere:Data"}, r"'nowhere:Data' cannot be found"),
     "no such name in it": ({"source": "json:Data"}, r"'json:Data' cannot be found"),
-    "no such option": ({"options": {"colour": 1}}, r"data source 'digits' has no option \['colour'\]"),
+    "no such option": ({"options": {"colour": 1}}, r"data source 'digits' has no option 'colour'"),
     "no such format": ({"source": "files", "path": ".", "format": "pdf"}, r"no format is called 'pdf'"),
     "a negative part": ({"validation": -0.1}, r"data.validation = -0.1 is not a fraction"),
     "a whole part": ({"test": 1.0}, r"data.test = 1.0 is not a fraction"),

@@ -130,7 +130,7 @@ MISTAKES = {
     "unknown model": (("cmm", fields()), {}, ["cmm", "autoencoder", "cnn"]),
     "unknown loss": (("cnn", fields(), "cross"), {}, ["cross_entropy"]),
     "unknown metric": (("cnn", fields(), None, ["acuracy"]), {}, ["accuracy"]),
-    "unknown option": (("mlp", fields()), {"hiden": [3]}, ["hiden", "hidden", "dropout"]),
+    "unknown option": (("mlp", fields()), {"hiden": [3]}, ["hiden", "did you mean", "hidden"]),
     "wrong type": (("mlp", fields()), {"hidden": 64}, ["hidden", "64", "int"]),
     "wrong item": (("mlp", fields()), {"hidden": ["a"]}, ["hidden"]),
     "not a number": (("mlp", fields()), {"dropout": "half"}, ["dropout", "float"]),

@@ -54,7 +54,10 @@ WRONG = {
     "no layer": ([{"units": 3}], "does not say which"),
     "an unknown layer": ([{"layer": "Densest", "units": 3}], "no layer called 'Densest'"),
     "what is no layer": ([{"layer": "Context"}], "no layer called 'Context'"),
-    "an unknown argument": ([{"layer": "Dense", "unit": 3}], r"layer 'Dense' has no option \['unit'\]"),
+    "an unknown argument": (
+        [{"layer": "Dense", "unit": 3}],
+        r"has no option 'unit'; did you mean 'units'",
+    ),
     "the same name twice": ([{"layer": "ReLU", "as": "a"}, {"layer": "ReLU", "as": "a"}], "two layers are called 'a'"),
     "other outputs": ([{"layer": "Dense", "units": 7}], "needs"),
 }

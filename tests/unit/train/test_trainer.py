@@ -152,7 +152,7 @@ def test_nothing_can_be_asked_before_the_first_fit(ask):
 WRONG = {
     "no data": ({"data": None}, {}, "needs data"),
     "a batch of no samples": ({"global_batch": 0}, {}, "global_batch is 0"),
-    "a setting that there is not": ({}, {"train.step": 3}, r"\[train\] has no setting \['step'\]"),
+    "a setting that there is not": ({}, {"train.step": 3}, r"\[train\] has no setting 'step'"),
     "a model of another shape": ({"model": ddl.models.MLP([5, 8, 2])}, {}, "5"),
     "an unknown loss": ({"loss": "crossentropy"}, {}, "crossentropy"),
     "arrays of different length": ({"data": (X, Y[:5])}, {}, "90"),

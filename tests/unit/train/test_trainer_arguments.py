@@ -202,7 +202,7 @@ def test_the_folder_tells_what_was_made_in_python_and_doors_say_so(here, capsys)
     asked = ("run", "--input", "x.npy", "--output", "y.npy")
     for door, words in ((predict.main, asked), (evaluate.main, ("run",)), (train, ("run/config.toml",))):
         status, _, said = lines_of(capsys, door, *words)
-        assert status == 2 and len(said) == 1 and "made by a script" in said[0], said
+        assert status == 2 and len(said) == 1 and "built by a script" in said[0], said
 
 
 class Own(ReLU):
@@ -230,7 +230,7 @@ def test_doors_open_the_run_of_a_model_that_can_be_made_again(network, here, cap
     wanted = run.evaluate((X, Y))
     assert status == 0 and {name: json.loads(out)[name] for name in wanted} == pytest.approx(wanted)
     status, _, said = lines_of(capsys, evaluate.main, "run")
-    assert status == 2 and len(said) == 1 and "made by a script" in said[0] and "--input" in said[0]
+    assert status == 2 and len(said) == 1 and "built by a script" in said[0] and "--input" in said[0]
 
 
 def test_a_finished_run_whose_loss_was_not_finite_can_be_started_again():

@@ -1,0 +1,62 @@
+"""Wording of errors about unknown names: the closest valid name, or else the list of valid names.
+
+Where the names come from is the caller's business: settings, options, registries of models and losses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+# Words of other packages -> the words used here. A suggestion is made only where the right-hand name is valid.
+SYNONYMS: Mapping[str, str] = {
+    "learning_rate": "lr",
+    "batch_size": "global_batch",
+    "batch": "global_batch",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "max_steps": "steps",
+    "optimizer": "optim",
+    "criterion": "loss",
+    "dataset": "data",
+    "gpus": "device",
+    "num_workers": "prefetch",
+    "wd": "weight_decay",
+    "output_dir": "dir",
+    "acc": "accuracy",
+    "bce": "binary_cross_entropy",
+    "nll": "cross_entropy",
+    "l1": "mae",
+    "l2": "mse",
+    "resnet": "cnn",
+    "vgg": "cnn",
+    "bert": "transformer",
+    "gpt": "transformer",
+}
+
+
+def listed(names: Iterable[object], last: str = "or") -> str:
+    """``names`` as a phrase: "a", "a or b", "a, b or c"."""
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else "nothing"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The valid name that ``word`` most likely means: spelled almost alike, or another package's word for it."""
+    plain = {_plain(name): name for name in known}
+    key = _plain(word)
+    synonym = SYNONYMS.get(key) or SYNONYMS.get(key.rstrip("0123456789_"))
+    if synonym in plain.values():
+        return synonym
+    alike = difflib.get_close_matches(key, plain, 1, 0.7)
+    return plain[alike[0]] if alike else None
+
+
+def instead(word: str, known: Iterable[str], fallback: str = "known are") -> str:
+    """The end of an error about the unknown ``word``: "did you mean 'steps'?", or "known are a, b and c"."""
+    names = sorted(known)
+    match = closest(word, names)
+    return f"did you mean {match!r}?" if match else f"{fallback} {listed(names, 'and')}"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
