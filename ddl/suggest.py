@@ -47,7 +47,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     synonym = SYNONYMS.get(key) or SYNONYMS.get(key.rstrip("0123456789_"))
     if synonym in plain.values():
         return synonym
-    alike = difflib.get_close_matches(key, plain, 1, 0.7)
+    alike = difflib.get_close_matches(key, plain, 1, 0.65)
     return plain[alike[0]] if alike else None
 
 

@@ -39,7 +39,7 @@ def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
         (["--host", "a", "--hostfile", "b"], "exclude each other"),
         (["--host", "a:x"], "not a number"),
         (["--hostfile", "/nowhere"], "cannot be read"),
-        (["--optim.lrr", "1"], "no setting ['lrr']"),
+        (["--optim.lrr", "1"], "no setting 'lrr'"),
         (["nosuch.toml"], "no job file"),
         (["-n", "4", "--data.shards", "2"], "shards"),
     ],
