@@ -12,7 +12,7 @@ from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
 from ddl.data.normalise import Normalise, can_normalise, combine, moments
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
-from ddl.data.source import Batch, Field, Source
+from ddl.data.source import Batch, Field, Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
 
@@ -45,6 +45,7 @@ __all__ = [
     "Transform",
     "applies_in_evaluation",
     "as_dtype",
+    "as_source",
     "assign",
     "audit",
     "auto_shards",

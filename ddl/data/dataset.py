@@ -13,10 +13,9 @@ import numpy as np
 from ddl.data.balance import oversample as oversampled
 from ddl.data.digits import digits
 from ddl.data.formats.detect import Request, open_files
-from ddl.data.formats.files import number_alike
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
-from ddl.data.source import Source
+from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate, resolve
@@ -40,6 +39,11 @@ class Splits:
     validation: Source | None = None
     test: Source | None = None
     names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            part = getattr(self, name)
+            object.__setattr__(self, name, None if part is None else as_source(part))
 
 
 def open_dataset(
@@ -81,6 +85,7 @@ def open_dataset(
             )
         return opened
     parts: dict[str, Source] = dict(opened) if isinstance(opened, Mapping) else {"train": opened}
+    parts = {name: as_source(part) for name, part in parts.items()}
     if "train" not in parts:
         raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
     if source == "files" and _has_classes(parts["train"]):
@@ -135,16 +140,15 @@ def _split(
     for (name, fraction), own in zip(fractions.items(), indices[1:], strict=True):
         if fraction and not len(own):
             raise ConfigError(f"data.{name} = {fraction:g} of {len(whole)} samples is none; 0 asks for no such part")
-    if hasattr(whole, "fit"):
-        whole.fit(indices[0])
+    whole.fit(indices[0])
     for name, part in parts.items():
         if name != "train":
-            number_alike(part, whole)
+            part.recall(whole.learned())
     if strength:
         if not _has_classes(whole):
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
-    names = getattr(whole, "names", ())
+    names = whole.names
     shared = Shared(as_dtype(whole, dtype))
     made: dict[str, Source | None] = {name: as_dtype(part, dtype) for name, part in parts.items() if name != "train"}
     for name, own in zip(fractions, indices[1:], strict=True):
@@ -161,7 +165,7 @@ def _indices(source: Source, fractions: Sequence[float], stratify: bool, seed: i
     samples = len(source)
     if sum(fraction > 0 for fraction in fractions) == 1:
         return [np.arange(samples if fraction else 0) for fraction in fractions]
-    if getattr(source, "is_sequential", False):
+    if source.is_sequential:
         return sequential_split(samples, fractions)
     if stratify and _has_classes(source):
         return stratified_split(labels_of(source), fractions, seed)

@@ -15,10 +15,10 @@ import numpy as np
 from ddl.data.formats.corpus import Alphabet, ByteCodes, open_text, open_tokens
 from ddl.data.formats.delimited import Delimited
 from ddl.data.formats.detect import SUFFIXES, Request, detect, expand, open_files
-from ddl.data.formats.files import Concat, learned, pair
+from ddl.data.formats.files import Concat, pair
 from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
-from ddl.data.memory import Cast, Subset, as_dtype
-from ddl.data.source import Field, Source
+from ddl.data.memory import as_dtype
+from ddl.data.source import Field, Source, as_source
 from ddl.errors import DataError
 
 
@@ -34,10 +34,7 @@ class Known:
     @classmethod
     def of(cls, source: Source, names: Sequence[str] = ()) -> Known:
         """What is to be kept of the training part."""
-        inner = source
-        while isinstance(inner, Subset | Cast):
-            inner = inner.source
-        return cls(dict(source.fields), learned(inner), tuple(names))
+        return cls(dict(source.fields), as_source(source).learned(), tuple(names))
 
     def to_json(self) -> dict[str, Any]:
         fields = {  # a user's own source may have counted with NumPy
@@ -121,7 +118,7 @@ class Inputs:
             source = parts[0] if len(parts) == 1 else Concat(parts)
         else:
             source = open_text(paths, window, unit)
-        source.recall(known.learned)  # type: ignore[attr-defined]
+        source.recall(known.learned)
         return source
 
     def _rows(self, path: str, known: Known) -> Source:
@@ -138,7 +135,7 @@ class Inputs:
         opened = open_files(path, format, Request(targets, np.dtype(self.dtype), options))
         if isinstance(opened, Mapping):
             raise DataError(f"holds several parts {sorted(opened)} where one is wanted", path)
-        if self.is_labelled and known.learned.get("kind") == "columns" and hasattr(opened, "recall"):
+        if self.is_labelled and known.learned.get("kind") == "columns":
             opened.recall(known.learned)
         return opened
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.arrays import generator
 from ddl.data.order import Order, Table
-from ddl.data.source import Batch, Source
+from ddl.data.source import Batch, Source, as_source
 
 CLOSE_DEADLINE_S = 5.0
 
@@ -74,12 +74,11 @@ class Loader:
     ):
         if len(source) != order.samples:
             raise ValueError(f"an order of {order.samples} samples for a source of {len(source)}")
-        self.source, self.order, self.shards = source, order, list(shards)
+        self.source, self.order, self.shards = as_source(source), order, list(shards)
         self.transforms, self.seed, self.parts = list(transforms), seed, parts
-        source.hold([order.shard_range(shard) for shard in self.shards])
-        self._gather_into = getattr(source, "gather_into", None)
+        self.source.hold([order.shard_range(shard) for shard in self.shards])
         self._tables: dict[int, Table] = {}
-        cheap = getattr(source, "is_cheap", False) and all(getattr(t, "is_cheap", False) for t in self.transforms)
+        cheap = self.source.is_cheap and all(getattr(t, "is_cheap", False) for t in self.transforms)
         self.prefetch = 0 if cheap or not self.shards else prefetch
         self._slots: list[Slot] = []
         self._free: deque[int] = deque()  # numbers of slots that nobody uses
@@ -153,7 +152,7 @@ class Loader:
     def _make_slots(self, epoch: int) -> None:
         rows = self._table(epoch).most_rows
         # Two are in the caller's hands, ``prefetch`` wait, one is being filled.
-        self._slots = [Slot(self.source, rows if self._gather_into else 0) for _ in range(self.prefetch + 3)]
+        self._slots = [Slot(self.source, rows if self.source.fills_arrays else 0) for _ in range(self.prefetch + 3)]
         self._free.extend(range(len(self._slots)))
 
     def _table(self, epoch: int) -> Table:
@@ -173,9 +172,9 @@ class Loader:
     def _make(self, key: Key, slot: Slot) -> tuple[Batch, list[slice]]:
         epoch, step, part = key
         indices, segments = self._table(epoch).row(step * self.parts + part)
-        if self._gather_into is not None:
+        if self.source.fills_arrays:
             batch: Any = slot.views(len(indices))
-            self._gather_into(indices, batch)
+            self.source.gather_into(indices, batch)
         else:
             batch = self.source.gather(indices)
         return self._transformed(batch, segments, key, self.shards), segments

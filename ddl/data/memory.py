@@ -13,16 +13,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ddl.data.held import runs
-from ddl.data.source import Field, Source
+from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
 
 
-class Arrays:
+class Arrays(Source):
     """Samples in arrays of the caller's, not copied: x (n, ...), y (n, ...) or None, and others by name.
 
     names: what the classes of "y" are called, where they have names."""
 
-    is_cheap = True
+    is_cheap = fills_arrays = True
 
     def __init__(self, x: np.ndarray, y: np.ndarray | None = None, *, names: Sequence[str] = (), **others: np.ndarray):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
@@ -78,7 +78,7 @@ class Shared:
     Gathers one at a time, since a user's source need not know of threads."""
 
     def __init__(self, source: Source):
-        self.source = source
+        self.source = as_source(source)
         self._wanted: WeakKeyDictionary[Any, Sequence[range]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -95,31 +95,21 @@ class Shared:
             return self.source.gather(indices)
 
 
-class Subset:
-    """The samples of ``source`` named by ``indices`` (n,), in that order; a number may occur more than once.
+class Subset(Wrapper):
+    """The samples of ``source`` with the numbers ``indices`` (n,), in that order; a number may occur more than once.
 
-    Sorted indices keep neighbours together, so that a shard is a piece of a file. Subsets of one
-    source that are used side by side are given the same ``Shared``."""
+    Ascending indices keep neighbours together, so that a shard is a contiguous piece of a file. Subsets of one
+    source that are used side by side must be given the same ``Shared``."""
 
     def __init__(self, source: Source | Shared, indices: np.ndarray):
         self.shared = source if isinstance(source, Shared) else Shared(source)
-        self.source: Source = self.shared.source
+        super().__init__(self.shared.source)
         self.indices = np.asarray(indices, dtype=np.int64)
         if self.indices.ndim != 1 or not len(self.indices):
             raise DataError("a part of the dataset has no samples")
         if self.indices.min() < 0 or self.indices.max() >= len(self.source):
             raise DataError(f"sample numbers beyond the {len(self.source)} of the source")
-        self.is_cheap = bool(getattr(self.source, "is_cheap", False))
-        if hasattr(self.source, "gather_into"):
-            self.gather_into = self._gather_into
-
-    @property
-    def fields(self) -> Mapping[str, Field]:
-        return self.source.fields
-
-    @property
-    def names(self) -> Sequence[str]:
-        return getattr(self.source, "names", ())
+        self.fills_arrays = self.source.fills_arrays
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -131,33 +121,23 @@ class Subset:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return self.shared.gather(self.indices.take(indices))
 
-    def _gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
-        self.source.gather_into(self.indices.take(indices), out)  # type: ignore[attr-defined]
+    def gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        self.source.gather_into(self.indices.take(indices), out)
 
     def labels(self) -> np.ndarray:
-        return labels_of(self.source)[self.indices]
+        return self.source.labels()[self.indices]
 
 
-def labels_of(source: Source, field: str = "y") -> np.ndarray:
-    """The field "y" of all samples, read piece by piece; afterwards the source holds nothing."""
-    own = getattr(source, "labels", None)
-    if own is not None and field == "y":
-        return own()
-    pieces = []
-    for start in range(0, len(source), 4096):
-        piece = range(start, min(start + 4096, len(source)))
-        source.hold([piece])
-        pieces.append(source.gather(np.arange(piece.start, piece.stop))[field])
-    source.hold([])
-    return np.concatenate(pieces)
+def labels_of(source: Source) -> np.ndarray:
+    """The field "y" of all samples; afterwards the source holds nothing."""
+    return as_source(source).labels()
 
 
-class Cast:
+class Cast(Wrapper):
     """A source whose floating fields, and images of bytes in "x", are delivered as ``dtype``."""
 
     def __init__(self, source: Source, dtype: np.dtype):
-        self.source = source
-        self.is_cheap = bool(getattr(source, "is_cheap", False))
+        super().__init__(source)
         self._fields = {
             name: Field(f.shape, dtype if _is_cast(name, f, dtype) else f.dtype, f.size)
             for name, f in source.fields.items()
@@ -167,22 +147,9 @@ class Cast:
     def fields(self) -> Mapping[str, Field]:
         return self._fields
 
-    @property
-    def names(self) -> Sequence[str]:
-        return getattr(self.source, "names", ())
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def hold(self, ranges: Sequence[range]) -> None:
-        self.source.hold(ranges)
-
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = self.source.gather(indices)
         return {name: value.astype(self._fields[name].dtype, copy=False) for name, value in batch.items()}
-
-    def labels(self) -> np.ndarray:
-        return labels_of(self.source)
 
 
 def _is_cast(name: str, field: Field, dtype: np.dtype) -> bool:
@@ -197,7 +164,7 @@ def as_dtype(source: Source, dtype: np.dtype | str) -> Source:
     """``source`` with its floating fields (and images of bytes) as ``dtype``; itself where they are so already.
 
     Small arrays in memory are converted once, others as they are gathered."""
-    wanted = np.dtype(dtype)
+    source, wanted = as_source(source), np.dtype(dtype)
     if not any(_is_cast(name, f, wanted) for name, f in source.fields.items()):
         return source
     if isinstance(source, Subset):

@@ -1,50 +1,162 @@
-"""The contract of a data source: samples by number, and the promise to hold only what a rank needs.
+"""The contract of a data source: samples by number, and the promise to keep only what a rank needs in memory.
 
-Formats are in formats.py (and beside it); how samples are cut into shards is shards.py's."""
+Readers of files are in data/formats; how samples are cut into shards is decided in shards.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 Batch = Mapping[str, np.ndarray]
+LABELS_AT_ONCE = 4096  # samples
 
 
 @dataclass(frozen=True)
 class Field:
     """One named part of a sample: ``shape`` without the batch axis, ``dtype`` as delivered.
 
-    size: whole numbers of this field lie in 0 .. size - 1 (classes, a vocabulary); None where it is no such number."""
+    size: the values are whole numbers in 0 .. size - 1 (class numbers, token numbers); None for anything else."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     size: int | None = None
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Samples numbered 0 .. len-1. Fields are "x" and, where there are targets, "y"; a source may have more.
+class Source:
+    """Samples numbered 0 .. len - 1. A source has the field "x", "y" if there are targets, and may have others.
 
-    Opening a source reads no more than its headers; it raises DataError naming file and offset when
-    the file is not what it says."""
+    A subclass implements ``fields``, ``__len__``, ``hold`` and ``gather``; every other member has a default. A class
+    that implements these four without inheriting works too: ``as_source`` adds the defaults.
+    Opening a source reads little more than headers. It raises DataError with file and offset for a damaged file."""
+
+    names: Sequence[str] = ()  # names of the classes of "y", by class number; () if they have none
+    is_cheap = False  # gathering is a copy in memory: no thread reads ahead
+    is_sequential = False  # neighbouring samples continue one text: fractions split it into runs, not at random
+    fills_arrays = False  # ``gather_into`` writes straight into the given arrays
 
     @property
-    def fields(self) -> Mapping[str, Field]: ...
+    def fields(self) -> Mapping[str, Field]:
+        raise NotImplementedError
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def hold(self, ranges: Sequence[range]) -> None:
-        """Keep exactly these samples at hand, dropping others; may read and memory grows with them only.
+        """Make exactly these samples available to ``gather`` and drop others: memory grows with them only.
 
-        Called before ``gather`` and again whenever shards move."""
-        ...
+        Called before the first ``gather``, and again whenever shards move to another rank."""
+        raise NotImplementedError
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Samples by number (n,) int64, all within the held ranges: field -> new array (n, *shape).
+        """Samples by number, (n,) int64, all within the held ranges: field -> new array (n, *shape).
 
-        Two threads may call it at once. A source may have, beside it, ``gather_into(indices, out)`` that fills
-        given arrays; those that lie in memory do, and are read without a thread of their own."""
-        ...
+        Must be safe to call from two threads at once."""
+        raise NotImplementedError
+
+    def gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """``gather`` into the arrays ``out``, each (n, *shape) and of its field's dtype."""
+        for name, value in self.gather(indices).items():
+            out[name][...] = value
+
+    def fit(self, indices: np.ndarray) -> None:
+        """Learn from these samples, the training part, what reading depends on (a vocabulary)."""
+
+    def learned(self) -> dict[str, Any]:
+        """Columns, words and class names as plain JSON values; a checkpoint keeps them."""
+        return {}
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        """Number classes and words as the source that returned ``learned`` does. Raises DataError for unknown ones."""
+
+    def targets(self) -> np.ndarray | None:
+        """Every sample's target as stored, before any conversion; None if reading them all is not cheap."""
+        return None
+
+    def labels(self) -> np.ndarray:
+        """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
+        pieces = []
+        for start in range(0, len(self), LABELS_AT_ONCE):
+            piece = range(start, min(start + LABELS_AT_ONCE, len(self)))
+            self.hold([piece])
+            pieces.append(self.gather(np.arange(piece.start, piece.stop))["y"])
+        self.hold([])
+        return np.concatenate(pieces)
+
+
+class Wrapper(Source):
+    """A source made from another: everything is passed on until a subclass changes it."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        return self.source.names
+
+    @property
+    def is_cheap(self) -> bool:  # type: ignore[override]
+        return self.source.is_cheap
+
+    @property
+    def is_sequential(self) -> bool:  # type: ignore[override]
+        return self.source.is_sequential
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self.source.fields
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        self.source.hold(ranges)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return self.source.gather(indices)
+
+    def fit(self, indices: np.ndarray) -> None:
+        self.source.fit(indices)
+
+    def learned(self) -> dict[str, Any]:
+        return self.source.learned()
+
+    def recall(self, learned: Mapping[str, Any]) -> None:
+        self.source.recall(learned)
+
+    def targets(self) -> np.ndarray | None:
+        return self.source.targets()
+
+    def labels(self) -> np.ndarray:
+        return self.source.labels()
+
+
+_MEMBERS = (
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels"),
+    *("names", "is_cheap", "is_sequential"),
+)
+
+
+class _Adapted(Source):
+    """A source that does not inherit ``Source``: its own members, and the defaults for those it lacks."""
+
+    def __init__(self, source: Any):
+        self.source = source
+        for name in _MEMBERS:
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+        self.fills_arrays = hasattr(source, "gather_into")
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self.source.fields
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def as_source(source: Any) -> Source:
+    """``source`` itself, or with the defaults of ``Source`` for the members that it lacks."""
+    return source if isinstance(source, Source) else _Adapted(source)

@@ -46,7 +46,7 @@ def _draw(loop: Loop, folder: Path):
     if found is not None:
         yield found
     results = loop.state.progress.results
-    names = getattr(loop.task.train, "names", ())
+    names = loop.task.train.names
     for part in ("test", "validation"):
         if "confusion" in results.get(part, {}):
             yield plots.confusion(results[part]["confusion"], names, folder / "confusion.png")

@@ -20,7 +20,7 @@ from ddl.arrays import Layout, host
 from ddl.comm import Group
 from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype
+from ddl.data import Arrays, Source, Splits, as_dtype, as_source
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.models import build as build_model
@@ -182,7 +182,7 @@ class Trainer:
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data))
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
-        splits = Splits(self.data, self.validation, self.test, getattr(self.data, "names", ()))
+        splits = Splits(self.data, self.validation, self.test, self.data.names)
         groups = self._groups(job)
         return assemble(
             job,
@@ -253,6 +253,7 @@ class Trainer:
     def _prepared(self, source: Source) -> Source:
         """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
         else the numbers of tokens."""
+        source = as_source(source)
         x = source.fields.get("x")
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
             return source

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddl.data.formats.rows import MappedRows
 from ddl.data.held import Held, runs
-from ddl.data.source import Field
+from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
 PIECE_BYTES = 64 * 1024
@@ -226,7 +226,7 @@ class Tokens:
         self.size = learned["size"]
 
 
-class Windows:
+class Windows(Source):
     """Sample i: x is ``window`` symbols from i * window on, y the same one symbol later.
 
     So every symbol but the first is predicted once; fewer than ``window`` at the end are left out. Parts are

@@ -16,7 +16,7 @@ import numpy as np
 from ddl.data.formats.npy import first_bytes
 from ddl.data.formats.text_lines import LineIndex, clean
 from ddl.data.held import Held
-from ddl.data.source import Field
+from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
 MOST_CLASSES = 1000
@@ -49,7 +49,7 @@ def _cells(line: str, delimiter: str, path: Path, number: int) -> list[str]:
         raise DataError(f"a quoted cell does not end in its line: {error}", path, number, "line") from error
 
 
-class Delimited:
+class Delimited(Source):
     """A CSV file; only held rows are parsed and kept.
 
     targets: columns by name or number (-1 is the last, and what None means), or [] for none. features: the columns of

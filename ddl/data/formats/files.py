@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ddl.data.formats.rows import Rows
-from ddl.data.memory import labels_of
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
@@ -25,7 +24,7 @@ class Column:
     convert: Callable[[np.ndarray], np.ndarray]
 
 
-class FileSource:
+class FileSource(Source):
     """Fields read from rows of files; only what is held is in memory.
 
     labels: class numbers (n,) that lie in memory, small as they are; they become the field "y"."""
@@ -70,7 +69,7 @@ class FileSource:
         return self._labels.astype(np.int64)
 
 
-class Concat:
+class Concat(Source):
     """Several sources with the same fields, one after another."""
 
     def __init__(self, sources: Sequence[Source]):
@@ -84,8 +83,8 @@ class Concat:
             name: Field(f.shape, f.dtype, max(s.fields[name].size or 0 for s in self.sources) or None)
             for name, f in first.items()
         }
-        self.names = tuple(getattr(self.sources[0], "names", ()))
-        self.is_sequential = bool(getattr(self.sources[0], "is_sequential", False))
+        self.names = tuple(self.sources[0].names)
+        self.is_sequential = self.sources[0].is_sequential
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -96,12 +95,11 @@ class Concat:
 
     def learned(self) -> dict[str, Any]:
         """All files number classes and symbols alike."""
-        return learned(self.sources[0])
+        return self.sources[0].learned()
 
     def recall(self, learned: Mapping[str, Any]) -> None:
         for source in self.sources:
-            if hasattr(source, "recall"):
-                source.recall(learned)
+            source.recall(learned)
 
     def hold(self, ranges: Sequence[range]) -> None:
         for place, source in enumerate(self.sources):
@@ -119,18 +117,7 @@ class Concat:
         return batch
 
     def labels(self) -> np.ndarray:
-        return np.concatenate([labels_of(source) for source in self.sources])
-
-
-def learned(source: Source) -> dict[str, Any]:
-    """How ``source`` numbers classes and symbols, as JSON has it; {} where there is nothing to number."""
-    return dict(source.learned()) if hasattr(source, "learned") else {}
-
-
-def number_alike(source: Source, other: Source) -> None:
-    """Let ``source`` number classes and symbols as ``other``, the training part, does; many have nothing to number."""
-    if hasattr(source, "recall"):
-        source.recall(learned(other))
+        return np.concatenate([source.labels() for source in self.sources])
 
 
 def whole(rows: Rows) -> np.ndarray:

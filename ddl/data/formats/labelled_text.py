@@ -19,7 +19,7 @@ import numpy as np
 from ddl.data.formats.npy import first_bytes
 from ddl.data.formats.text_lines import LineIndex, clean
 from ddl.data.held import Held
-from ddl.data.source import Field
+from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
 PADDING, UNKNOWN, RESERVED = 0, 1, 2
@@ -169,7 +169,7 @@ def _hashed(token: str, size: int) -> int:
     return RESERVED + int.from_bytes(digest, "little") % (size - RESERVED)
 
 
-class LabelledText:
+class LabelledText(Source):
     """Samples are x (length,) token numbers with 0 after the end, lengths (how many are no padding), y the class where
     there are classes.
 

@@ -12,7 +12,7 @@ class FromFile(Arrays):
     """Pretends to read files, so that it is read ahead; counts what it gathers."""
 
     is_cheap = False
-    gather_into = None
+    fills_arrays = False
 
     def __init__(self, x, y=None, fail_at=None):
         super().__init__(x, y)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddl.data import Arrays, Shared, Subset, as_dtype, digits, labels_of
+from ddl.data import Arrays, Shared, Subset, as_dtype, as_source, digits, labels_of
 from ddl.data.held import Held, runs
 from ddl.errors import DataError
 
@@ -115,6 +115,22 @@ def test_the_digits_are_scikit_learns():
     batch = digits().gather(np.arange(1797))
     assert np.array_equal(batch["x"].reshape(1797, 64), images)
     assert np.array_equal(batch["y"], labels)
+
+
+def test_a_class_with_the_four_members_alone_is_a_source():
+    class Bare:
+        fields = Arrays(np.zeros(3), np.zeros(3, int)).fields
+        __len__ = lambda self: 6  # noqa: E731
+        hold = lambda self, ranges: None  # noqa: E731
+        gather = lambda self, indices: {"x": indices * 1.0, "y": indices % 3}  # noqa: E731
+
+    source = as_source(Bare())
+    out = {"x": np.empty(2), "y": np.empty(2, int)}
+    source.gather_into(np.array([4, 1]), out)
+    assert out["x"].tolist() == [4.0, 1.0] and out["y"].tolist() == [1, 1]
+    assert (source.names, source.is_cheap, source.is_sequential, source.learned()) == ((), False, False, {})
+    assert Subset(Bare(), np.array([5, 2])).labels().tolist() == [2, 2]
+    assert as_source(source) is source
 
 
 def test_labels_of_a_source_without_the_method_are_gathered():
