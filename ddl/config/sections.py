@@ -46,6 +46,9 @@ class Data:
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
     path: str = setting("", "file, folder or pattern of the samples; implies source = files")
     targets: str = setting("", "file of the targets, or columns of a CSV file; otherwise as the format says")
+    target_kind: Literal["auto", "classes", "values", "probabilities", "multilabel"] = setting(
+        "auto", "what the targets are; auto: decided from the training split and the loss, and printed at the start"
+    )
     format: str = setting("auto", "format of the files; auto: detected from names and first bytes")
     validation: float | str = setting(0.1, "validation split: a fraction of the samples, or a file; 0: none")
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")

@@ -5,7 +5,7 @@ from ddl.data.balance import class_weights, multiplicity, oversample
 from ddl.data.dataset import SOURCES, Splits, open_dataset
 from ddl.data.digits import digits
 from ddl.data.formats.detect import FORMATS
-from ddl.data.inputs import Inputs, Known
+from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
@@ -14,10 +14,12 @@ from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
 from ddl.data.source import Batch, Field, Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
+from ddl.data.targets import KINDS, Target, decide
 from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
 
 __all__ = [
     "FORMATS",
+    "KINDS",
     "SOURCES",
     "Arrays",
     "Audit",
@@ -42,6 +44,7 @@ __all__ = [
     "Splits",
     "Start",
     "Subset",
+    "Target",
     "Transform",
     "applies_in_evaluation",
     "as_dtype",
@@ -52,6 +55,8 @@ __all__ = [
     "can_normalise",
     "class_weights",
     "combine",
+    "data_lines",
+    "decide",
     "digits",
     "labels_of",
     "make_transforms",

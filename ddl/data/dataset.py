@@ -5,7 +5,7 @@ Formats are formats.py's, generated sources generated.py's; shards of the traini
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
 from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
+from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate, resolve
 
@@ -28,17 +29,18 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "stdlib_text": stdlib_text,
 }
 
-MOST_CLASSES = 1000  # more than these, and more than samples: they are other numbers
-
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a dataset. All have the same fields. names: what its classes are called, where they have names."""
+    """The parts of a dataset. All have the same fields. names: of the classes, if they have names.
+
+    target: what "y" is, if ``open_dataset`` decided it."""
 
     train: Source
     validation: Source | None = None
     test: Source | None = None
     names: Sequence[str] = ()
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -59,6 +61,9 @@ def open_dataset(
     dtype: np.dtype | str = "float32",
     oversample: float = 0.0,
     options: Mapping[str, Any] | None = None,
+    target_kind: str = "auto",
+    loss: str = "auto",
+    classes: int | None = None,
 ) -> Splits:
     """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
 
@@ -67,9 +72,12 @@ def open_dataset(
     validation, test: a fraction of the samples, drawn by ``seed``, or a file; where the data bring a part of their
     own, that one is used instead of a fraction. stratify: fractions keep the share of each class. dtype: of
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
+    target_kind, loss, classes: see targets.decide.
 
     Raises ConfigError for an impossible request and DataError for a file that is not what it should be."""
-    request = Request(targets, np.dtype(dtype), options or {})
+    if target_kind not in KINDS:
+        raise ConfigError(f"data.target_kind = {target_kind!r} must be one of {', '.join(KINDS)}")
+    request = Request(targets, _kind_of_columns(target_kind, loss), np.dtype(dtype), options or {})
     opened = _open(source, path, format, request)
     if isinstance(opened, Splits):
         asked = [
@@ -88,21 +96,20 @@ def open_dataset(
     parts = {name: as_source(part) for name, part in parts.items()}
     if "train" not in parts:
         raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
-    if source == "files" and _has_classes(parts["train"]):
-        classes = parts["train"].fields["y"].size or 0
-        if classes > max(MOST_CLASSES, len(parts["train"])):
-            raise DataError(
-                f"targets up to {classes - 1} would be {classes} classes of {len(parts['train'])} samples: number the "
-                "classes from 0, or write values as 1.0 and not as 1",
-                targets or path,
-            )
+    try:
+        target = decide(parts["train"], loss, target_kind, classes)
+    except DataError as error:
+        raise DataError(str(error), targets or path or None) from error
+    if not parts["train"].names:
+        # Numbers of other files must not be numbered anew: a short file seldom holds every class.
+        request = replace(request, target_kind="values")
     fractions: dict[str, float] = {}
     for name, wanted in (("validation", validation), ("test", test)):
         if isinstance(wanted, str) and wanted:
             parts[name] = _only(open_files(wanted, format, request), wanted)
         elif name not in parts:
             fractions[name] = float(wanted or 0)
-    return _split(parts, fractions, stratify, seed, np.dtype(dtype), oversample)
+    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample)
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -118,6 +125,13 @@ def _open(source: str, path: str, format: str, request: Request) -> Any:
     return instantiate(resolve(source, SOURCES, "data.source", ["files"]), options, f"data source {source!r}")
 
 
+def _kind_of_columns(wanted: str, loss: str) -> str:
+    """``Request.target_kind`` for a setting and a loss."""
+    if wanted == "auto":
+        return {**dict.fromkeys(OF_VALUES, "values"), CROSS_ENTROPY: "whole", BINARY: "whole"}.get(loss, "auto")
+    return wanted if wanted == "classes" else "values"
+
+
 def _only(opened: Any, path: str) -> Source:
     if isinstance(opened, dict):
         raise DataError("holds several parts where one is wanted", path)
@@ -125,9 +139,15 @@ def _only(opened: Any, path: str) -> Source:
 
 
 def _split(
-    parts: dict[str, Source], fractions: dict[str, float], stratify: bool, seed: int, dtype: np.dtype, strength: float
+    parts: dict[str, Source],
+    target: Target | None,
+    fractions: dict[str, float],
+    stratify: bool,
+    seed: int,
+    dtype: np.dtype,
+    strength: float,
 ) -> Splits:
-    whole = parts["train"]
+    whole = parts["train"] if target is None else target.apply(parts["train"])
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
             raise ConfigError(f"data.{name} = {fraction} is not a fraction of the samples")
@@ -141,9 +161,12 @@ def _split(
         if fraction and not len(own):
             raise ConfigError(f"data.{name} = {fraction:g} of {len(whole)} samples is none; 0 asks for no such part")
     whole.fit(indices[0])
+    learned = whole.learned()
     for name, part in parts.items():
         if name != "train":
-            part.recall(whole.learned())
+            if learned:
+                part.recall(learned)
+            parts[name] = part if target is None else target.apply(part)
     if strength:
         if not _has_classes(whole):
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
@@ -158,7 +181,7 @@ def _split(
     for name, other in made.items():
         if other is not None:
             _check_alike(train, other, name)
-    return Splits(train, made.get("validation"), made.get("test"), names)
+    return Splits(train, made.get("validation"), made.get("test"), names, target)
 
 
 def _indices(source: Source, fractions: Sequence[float], stratify: bool, seed: int) -> list[np.ndarray]:

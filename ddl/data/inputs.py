@@ -19,6 +19,7 @@ from ddl.data.formats.files import Concat, pair
 from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
+from ddl.data.targets import Target
 from ddl.errors import DataError
 
 
@@ -30,11 +31,12 @@ class Known:
     fields: Mapping[str, Field]
     learned: Mapping[str, Any]
     names: Sequence[str] = ()
+    target: Target | None = None
 
     @classmethod
-    def of(cls, source: Source, names: Sequence[str] = ()) -> Known:
+    def of(cls, source: Source, names: Sequence[str] = (), target: Target | None = None) -> Known:
         """What is to be kept of the training part."""
-        return cls(dict(source.fields), as_source(source).learned(), tuple(names))
+        return cls(dict(source.fields), as_source(source).learned(), tuple(names), target)
 
     def to_json(self) -> dict[str, Any]:
         fields = {  # a user's own source may have counted with NumPy
@@ -45,20 +47,33 @@ class Known:
             }
             for name, f in self.fields.items()
         }
-        return {"fields": fields, "learned": dict(self.learned), "names": [str(name) for name in self.names]}
+        return {
+            "fields": fields,
+            "learned": dict(self.learned),
+            "names": [str(name) for name in self.names],
+            "target": None if self.target is None else self.target.to_json(),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Known:
         fields = {
             name: Field(tuple(f["shape"]), np.dtype(f["dtype"]), f["size"]) for name, f in values["fields"].items()
         }
-        return cls(fields, values["learned"], tuple(values["names"]))
+        target = values.get("target")  # checkpoints of earlier versions have none
+        target = None if target is None else Target.from_json(target, fields["y"])
+        return cls(fields, values["learned"], tuple(values["names"]), target)
 
     @property
     def symbols(self) -> Any:
         """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
         unit = self.learned.get("unit")
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
+
+
+def data_lines(known: Mapping[str, Any]) -> list[str]:
+    """What was decided when the data were read, for the banner. known: as ``Known.to_json`` returns it."""
+    target = known.get("target")
+    return [] if target is None else [f"y: {target['reason']}"]
 
 
 @dataclass(frozen=True)
@@ -132,11 +147,15 @@ class Inputs:
         targets = self.targets or (self.columns if format in ("csv", "npz") else "")
         if not self.is_labelled:
             targets = "none" if format == "csv" else ""
-        opened = open_files(path, format, Request(targets, np.dtype(self.dtype), options))
+        is_named = known.learned.get("kind") == "columns" and bool(known.names)
+        kind = "whole" if is_named else "values"
+        opened = open_files(path, format, Request(targets, kind, np.dtype(self.dtype), options))
         if isinstance(opened, Mapping):
             raise DataError(f"holds several parts {sorted(opened)} where one is wanted", path)
         if self.is_labelled and known.learned.get("kind") == "columns":
             opened.recall(known.learned)
+        if self.is_labelled and known.target is not None:
+            opened = known.target.apply(opened)
         return opened
 
     def _format(self, path: Path) -> str:

@@ -20,11 +20,19 @@ from ddl.errors import DataError
 class Arrays(Source):
     """Samples in arrays of the caller's, not copied: x (n, ...), y (n, ...) or None, and others by name.
 
-    names: what the classes of "y" are called, where they have names."""
+    names: of the classes of "y". classes: how many there are, if more than occur."""
 
     is_cheap = fills_arrays = True
 
-    def __init__(self, x: np.ndarray, y: np.ndarray | None = None, *, names: Sequence[str] = (), **others: np.ndarray):
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        names: Sequence[str] = (),
+        classes: int | None = None,
+        **others: np.ndarray,
+    ):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
         self.arrays = {name: np.ascontiguousarray(value) for name, value in given.items()}
         is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
@@ -40,8 +48,8 @@ class Arrays(Source):
                 raise DataError(f"array {name!r} is of {value.dtype}, not of numbers")
         self.names = tuple(names)
         self._fields = {name: _field(name, value) for name, value in self.arrays.items()}
-        if is_truth:
-            self._fields["y"] = replace(self._fields["y"], size=2)
+        if is_truth or classes is not None:
+            self._fields["y"] = replace(self._fields["y"], size=classes or 2)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -60,6 +68,9 @@ class Arrays(Source):
         for name, value in self.arrays.items():
             # mode "clip" writes straight into ``out``; "raise" would go through a buffer.
             value.take(indices, axis=0, out=out[name], mode="clip")
+
+    def targets(self) -> np.ndarray | None:
+        return self.arrays.get("y")
 
     def labels(self) -> np.ndarray:
         return self.arrays["y"]
@@ -124,6 +135,10 @@ class Subset(Wrapper):
     def gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
         self.source.gather_into(self.indices.take(indices), out)
 
+    def targets(self) -> np.ndarray | None:
+        stored = self.source.targets()
+        return None if stored is None else stored[self.indices]
+
     def labels(self) -> np.ndarray:
         return self.source.labels()[self.indices]
 
@@ -175,4 +190,5 @@ def as_dtype(source: Source, dtype: np.dtype | str) -> Source:
     if sum(f.dtype.itemsize * int(np.prod(f.shape)) * len(source) for f in cast.fields.values()) > CONVERTED_AT_ONCE:
         return cast
     arrays = {name: value.astype(cast.fields[name].dtype, copy=False) for name, value in source.arrays.items()}
-    return Arrays(**arrays, names=source.names)
+    classes = source.fields["y"].size if "y" in arrays else None
+    return Arrays(**arrays, names=source.names, classes=classes)

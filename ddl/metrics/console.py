@@ -217,6 +217,7 @@ def banner(job: JobStarted) -> str:
         f"{job.name}: {job.model}, {job.parameters:,} parameters, on {job.device}",
         f"{ranks}{spares} ({hosts}); {job.samples:,} samples in {shards}, "
         f"{job.global_batch} a step, {job.steps:,} steps in {job.steps / job.steps_per_epoch:.4g} epochs",
+        *job.data,
         versions,
     ]
     if job.tolerance:

@@ -24,7 +24,9 @@ class Event:
 
 @dataclass(frozen=True)
 class JobStarted(Event):
-    """The job begins, or goes on from ``step``. hosts: host -> ranks on it. batches: steps of one epoch."""
+    """The job begins, or goes on from ``step``. hosts: host -> ranks on it.
+
+    data: what was decided when the data were read, one line each."""
 
     kind: ClassVar[str] = "start"
     name: str
@@ -44,6 +46,7 @@ class JobStarted(Event):
     step: int = 0
     tolerance: str = ""  # what is and what is not survived, in one line
     versions: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

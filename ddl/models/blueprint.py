@@ -63,10 +63,13 @@ class Problem:
         if loss == "cross_entropy":
             if is_whole and not classes:
                 raise ConfigError(f"loss {loss!r} needs to know how many classes there are: set model.options.classes")
-            if not is_whole and not y.shape:
+            if not is_whole and y.shape in ((), (1,)):
                 raise ConfigError(
-                    f"loss {loss!r} needs class numbers, or a row of shares a sample; targets are {y.dtype}"
+                    f"loss {loss!r} needs class numbers, or a row of probabilities a sample; targets are {y.dtype} "
+                    f"of shape {y.shape} (data.target_kind)"
                 )
+            if is_whole and classes == 1:
+                raise ConfigError(f"loss {loss!r} cannot learn: every target is class 0 (data.target_kind)")
         elif loss == "binary_cross_entropy":
             if is_whole and (classes or 2) > 2:
                 raise ConfigError(f"loss {loss!r} needs targets 0 and 1; these go up to {(classes or 2) - 1}")

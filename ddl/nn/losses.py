@@ -87,6 +87,8 @@ class BinaryCrossEntropy(_GradientInForward):
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         xp = namespace_of(outputs)
         truth = _like(outputs, targets)
+        if truth.size and float(truth.max()) > 1:
+            raise DataError(f"binary_cross_entropy needs targets from 0 to 1, got {float(truth.max()):g}")
         counted = truth >= 0
         each = xp.where(counted, 1 + (self.positive_weight - 1) * truth, 0).astype(outputs.dtype)
         # log(1 + exp(x)) - t x, in the form that cannot overflow; of a soft target the positive part is weighted.

@@ -15,6 +15,7 @@ from ddl.arrays import Device
 from ddl.comm import Group
 from ddl.comm.library import library_version
 from ddl.config import Job
+from ddl.data import data_lines
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
 from ddl.run.folder import RunFolder
@@ -88,6 +89,7 @@ def announce(loop: Loop, job: Job, where: Device, survival: str) -> None:
             step=loop.state.progress.step,
             tolerance=f"{survived} ({survival})",
             versions=versions(library_version()),
+            data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
         )
     )
     if group.size > task.order.shards:

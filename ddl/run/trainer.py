@@ -20,11 +20,12 @@ from ddl.arrays import Layout, host
 from ddl.comm import Group
 from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype, as_source
+from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.models import build as build_model
 from ddl.models.layers import described_loss, described_network
+from ddl.nn.losses import LOSSES
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
 from ddl.registry import described
 from ddl.run.runner import Runner
@@ -96,6 +97,7 @@ class Trainer:
             **self._record(given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
+        self._target = decide(as_source(given["train"]), _loss_name(loss), self.job.data.target_kind)
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
@@ -182,7 +184,7 @@ class Trainer:
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data))
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
-        splits = Splits(self.data, self.validation, self.test, self.data.names)
+        splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
         groups = self._groups(job)
         return assemble(
             job,
@@ -254,6 +256,8 @@ class Trainer:
         """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
         else the numbers of tokens."""
         source = as_source(source)
+        if self._target is not None:
+            source = self._target.apply(source)
         x = source.fields.get("x")
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
             return source
@@ -270,6 +274,13 @@ def _of_model(model: Any, loss: Any) -> dict[str, Any]:
         chosen, of_loss = described_loss(loss) or (described(loss), {})
         options |= {"loss": of_loss} if of_loss else {}
     return {"model.name": name, "model.loss": chosen, "model.options": options}
+
+
+def _loss_name(loss: Any) -> str:
+    """The name of one of ddl's losses; "auto" for none, "" for a loss of the user's."""
+    if loss is None or isinstance(loss, str):
+        return loss or "auto"
+    return next((name for name, made in LOSSES.items() if type(loss) is made), "")
 
 
 def _numbers(optimizer: Optimizer) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
     can be made, and new samples read, where the data are gone."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
-        "data": Known.of(splits.train, splits.names).to_json(),
+        "data": Known.of(splits.train, splits.names, splits.target).to_json(),
         "samples": {name: 0 if part is None else len(part) for name, part in parts.items()},
         "options": _model_options(job, splits),
     }
@@ -182,6 +182,9 @@ def build_data(job: Job) -> Splits:
         dtype=job.train.dtype,
         oversample=data.oversample,
         options=data.options,
+        target_kind=data.target_kind,
+        loss=job.model.loss,
+        classes=job.model.options.get("classes"),
     )
 
 

@@ -8,6 +8,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class Delimited(Source):
     targets: columns by name or number (-1 is the last, and what None means), or [] for none. features: the columns of
     x, in this order; None: all others. header: whether the first line names the columns; None: it does when no cell of
     it is a number. delimiter: None finds it.
-    target_kind: "classes", "values", or "auto": texts are classes, and so are whole numbers of which there are few.
+    target_kind: "classes", "values", "whole" (classes if every number is whole), or "auto": texts are classes, and so
+    are whole numbers of which there are few.
     shape: what the features of a sample are reshaped to."""
 
     def __init__(
@@ -70,7 +72,7 @@ class Delimited(Source):
         shape: Sequence[int] | None = None,
         dtype: np.dtype | str = "float32",
     ):
-        if target_kind not in ("auto", "classes", "values"):
+        if target_kind not in ("auto", "classes", "values", "whole"):
             raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
         self.path, self._dtype = path, np.dtype(dtype)
         by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
@@ -87,7 +89,6 @@ class Delimited(Source):
         self._distinct: set[str] = set()
         self._lines = LineIndex(path, int(self.has_header), self._check)
         self._number(self._classes(target_kind))
-        self._distinct = set()
 
     @staticmethod
     def head(path: Path, header: bool | None = None, delimiter: str | None = None) -> Head:
@@ -139,16 +140,19 @@ class Delimited(Source):
             if kind == "classes":
                 raise DataError(f"the target has over {MOST_CLASSES} classes", self.path)
             return ()
-        if all(_is_integer(text) for text in found):
+        names = {_canonical(text) for text in found}
+        if all(_is_integer(name) for name in names):
+            # Under "auto" 1.0 is a value, and so are many different whole numbers.
             few = max(20.0, math.sqrt(len(self._lines)))
-            return tuple(sorted(found, key=int)) if kind == "classes" or len(found) <= few else ()
-        if kind == "auto" and all(_is_number(text) or not text for text in found):
+            is_few = all(_is_integer(text) for text in found) and len(names) <= few
+            return tuple(sorted(names, key=int)) if kind != "auto" or is_few else ()
+        if kind != "classes" and all(_is_number(text) or not text for text in found):
             return ()
-        if kind == "auto" and sum(_is_number(text) for text in found) > len(found) / 2:
-            return ()  # a column of numbers with a mistake in it, which parsing names
+        if kind != "classes" and sum(_is_number(text) for text in found) > len(found) / 2:
+            return ()  # a column of numbers with an error in it, which parsing reports
         if "" in found:
             raise DataError("some samples have no target", self.path)
-        return tuple(sorted(found))
+        return tuple(sorted(names))
 
     def learned(self) -> dict[str, Any]:
         """Which columns are what, and how classes are numbered, as JSON has it."""
@@ -165,19 +169,20 @@ class Delimited(Source):
         names, features = tuple(learned["names"]), len(learned["features"])
         if len(self._features) != features:
             raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
-        unknown = sorted(set(self.names) - set(names))
-        if unknown or bool(self.names) != bool(names):
+        # The kind is the training part's: few different numbers in a short file do not make them classes.
+        unknown = sorted({_canonical(text) for text in self._distinct} - {_canonical(name) for name in names})
+        if names and self._targets and unknown:
             raise DataError(f"classes {unknown[:5]} do not occur in the training part", self.path)
         self._number(names)
 
     def _number(self, names: tuple[str, ...]) -> None:
-        self.names, self._code = names, {name: place for place, name in enumerate(names)}
+        self.names, self._code = names, {_canonical(name): number for number, name in enumerate(names)}
         self._kept = (Held([]), self._parse(np.zeros(0, np.int64)))
 
     @staticmethod
     def join(files: Sequence[Delimited]) -> None:
         """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
-        names = {name for file in files for name in file.names}
+        names = {_canonical(name) for file in files for name in file.names}
         ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
         for file in files:
             if bool(file.names) != bool(names):
@@ -198,6 +203,14 @@ class Delimited(Source):
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def targets(self) -> np.ndarray | None:
+        """Read from the file each time; None if they are classes, which are numbered already."""
+        if self.names or not self._targets:
+            return None
+        every = np.arange(len(self))
+        pieces = np.array_split(every, max(1, len(every) // PARSED_AT_ONCE))
+        return np.concatenate([self._numbers(list(self._lines.read(rows)), rows, self._targets) for rows in pieces])
 
     def hold(self, ranges: Sequence[range]) -> None:
         (old, had), held = self._kept, Held(ranges)
@@ -224,7 +237,7 @@ class Delimited(Source):
         every = np.arange(len(self))
         lines = zip(every.tolist(), self._lines.read(every), strict=True)
         texts = (self._target_text(line, self._lines.line_number(row)) for row, line in lines)
-        return np.fromiter((self._code[text] for text in texts), np.int64, len(self))
+        return np.fromiter((self._code[_canonical(text)] for text in texts), np.int64, len(self))
 
     def _parse(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         kept = {name: np.empty((len(rows), *f.shape), f.dtype) for name, f in self.fields.items()}
@@ -239,7 +252,7 @@ class Delimited(Source):
                     self._target_text(line, self._lines.line_number(int(row)))
                     for line, row in zip(part, numbers, strict=True)
                 ]
-                kept["y"][place] = [self._code[text] for text in texts]
+                kept["y"][place] = [self._code[_canonical(text)] for text in texts]
             elif self._targets:
                 kept["y"][place] = self._numbers(part, numbers, self._targets)
         return kept
@@ -278,4 +291,15 @@ def _is_number(text: str) -> bool:
 
 
 def _is_integer(text: str | int) -> bool:
-    return str(text).strip().removeprefix("-").isdecimal()
+    stripped = str(text).strip()
+    return stripped[stripped.startswith(("-", "+")) :].isdecimal()
+
+
+@lru_cache(maxsize=2**12)
+def _canonical(text: str) -> str:
+    """The name of a class: "+1", "01" and "1.0" are the class "1"; other texts are themselves."""
+    if _is_integer(text):
+        return str(int(text))
+    if _is_number(text) and float(text).is_integer():
+        return str(int(float(text)))
+    return text

@@ -30,9 +30,13 @@ Parts = dict[str, Source]  # "train", and "validation" and "test" where the file
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings."""
+    """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings.
+
+    target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For CSV files,
+    whose targets are text; those of other formats are converted in targets.py."""
 
     targets: str = ""
+    target_kind: str = "auto"
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -170,9 +174,8 @@ def _open_csv(paths: Sequence[Path], request: Request) -> Source:
     targets = [name.strip() for name in request.targets.split(",")] if request.targets else None
     if targets == ["none"]:
         targets = []
-    sources = [
-        request.make(Delimited, "data.options", path=path, targets=targets, dtype=request.dtype) for path in paths
-    ]
+    kind, fixed = {"target_kind": request.target_kind}, {"targets": targets, "dtype": request.dtype}
+    sources = [make(Delimited, {**kind, **request.options, "path": path, **fixed}, "data.options") for path in paths]
     if len(sources) == 1:
         return sources[0]
     Delimited.join(sources)

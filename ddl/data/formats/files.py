@@ -63,6 +63,11 @@ class FileSource(Source):
             batch["y"] = self._labels[indices].astype(np.int64)
         return batch
 
+    def targets(self) -> np.ndarray | None:
+        if self._labels is not None:
+            return self._labels
+        return whole(self._columns["y"].rows) if "y" in self._columns else None
+
     def labels(self) -> np.ndarray:
         if self._labels is None:
             raise DataError("the samples have no class numbers")
@@ -115,6 +120,10 @@ class Concat(Source):
             for name, value in self.sources[place].gather(indices[rows] - self._edges[place]).items():
                 batch[name][rows] = value
         return batch
+
+    def targets(self) -> np.ndarray | None:
+        stored = [source.targets() for source in self.sources]
+        return None if any(part is None for part in stored) else np.concatenate(stored)  # type: ignore[arg-type]
 
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels() for source in self.sources])
@@ -170,5 +179,6 @@ def pair(
             return FileSource(columns, values, names)
     if x.shape[0] != y.shape[0]:
         raise DataError(f"{y.shape[0]} targets for the {x.shape[0]} samples of {x.path}", y.path)
-    columns["y"] = Column(y, Field(y.shape[1:] or (1,), dtype), same)
+    # Whole numbers stay as they are until the kind of the target is decided (targets.py).
+    columns["y"] = Column(y, Field(y.shape[1:] or (1,), dtype if y.dtype.kind == "f" else np.dtype(np.int64)), same)
     return FileSource(columns)

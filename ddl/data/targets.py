@@ -1,0 +1,292 @@
+"""The kind of a target: class, value, probabilities or several labels. Decided once, from the training part.
+
+Validation files, test files and files of new samples are then read the same way. Text labels are numbered by the
+readers in data/formats; which network and loss suit a kind is decided in models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.data.memory import Arrays
+from ddl.data.source import Field, Source, Wrapper
+from ddl.errors import ConfigError, DataError
+
+KINDS = ("auto", "classes", "values", "probabilities", "multilabel")
+CROSS_ENTROPY, BINARY = "cross_entropy", "binary_cross_entropy"
+OF_VALUES = ("mse", "mae", "huber", "distillation")
+MOST_CLASSES = 1000  # whole numbers above both this and the number of samples are refused as class numbers
+MOST_BYTES = 256 * 2**20  # larger targets are checked batch by batch, by the loss
+SETTING = 'data.target_kind ("classes", "values", "probabilities" or "multilabel")'
+
+
+@dataclass(frozen=True)
+class Target:
+    """What "y" is, and how it is delivered. kind: one of KINDS but "auto". reason: why, for the banner.
+
+    labels: the stored number of each class; () if the stored number is the class. is_one_hot: stored as rows with a
+    single 1."""
+
+    kind: str
+    reason: str
+    field: Field
+    labels: tuple[float, ...] = ()
+    is_one_hot: bool = False
+
+    def __str__(self) -> str:
+        return f"y: {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "reason": self.reason, "labels": list(self.labels), "one_hot": self.is_one_hot}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], field: Field) -> Target:
+        return cls(values["kind"], values["reason"], field, tuple(values["labels"]), values["one_hot"])
+
+    def apply(self, source: Source) -> Source:
+        """``source`` with "y" delivered as this kind. Raises DataError for a target that this kind does not have."""
+        field = source.fields.get("y")
+        if field is None or not self._changes(source, field):
+            return source
+        if isinstance(source, Arrays):
+            y = self.convert(source.arrays["y"])
+            return Arrays(**{**source.arrays, "y": y}, names=source.names or self._names(), classes=self.field.size)
+        return _Retargeted(source, self)
+
+    def _changes(self, source: Source, field: Field) -> bool:
+        if source.names and self.kind == "classes":
+            return False  # the reader has numbered the classes
+        is_same = field.shape == self.field.shape and (field.dtype.kind == "f") == (self.field.dtype.kind == "f")
+        return bool(self.labels) or not is_same or field.size != self.field.size
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(f"{label:g}" for label in self.labels)
+
+    def convert(self, y: np.ndarray) -> np.ndarray:
+        """Stored targets (n, ...) as delivered, (n, *field.shape). Raises DataError naming the first that cannot be."""
+        if self.is_one_hot and y.ndim == 2:
+            y = y.argmax(axis=1)
+        y = y.reshape(len(y), *self.field.shape)
+        if self.kind != "classes" or not len(y):
+            return y.astype(self.field.dtype, copy=False)
+        if self.labels:
+            known = np.asarray(self.labels)
+            numbers = np.minimum(np.searchsorted(known, y), len(known) - 1)
+            is_wrong = known[numbers] != y
+        else:
+            numbers, size = y.astype(np.int64), self.field.size
+            is_wrong = (numbers != y) | (numbers >= size if size is not None else False)
+        if is_wrong.any():
+            known_text = _shown(np.asarray(self.labels)) if self.labels else f"0 to {(self.field.size or 1) - 1}"
+            raise DataError(f"target {y[is_wrong].flat[0]:g} is none of the training part's classes, {known_text}")
+        return numbers
+
+
+class _Retargeted(Wrapper):
+    """A source whose "y" is converted as it is gathered."""
+
+    def __init__(self, source: Source, target: Target):
+        super().__init__(source)
+        self._target = target
+        stored = _stored(source)
+        if stored is not None:
+            target.convert(stored)  # a wrong target is reported when the file is opened
+
+    @property
+    def names(self):  # type: ignore[override]
+        return self.source.names or self._target._names()
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return {**self.source.fields, "y": self._target.field}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = self.source.gather(indices)
+        return {**batch, "y": self._target.convert(batch["y"])}
+
+    def labels(self) -> np.ndarray:
+        stored = _stored(self.source)
+        return Source.labels(self) if stored is None else self._target.convert(stored)
+
+
+def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None) -> Target | None:
+    """What the targets of ``source``, the training part, are; None if it has none.
+
+    loss: its name, "auto", or anything else for a loss of the user's. wanted: the setting data.target_kind.
+    classes: how many there are, if the job says so; -1 is then padding.
+    Without either, whole numbers are classes and floating-point numbers are values.
+    Raises ConfigError if the targets are outside the loss's domain, and names the setting that decides otherwise."""
+    if wanted not in KINDS:
+        raise ConfigError(f"data.target_kind = {wanted!r} must be one of {', '.join(KINDS)}")
+    field = source.fields.get("y")
+    if field is None:
+        return None
+    if wanted == "values" and loss in (CROSS_ENTROPY, BINARY):
+        raise ConfigError(f"data.target_kind = 'values' does not go with loss {loss!r}: set model.loss = 'mse'")
+    if wanted in ("classes", "multilabel") and loss in OF_VALUES:
+        raise ConfigError(f"data.target_kind = {wanted!r} does not go with loss {loss!r}")
+    if source.names:
+        return _named(source, field, loss, wanted)
+    if field.size is not None and field.shape not in ((), (1,)):
+        return Target("classes", f"a class number at each of {field.shape} positions", field)
+    if wanted == "values" or (wanted == "auto" and loss in OF_VALUES):
+        why = "data.target_kind" if wanted == "values" else f"loss {loss!r}"
+        return _values(source, field, f"values, because of {why}")
+    if wanted == "auto" and field.dtype.kind == "f" and loss not in (CROSS_ENTROPY, BINARY):
+        return _values(source, field, "values, from floating-point numbers" + _whole_hint(_stored(source)))
+    stored = _stored(source)
+    if stored is None and field.shape in ((), (1,)) and field.dtype.kind == "f" and loss != BINARY:
+        stored = source.labels()
+    if stored is None:  # a source of the user's: what it declares counts, and the loss checks each batch
+        kind = "values" if field.dtype.kind == "f" else "classes"
+        return Target(kind, f"{kind}, as the source declares", field)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        bad = int(np.argmin(np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)))
+        raise DataError(f"the target of sample {bad} is not finite")
+    if math.prod(stored.shape[1:]) == 1:
+        return _one_number(stored.reshape(-1), loss, wanted, classes, field.size or 0)
+    return _row(source, stored, field, loss, wanted)
+
+
+def _named(source: Source, field: Field, loss: str, wanted: str) -> Target:
+    names = list(source.names)
+    listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    if loss in OF_VALUES or wanted not in ("auto", "classes"):
+        raise ConfigError(
+            f"loss {loss!r} needs numbers; y holds {len(names)} classes, {listed}: set model.loss = 'auto'"
+        )
+    if loss == BINARY and len(names) != 2:
+        raise ConfigError(f"loss {loss!r} needs two classes; y holds {len(names)}, {listed}: set model.loss = 'auto'")
+    numbers = [_number(name) for name in names]
+    labels = () if None in numbers or numbers == list(range(len(names))) else tuple(numbers)
+    what = "texts" if None in numbers else "whole numbers"
+    return Target("classes", f"{_count(len(names))}, from the {what} {listed}", field, labels)  # type: ignore[arg-type]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _values(source: Source, field: Field, reason: str) -> Target:
+    dtype = field.dtype if field.dtype.kind == "f" else np.dtype(np.float64)
+    return Target("values", reason, Field(field.shape, dtype))
+
+
+def _whole_hint(stored: np.ndarray | None) -> str:
+    if stored is None or not stored.size or math.prod(stored.shape[1:]) != 1 or not np.isfinite(stored).all():
+        return ""
+    distinct = np.unique(stored)
+    if len(distinct) > 20 or not (distinct == np.floor(distinct)).all():
+        return ""
+    return f' (all are whole: data.target_kind = "classes" makes them {_count(len(distinct))})'
+
+
+def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, declared: int) -> Target:
+    """One stored number a sample, for a loss that needs classes or probabilities, or whole numbers without a loss."""
+    distinct = np.unique(y)
+    is_whole = bool((distinct == np.floor(distinct)).all())
+    shown, floats = _shown(distinct), Field((1,), y.dtype if y.dtype.kind == "f" else np.dtype(np.float64))
+    if wanted == "probabilities" or (wanted == "auto" and loss == BINARY and not is_whole):
+        if distinct[0] < 0 or distinct[-1] > 1:
+            raise ConfigError(f"probabilities lie in 0 .. 1; y holds {shown}: set model.loss = 'mse', or {SETTING}")
+        return Target("probabilities", f"probabilities from {distinct[0]:g} to {distinct[-1]:g}", floats)
+    if not is_whole:
+        raise ConfigError(
+            f"loss {loss!r} needs class numbers or rows of probabilities; y holds {shown}: "
+            f"set model.loss = 'mse', or {SETTING}"
+        )
+    if wanted == "multilabel":
+        raise ConfigError(f"data.target_kind = 'multilabel' needs a row of labels a sample; y holds {shown}")
+    what = {"f": "whole floats", "b": "truth values"}.get(y.dtype.kind, "whole numbers")
+    if loss == BINARY:
+        if len(distinct) > 2:
+            raise ConfigError(
+                f"loss {loss!r} needs two classes; y holds {len(distinct)}, {shown}: set model.loss = 'cross_entropy'"
+            )
+        is_plain = set(distinct.tolist()) <= {0, 1}
+        return _classes(distinct, what, () if is_plain else _labels(distinct), 2)
+    if distinct[0] >= 0:
+        size = max(declared, 2 if y.dtype.kind == "b" else int(distinct[-1]) + 1)
+        if size > max(MOST_CLASSES, len(y)):
+            raise DataError(
+                f"targets up to {size - 1} would be {size} classes of {len(y)} samples: "
+                f"number the classes from 0, or set {SETTING}"
+            )
+        return _classes(distinct, what, (), size)
+    if wanted == "classes" or distinct.tolist() == [-1, 1]:
+        return _classes(distinct, what, _labels(distinct), len(distinct))
+    if distinct[0] == -1 and classes is not None:
+        return Target("classes", f"class numbers {shown}, where -1 is padding", Field((), np.dtype(np.int64), classes))
+    raise ConfigError(
+        f"y holds {shown}: a number below 0 can be a class, a value or padding; set {SETTING}, "
+        "or model.options.classes if -1 is padding"
+    )
+
+
+def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) -> Target:
+    """Several stored numbers a sample."""
+    is_row, floats = y.ndim == 2, Field(field.shape, field.dtype if field.dtype.kind == "f" else np.dtype(np.float64))
+    is_binary = bool(((y == 0) | (y == 1)).all())
+    x = source.fields["x"]
+    is_tokens = x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
+    if wanted == "multilabel" or (wanted == "auto" and loss == BINARY):
+        distinct = np.unique(y)
+        if distinct[-1] > 1 or distinct.tolist() == [-1, 1]:
+            raise ConfigError(
+                f"several labels a sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
+            )
+        return Target("multilabel", f"{y.shape[1:]} labels a sample, each 0 to 1", floats)
+    is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
+    if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or y.dtype.kind != "f"))):
+        classes = y.shape[1]
+        field = Field((), np.dtype(np.int64), classes)
+        return Target("classes", f"{_count(classes)}, from rows with a single 1", field, is_one_hot=True)
+    if wanted == "probabilities" or (loss == CROSS_ENTROPY and y.dtype.kind == "f"):
+        if (y < 0).any() or not np.allclose(y.sum(axis=-1), 1, atol=1e-2):
+            example = _shown(y.reshape(-1, y.shape[-1])[0])
+            raise ConfigError(
+                f"loss {loss!r} needs class numbers or rows of probabilities whose sum is 1; y holds rows such as "
+                f"{example}: set model.loss = 'mse' or 'binary_cross_entropy', or {SETTING}"
+            )
+        return Target("probabilities", f"probabilities of {y.shape[-1]} classes", floats)
+    if is_tokens or loss == CROSS_ENTROPY:
+        return Target("classes", f"a class number at each of {field.shape} positions", field)
+    return Target("values", f"values, {y.shape[1:]} a sample", floats)
+
+
+def _classes(distinct: np.ndarray, what: str, labels: tuple[float, ...], size: int) -> Target:
+    absent = size - len(distinct)
+    reason = f"{_count(size)}, from {what} {_shown(distinct)}" + (f" ({absent} of them do not occur)" if absent else "")
+    return Target("classes", reason, Field((), np.dtype(np.int64), size), labels)
+
+
+def _count(classes: int) -> str:
+    return f"{classes} class{'' if classes == 1 else 'es'}"
+
+
+def _labels(distinct: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(label) for label in distinct)
+
+
+def _shown(values: np.ndarray) -> str:
+    listed = [f"{float(value):.1f}" if _is_whole_float(value) else f"{value:g}" for value in values[:5]]
+    return ", ".join(listed) + (", ..." if len(values) > 5 else "")
+
+
+def _is_whole_float(value: Any) -> bool:
+    return np.asarray(value).dtype.kind == "f" and float(value).is_integer()
+
+
+def _stored(source: Source) -> np.ndarray | None:
+    """All targets as stored, if they are small enough to be looked at."""
+    field = source.fields["y"]
+    if math.prod(field.shape) * field.dtype.itemsize * len(source) > MOST_BYTES:
+        return None
+    return source.targets()
