@@ -28,7 +28,7 @@ ALIASES = {"trace": "metrics.trace", "chaos": "fault.chaos"}
 _MAIN = {"data": "source", "metrics": "console_every_s", "checkpoint": "every_s", "train": "epochs"}
 _NAMES, _TABLE, _TABLES = tuple[str, ...], dict[str, Any], tuple[dict[str, Any], ...]
 _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_WORDS = {
+_WORDS: dict[Any, str] = {
     **{bool: "true or false", int: "a whole number", float: "a number", str: "a string"},
     **{_NAMES: "a list of strings", _TABLE: "a table", _TABLES: "a list of tables"},
 }

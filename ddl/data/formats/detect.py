@@ -175,7 +175,9 @@ def _open_csv(paths: Sequence[Path], request: Request) -> Source:
     if targets == ["none"]:
         targets = []
     kind, fixed = {"target_kind": request.target_kind}, {"targets": targets, "dtype": request.dtype}
-    sources = [make(Delimited, {**kind, **request.options, "path": path, **fixed}, "data.options") for path in paths]
+    sources = [
+        instantiate(Delimited, {**kind, **request.options, "path": path, **fixed}, "data.options") for path in paths
+    ]
     if len(sources) == 1:
         return sources[0]
     Delimited.join(sources)

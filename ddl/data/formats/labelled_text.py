@@ -184,7 +184,7 @@ class LabelledText(Source):
         self._kept = (Held([]), self._empty(0))
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:  # type: ignore[override]
         return self._texts.names
 
     @property
