@@ -13,6 +13,7 @@ from pathlib import Path
 from ddl.data.ledger import Audit, audit, read
 from ddl.errors import EX_USAGE, DataError
 from ddl.launcher.arguments import Parser
+from ddl.output import protect_output
 
 LEDGER = "ledger.jsonl"
 
@@ -66,4 +67,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     raise SystemExit(main())

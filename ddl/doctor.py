@@ -20,6 +20,7 @@ from typing import Any
 from ddl.environment import launched_rank, launched_size, refuse
 from ddl.errors import DdlError, UserError
 from ddl.launcher.mca_files import enable_fault_tolerance
+from ddl.output import protect_output
 
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
 
@@ -286,4 +287,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(main(sys.argv[1:]))

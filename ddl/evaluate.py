@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
 from ddl.launcher.arguments import Parser
+from ddl.output import protect_output
 
 if TYPE_CHECKING:
     from ddl.data import Source
@@ -69,4 +70,5 @@ def _samples(trained: Trained, arguments: argparse.Namespace) -> Source:
 
 
 if __name__ == "__main__":
+    protect_output()
     raise SystemExit(main())

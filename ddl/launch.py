@@ -17,6 +17,7 @@ from ddl.errors import EX_USAGE, ConfigError
 from ddl.launcher.arguments import Parser
 from ddl.launcher.mpirun import members, parse_hosts, read_hostfile, sweep
 from ddl.launcher.supervisor import Supervisor
+from ddl.output import protect_output
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,4 +97,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     raise SystemExit(main())

@@ -17,6 +17,7 @@ import numpy as np
 from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
 from ddl.launcher.arguments import Parser
+from ddl.output import protect_output
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -120,4 +121,5 @@ def _predict(arguments: argparse.Namespace, group: Any) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     raise SystemExit(main())

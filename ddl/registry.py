@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any
 
 from ddl.errors import ConfigError
-from ddl.suggest import instead, listed
+from ddl.wording import instead, listed
 
 UNNAMED = "(python) "
 

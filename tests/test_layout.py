@@ -19,12 +19,13 @@ ROOMS: dict[str, set[str]] = {
     "version": set(),
     "environment": set(),
     "jsonlines": set(),
-    "suggest": set(),
-    "registry": {"errors", "suggest"},
+    "output": set(),
+    "wording": set(),
+    "registry": {"errors", "wording"},
     "arrays": {"errors"},
     "kernels": {"errors", "arrays"},
-    "config": {"errors", "environment", "suggest"},
-    "metrics": {"errors", "version", "jsonlines"},
+    "config": {"errors", "environment", "wording"},
+    "metrics": {"errors", "version", "jsonlines", "output", "wording"},
     "launcher": {"errors", "environment", "config", "metrics"},
     "data": {"errors", "arrays", "jsonlines", "registry"},
     "nn": {"errors", "arrays", "kernels"},
@@ -38,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "train": {
         *(
             "errors",
-            "suggest",
+            "wording",
             "environment",
             "registry",
             "arrays",
@@ -60,9 +61,9 @@ ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
 LIGHT: dict[str, set[str]] = {
-    "launch": {"config", "errors", "launcher", "environment", "metrics"},
-    "doctor": {"errors", "environment", "launcher", "metrics"},
-    "__main__": {"suggest", "version"},
+    "launch": {"config", "errors", "launcher", "environment", "metrics", "output"},
+    "doctor": {"errors", "environment", "launcher", "metrics", "output"},
+    "__main__": {"wording", "version", "output"},
 }
 FOREIGN = {  # package -> the only places that may import it
     "cupy": {"arrays", "kernels"},

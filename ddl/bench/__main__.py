@@ -15,6 +15,7 @@ from ddl.bench.allreduce import SIZES, tuning_of
 from ddl.bench.job import rows
 from ddl.bench.models import CASES
 from ddl.errors import DdlError, UserError
+from ddl.output import protect_output
 
 # name -> ranks, and the settings of MPI under which it is measured
 BENCHES = {
@@ -119,4 +120,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(main())

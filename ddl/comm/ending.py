@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 _real_exit = os._exit
@@ -26,10 +27,8 @@ def agreed() -> None:
 def flush() -> None:
     """Write out what was printed; a broken pipe must not stop an end."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError, AttributeError):  # None where the process was started with it closed
             stream.flush()
-        except (OSError, ValueError):
-            continue
 
 
 def leave(status: int) -> NoReturn:

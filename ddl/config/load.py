@@ -142,7 +142,8 @@ def to_toml(job: Job) -> str:
 def write(job: Job, path: str | Path) -> None:
     """Write config.toml atomically."""
     aside = Path(f"{path}.tmp")
-    aside.write_text(to_toml(job), encoding="utf-8")
+    # Without UTF-8 in the locale, Python decodes such arguments to surrogates; this restores their bytes.
+    aside.write_text(to_toml(job), encoding="utf-8", errors="surrogateescape")
     os.replace(aside, path)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ddl.config.sections import SECTIONS, public_names
 from ddl.errors import ConfigError
-from ddl.suggest import closest, instead, listed
+from ddl.wording import closest, instead, listed
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -6,7 +6,6 @@ from ddl.metrics.console import Console
 from ddl.metrics.events import (
     CheckpointSaved,
     EpochDone,
-    Evaluated,
     Event,
     Finished,
     FirstStep,
@@ -25,7 +24,6 @@ __all__ = [
     "CheckpointSaved",
     "Console",
     "EpochDone",
-    "Evaluated",
     "Event",
     "Failure",
     "Finished",

@@ -1,6 +1,6 @@
-"""The console: what a person at the terminal sees of a job - a banner, a line of progress, the end.
+"""The console: prints a banner, a progress line, failures and the final figures of a job.
 
-Only the leader has one. Files are jsonl.py's and summary.py's."""
+Only the leader has one. jsonl.py and summary.py write files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TextIO
 
 from ddl.metrics.events import (
     CheckpointSaved,
     EpochDone,
-    Evaluated,
     Event,
     Finished,
     FirstStep,
@@ -25,13 +25,16 @@ from ddl.metrics.events import (
     StepDone,
     Warned,
 )
+from ddl.output import SafeStream
+from ddl.wording import counted
 
-_PLAIN_MOST_S = 60.0  # a log file of a long job is not to be filled
+_PLAIN_COLUMNS = 80
+_PLAIN_MOST_S = 60.0  # progress lines become rarer, so that a long job does not fill its log file
 _LAUNCHERS = ("mpirun", "prterun", "prte", "mpiexec", "orterun")
 
 
 def duration(seconds: float) -> str:
-    """5.2 s, 3:07, 1:02:45: as short as people write it."""
+    """Seconds as "5.2 s", "3:07" or "1:02:45"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -40,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def figures(metrics: Mapping[str, Any]) -> str:
-    """loss 0.0312, accuracy 98.61 %: scalars only; shares of one as percent."""
+    """Scalar metrics as "loss 0.0312, accuracy 98.61 %"."""
     shown = []
     for name, value in metrics.items():
         if name == "samples" or isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -50,7 +53,7 @@ def figures(metrics: Mapping[str, Any]) -> str:
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric is a share of one, which people read as percent: accuracy, top3, validation_f1."""
+    """Whether a metric is a fraction of one, shown in percent: accuracy, top3, validation_f1."""
     return _SHARE.search(name) is not None
 
 
@@ -58,12 +61,12 @@ _SHARE = re.compile(r"(^|_)(accuracy|top\d+|precision|recall|f1)$")
 
 
 class Console:
-    """Writes to ``out``; rewrites one line in place on a terminal, prints a plain line now and then elsewhere.
+    """Rewrites one progress line in place on a terminal; prints plain lines, ever more rarely, elsewhere.
 
-    every_s: seconds between progress lines, at first: plain lines become rarer; 0: none. live: in place or not;
-    default: as ``is_live`` finds. columns: that a line of progress may take, 0: any number; default: those of the
-    terminal. steps, steps_per_epoch: of the whole job, for a leader that takes over and hears
-    no JobStarted; 0: not known."""
+    Writing never raises: see ddl/output.py. every_s: seconds between the first progress lines; 0: none. out: default
+    stdout. live: whether to rewrite in place; default: ``is_live()``. columns: width of a progress line, 0: unlimited;
+    default: that of the terminal, or 80. steps, steps_per_epoch: of the whole job, for a leader that takes over and
+    receives no JobStarted; 0: unknown."""
 
     def __init__(
         self,
@@ -76,9 +79,9 @@ class Console:
         steps_per_epoch: int = 1,
     ):
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.out = out if out is not None else sys.stdout
+        self.out = SafeStream(out if out is not None else sys.stdout)
         self.live = is_live() if live is None else live
-        self.columns = columns if columns is not None else terminal_columns() if self.live else 0
+        self.columns = columns if columns is not None else terminal_columns() if self.live else _PLAIN_COLUMNS
         self.every_s, self.clock = every_s, clock
         self._started = self._shown_at = self._since = clock()
         self._samples = 0
@@ -95,8 +98,6 @@ class Console:
         elif isinstance(event, EpochDone):
             if event.validation and self._is_due(self.clock()):
                 self._line(f"epoch {event.epoch}: train {figures(event.train)}; validation {figures(event.validation)}")
-        elif isinstance(event, Evaluated):
-            self._line(f"{event.split}: {figures(event.metrics)}")
         elif isinstance(event, Warned):
             self._line(f"warning: {event.message}")
         elif isinstance(event, RankFailed):
@@ -111,7 +112,7 @@ class Console:
         elif isinstance(event, Finished):
             self._line(ending(event))
         elif isinstance(event, CheckpointSaved):
-            return  # it happens often and says nothing new; metrics.jsonl has it
+            return  # frequent and of little interest; metrics.jsonl has it
 
     def close(self) -> None:
         if self._width:
@@ -120,7 +121,7 @@ class Console:
         self.out.flush()
 
     def _is_due(self, now: float) -> bool:
-        """Is it time for a line of progress? If so, it counts as shown."""
+        """Whether a progress line is due; if so, it counts as shown."""
         if not self.every_s or now - self._shown_at < self.every_s:
             return False
         self._shown_at = now
@@ -132,7 +133,7 @@ class Console:
         now = self.clock()
         self._samples += event.samples
         if self._first is None:
-            self._first, self._since, self._samples = event, now, 0  # the first step's time is start-up
+            self._first, self._since, self._samples = event, now, 0  # the first step includes start-up time
         if self._is_due(now):
             rate = self._samples / (now - self._since) if now > self._since else 0.0
             self._progress(self._progress_text(event, rate, now))
@@ -150,7 +151,7 @@ class Console:
         if left:
             rest.append(left)
         names = list(event.metrics)
-        while True:  # the line must fit, else the terminal could not rewrite it: the first metrics tell most
+        while True:  # a terminal cannot rewrite a wrapped line; drop the last metrics first
             shown = figures({"loss": event.loss, **{name: event.metrics[name] for name in names}})
             text = "  ".join([*parts, shown, *rest])
             if not names or not self.columns or len(text) < self.columns:
@@ -166,7 +167,7 @@ class Console:
         self._width = len(text)
 
     def _line(self, text: str) -> None:
-        if self._width:  # a line of progress stands there: put the news in its place
+        if self._width:  # replace the progress line
             self.out.write("\r" + " " * self._width + "\r")
             self._width = 0
         self.out.write(text + "\n")
@@ -174,14 +175,14 @@ class Console:
 
 
 def is_live(process: Path = Path("/proc")) -> bool:
-    """Does a person look at a terminal that can rewrite a line?
+    """Whether stdout is a terminal that can rewrite a line.
 
-    mpirun gives every rank a terminal of its own on stdout, even where its own output goes to a file, and pipes
-    as stdin and stderr. The truth is with mpirun itself, the parent of the ranks on its host: the first rank asks
-    what its parent's stdout is. A rank elsewhere, or under something else, takes lines to be plain."""
-    if os.environ.get("TERM", "dumb") == "dumb" or not sys.stdout.isatty():
+    mpirun gives every rank a pseudo-terminal as stdout, even when its own output goes to a file, and pipes as stdin
+    and stderr. So under mpirun the question is what mpirun's own stdout is: it is the parent of the ranks on its host.
+    Ranks on other hosts, or under other launchers, print plain lines."""
+    if os.environ.get("TERM", "dumb") == "dumb" or sys.stdout is None or not sys.stdout.isatty():
         return False
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         return True
     parent = process / str(os.getppid())
     try:
@@ -192,7 +193,7 @@ def is_live(process: Path = Path("/proc")) -> bool:
 
 
 def terminal_columns(process: Path = Path("/proc")) -> int:
-    """How wide the terminal is that a person looks at; 0: not known. Of mpirun's own where it stands between."""
+    """Width of the terminal, that of mpirun itself where this process is one of its ranks; 0: unknown."""
     for name in (process / str(os.getppid()) / "fd" / "1", process / "self" / "fd" / "1"):
         try:
             file = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
@@ -209,38 +210,44 @@ def terminal_columns(process: Path = Path("/proc")) -> int:
 
 
 def banner(job: JobStarted) -> str:
-    hosts = ", ".join(f"{host}: {ranks}" for host, ranks in job.hosts.items())
-    versions = ", ".join(f"{name} {version}" for name, version in job.versions.items())
     spares = f" and {job.spares} spare" if job.spares else ""
-    ranks, shards = (f"{n:,} {noun}{'' if n == 1 else 's'}" for n, noun in ((job.ranks, "rank"), (job.shards, "shard")))
+    versions = ", ".join(f"{name} {version}" for name, version in job.versions.items())
+    epochs = job.steps / job.steps_per_epoch
     lines = [
-        f"{job.name}: {job.model}, {job.parameters:,} parameters, on {job.device}",
-        f"{ranks}{spares} ({hosts}); {job.samples:,} samples in {shards}, "
-        f"{job.global_batch} a step, {job.steps:,} steps in {job.steps / job.steps_per_epoch:.4g} epochs",
+        f"{job.name}: {job.model}, {counted(job.parameters, 'parameter')}, on {job.device}",
+        f"{counted(job.ranks, 'rank')}{spares} ({', '.join(f'{host}: {ranks}' for host, ranks in job.hosts.items())})",
+        f"{counted(job.samples, 'sample')} in {counted(job.shards, 'shard')}, {job.global_batch:,} per step; "
+        f"{counted(job.steps, 'step')}, {epochs:.4g} epoch{'' if epochs == 1 else 's'}",
         *job.data,
         versions,
+        job.tolerance,
+        f"resumes from step {job.step}" if job.step else "",
     ]
-    if job.tolerance:
-        lines.append(job.tolerance)
-    if job.step:
-        lines.append(f"goes on from step {job.step}")
-    lines.append(f"folder: {job.folder}")
-    return "\n".join(line for line in lines if line)
+    return "\n".join([*(_fit(line) for line in lines if line), f"folder: {job.folder}"])
+
+
+def _fit(line: str) -> str:
+    """``line`` wrapped at 80 columns; long words, such as paths, stay whole."""
+    return fill(line, _PLAIN_COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def recovery(event: Recovered) -> str:
-    moved = "; ".join(f"shards {_runs(shards)} to rank {rank}" for rank, shards in event.moved.items())
-    phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items())
-    promoted = f"; rank(s) {list(event.promoted)} stepped in" if event.promoted else ""
-    return (
-        f"recovered in {1000 * event.seconds:.0f} ms ({phases}): {len(event.ranks)} ranks go on after step {event.step}"
-        + (f"; {moved}" if moved else "")
-        + promoted
+    moved = "; ".join(
+        f"shard{'' if len(shards) == 1 else 's'} {_runs(shards)} to rank {rank}" for rank, shards in event.moved.items()
     )
+    phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items())
+    ranks = len(event.ranks)
+    parts = [
+        f"recovered in {1000 * event.seconds:.0f} ms ({phases}): {counted(ranks, 'rank')} "
+        f"continue{'s' if ranks == 1 else ''} after step {event.step}",
+        moved,
+        f"spares promoted: rank {', '.join(map(str, event.promoted))}" if event.promoted else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _runs(numbers: Any) -> str:
-    """0-4, 7: whole numbers in order, neighbours joined."""
+    """Integers as sorted runs: "0-4, 7"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -253,14 +260,15 @@ def _runs(numbers: Any) -> str:
 def ending(event: Finished) -> str:
     s = event.summary
     lines = [
-        f"{event.status} after {s.get('steps', 0):,} steps, {s.get('epochs', 0):.4g} epochs, "
+        f"{event.status} after {counted(s.get('steps', 0), 'step')}, {s.get('epochs', 0):.4g} epoch"
+        f"{'' if s.get('epochs') == 1 else 's'}, "
         f"in {duration(s.get('wall_s', 0.0))} ({s.get('samples_per_s', 0.0):,.0f} samples/s)"
     ]
     for split in ("train", "validation", "test"):
         if text := figures(s.get(split) or {}):
             lines.append(f"  {split:<11}{text}")
     if failures := s.get("failures"):
-        lines.append(f"  {len(failures)} rank(s) lost on the way, {s.get('ranks_finished')} finished")
+        lines.append(f"  {counted(len(failures), 'rank')} lost, {s.get('ranks_finished')} finished")
     if s.get("error"):
         lines.append(f"  {s['error']}")
     if event.folder:

@@ -77,17 +77,6 @@ class EpochDone(Event):
 
 
 @dataclass(frozen=True)
-class Evaluated(Event):
-    """A split was evaluated as a whole."""
-
-    kind: ClassVar[str] = "evaluation"
-    step: int
-    split: str
-    metrics: Mapping[str, Any]
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
 class Warned(Event):
     """Something that a person should know; training goes on."""
 

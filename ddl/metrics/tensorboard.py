@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.errors import ConfigError
-from ddl.metrics.events import EpochDone, Evaluated, Event, Finished, StepDone
+from ddl.metrics.events import EpochDone, Event, Finished, StepDone
 
 
 def writer_class() -> Any:
@@ -41,9 +41,6 @@ class TensorBoard:
             self._step = event.step
             self._scalars("train", event.train)
             self._scalars("validation", event.validation)
-        elif isinstance(event, Evaluated):
-            self._step = event.step
-            self._scalars(event.split, event.metrics)
         elif isinstance(event, Finished):
             self._scalars("test", event.summary.get("test") or {})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ddl.output import protect_output
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     from ddl.config import load_or_exit
@@ -16,4 +18,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     raise SystemExit(main())

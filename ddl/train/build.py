@@ -32,8 +32,8 @@ from ddl.models.model import Model
 from ddl.nn.losses import BinaryCrossEntropy
 from ddl.optim import OPTIMIZERS, Groups, Optimizer, Rule, scaled_lr, schedule
 from ddl.registry import resolve
-from ddl.suggest import instead
 from ddl.train.task import Task
+from ddl.wording import instead
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
 _OPTIONS: Mapping[str, tuple[str, ...]] = {

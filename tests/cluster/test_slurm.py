@@ -138,5 +138,5 @@ def test_the_warning_before_the_time_limit_stops_a_job_that_a_second_submission_
 
     steps = stopped["steps"] + 20
     state, text, summary = submit(slurm, environment, tmp_path, "--train.steps", str(steps), "--run.dir", "run")
-    assert state == "COMPLETED" and f"goes on from step {stopped['steps']}" in text, text
+    assert state == "COMPLETED" and f"resumes from step {stopped['steps']}" in text, text
     assert summary["status"] == "finished" and summary["steps"] == steps

@@ -1,4 +1,4 @@
-"""What people see: progress in place or as lines, the banner, failures, the end."""
+"""The console: progress in place or as lines, the banner, failures, the end, and streams that fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from ddl.metrics import (
     Console,
     EpochDone,
-    Evaluated,
     Finished,
     FirstStep,
     JobStarted,
@@ -163,7 +162,7 @@ def test_a_failure_and_its_recovery_are_a_line_each(clock):
     assert third == "first step after the recovery: 12 ms"
     assert fourth == "lost rank 1 on here at step 9 (hang in compute); see run/notes/a/rank-1.json"
     assert second == (
-        "recovered in 42 ms (shrink 40): 3 ranks go on after step 7; shards 4-6 to rank 0; shards 8 to rank 3"
+        "recovered in 42 ms (shrink 40): 3 ranks continue after step 7; shards 4-6 to rank 0; shard 8 to rank 3"
     )
 
 
@@ -182,16 +181,14 @@ def test_the_end_sums_up(clock):
     assert out.getvalue().splitlines() == [
         "finished after 40 steps, 2 epochs, in 1:02:05 (1,234 samples/s)",
         "  test       loss 0.1, accuracy 97.50 %",
-        "  1 rank(s) lost on the way, 3 finished",
+        "  1 rank lost, 3 finished",
         "  runs/digits",
     ]
 
 
-def test_an_evaluation_leaves_out_what_is_no_figure(clock):
-    out = io.StringIO()
+def test_only_scalar_metrics_are_shown():
     metrics = {"loss": 0.25, "accuracy": 1.0, "confusion": [[1, 0], [0, 1]], "samples": 2}
-    Console(out=out, live=False, clock=clock).write(Evaluated(3, "test", metrics))
-    assert out.getvalue() == "test: loss 0.25, accuracy 100.00 %\n"
+    assert figures(metrics) == "loss 0.25, accuracy 100.00 %"
     assert figures({}) == ""
 
 
@@ -203,10 +200,65 @@ def test_shares_of_one_are_percents():
     assert figures({"loss": 0.5, "r2": 0.5, "stop5x": 2.0}) == "loss 0.5, r2 0.5, stop5x 2"
 
 
-def test_one_rank_with_one_shard_is_not_many(clock):
+def test_one_is_singular(clock):
     out = io.StringIO()
-    Console(out=out, live=False, clock=clock).write(replace(JOB, ranks=1, spares=0, shards=1))
-    assert "1 rank (here: 4); 1,258 samples in 1 shard, 64 a step" in out.getvalue()
+    console = Console(out=out, live=False, clock=clock)
+    console.write(replace(JOB, ranks=1, spares=0, shards=1, samples=1, steps=1, steps_per_epoch=1, parameters=1))
+    console.write(Finished("finished", {"steps": 1, "epochs": 1.0}))
+    text = out.getvalue()
+    assert "1 rank (here: 4)\n1 sample in 1 shard, 64 per step; 1 step, 1 epoch\n" in text
+    assert "1 parameter," in text and "finished after 1 step, 1 epoch, in" in text
+
+
+def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
+    out = io.StringIO()
+    console = Console(out=out, live=False, clock=clock)
+    hosts = {f"node{number:02}": 4 for number in range(40)}
+    console.write(replace(JOB, hosts=hosts, tolerance="training survives " + "this and that, " * 10, folder="x" * 90))
+    clock.now += 100
+    metrics = {f"metric{number}": 0.5 for number in range(20)}
+    console.write(step(1))
+    clock.now += 100
+    console.write(replace(step(2), metrics=metrics))
+    assert all(len(line) <= 80 for line in out.getvalue().splitlines() if not line.startswith("folder: "))
+    assert "folder: " + "x" * 90 in out.getvalue()
+
+
+class Failing(io.StringIO):
+    """A stream that raises ``error`` from every write and flush."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "full"), ValueError("closed file")])
+def test_a_stream_that_fails_never_raises(error, clock):
+    console = Console(out=Failing(error), live=True, clock=clock)
+    console.write(JOB)
+    run(console, clock, 3, 1.0)
+    console.close()
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(clock):
+    raw = io.BytesIO()
+    console = Console(out=io.TextIOWrapper(raw, encoding="latin-1"), live=False, clock=clock)
+    console.write(replace(JOB, name="数字 é"))
+    console.close()
+    assert raw.getvalue().startswith(b"\\u6570\\u5b57 \xe9: cnn")
+
+
+def test_a_closed_stdout_is_no_error(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    console = Console(clock=clock)
+    console.write(JOB)
+    console.close()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Wording of errors about unknown names: the closest valid name, or else the list of valid names.
+"""Wording of messages: counts, lists of names, and suggestions for unknown names.
 
-Where the names come from is the caller's business: settings, options, registries of models and losses."""
+Callers supply the names: settings, options, registries of models and losses."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ SYNONYMS: Mapping[str, str] = {
     "bert": "transformer",
     "gpt": "transformer",
 }
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 rank", "4 ranks", "12,345 samples"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Iterable[object], last: str = "or") -> str:
