@@ -73,9 +73,21 @@ def _single_values(job: Job) -> Iterator[str]:
         yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
     if job.run.name in ("", "..") or Path(job.run.name).name != job.run.name:
         yield f'[run] name is "{job.run.name}": it must be a plain file name; run.dir names a folder'
+    for name in ("run.name", "run.dir"):
+        if not _is_path(_get(job, name)):
+            yield f"{_label(name)} has characters that the locale lacks: set PYTHONUTF8=1"
     for one in job.train.callbacks:
         if not _QUALIFIED_NAME.fullmatch(one):
             yield f'[train] callbacks has "{one}": a callback is named as "package.module:Name"'
+
+
+def _is_path(text: str) -> bool:
+    """Whether ``text`` can name a file and be stored as UTF-8: arguments that the locale cannot decode cannot."""
+    try:
+        os.fsencode(text), text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _missing_files(job: Job) -> Iterator[str]:

@@ -142,8 +142,7 @@ def to_toml(job: Job) -> str:
 def write(job: Job, path: str | Path) -> None:
     """Write config.toml atomically."""
     aside = Path(f"{path}.tmp")
-    # Without UTF-8 in the locale, Python decodes such arguments to surrogates; this restores their bytes.
-    aside.write_text(to_toml(job), encoding="utf-8", errors="surrogateescape")
+    aside.write_text(to_toml(job), encoding="utf-8")
     os.replace(aside, path)
 
 
