@@ -4,6 +4,7 @@ from ddl.data.augmentations import make_transforms
 from ddl.data.balance import class_weights, multiplicity, oversample
 from ddl.data.dataset import SOURCES, Splits, open_dataset
 from ddl.data.digits import digits
+from ddl.data.fingerprint import compare, fingerprint
 from ddl.data.formats.detect import FORMATS
 from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
@@ -55,9 +56,11 @@ __all__ = [
     "can_normalise",
     "class_weights",
     "combine",
+    "compare",
     "data_lines",
     "decide",
     "digits",
+    "fingerprint",
     "labels_of",
     "make_transforms",
     "moments",

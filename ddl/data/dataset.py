@@ -12,7 +12,7 @@ import numpy as np
 
 from ddl.data.balance import oversample as oversampled
 from ddl.data.digits import digits
-from ddl.data.formats.detect import Request, open_files
+from ddl.data.formats.detect import Request, columns_of, open_files
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
 from ddl.data.source import Source, as_source
@@ -100,6 +100,7 @@ def open_dataset(
         target = decide(parts["train"], loss, target_kind, classes)
     except DataError as error:
         raise DataError(str(error), targets or path or None) from error
+    request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:
         # Numbers of other files must not be numbered anew: a short file seldom holds every class.
         request = replace(request, target_kind="values")

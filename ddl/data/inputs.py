@@ -169,36 +169,19 @@ class Inputs:
         return self.format if self.format != "auto" and found in ("tokens", "text") else found
 
     def _columns(self, path: Path, known: Known) -> Source:
-        """A CSV file by the columns of the training part's: by their names where both have names, else by their
-        places; a file of as many columns as there were features has nothing else."""
+        """A CSV file, by the columns of the training part."""
         knows, options = known.learned, self.options
-        columns, features, targets = knows["columns"], list(knows["features"]), list(knows["targets"])
         settings: dict[str, Any] = {name: options[name] for name in ("header", "delimiter") if name in options}
-        head = Delimited.head(path, **settings)
-        count = columns if isinstance(columns, int) else len(columns)
-        if not self.is_labelled:
-            targets = []
-        if head.has_header and not isinstance(columns, int) and len(set(columns)) == count:
-            named = [columns[place] for place in (*features, *targets)]
-            if set(named) <= set(head.columns):
-                features = [head.columns.index(columns[place]) for place in features]
-                targets = [head.columns.index(columns[place]) for place in targets]
-                count = len(head.columns)
-        if len(head.columns) != count:
-            if targets or len(head.columns) != len(features):
-                lack = f"{count} of the training data" + ("" if targets else f" or its {len(features)} features")
-                raise DataError(f"{len(head.columns)} columns, neither all {lack}", path, 1, "line")
-            features = list(range(len(features)))
         source = Delimited(
             path,
-            targets=targets,
-            features=features,
+            targets=None if self.is_labelled else [],
+            like=knows,
             target_kind="classes" if knows["names"] else "values",
             shape=known.fields["x"].shape,
             dtype=self.dtype,
             **settings,
         )
-        if targets:
+        if self.is_labelled:
             source.recall(knows)
         return source
 

@@ -35,6 +35,7 @@ class Source:
     names: Sequence[str] = ()  # names of the classes of "y", by class number; () if they have none
     is_cheap = False  # gathering is a copy in memory: no thread reads ahead
     is_sequential = False  # neighbouring samples continue one text: fractions split it into runs, not at random
+    reads_from_start = False  # reaching a sample takes reading all before it
     fills_arrays = False  # ``gather_into`` writes straight into the given arrays
 
     @property
@@ -103,6 +104,10 @@ class Wrapper(Source):
     @property
     def is_sequential(self) -> bool:  # type: ignore[override]
         return self.source.is_sequential
+
+    @property
+    def reads_from_start(self) -> bool:  # type: ignore[override]
+        return self.source.reads_from_start
 
     @property
     def fields(self) -> Mapping[str, Field]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddl.checkpoint import Store, newer_of, open_replica
+from ddl.data import compare
 from ddl.errors import CheckpointError, ConfigError
 from ddl.train.state import Progress, State
 from ddl.train.task import Task
@@ -47,15 +48,32 @@ def find_checkpoint(
         raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
 
 
-def restore(state: State, arrays: dict[str, np.ndarray], meta: dict[str, Any], task: Task) -> None:
+def restore(
+    state: State,
+    arrays: dict[str, np.ndarray],
+    meta: dict[str, Any],
+    task: Task,
+    say: Callable[[str], None] = lambda message: None,
+) -> None:
     """Take over a checkpoint's state. Raises ConfigError when it is of another job: other shards, samples, batch,
-    seed, order or parameters."""
+    seed, order or parameters, or of data with other columns or classes. say: called with a line
+    about data whose content changed."""
     for key in ("shards", "samples", "global_batch", "seed", "shuffle"):
         if key in meta and meta[key] != task.settings.get(key, meta[key]):
             raise ConfigError(
                 f"the checkpoint was made with {key} = {meta[key]}, this job has {task.settings[key]}: "
                 "its order of samples would be another one; set it back, or begin anew with another run.dir"
             )
+    kept, now = (one.get("knowledge", {}).get("data") for one in (meta, task.settings))
+    if kept and now:
+        wrong, changed = compare(kept, now)
+        if wrong:
+            raise ConfigError(
+                f"the data changed since the checkpoint: {'; '.join(wrong)}; set them back, or train from the "
+                "beginning in another run.dir"
+            )
+        for line in changed:
+            say(line)
     try:
         state.load_named(arrays)
     except ValueError as error:

@@ -40,7 +40,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
                 for line in loop.task.initial(state):
                     say(line)
             if arrays is not None:
-                restore(state, arrays, meta, loop.task)
+                restore(state, arrays, meta, loop.task, say)
             group.probe("setup.claim")
             # Only now that the job is known to fit: a wrong one must leave what is in the folder as it is.
             folder.claim(group)

@@ -22,6 +22,7 @@ from ddl.data import (
     Splits,
     auto_shards,
     class_weights,
+    fingerprint,
     labels_of,
     make_transforms,
     open_dataset,
@@ -88,7 +89,10 @@ def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
     can be made, and new samples read, where the data are gone."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
-        "data": Known.of(splits.train, splits.names, splits.target).to_json(),
+        "data": {
+            **Known.of(splits.train, splits.names, splits.target).to_json(),
+            "fingerprint": fingerprint(splits.train),
+        },
         "samples": {name: 0 if part is None else len(part) for name, part in parts.items()},
         "options": _model_options(job, splits),
     }

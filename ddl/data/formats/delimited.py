@@ -58,7 +58,8 @@ class Delimited(Source):
     it is a number. delimiter: None finds it.
     target_kind: "classes", "values", "whole" (classes if every number is whole), or "auto": texts are classes, and so
     are whole numbers of which there are few.
-    shape: what the features of a sample are reshaped to."""
+    shape: what the features of a sample are reshaped to. like: what the training part's source ``learned``; its columns
+    take the place of ``features`` and ``targets`` (but [] asks for no targets)."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Delimited(Source):
         target_kind: str = "auto",
         shape: Sequence[int] | None = None,
         dtype: np.dtype | str = "float32",
+        like: Mapping[str, Any] | None = None,
     ):
         if target_kind not in ("auto", "classes", "values", "whole"):
             raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
@@ -78,9 +80,12 @@ class Delimited(Source):
         by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
         found = self.head(path, True if by_name and header is None else header, delimiter)
         self.has_header, self.columns, self._delimiter = found.has_header, found.columns, found.delimiter
-        self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
-        others = [place for place in range(len(self.columns)) if place not in self._targets]
-        self._features = others if features is None else [self._column(feature) for feature in features]
+        if like is not None:
+            self._features, self._targets = self._matched(like, is_labelled=targets != [])
+        else:
+            self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
+            others = [place for place in range(len(self.columns)) if place not in self._targets]
+            self._features = others if features is None else [self._column(feature) for feature in features]
         if not self._features:
             raise DataError("no column is left for x", path, 1, "line")
         self._shape = tuple(shape) if shape is not None else (len(self._features),)
@@ -113,6 +118,33 @@ class Delimited(Source):
         if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
         raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
+
+    def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
+        """(features, targets) of this file: by name if both files name their columns, else by position.
+
+        A file without targets that has as many columns as there are features holds just these."""
+        columns, features = like["columns"], list(like["features"])
+        targets = list(like["targets"]) if is_labelled else []
+        is_named = self.has_header and not isinstance(columns, int)
+        if is_named and len(set(columns)) == len(columns) and len(set(self.columns)) == len(self.columns):
+            missing = [columns[at] for at in (*features, *targets) if columns[at] not in self.columns]
+            if missing:
+                raise DataError(
+                    f"no column {missing[0]!r}, which the training part has: there are {self.columns}",
+                    self.path,
+                    1,
+                    "line",
+                )
+            return [self.columns.index(columns[at]) for at in features], [
+                self.columns.index(columns[at]) for at in targets
+            ]
+        count = columns if isinstance(columns, int) else len(columns)
+        if len(self.columns) == count:
+            return features, targets
+        if targets or len(self.columns) != len(features):
+            needed = f"{count} of the training part" + ("" if targets else f" or its {len(features)} features")
+            raise DataError(f"{len(self.columns)} columns instead of the {needed}", self.path, 1, "line")
+        return list(range(len(features))), []
 
     def _check(self, number: int, line: bytes) -> None:
         delimiter = self._delimiter.encode()

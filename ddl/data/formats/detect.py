@@ -8,7 +8,7 @@ import glob
 import gzip
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ class Request:
     """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings.
 
     target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For CSV files,
-    whose targets are text; those of other formats are converted in targets.py."""
+    whose targets are text; those of other formats are converted in targets.py.
+    like: what a CSV source of the training part ``learned``: columns are matched by its names."""
 
     targets: str = ""
     target_kind: str = "auto"
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
     options: Mapping[str, Any] = field(default_factory=dict)
+    like: Mapping[str, Any] | None = None
 
     def make(self, opener: Callable[..., Any], what: str, /, **fixed: Any) -> Any:
         return instantiate(opener, {**self.options, **fixed}, what)
@@ -175,9 +177,11 @@ def _open_csv(paths: Sequence[Path], request: Request) -> Source:
     if targets == ["none"]:
         targets = []
     kind, fixed = {"target_kind": request.target_kind}, {"targets": targets, "dtype": request.dtype}
-    sources = [
-        instantiate(Delimited, {**kind, **request.options, "path": path, **fixed}, "data.options") for path in paths
-    ]
+    sources: list[Delimited] = []
+    for path in paths:
+        like = sources[0].learned() if sources else request.like
+        options = {**kind, **request.options, "path": path, "like": like, **fixed}
+        sources.append(instantiate(Delimited, options, "data.options"))
     if len(sources) == 1:
         return sources[0]
     Delimited.join(sources)
@@ -306,12 +310,19 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
     if by_role is None:
         return opener(paths, request)
     parts: Parts = {}
-    for role, own in by_role.items():
-        source = opener(own, request)
+    for role in sorted(by_role, key=lambda role: role != "train"):
+        own = by_role[role]
+        source = opener(own, replace(request, like=columns_of(parts["train"])) if parts else request)
         if isinstance(source, dict):
             raise DataError("an archive that has its own splits among files for each split", own[0])
         parts[role] = source
     return parts
+
+
+def columns_of(train: Source) -> Mapping[str, Any] | None:
+    """What other CSV files are matched with; None if the training part is not read from columns."""
+    learned = train.learned()
+    return learned if learned.get("kind") == "columns" else None
 
 
 def _common_format(paths: list[Path]) -> tuple[str, list[Path]]:

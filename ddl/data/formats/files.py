@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.data.formats.rows import Rows
+from ddl.data.formats.rows import Rows, StreamedRows
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
@@ -38,6 +38,7 @@ class FileSource(Source):
             path = next(iter(columns.values())).rows.path
             raise DataError(f"numbers of samples do not match: {lengths}", path)
         self._length = lengths["x"]
+        self.reads_from_start = any(isinstance(column.rows, StreamedRows) for column in columns.values())
         self._fields = {name: column.field for name, column in columns.items()}
         if labels is not None:
             size = int(labels.max()) + 1
@@ -90,6 +91,7 @@ class Concat(Source):
         }
         self.names = tuple(self.sources[0].names)
         self.is_sequential = self.sources[0].is_sequential
+        self.reads_from_start = any(source.reads_from_start for source in self.sources)
 
     @property
     def fields(self) -> Mapping[str, Field]:

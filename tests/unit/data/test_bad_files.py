@@ -246,7 +246,7 @@ def test_a_test_file_that_does_not_fit_the_training_file_is_refused(tmp_path):
     train = write_csv(tmp_path / "a.csv", ROWS)
     for rows, words in (
         ([[1, 2, "c"]], r"b.csv: classes \['c'\] do not occur in the training part"),
-        ([[1, 2, 3, "a"]], r"b.csv: 3 features, the training part has 2"),
+        ([[1, 2, 3, "a"]], r"b.csv, line 1: 4 columns instead of the 3 of the training part"),
     ):
         test = write_csv(tmp_path / "b.csv", rows)
         with pytest.raises(DataError, match=words):
