@@ -73,7 +73,8 @@ class Known:
 def data_lines(known: Mapping[str, Any]) -> list[str]:
     """What was decided when the data were read, for the banner. known: as ``Known.to_json`` returns it."""
     target = known.get("target")
-    return [] if target is None else [f"y: {target['reason']}"]
+    notes = list(known.get("learned", {}).get("notes", ()))
+    return notes + ([] if target is None else [f"y: {target['reason']}"])
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ class Inputs:
     def _columns(self, path: Path, known: Known) -> Source:
         """A CSV file, by the columns of the training part."""
         knows, options = known.learned, self.options
-        settings: dict[str, Any] = {name: options[name] for name in ("header", "delimiter") if name in options}
+        settings: dict[str, Any] = {
+            name: options[name] for name in ("header", "delimiter", "decimal") if name in options
+        }
         source = Delimited(
             path,
             targets=None if self.is_labelled else [],

@@ -4,50 +4,22 @@ Texts with a label are labelled_text.py's. A quoted cell may hold the delimiter,
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.data.formats.npy import first_bytes
-from ddl.data.formats.text_lines import LineIndex, clean
+from ddl.data.formats.csv_head import DECIMAL_COMMA, decoded, is_number, read_head, split_cells
+from ddl.data.formats.text_lines import LineIndex
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
-DELIMITERS = ",;\t|"
-
-
-@dataclass(frozen=True)
-class Head:
-    """columns: by name, or by number where the file does not name them."""
-
-    columns: list[str]
-    has_header: bool
-    delimiter: str
-
-
-def _text(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
-
-
-def _cells(line: str, delimiter: str, path: Path, number: int) -> list[str]:
-    if '"' not in line:
-        return [cell.strip() for cell in line.split(delimiter)]
-    try:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True))]
-    except csv.Error as error:
-        raise DataError(f"a quoted cell does not end in its line: {error}", path, number, "line") from error
 
 
 class Delimited(Source):
@@ -55,7 +27,7 @@ class Delimited(Source):
 
     targets: columns by name or number (-1 is the last, and what None means), or [] for none. features: the columns of
     x, in this order; None: all others. header: whether the first line names the columns; None: it does when no cell of
-    it is a number. delimiter: None finds it.
+    it is a number. delimiter, decimal: None finds them; see csv_head.py.
     target_kind: "classes", "values", "whole" (classes if every number is whole), or "auto": texts are classes, and so
     are whole numbers of which there are few.
     shape: what the features of a sample are reshaped to. like: what the training part's source ``learned``; its columns
@@ -69,6 +41,7 @@ class Delimited(Source):
         features: Sequence[str | int] | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
+        decimal: str | None = None,
         target_kind: str = "auto",
         shape: Sequence[int] | None = None,
         dtype: np.dtype | str = "float32",
@@ -78,13 +51,14 @@ class Delimited(Source):
             raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
         self.path, self._dtype = path, np.dtype(dtype)
         by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
-        found = self.head(path, True if by_name and header is None else header, delimiter)
-        self.has_header, self.columns, self._delimiter = found.has_header, found.columns, found.delimiter
+        head = read_head(path, True if by_name and header is None else header, delimiter, decimal)
+        self.has_header, self.columns, self._delimiter = head.has_header, head.columns, head.delimiter
+        self._head, self._has_decimal_comma = head, head.decimal == ","
         if like is not None:
             self._features, self._targets = self._matched(like, is_labelled=targets != [])
         else:
             self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
-            others = [place for place in range(len(self.columns)) if place not in self._targets]
+            others = [at for at in range(int(head.has_index), len(self.columns)) if at not in self._targets]
             self._features = others if features is None else [self._column(feature) for feature in features]
         if not self._features:
             raise DataError("no column is left for x", path, 1, "line")
@@ -95,22 +69,11 @@ class Delimited(Source):
         self._lines = LineIndex(path, int(self.has_header), self._check)
         self._number(self._classes(target_kind))
 
-    @staticmethod
-    def head(path: Path, header: bool | None = None, delimiter: str | None = None) -> Head:
-        """What the first line tells."""
-        first_bytes(path)
-        with open(path, "rb") as file:
-            first = _text(clean(file.readline(), 1), path, 1)
-        delimiter = delimiter or max(DELIMITERS, key=first.count)
-        cells = _cells(first, delimiter, path, 1)
-        has_header = not any(_is_number(cell) for cell in cells) if header is None else header
-        return Head(cells if has_header else [str(number) for number in range(len(cells))], has_header, delimiter)
-
     def _text(self, line: bytes, number: int) -> str:
-        return _text(line, self.path, number)
+        return decoded(line, self.path, number)
 
     def _cells(self, line: str, number: int) -> list[str]:
-        return _cells(line, self._delimiter, self.path, number)
+        return split_cells(line, self._delimiter, self.path, number)
 
     def _column(self, target: str | int) -> int:
         if isinstance(target, str) and target in self.columns and self.has_header:
@@ -156,6 +119,10 @@ class Delimited(Source):
             self._distinct.add(self._target_text(line, number))
 
     def _target_text(self, line: bytes, number: int) -> str:
+        text = self._target_cell(line, number)
+        return text.replace(",", ".") if self._has_decimal_comma and DECIMAL_COMMA.fullmatch(text) else text
+
+    def _target_cell(self, line: bytes, number: int) -> str:
         place = self._targets[0]
         if b'"' in line:
             return self._cells(self._text(line, number), number)[place]
@@ -178,9 +145,9 @@ class Delimited(Source):
             few = max(20.0, math.sqrt(len(self._lines)))
             is_few = all(_is_integer(text) for text in found) and len(names) <= few
             return tuple(sorted(names, key=int)) if kind != "auto" or is_few else ()
-        if kind != "classes" and all(_is_number(text) or not text for text in found):
+        if kind != "classes" and all(is_number(text) or not text for text in found):
             return ()
-        if kind != "classes" and sum(_is_number(text) for text in found) > len(found) / 2:
+        if kind != "classes" and sum(is_number(text) for text in found) > len(found) / 2:
             return ()  # a column of numbers with an error in it, which parsing reports
         if "" in found:
             raise DataError("some samples have no target", self.path)
@@ -194,6 +161,7 @@ class Delimited(Source):
             "features": self._features,
             "targets": self._targets,
             "names": list(self.names),
+            "notes": [str(self._head)],
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
@@ -292,6 +260,8 @@ class Delimited(Source):
     def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
         """(lines, columns) float64. Raises DataError naming line and column of what is no finite number."""
         texts = [self._text(line, self._lines.line_number(int(row))) for line, row in zip(lines, rows, strict=True)]
+        if self._has_decimal_comma:
+            texts = [text.replace(",", ".") for text in texts]
         try:
             values = np.loadtxt(
                 texts, np.float64, comments=None, delimiter=self._delimiter, usecols=columns, ndmin=2, quotechar='"'
@@ -308,18 +278,10 @@ class Delimited(Source):
             cells = self._cells(line, number)
             for column in columns:
                 cell = cells[column]
-                if not _is_number(cell) or not math.isfinite(float(cell)):
-                    what = "is no number" if not _is_number(cell) else "is not finite"
+                if not is_number(cell) or not math.isfinite(float(cell)):
+                    what = "is no number" if not is_number(cell) else "is not finite"
                     return DataError(f"{cell!r} in column {self.columns[column]!r} {what}", self.path, number, "line")
         return DataError("cannot be parsed", self.path, self._lines.line_number(int(rows[0])), "line")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
 
 
 def _is_integer(text: str | int) -> bool:
@@ -332,6 +294,6 @@ def _canonical(text: str) -> str:
     """The name of a class: "+1", "01" and "1.0" are the class "1"; other texts are themselves."""
     if _is_integer(text):
         return str(int(text))
-    if _is_number(text) and float(text).is_integer():
+    if is_number(text) and float(text).is_integer():
         return str(int(float(text)))
     return text

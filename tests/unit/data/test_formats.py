@@ -147,7 +147,9 @@ def test_csv_with_quotes_several_targets_and_no_end_of_line(tmp_path):
 
 def test_csv_without_targets_and_reshaped(tmp_path):
     rows = [[i, 1, 2, 3] for i in range(9)]
-    source = opened(write_csv(tmp_path / "d.csv", rows), targets="none", options={"shape": [2, 2]}).train
+    source = opened(
+        write_csv(tmp_path / "d.csv", rows), targets="none", options={"shape": [2, 2], "header": False}
+    ).train
     assert picked(source)["x"].tolist() == [[[i, 1], [2, 3]] for i in PICK]
 
 

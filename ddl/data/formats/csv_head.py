@@ -1,0 +1,164 @@
+"""How a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
+
+Decided from the first lines; an ambiguous file is refused with both readings. Reading rows is delimited.py's."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ddl.data.formats.npy import first_bytes
+from ddl.data.formats.text_lines import clean
+from ddl.errors import DataError
+
+DELIMITERS = ",;\t|"
+LOOKED_AT = 20  # lines after the first
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
+@dataclass(frozen=True)
+class Head:
+    """columns: names, or numbers as text if the file does not name them. has_index: the first column has no name and
+    counts the rows, as pandas writes it."""
+
+    columns: list[str]
+    has_header: bool
+    delimiter: str
+    decimal: str = "."
+    has_index: bool = False
+
+    def __str__(self) -> str:
+        header = "yes" if self.has_header else "no"
+        index = "; the first column has no name and counts the rows: left out" if self.has_index else ""
+        return f"header: {header}; delimiter {self.delimiter!r}; decimal {self.decimal!r}{index}"
+
+
+def decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
+
+
+def split_cells(line: str, delimiter: str, path: Path, number: int) -> list[str]:
+    if '"' not in line:
+        return [cell.strip() for cell in line.split(delimiter)]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True))]
+    except csv.Error as error:
+        raise DataError(f"a quoted cell does not end in its line: {error}", path, number, "line") from error
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
+
+
+def read_head(path: Path, header: bool | None = None, delimiter: str | None = None, decimal: str | None = None) -> Head:
+    """How the file is written. header, delimiter, decimal: settings; None decides from the file.
+
+    Raises DataError if its first line can be names and a sample alike."""
+    first_bytes(path)
+    with open(path, "rb") as file:
+        lines = (decoded(clean(raw, number), path, number) for number, raw in enumerate(file, 1))
+        first = next(lines)
+        # Errors in later lines are reported when these are read, with their numbers.
+        rest = (
+            [line for line in islice(lines, LOOKED_AT) if line.strip()] if header is not True or not delimiter else []
+        )
+    delimiter = delimiter or _delimiter(first, rest)
+    cells = split_cells(first, delimiter, path, 1)
+    rows = [row for row in (_try_split(line, delimiter) for line in rest) if len(row) == len(cells)]
+    if decimal is None:
+        decimal = _decimal([cells, *rows], delimiter, path)
+    if decimal == ",":
+        cells_read, rows = _with_points(cells), [_with_points(row) for row in rows]
+    else:
+        cells_read = cells
+    has_header = _names_columns(first, cells_read, rows, rest, path) if header is None else header
+    if not has_header:
+        return Head([str(number) for number in range(len(cells))], False, delimiter, decimal)
+    counts = [row[0] for row in rows]
+    start = int(counts[0]) if counts and counts[0] in ("0", "1") else -1
+    is_index = start >= 0 and counts == [str(start + number) for number in range(len(counts))]
+    return Head(cells, True, delimiter, decimal, cells[0] == "" and is_index)
+
+
+def _decimal(rows: Sequence[Sequence[str]], delimiter: str, path: Path) -> str:
+    found = [cell for row in rows for cell in row if DECIMAL_COMMA.fullmatch(cell)]
+    if delimiter == "," or not found:
+        return "."
+    if all(THOUSANDS.fullmatch(cell) for cell in found):
+        raise DataError(
+            f"{found[0]!r} can be a number with a decimal comma or with thousands set apart: "
+            'set data.options.decimal to "," or write it without a comma',
+            path,
+        )
+    return ","
+
+
+def _with_points(cells: Sequence[str]) -> list[str]:
+    return [cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells]
+
+
+def _try_split(line: str, delimiter: str) -> list[str]:
+    try:
+        return split_cells(line, delimiter, Path(), 0)
+    except DataError:
+        return []
+
+
+def _delimiter(first: str, rest: Sequence[str]) -> str:
+    """The one that cuts all lines into equally many cells; of several, the one whose cells hold least of the others."""
+
+    def remains(delimiter: str) -> tuple[bool, int, int]:
+        rows = [_try_split(line, delimiter) for line in (first, *rest)]
+        width = len(rows[0])
+        is_even = width > 1 and all(len(row) == width for row in rows)
+        others = sum(
+            any(other in cell for other in DELIMITERS) and not DECIMAL_COMMA.fullmatch(cell)
+            for row in rows
+            for cell in row
+            if '"' not in first
+        )
+        return not is_even, others, -first.count(delimiter)
+
+    return min(DELIMITERS, key=remains)
+
+
+def _names_columns(
+    first: str, cells: Sequence[str], rows: Sequence[Sequence[str]], rest: Sequence[str], path: Path
+) -> bool:
+    numbers = [is_number(cell) for cell in cells]
+    if not any(numbers):
+        return True
+    if not rows:
+        return False
+    over_numbers = [
+        at
+        for at, cell in enumerate(cells)
+        if cell and cell != "?" and not numbers[at] and all(is_number(r[at]) for r in rows)
+    ]
+    texts = [at for at in range(len(cells)) if not numbers[at]]
+    recurs = any(cells[at] in (row[at] for row in rows) for at in texts)
+    counted = [cell for cell, is_one in zip(cells, numbers, strict=True) if is_one]
+    is_counting = counted == [str(number) for number in range(len(counted))]
+    alone = is_counting and not recurs and (len(counted) >= 3 or (len(counted) == 2 and bool(texts)))
+    quoted = first.lstrip().startswith('"') and not any(line.lstrip().startswith('"') for line in rest)
+    if over_numbers or alone or quoted:
+        raise DataError(
+            f"its first line, {first[:60]!r}, can be the names of the columns (then the first sample is "
+            f"{rest[0][:60]!r}) or a sample: set data.options.header to true or false",
+            path,
+            1,
+            "line",
+        )
+    return False
