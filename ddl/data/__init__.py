@@ -10,7 +10,7 @@ from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
-from ddl.data.normalise import Normalise, can_normalise, combine, moments
+from ddl.data.normalise import Normalise, can_normalise, combine, moments, needs_precision
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
 from ddl.data.source import Batch, Field, Source, as_source
@@ -65,6 +65,7 @@ __all__ = [
     "make_transforms",
     "moments",
     "multiplicity",
+    "needs_precision",
     "open_dataset",
     "oversample",
     "random_split",

@@ -15,6 +15,7 @@ from ddl.data.digits import digits
 from ddl.data.formats.detect import Request, columns_of, open_files
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
+from ddl.data.normalise import needs_precision
 from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
@@ -64,6 +65,7 @@ def open_dataset(
     target_kind: str = "auto",
     loss: str = "auto",
     classes: int | None = None,
+    normalize: str = "none",
 ) -> Splits:
     """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
 
@@ -72,7 +74,8 @@ def open_dataset(
     validation, test: a fraction of the samples, drawn by ``seed``, or a file; where the data bring a part of their
     own, that one is used instead of a fraction. stratify: fractions keep the share of each class. dtype: of
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
-    target_kind, loss, classes: see targets.decide.
+    target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
+    normalisation would lose it.
 
     Raises ConfigError for an impossible request and DataError for a file that is not what it should be."""
     if target_kind not in KINDS:
@@ -110,7 +113,9 @@ def open_dataset(
             parts[name] = _only(open_files(wanted, format, request), wanted)
         elif name not in parts:
             fractions[name] = float(wanted or 0)
-    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample)
+    if keep_x := normalize != "none" and needs_precision(parts["train"].exact()):
+        parts = {name: part.exact() for name, part in parts.items()}
+    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, keep_x)
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -147,6 +152,7 @@ def _split(
     seed: int,
     dtype: np.dtype,
     strength: float,
+    keep_x: bool,
 ) -> Splits:
     whole = parts["train"] if target is None else target.apply(parts["train"])
     for name, fraction in fractions.items():
@@ -173,8 +179,10 @@ def _split(
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
     names = whole.names
-    shared = Shared(as_dtype(whole, dtype))
-    made: dict[str, Source | None] = {name: as_dtype(part, dtype) for name, part in parts.items() if name != "train"}
+    shared = Shared(as_dtype(whole, dtype, keep_x=keep_x))
+    made: dict[str, Source | None] = {
+        name: as_dtype(part, dtype, keep_x=keep_x) for name, part in parts.items() if name != "train"
+    }
     for name, own in zip(fractions, indices[1:], strict=True):
         made[name] = Subset(shared, own) if len(own) else None
     is_all = len(indices[0]) == len(whole) and not strength

@@ -101,7 +101,8 @@ class Inputs:
             source = self._windows(path, known)
         else:
             source = self._rows(path, known)
-        source = as_dtype(source, self.dtype)
+        keep_x = "x" in known.fields and known.fields["x"].dtype == np.float64
+        source = as_dtype(source.exact() if keep_x else source, self.dtype, keep_x=keep_x)
         self._check(source, known, path)
         return source
 

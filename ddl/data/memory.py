@@ -151,10 +151,10 @@ def labels_of(source: Source) -> np.ndarray:
 class Cast(Wrapper):
     """A source whose floating fields, and images of bytes in "x", are delivered as ``dtype``."""
 
-    def __init__(self, source: Source, dtype: np.dtype):
+    def __init__(self, source: Source, dtype: np.dtype, kept: Sequence[str] = ()):
         super().__init__(source)
         self._fields = {
-            name: Field(f.shape, dtype if _is_cast(name, f, dtype) else f.dtype, f.size)
+            name: Field(f.shape, dtype if name not in kept and _is_cast(name, f, dtype) else f.dtype, f.size)
             for name, f in source.fields.items()
         }
 
@@ -175,16 +175,19 @@ def _is_cast(name: str, field: Field, dtype: np.dtype) -> bool:
 CONVERTED_AT_ONCE = 64 * 2**20  # bytes
 
 
-def as_dtype(source: Source, dtype: np.dtype | str) -> Source:
-    """``source`` with its floating fields (and images of bytes) as ``dtype``; itself where they are so already.
+def as_dtype(source: Source, dtype: np.dtype | str, *, keep_x: bool = False) -> Source:
+    """``source`` with its floating fields (and images of bytes) as ``dtype``; itself if they are so already.
+
+    keep_x: leave "x" as it is. It is normalised in float64 then (normalise.py).
 
     Small arrays in memory are converted once, others as they are gathered."""
     source, wanted = as_source(source), np.dtype(dtype)
-    if not any(_is_cast(name, f, wanted) for name, f in source.fields.items()):
+    kept = ("x",) if keep_x else ()
+    if not any(_is_cast(name, f, wanted) for name, f in source.fields.items() if name not in kept):
         return source
     if isinstance(source, Subset):
-        return Subset(as_dtype(source.source, wanted), source.indices)
-    cast = Cast(source, wanted)
+        return Subset(as_dtype(source.source, wanted, keep_x=keep_x), source.indices)
+    cast = Cast(source, wanted, kept)
     if not isinstance(source, Arrays):
         return cast
     if sum(f.dtype.itemsize * int(np.prod(f.shape)) * len(source) for f in cast.fields.values()) > CONVERTED_AT_ONCE:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ddl.data.held import runs
 from ddl.data.order import Order
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 
 PIECE = 1024  # samples
+MOST_OFFSET = 1000  # deviations; float32 then resolves 1e-4 of one
 KINDS = ("feature", "all", "unit")
 COUNT, MEAN, SQUARES, LEAST, MOST, BAD = range(6)
 
@@ -28,6 +30,25 @@ def _columns(shape: tuple[int, ...]) -> int:
 def can_normalise(field: Field) -> bool:
     """Whether x is made of measurements: floating numbers, not class or token numbers."""
     return field.dtype.kind == "f"
+
+
+def needs_precision(source: Source) -> bool:
+    """Whether some column of x varies little about a large mean, so that a cast to float32 would lose it.
+
+    Judged by sampled samples, the same on every rank; afterwards the source holds nothing."""
+    field = source.fields["x"]
+    if field.dtype != np.float64:
+        return False
+    count = min(PIECE, len(source))
+    last = count - 1 if source.reads_from_start else len(source) - 1
+    rows = np.unique(np.linspace(0, last, count).astype(np.int64))
+    source.hold(runs(rows))
+    x = source.gather(rows)["x"].reshape(-1, _columns(field.shape))
+    source.hold([])
+    x = x[np.isfinite(x).all(axis=1)]
+    deviation = x.std(axis=0) if len(x) else np.zeros(1)
+    varies = deviation > 1e-12 * np.abs(x).max(axis=0, initial=0)
+    return bool((np.abs(x).max(axis=0, initial=0)[varies] > MOST_OFFSET * deviation[varies]).any())
 
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
@@ -77,7 +98,7 @@ def _merge(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([count, mean, squares, least, most, np.minimum(a[BAD], b[BAD])])
 
 
-def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature") -> Normalise:
+def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype: str | None = None) -> Normalise:
     """The normalisation from the moments of all shards.
 
     kind: "feature" gives each feature of a vector and each channel of an image mean 0 and deviation 1, "all"
@@ -92,13 +113,13 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature") -> Nor
         raise DataError(f"x of training sample {int(total[BAD].min())} is not finite")
     if kind == "unit":
         least, most = total[LEAST].min(), total[MOST].max()
-        return Normalise([float(least)], [float(most - least) or 1.0])
+        return Normalise([float(least)], [float(most - least) or 1.0], dtype)
     if kind == "all":
         total = _merge_all([total[:, column : column + 1] for column in range(total.shape[1])])
     deviation = np.sqrt(total[SQUARES] / total[COUNT])
     # Rounding leaves a deviation where there is none.
     flat = deviation <= 1e-12 * np.abs(total[MEAN])
-    return Normalise(total[MEAN].tolist(), np.where(flat, 1.0, deviation).tolist())
+    return Normalise(total[MEAN].tolist(), np.where(flat, 1.0, deviation).tolist(), dtype)
 
 
 def _merge_all(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -110,10 +131,13 @@ def _merge_all(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalise:
-    """(x - mean) / scale, in place, by column (the last axis) or for all where there is one column."""
+    """(x - mean) / scale, in place, by column (the last axis) or for all where there is one column.
+
+    dtype: of the result. x of another floating dtype is normalised in float64 and then cast; None keeps x's own."""
 
     mean: list[float]
     scale: list[float]
+    dtype: str | None = None
     training_only = False
     is_cheap = True
     _arrays: dict[Any, tuple[np.ndarray, np.ndarray]] = field(
@@ -124,6 +148,9 @@ class Normalise:
         x = batch["x"]
         if x.dtype.kind != "f":
             x = batch["x"] = x.astype(np.float32)
+        if self.dtype is not None and x.dtype == np.float64 and self.dtype != "float64":
+            batch["x"] = ((x - np.asarray(self.mean)) / np.asarray(self.scale)).astype(self.dtype)
+            return batch
         arrays = self._arrays.get(x.dtype)
         if arrays is None:
             arrays = np.asarray(self.mean, x.dtype), (1 / np.asarray(self.scale)).astype(x.dtype)
@@ -136,9 +163,9 @@ class Normalise:
         """Values as they were before: what a reconstruction or a generated image is shown in."""
         return x * np.asarray(self.scale, x.dtype) + np.asarray(self.mean, x.dtype)
 
-    def to_json(self) -> dict[str, list[float]]:
-        return {"mean": list(self.mean), "scale": list(self.scale)}
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": list(self.mean), "scale": list(self.scale), "dtype": self.dtype}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Normalise:
-        return cls(list(values["mean"]), list(values["scale"]))
+        return cls(list(values["mean"]), list(values["scale"]), values.get("dtype"))

@@ -72,6 +72,10 @@ class Source:
     def recall(self, learned: Mapping[str, Any]) -> None:
         """Number classes and words as the source that returned ``learned`` does. Raises DataError for unknown ones."""
 
+    def exact(self) -> Source:
+        """The source with "x" in float64 where the stored numbers have more precision than what it delivers now."""
+        return self
+
     def targets(self) -> np.ndarray | None:
         """Every sample's target as stored, before any conversion; None if reading them all is not cheap."""
         return None

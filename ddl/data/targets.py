@@ -96,6 +96,9 @@ class _Retargeted(Wrapper):
         if stored is not None:
             target.convert(stored)  # a wrong target is reported when the file is opened
 
+    def exact(self) -> Source:
+        return _Retargeted(self.source.exact(), self._target)
+
     @property
     def names(self):  # type: ignore[override]
         return self.source.names or self._target._names()

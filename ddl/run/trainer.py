@@ -20,7 +20,7 @@ from ddl.arrays import Layout, host
 from ddl.comm import Group
 from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide
+from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.models import build as build_model
@@ -98,6 +98,7 @@ class Trainer:
         }
         self.job = override(Job(), {**known, **(settings or {})})
         self._target = decide(as_source(given["train"]), _loss_name(loss), self.job.data.target_kind)
+        self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]))
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
@@ -261,7 +262,7 @@ class Trainer:
         x = source.fields.get("x")
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
             return source
-        return as_dtype(source, self.job.train.dtype)
+        return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x)
 
 
 def _of_model(model: Any, loss: Any) -> dict[str, Any]:

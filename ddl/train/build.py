@@ -189,6 +189,7 @@ def build_data(job: Job) -> Splits:
         target_kind=data.target_kind,
         loss=job.model.loss,
         classes=job.model.options.get("classes"),
+        normalize=data.normalize,
     )
 
 

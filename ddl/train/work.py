@@ -88,7 +88,7 @@ class Work:
         if any(lacks for _, lacks in told):
             parts = group.gather_objects(moments(task.train, task.order, shards))
             every = {shard: sums for part in parts for shard, sums in part.items()}
-            self.state.progress.normalise = combine(every, task.normalise).to_json()
+            self.state.progress.normalise = combine(every, task.normalise, task.dtype).to_json()
         self.group, self.plan = group, plan
         self.loader = Loader(
             task.train,

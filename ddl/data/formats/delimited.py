@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Delimited(Source):
     ):
         if target_kind not in ("auto", "classes", "values", "whole"):
             raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
-        self.path, self._dtype = path, np.dtype(dtype)
+        self.path = path
+        self._dtype = self._x_dtype = np.dtype(dtype)
         by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
         head = read_head(path, True if by_name and header is None else header, delimiter, decimal)
         self.has_header, self.columns, self._delimiter = head.has_header, head.columns, head.delimiter
@@ -194,7 +196,7 @@ class Delimited(Source):
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        fields = {"x": Field(self._shape, self._dtype)}
+        fields = {"x": Field(self._shape, self._x_dtype)}
         if self.names:
             fields["y"] = Field((), np.dtype(np.int64), len(self.names))
         elif self._targets:
@@ -203,6 +205,12 @@ class Delimited(Source):
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def exact(self) -> Source:
+        other = copy(self)
+        other._x_dtype = np.dtype(np.float64)
+        other._number(self.names)  # nothing is held
+        return other
 
     def targets(self) -> np.ndarray | None:
         """Read from the file each time; None if they are classes, which are numbered already."""

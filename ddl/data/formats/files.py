@@ -5,7 +5,7 @@ Finding and opening the arrays is formats.py's."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,13 @@ class FileSource(Source):
             batch["y"] = self._labels[indices].astype(np.int64)
         return batch
 
+    def exact(self) -> Source:
+        x = self._columns["x"]
+        if x.rows.dtype != np.float64 or x.field.dtype.kind != "f":
+            return self
+        wide = replace(x, field=replace(x.field, dtype=np.dtype(np.float64)))
+        return FileSource({**self._columns, "x": wide}, self._labels, self.names)
+
     def targets(self) -> np.ndarray | None:
         if self._labels is not None:
             return self._labels
@@ -103,6 +110,9 @@ class Concat(Source):
     def learned(self) -> dict[str, Any]:
         """All files number classes and symbols alike."""
         return self.sources[0].learned()
+
+    def exact(self) -> Source:
+        return Concat([source.exact() for source in self.sources])
 
     def recall(self, learned: Mapping[str, Any]) -> None:
         for source in self.sources:

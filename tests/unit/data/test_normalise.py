@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddl.data import Arrays, Normalise, Order, assign, can_normalise, combine, moments
+from ddl.data import Arrays, Inputs, Known, Normalise, Order, assign, can_normalise, combine, moments, open_dataset
 from ddl.errors import ConfigError, DataError
 
 
@@ -76,3 +76,31 @@ def test_whole_numbers_are_not_measurements():
         moments(Arrays(np.zeros((3, 2), int)), Order(3, 1, 2, 0), [0])
     with pytest.raises(DataError, match="'standard'"):
         combine({0: np.zeros((6, 1))}, "standard")
+
+
+def test_a_small_change_of_a_large_number_is_normalised_in_float64():
+    x = 1.7e9 + np.arange(100.0)[:, None]
+    normalise = combine(moments(Arrays(x), Order(100, 3, 10, 0), range(3)), "feature", "float32")
+    got = normalise({"x": x.copy()})["x"]
+    assert got.dtype == np.float32
+    assert np.allclose(got[:, 0], (np.arange(100) - 49.5) / np.arange(100).std(), atol=1e-6)
+    again = Normalise.from_json(normalise.to_json())({"x": x.copy()})["x"]
+    assert np.array_equal(got, again)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv"])
+@pytest.mark.parametrize(("offset", "dtype"), [(1.7e9, "float64"), (0.0, "float32")])
+def test_x_stays_in_float64_only_if_a_cast_would_lose_it(tmp_path, suffix, offset, dtype):
+    x, y = offset + np.arange(100.0)[:, None] / 3, np.arange(100) % 2
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npz":
+        np.savez(path, x=x, y=y)
+    else:
+        path.write_text("x,y\n" + "".join(f"{value!r},{label}\n" for value, label in zip(x[:, 0].tolist(), y)))
+    splits = open_dataset("files", path=str(path), validation=0.0, test=0.2, normalize="feature")
+    for part in (splits.train, splits.test):
+        assert part.fields["x"].dtype == dtype
+    known = Known.from_json(Known.of(splits.train, splits.names, splits.target).to_json())
+    source = Inputs(is_labelled=True).open(str(path), known)
+    source.hold([range(100)])
+    assert np.array_equal(source.gather(np.arange(100))["x"], x.astype(dtype))
