@@ -66,6 +66,7 @@ def open_dataset(
     loss: str = "auto",
     classes: int | None = None,
     normalize: str = "none",
+    measured: bool = False,
 ) -> Splits:
     """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
 
@@ -75,7 +76,7 @@ def open_dataset(
     own, that one is used instead of a fraction. stratify: fractions keep the share of each class. dtype: of
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
-    normalisation would lose it.
+    normalisation would lose it. measured: whole numbers in x are measurements, not tokens.
 
     Raises ConfigError for an impossible request and DataError for a file that is not what it should be."""
     if target_kind not in KINDS:
@@ -113,9 +114,9 @@ def open_dataset(
             parts[name] = _only(open_files(wanted, format, request), wanted)
         elif name not in parts:
             fractions[name] = float(wanted or 0)
-    if keep_x := normalize != "none" and needs_precision(parts["train"].exact()):
+    if keep_x := normalize != "none" and needs_precision(parts["train"].exact(), measured):
         parts = {name: part.exact() for name, part in parts.items()}
-    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, keep_x)
+    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, keep_x, measured)
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -153,6 +154,7 @@ def _split(
     dtype: np.dtype,
     strength: float,
     keep_x: bool,
+    measured: bool,
 ) -> Splits:
     whole = parts["train"] if target is None else target.apply(parts["train"])
     for name, fraction in fractions.items():
@@ -179,9 +181,9 @@ def _split(
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
     names = whole.names
-    shared = Shared(as_dtype(whole, dtype, keep_x=keep_x))
+    shared = Shared(as_dtype(whole, dtype, keep_x=keep_x, measured=measured))
     made: dict[str, Source | None] = {
-        name: as_dtype(part, dtype, keep_x=keep_x) for name, part in parts.items() if name != "train"
+        name: as_dtype(part, dtype, keep_x=keep_x, measured=measured) for name, part in parts.items() if name != "train"
     }
     for name, own in zip(fractions, indices[1:], strict=True):
         made[name] = Subset(shared, own) if len(own) else None

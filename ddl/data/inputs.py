@@ -101,8 +101,9 @@ class Inputs:
             source = self._windows(path, known)
         else:
             source = self._rows(path, known)
+        is_measured = "x" in known.fields and known.fields["x"].dtype.kind == "f"
         keep_x = "x" in known.fields and known.fields["x"].dtype == np.float64
-        source = as_dtype(source.exact() if keep_x else source, self.dtype, keep_x=keep_x)
+        source = as_dtype(source.exact() if keep_x else source, self.dtype, keep_x=keep_x, measured=is_measured)
         self._check(source, known, path)
         return source
 

@@ -34,7 +34,7 @@ class Arrays(Source):
         **others: np.ndarray,
     ):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
-        self.arrays = {name: np.ascontiguousarray(value) for name, value in given.items()}
+        self.arrays = {name: _native(value) for name, value in given.items()}
         is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
         if is_truth:  # two classes, whichever of them occur
             self.arrays["y"] = self.arrays["y"].astype(np.int64)
@@ -74,6 +74,13 @@ class Arrays(Source):
 
     def labels(self) -> np.ndarray:
         return self.arrays["y"]
+
+
+def _native(value: Any) -> np.ndarray:
+    """``value``, anything that NumPy can read, as a contiguous array in the byte order of this machine."""
+    array = np.asarray(value)
+    # ascontiguousarray would make a one-element array of a scalar.
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 def _field(name: str, value: np.ndarray) -> Field:
@@ -149,14 +156,11 @@ def labels_of(source: Source) -> np.ndarray:
 
 
 class Cast(Wrapper):
-    """A source whose floating fields, and images of bytes in "x", are delivered as ``dtype``."""
+    """A source whose fields are delivered as ``dtypes``."""
 
-    def __init__(self, source: Source, dtype: np.dtype, kept: Sequence[str] = ()):
+    def __init__(self, source: Source, dtypes: Mapping[str, np.dtype]):
         super().__init__(source)
-        self._fields = {
-            name: Field(f.shape, dtype if name not in kept and _is_cast(name, f, dtype) else f.dtype, f.size)
-            for name, f in source.fields.items()
-        }
+        self._fields = {name: Field(f.shape, dtypes[name], f.size) for name, f in source.fields.items()}
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -167,27 +171,34 @@ class Cast(Wrapper):
         return {name: value.astype(self._fields[name].dtype, copy=False) for name, value in batch.items()}
 
 
-def _is_cast(name: str, field: Field, dtype: np.dtype) -> bool:
-    is_image = name == "x" and field.dtype == np.uint8 and field.size is None and len(field.shape) > 0
-    return field.dtype != dtype and (field.dtype.kind == "f" or is_image)
+def _delivered(name: str, field: Field, dtype: np.dtype, keep_x: bool, measured: bool) -> np.dtype:
+    """The dtype of a field, see ``as_dtype``."""
+    is_kept = name == "x" and keep_x
+    if field.dtype.kind == "f":
+        return field.dtype if is_kept else dtype
+    is_image = field.dtype == np.uint8 and len(field.shape) > 0
+    if name != "x" or field.size is not None or not (measured or is_image):
+        return field.dtype
+    return np.dtype(np.float64) if is_kept else dtype
 
 
 CONVERTED_AT_ONCE = 64 * 2**20  # bytes
 
 
-def as_dtype(source: Source, dtype: np.dtype | str, *, keep_x: bool = False) -> Source:
+def as_dtype(source: Source, dtype: np.dtype | str, *, keep_x: bool = False, measured: bool = False) -> Source:
     """``source`` with its floating fields (and images of bytes) as ``dtype``; itself if they are so already.
 
-    keep_x: leave "x" as it is. It is normalised in float64 then (normalise.py).
+    keep_x: leave "x" as it is. It is normalised in float64 then (normalise.py). measured: whole numbers in "x" are
+    measurements, not tokens, and are cast as well.
 
     Small arrays in memory are converted once, others as they are gathered."""
     source, wanted = as_source(source), np.dtype(dtype)
-    kept = ("x",) if keep_x else ()
-    if not any(_is_cast(name, f, wanted) for name, f in source.fields.items() if name not in kept):
+    dtypes = {name: _delivered(name, f, wanted, keep_x, measured) for name, f in source.fields.items()}
+    if all(f.dtype == dtypes[name] for name, f in source.fields.items()):
         return source
     if isinstance(source, Subset):
-        return Subset(as_dtype(source.source, wanted, keep_x=keep_x), source.indices)
-    cast = Cast(source, wanted, kept)
+        return Subset(as_dtype(source.source, wanted, keep_x=keep_x, measured=measured), source.indices)
+    cast = Cast(source, dtypes)
     if not isinstance(source, Arrays):
         return cast
     if sum(f.dtype.itemsize * int(np.prod(f.shape)) * len(source) for f in cast.fields.values()) > CONVERTED_AT_ONCE:

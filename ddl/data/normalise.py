@@ -32,18 +32,20 @@ def can_normalise(field: Field) -> bool:
     return field.dtype.kind == "f"
 
 
-def needs_precision(source: Source) -> bool:
+def needs_precision(source: Source, measured: bool = False) -> bool:
     """Whether some column of x varies little about a large mean, so that a cast to float32 would lose it.
 
-    Judged by sampled samples, the same on every rank; afterwards the source holds nothing."""
+    measured: whole numbers in x are measurements. Judged by sampled samples, the same on every rank; afterwards the
+    source holds nothing."""
     field = source.fields["x"]
-    if field.dtype != np.float64:
+    is_wide_integer = measured and field.size is None and field.dtype.kind in "iu" and field.dtype.itemsize >= 4
+    if field.dtype != np.float64 and not is_wide_integer:
         return False
     count = min(PIECE, len(source))
     last = count - 1 if source.reads_from_start else len(source) - 1
     rows = np.unique(np.linspace(0, last, count).astype(np.int64))
     source.hold(runs(rows))
-    x = source.gather(rows)["x"].reshape(-1, _columns(field.shape))
+    x = source.gather(rows)["x"].astype(np.float64).reshape(-1, _columns(field.shape))
     source.hold([])
     x = x[np.isfinite(x).all(axis=1)]
     deviation = x.std(axis=0) if len(x) else np.zeros(1)

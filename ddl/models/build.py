@@ -39,6 +39,9 @@ MODELS = {
 }
 
 
+OF_MEASUREMENTS = ("linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
+
+
 def build(
     model: Any,
     fields: Mapping[str, FieldLike],

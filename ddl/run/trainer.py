@@ -24,6 +24,7 @@ from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide, needs_
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.models import build as build_model
+from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
 from ddl.nn.losses import LOSSES
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
@@ -98,7 +99,8 @@ class Trainer:
         }
         self.job = override(Job(), {**known, **(settings or {})})
         self._target = decide(as_source(given["train"]), _loss_name(loss), self.job.data.target_kind)
-        self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]))
+        self._measured = isinstance(model, str) and model in OF_MEASUREMENTS
+        self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
@@ -262,7 +264,7 @@ class Trainer:
         x = source.fields.get("x")
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
             return source
-        return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x)
+        return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x, measured=self._measured)
 
 
 def _of_model(model: Any, loss: Any) -> dict[str, Any]:
@@ -293,6 +295,8 @@ def _numbers(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
-    if isinstance(data, tuple):
+    if isinstance(data, tuple | list):
+        if len(data) not in (1, 2):
+            raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
         return Arrays(*data)
     return data

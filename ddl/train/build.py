@@ -29,6 +29,7 @@ from ddl.data import (
 )
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
+from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
 from ddl.nn.losses import BinaryCrossEntropy
 from ddl.optim import OPTIMIZERS, Groups, Optimizer, Rule, scaled_lr, schedule
@@ -190,6 +191,7 @@ def build_data(job: Job) -> Splits:
         loss=job.model.loss,
         classes=job.model.options.get("classes"),
         normalize=data.normalize,
+        measured=job.model.name in OF_MEASUREMENTS,
     )
 
 

@@ -144,3 +144,43 @@ def test_labels_of_a_source_without_the_method_are_gathered():
             return {"y": indices % 5}
 
     assert np.array_equal(labels_of(Plain()), np.arange(9000) % 5)
+
+
+class Convertible:
+    """Stands in for a pandas or torch object: NumPy reads it through ``__array__``."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
+NUMBERS = np.arange(24).reshape(8, 3)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        NUMBERS.astype(">i4"),
+        NUMBERS.astype(">f8"),
+        np.asfortranarray(NUMBERS),
+        np.repeat(NUMBERS, 2, axis=0)[::2],
+        NUMBERS.tolist(),
+        Convertible(NUMBERS),
+    ],
+)
+def test_arrays_of_any_layout_are_read_as_native_contiguous_ones(x):
+    value = Arrays(x).arrays["x"]
+    assert value.flags.c_contiguous and value.dtype.isnative
+    assert np.array_equal(value, NUMBERS)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int64", "bool", ">i2"])
+def test_whole_numbers_are_measurements_where_the_caller_says_so(dtype):
+    x = NUMBERS.astype(dtype)
+    source = as_dtype(Arrays(x, np.arange(8)), "float32", measured=True)
+    assert {name: str(f.dtype) for name, f in source.fields.items()} == {"x": "float32", "y": "int64"}
+    assert np.array_equal(source.gather(np.arange(8))["x"], x)
+    tokens = Arrays(x, np.arange(8))
+    assert as_dtype(tokens, "float32") is tokens
