@@ -183,3 +183,9 @@ def test_what_is_kept_of_a_source_of_ones_own_is_json():
     again = Known.from_json(json.loads(json.dumps(known.to_json())))
     assert again.fields == {"x": Field((3,), np.dtype("float32")), "y": Field((), np.dtype("int64"), 4)}
     assert again.names == ("a", "b") and again.symbols is None
+
+
+def test_tiny_classes_do_not_all_round_the_same_way():
+    labels = np.repeat(np.arange(400), 3)
+    sizes = [len(part) for part in stratified_split(labels, [0.7, 0.1, 0.2], 0)]
+    assert sizes == [840, 120, 240]
