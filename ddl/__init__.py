@@ -1,7 +1,6 @@
 """ddl: fault-tolerant data-parallel training over MPI.
 
-Rooms and names are imported when they are first asked for: ``python -m ddl.train --help`` needs neither
-NumPy nor MPI."""
+Submodules and names are imported on first use, so ``python -m ddl.train --help`` loads neither NumPy nor MPI."""
 
 from __future__ import annotations
 
@@ -27,6 +26,7 @@ _ROOMS = (
 )
 _NAMES = {
     "Trainer": "ddl.run.trainer",
+    "Callback": "ddl.train.task",
     "init": "ddl.world",
     "rank": "ddl.world",
     "size": "ddl.world",
@@ -36,7 +36,7 @@ _NAMES = {
     "DistributedOptimizer": "ddl.world",
 }
 
-# As early as can be: whatever is imported after this may load NumPy.
+# Before any import that may load NumPy: its threads read these variables once.
 choose_kernels()
 share_cores()
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ddl import optim as optim
     from ddl import parallel as parallel
     from ddl.run.trainer import Trainer as Trainer
+    from ddl.train.task import Callback as Callback
 
 
 def __getattr__(name: str) -> Any:

@@ -21,19 +21,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 EX_USAGE = 2
 EX_TEMPFAIL = 75
 
 
 class DdlError(Exception):
-    """The root; ``exit_status`` is the status of a process that ends with it."""
+    """The root; ``exit_status`` is the exit status of a process that ends with it."""
 
     exit_status = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between ranks as text: the class of this module, the message and the plain attributes.
+
+        A user's subclass may have a constructor, or attributes, that pickle could not restore on another rank."""
+        kind = next(base for base in type(self).__mro__ if base.__module__ == __name__)
+        plain = {key: value for key, value in self.__dict__.items() if isinstance(value, _PLAIN)}
+        return _received, (kind, str(self), {"exit_status": self.exit_status, **plain})
+
+
+_PLAIN = (str, int, float, list, Path, type(None))
+
+
+def _received(kind: type[DdlError], message: str, attributes: dict[str, Any]) -> DdlError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    error.__dict__.update(attributes)
+    return error
+
 
 class UserError(DdlError):
-    """A mistake of the user's, told in one line."""
+    """An error in the user's input; the message is one line."""
 
     exit_status = EX_USAGE
 

@@ -11,11 +11,12 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
-from typing import Any
+from typing import Any, TypeVar
 
 from ddl.errors import ConfigError
 from ddl.wording import instead, listed
 
+T = TypeVar("T")
 UNNAMED = "(python) "
 
 
@@ -79,6 +80,22 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
         if name in hints and not _fits(value, hints[name]):
             raise ConfigError(f"{what}: option {name} = {value!r} must be {_spelled(hints[name])}")
     return builder(*given, **options)
+
+
+def adapt(value: Any, contract: type[T]) -> T:
+    """``value`` as a ``contract``: itself where its class inherits from it, else a wrapper.
+
+    The wrapper has the value's public members and the contract's defaults for those that the value lacks. This is the
+    only place that asks which members an object has."""
+    if isinstance(value, contract):
+        return value
+    members: dict[str, Any] = {}
+    for name in (name for name in dir(contract) if not name.startswith("_") and hasattr(value, name)):
+        members[name] = property(lambda self, name=name: getattr(value, name))
+    if callable(value):
+        members["__call__"] = lambda self, *arguments: value(*arguments)
+    adapted: T = type(type(value).__name__, (contract,), members)()
+    return adapted
 
 
 def _hints(builder: Callable[..., Any]) -> dict[str, Any]:

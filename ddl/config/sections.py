@@ -136,7 +136,7 @@ class Train:
     )
     compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
     callbacks: tuple[str, ...] = setting(
-        (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.train.Callback'
+        (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.Callback'
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ddl.arrays import Arena, Array, Views, generator, namespace_of
 from ddl.errors import ConfigError
 from ddl.models.blueprint import Problem
-from ddl.models.model import Batch, Sums
+from ddl.models.model import Batch, Model, Sums
 from ddl.nn import Dense, Dropout, LeakyReLU, Reshape, Sequential, Sigmoid, Tanh
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Layer, Shape, Spec, merged
@@ -58,7 +58,7 @@ _RANGE: Mapping[str, Sequence[Layer]] = {"linear": (), "tanh": (Tanh(),), "sigmo
 
 
 @dataclass(frozen=True)
-class GAN:
+class GAN(Model):
     """Two networks and their game, as a Model.
 
     generator: (noise,) -> shape. discriminator: shape -> (1,), a logit that a sample is real; it may not have
@@ -94,8 +94,11 @@ class GAN:
 
     @property
     def synchronised(self) -> bool:
-        """Whether layers ask all ranks for sums while they compute."""
         return bool(self.spec.synchronised)
+
+    @property
+    def generates(self) -> bool:
+        return True
 
     @property
     def step_metrics(self) -> Sequence[str]:
@@ -158,15 +161,11 @@ class GAN:
         return {"output": self.generator.forward(state.at("generator"), z, ctx)[0]}
 
     def sample(self, params: Views, buffers: Views, count: int, seed: int = 0) -> Array:
-        """``count`` samples (count, *shape); the same seed draws the same ones."""
         of = next(iter(params.values()))
         xp = namespace_of(of)
         z = generator(seed, "samples").standard_normal((count, self.noise))
         ctx = Context(segments=[slice(0, count)], shards=[0], seed=seed, arena=Arena(xp))
         return self.predict(params, buffers, {"noise": xp.asarray(z.astype(of.dtype))}, ctx)["output"]
-
-    def metric_values(self, sums: Sums, weight: float) -> dict[str, Any]:
-        return {name: float(sums[name]) / weight for name in _STEP_SUMS if name in sums}
 
     def _noise(self, ctx: Context, rows: int, dtype: np.dtype) -> Array:
         return ctx.normal(rows, self.noise).astype(dtype, copy=False)

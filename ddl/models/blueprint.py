@@ -1,6 +1,6 @@
-"""What passes between a builder of the zoo and models.build: the problem it is given, the blueprint it returns.
+"""What a builder of the zoo receives (Problem) and returns (Blueprint).
 
-The builders are in the zoo's files; losses and metrics are chosen in build.py."""
+The builders are in zoo.py, sequence.py, transformer.py and adversarial.py; build.py chooses losses and metrics."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ def default_loss(target: FieldLike) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a builder is told of the data.
+    """The data as a builder sees them.
 
-    shape: of one sample's "x". vocabulary: how many tokens "x" may hold, None where it holds measured values.
-    fields: all that the source describes. loss: as asked for, None where the choice is open. classes: how many
-    there are, where the job says it."""
+    shape: of one sample's "x". vocabulary: number of tokens, None where "x" holds measured values. fields: all fields
+    of the source. loss: as requested, None where the choice is open. classes: their number, where the job sets it."""
 
     shape: Shape
     vocabulary: int | None
@@ -62,7 +61,7 @@ class Problem:
         is_whole, classes = y.dtype.kind in "iub", self.classes or y.size
         if loss == "cross_entropy":
             if is_whole and not classes:
-                raise ConfigError(f"loss {loss!r} needs to know how many classes there are: set model.options.classes")
+                raise ConfigError(f"loss {loss!r} needs the number of classes: set model.options.classes")
             if not is_whole and y.shape in ((), (1,)):
                 raise ConfigError(
                     f"loss {loss!r} needs class numbers, or a row of probabilities a sample; targets are {y.dtype} "
@@ -76,41 +75,53 @@ class Problem:
             return tuple(y.shape)
         elif loss in ("mse", "mae", "huber", "distillation"):
             return tuple(y.shape)
-        # Cross-entropy, or a loss of the user's: whole numbers are taken for classes.
+        # Cross-entropy, or the user's own loss: whole numbers are class numbers.
         return (*y.shape, classes) if is_whole and classes else tuple(y.shape)
 
     def need_outputs(self, model: str) -> Shape:
-        """``outputs``; raises ConfigError where the data has no target."""
+        """``outputs``; raises ConfigError where the data has no targets."""
         if self.outputs is None:
-            raise ConfigError(f"model {model!r} needs targets, and the data has none (data.targets)")
+            raise ConfigError(
+                f"model {model!r} needs targets, and the data has none (data.targets); model 'autoencoder' needs none"
+            )
         return self.outputs
 
     def need_rank(self, rank: int, model: str, meaning: str) -> Shape:
-        """``shape``; raises ConfigError where it has not ``rank`` axes."""
+        """``shape``; raises ConfigError where it does not have ``rank`` axes."""
         if len(self.shape) != rank:
-            raise ConfigError(f"model {model!r} needs samples of shape {meaning}; the data has {self.shape}")
+            raise ConfigError(
+                f"model {model!r} needs samples of shape {meaning}; the data has {self.shape}, {self._suitable}"
+            )
         return self.shape
 
     def need_vocabulary(self, model: str) -> int:
-        """How many tokens there are; raises ConfigError where samples are not rows of tokens."""
+        """The size of the vocabulary; raises ConfigError where samples are not rows of tokens."""
         if len(self.shape) != 1 or self.fields["x"].dtype.kind not in "iu":
             x = self.fields["x"]
             raise ConfigError(
-                f"model {model!r} needs rows of whole-number tokens; the data has {x.dtype} of shape {self.shape}"
+                f"model {model!r} needs rows of whole-number tokens; the data has {x.dtype} of shape {self.shape}, "
+                f"{self._suitable}"
             )
         if not self.vocabulary:
-            raise ConfigError(f"model {model!r} needs to know how many tokens there are: set model.options.vocabulary")
+            raise ConfigError(f"model {model!r} needs the number of tokens: set model.options.vocabulary")
         return self.vocabulary
 
     @property
+    def _suitable(self) -> str:
+        """The end of an error: a model that takes these samples."""
+        is_token = self.fields["x"].dtype.kind in "iu"
+        name = {1: "text" if is_token else "mlp", 2: "cnn", 3: "cnn"}.get(len(self.shape), "linear")
+        return f"which model {name!r} takes"
+
+    @property
     def inputs(self) -> int:
-        """Values of one sample."""
+        """Number of values in one sample."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A network and what goes with it; None leaves the choice of loss and metrics to the data's targets.
+    """A network with its loss and metrics; None: chosen from the targets.
 
     target: the field that the loss compares with; "x" makes an autoencoder."""
 

@@ -22,7 +22,7 @@ from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, Perplexity
-from ddl.registry import instantiate, resolve
+from ddl.registry import adapt, instantiate, resolve
 
 MODELS = {
     "linear": linear,
@@ -67,7 +67,7 @@ def build(
     if _is_model(made):
         if loss is not None or metrics is not None:
             raise ConfigError(f"model {name!r} brings its own loss and metrics: leave model.loss and model.metrics out")
-        return made
+        return adapt(made, Model)
     blueprint = made if isinstance(made, Blueprint) else Blueprint(made)
     if not _is_layer(blueprint.network):
         raise ConfigError(f"model {name!r} is a {type(blueprint.network).__name__}, neither a Model nor a network")

@@ -1,46 +1,40 @@
-"""The one model protocol, and the model most people need: a network, a loss and metrics.
+"""The contract of a model, and the model most people need: a network, a loss and metrics.
 
-The trainer knows nothing else about models: a GAN, a language model or another framework's
-network implement the same five members."""
+The trainer knows nothing else about models: a GAN or another framework's network has the same members.
+What a network is made of is in ddl/nn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
 from ddl.arrays import Array, Layout, Views, generator
+from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Layer, Shape
+from ddl.nn.losses import BinaryCrossEntropy
 from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, where there is one, "y"
 Sums = Mapping[str, Any]  # metric name -> sum over the batch: a float or a small array
 
 
-@runtime_checkable
-class Model(Protocol):
-    """What the trainer asks of a model. All members are pure: state comes in, state goes out."""
+class Model:
+    """The members that training uses; ``params``, ``loss_and_gradients`` and ``predict`` have no default.
+
+    A class need not inherit from Model: ``build`` adds the defaults to an object that has those three. All members
+    are pure: parameters and averages are arguments, and the model keeps no state between calls."""
+
+    # Required.
 
     @property
     def params(self) -> Mapping[str, tuple[Shape, Initialiser]]:
         """name -> (shape, initialiser), in the order in which forward uses them."""
-        ...
-
-    @property
-    def averages(self) -> Mapping[str, Average]:
-        """name -> running average (buffer); empty for most models."""
-        ...
-
-    @property
-    def step_metrics(self) -> Sequence[str]:
-        """Names of the sums that ``loss_and_gradients`` returns in training, each a float.
-
-        A metric may need several (``accuracy``, ``accuracy/1``): ``metric_values`` wants them together."""
-        ...
+        raise NotImplementedError
 
     def loss_and_gradients(
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
@@ -48,17 +42,60 @@ class Model(Protocol):
         """(sum of the loss, weight, metric sums) of a batch.
 
         Gradients are those of the SUM, written (not added) into ``grads``, whose names are those of ``params``
-        and ``averages``; None asks for no gradients. ``weight`` is what the mean divides by: samples, or
-        tokens that are not padding, or class weights. In evaluation all metrics are returned."""
-        ...
+        and ``averages``; None: compute no gradients. ``weight`` is the divisor of the mean: the number of samples, of
+        tokens that are not padding, or the sum of class weights. In evaluation all metrics are returned."""
+        raise NotImplementedError
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
-        """Outputs by name, rows as in the batch: what ``ddl.predict`` writes."""
-        ...
+        """Outputs by name, rows as in the batch. ``ddl.predict`` writes them."""
+        raise NotImplementedError
+
+    # Optional.
+
+    @property
+    def averages(self) -> Mapping[str, Average]:
+        """name -> running average (buffer); default: none."""
+        return {}
+
+    @property
+    def step_metrics(self) -> Sequence[str]:
+        """Names of the sums that ``loss_and_gradients`` returns in training, each a float; default: none.
+
+        A metric may need several (``accuracy``, ``accuracy/1``): ``metric_values`` receives them together."""
+        return ()
 
     def metric_values(self, sums: Sums, weight: float) -> dict[str, Any]:
-        """Sums over any number of batches and ranks -> values people read: accuracy, perplexity, ..."""
-        ...
+        """Metrics (accuracy, perplexity, ...) from sums over any number of batches and ranks; default: means."""
+        return {name: float(value) / weight for name, value in sums.items()}
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether layers exchange sums with all ranks while they compute; default: no."""
+        return False
+
+    @property
+    def by_rows(self) -> Sequence[str]:
+        """Parameters whose gradients are announced with the rows that were written; default: none."""
+        return ()
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the output "output" is in the units of the input "x" (an autoencoder); default: no."""
+        return False
+
+    @property
+    def targets_are_values(self) -> bool:
+        """Whether the loss takes class targets as 0.0 and 1.0 rather than as one-hot rows; default: no."""
+        return False
+
+    @property
+    def generates(self) -> bool:
+        """Whether ``sample`` draws new samples (a GAN); default: no."""
+        return False
+
+    def sample(self, params: Views, buffers: Views, count: int, seed: int = 0) -> Array:
+        """``count`` new samples (count, *shape); the same seed draws the same ones. Raises ConfigError by default."""
+        raise ConfigError("this model draws no samples")
 
 
 class Loss(Protocol):
@@ -74,7 +111,10 @@ class Loss(Protocol):
 
 
 def initial_values(model: Model, seed: int) -> dict[str, np.ndarray]:
-    """name -> initial parameter in float64, each from a generator keyed by its name."""
+    """name -> the parameter (float64) that training with ``seed`` starts from.
+
+    Each is drawn from its own generator, keyed by seed and name, so it depends on no other parameter. To start from
+    other values, pass ``Trainer(..., initial={name: array})``, or ``model.from`` in a job."""
     return {
         name: initial(shape, generator(seed, f"parameter {name}")) for name, (shape, initial) in model.params.items()
     }
@@ -87,7 +127,7 @@ def gradient_layout(model: Model, dtype: np.dtype | str) -> Layout:
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Model):
     """A network trained on pairs: batch["x"] goes in, the loss compares the output with batch["y"].
 
     ``target`` names the field that the loss compares with; "x" makes an autoencoder.
@@ -114,20 +154,26 @@ class Supervised:
 
     @property
     def synchronised(self) -> bool:
-        """Whether layers ask all ranks for sums while they compute."""
         return bool(self.spec.synchronised)
 
     @property
     def by_rows(self) -> Sequence[str]:
-        """Parameters whose gradients are announced with the rows that were written."""
         return self.spec.by_rows
+
+    @property
+    def reconstructs(self) -> bool:
+        return self.target == "x"
+
+    @property
+    def targets_are_values(self) -> bool:
+        return isinstance(self.loss, BinaryCrossEntropy)
 
     @property
     def step_metrics(self) -> Sequence[str]:
         return [name for m in self.metrics for name in _step_names(m)]
 
     def _state(self, params: Views, buffers: Views) -> Views:
-        """Parameters and averages in one set of views; kept, since it is the same at every step."""
+        """Parameters and averages in one set of views, cached because training passes the same ones at every step."""
         if not self.averages:
             return params
         for of_params, of_buffers, state in self._states:

@@ -13,7 +13,7 @@ import numpy as np
 from ddl.arrays import Arena, host
 from ddl.data import Normalise
 from ddl.metrics import plots, read_lines
-from ddl.models import GAN, Supervised
+from ddl.models import Model
 from ddl.nn import Context
 from ddl.train.state import State
 
@@ -52,11 +52,11 @@ def _draw(loop: Loop, folder: Path):
             yield plots.confusion(results[part]["confusion"], names, folder / "confusion.png")
             break
     model = loop.task.model
-    if isinstance(model, GAN):
+    if model.generates:
         images = samples(model, loop.state, _IMAGES, loop.task.seed)
         if _is_image(images):
             yield plots.grid(images, folder / "samples.png")
-    elif isinstance(model, Supervised) and model.target == "x":
+    elif model.reconstructs:
         pairs = _reconstructions(loop, model)
         if pairs is not None:
             # What comes out may go a little beyond what images hold: they set the scale.
@@ -65,7 +65,7 @@ def _draw(loop: Loop, folder: Path):
             yield plots.grid(pairs, folder / "reconstructions.png", title=title, scale=scale)
 
 
-def samples(model: GAN, state: State, count: int, seed: int) -> np.ndarray:
+def samples(model: Model, state: State, count: int, seed: int) -> np.ndarray:
     """``count`` samples that a generator draws, in the units of the data: (count, *shape)."""
     drawn = np.array(host(model.sample(state.params.views, state.averages.views, count, seed)))
     return _undo(drawn, state.progress.normalise)
@@ -76,7 +76,7 @@ def _undo(x: np.ndarray, normalise: Mapping[str, Any] | None) -> np.ndarray:
     return x if normalise is None else Normalise.from_json(normalise).undo(x)
 
 
-def _reconstructions(loop: Loop, model: Supervised) -> np.ndarray | None:
+def _reconstructions(loop: Loop, model: Model) -> np.ndarray | None:
     """Held-out images, each beside what came out of it; None where samples are no images."""
     source = loop.task.test or loop.task.validation or loop.task.train
     count = min(_PAIRS, len(source))

@@ -18,7 +18,7 @@ from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.data import Inputs, Known, Normalise, Source
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
-from ddl.models import GAN, Model, Numbers, Supervised
+from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.run.plots import samples
 from ddl.train.build import build_data, knowledge_of, model_of
@@ -149,7 +149,7 @@ class Trained:
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
-        if not isinstance(self.model, GAN):
+        if not self.model.generates:
             raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
         return samples(self.model, self.state, count, seed)
 
@@ -181,6 +181,6 @@ def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed
     outputs = model.predict(state.params.views, state.averages.views, inputs, context)
     found = {name: np.array(host(value)) for name, value in outputs.items()}
     normalise = state.progress.normalise
-    if normalise is not None and isinstance(model, Supervised) and model.target == "x":
+    if normalise is not None and model.reconstructs:
         found["output"] = Normalise.from_json(normalise).undo(found["output"])
     return found

@@ -31,7 +31,16 @@ from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
 from ddl.registry import described
 from ddl.run.runner import Runner
 from ddl.run.trained import outputs_of
-from ddl.train.build import assemble, augmentations, build_groups, callbacks, knowledge_of, learning_rate, order_of
+from ddl.train.build import (
+    assemble,
+    augmentations,
+    build_groups,
+    callbacks,
+    knowledge_of,
+    learning_rate,
+    load_values,
+    order_of,
+)
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
 from ddl.train.task import Task
@@ -83,6 +92,7 @@ class Trainer:
         normalize: str = "none",
         augment: Sequence[Any] = (),
         callbacks: Sequence[Any] = (),
+        initial: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ):
         given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
@@ -90,6 +100,7 @@ class Trainer:
             raise UserError("a Trainer needs data")
         self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
+        self.initial = initial
         self._check(settings or {})
         known = {"run.name": "python", "run.seed": seed, "train.global_batch": global_batch, "data.shards": shards}
         known |= {
@@ -172,8 +183,15 @@ class Trainer:
     def predict(self, x: Any) -> np.ndarray:
         """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
 
-        What a model gives in place of its input (an autoencoder) is in the units of the data."""
-        batch = self._prepared(Arrays(np.asarray(x))).gather(np.arange(len(x)))
+        An autoencoder's output is in the units of the data. Raises UserError for samples of another shape."""
+        x = np.asarray(x)
+        wanted = tuple(self.data.fields["x"].shape)
+        if x.shape[1:] != wanted or not x.ndim:
+            hint = ": add a batch axis, x[None]" if x.shape == wanted else ""
+            raise UserError(
+                f"predict takes samples of shape (rows, {', '.join(map(str, wanted))}), got {x.shape}{hint}"
+            )
+        batch = self._prepared(Arrays(x)).gather(np.arange(len(x)))
         for transform in self._loop.transforms:
             batch = transform(batch, [slice(0, len(x))], [])
         return next(iter(outputs_of(self.model, self._loop.state, batch, self.job.run.seed).values()))
@@ -202,6 +220,7 @@ class Trainer:
             augment=augmentations(self.augment, self.data.fields, self.model),
             callbacks=callbacks(self.callbacks),
             knowledge=knowledge_of(job, splits),
+            **({} if self.initial is None else {"initial": load_values(self.initial)}),
         )
 
     def _groups(self, job: Job) -> Groups:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.config import Job
@@ -31,9 +33,9 @@ from ddl.errors import CheckpointError, ConfigError
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
-from ddl.nn.losses import BinaryCrossEntropy
 from ddl.optim import OPTIMIZERS, Groups, Optimizer, Rule, scaled_lr, schedule
 from ddl.registry import resolve
+from ddl.train.state import State
 from ddl.train.task import Task
 from ddl.wording import instead
 
@@ -100,16 +102,17 @@ def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
 
 
 def callbacks(given: Sequence[Any]) -> list[Any]:
-    """What is told of every step, of epochs and of the end: by name, or as it is. A class is one that is to be made."""
-    found = [resolve(one, {}, "train.callbacks") if isinstance(one, str) else one for one in given]
-    return [one() if inspect.isclass(one) else one for one in found]
+    """Callbacks given as objects or as "package.module:Name"; classes are instantiated."""
+    objects = [resolve(one, {}, "train.callbacks") if isinstance(one, str) else one for one in given]
+    return [one() if inspect.isclass(one) else one for one in objects]
 
 
 def augmentations(specs: Sequence[Any], fields: Mapping[str, Field], model: Model) -> list[Any]:
     """The transforms of training; mixup blends class numbers in the form that the model's loss takes."""
     made = make_transforms(specs, fields)
-    values = isinstance(getattr(model, "loss", None), BinaryCrossEntropy)
-    return [replace(one, as_values=True) if values and isinstance(one, Mixup) else one for one in made]
+    return [
+        replace(one, as_values=True) if model.targets_are_values and isinstance(one, Mixup) else one for one in made
+    ]
 
 
 def order_of(job: Job, samples: int) -> Order:
@@ -145,7 +148,6 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         gpu=job.comm.gpu,
         sharded=job.optim.sharded,
         tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
-        initial=start_from(job),
         settings={
             "shards": order.shards,
             "samples": order.samples,
@@ -154,7 +156,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
             "shuffle": order.shuffle,
             "knowledge": knowledge,
         },
-        **objects,
+        **{"initial": start_from(job), **objects},
     )
 
 
@@ -299,6 +301,25 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         return [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
 
     return take
+
+
+def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
+    """A Task's ``initial`` that sets parameters and averages to given arrays; the others keep their initial values.
+
+    It raises ConfigError for a name or shape that the model does not have."""
+
+    def load(state: State) -> list[str]:
+        views = {**state.params.views, **state.averages.views}
+        for name, value in values.items():
+            if name not in views:
+                raise ConfigError(f"initial: the model has no parameter {name!r}; {instead(name, views, 'it has')}")
+            array = np.asarray(value, views[name].dtype)
+            if array.shape != views[name].shape:
+                raise ConfigError(f"initial: {name} has shape {array.shape}, the model's has {views[name].shape}")
+            views[name][...] = state.device.array(array)
+        return []
+
+    return load
 
 
 def _few(things: Sequence[str], most: int = 4) -> str:

@@ -242,21 +242,15 @@ class Loop(Work):
 
     def _call(self, outcome: Outcome) -> None:
         for callback in self.task.callbacks:
-            if callable(callback):
-                callback(outcome)
+            callback(outcome)
         self._called = outcome.step
 
     def _call_epoch(self) -> None:
         progress = self.state.progress
         known = ("train", "validation") if progress.validated_at == progress.step else ("train",)
-        self._hook("on_epoch", self._epoch_of(progress.step), {name: dict(progress.results[name]) for name in known})
-        self._called_epoch = progress.step
-
-    def _hook(self, name: str, *told: Any) -> None:
-        """Call the callbacks that have a method of this name."""
         for callback in self.task.callbacks:
-            if hasattr(callback, name):
-                getattr(callback, name)(*told)
+            callback.on_epoch(self._epoch_of(progress.step), {name: dict(progress.results[name]) for name in known})
+        self._called_epoch = progress.step
 
     def _epoch_of(self, step: int) -> int:
         """The epoch, from 1, that ends with ``step`` or is broken off there."""
@@ -402,7 +396,8 @@ class Loop(Work):
         if self.group.is_leader and not isinstance(problem, Fenced):
             self.group.probe("end.summary")
             problem = self.journal.end(self, self.status, problem) or problem
-            self._hook("on_end", {name: dict(values) for name, values in progress.results.items()})
+            for callback in self.task.callbacks:
+                callback.on_end({name: dict(values) for name, values in progress.results.items()})
         self.group.probe("end.barrier")
         self.beat(progress.step, "end")
         # Whoever returns from this knows that the leader's work is done, or what it failed with.

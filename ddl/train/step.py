@@ -33,11 +33,6 @@ def no_span(name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def by_rows(model: Model) -> Sequence[str]:
-    """Parameters whose gradients a model may announce with the rows that it wrote; most models say nothing."""
-    return tuple(getattr(model, "by_rows", ()))
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a committed step tells: the same on every rank.
@@ -86,8 +81,8 @@ class Step:
         self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
         self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp), span=span)
         self.metrics = list(model.step_metrics)
-        self.by_rows = by_rows(model)
-        self.synchronised = bool(getattr(model, "synchronised", False))
+        self.by_rows = model.by_rows
+        self.synchronised = model.synchronised
         if self.synchronised and group.size > 1:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)

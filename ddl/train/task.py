@@ -1,6 +1,6 @@
-"""A task: all that a training job computes, as objects. What is settled here does not depend on ranks.
+"""A task: what a training job computes, as objects that do not depend on the number of ranks; and its callbacks.
 
-build.py makes one from a job's settings; the Python API makes one from arguments."""
+build.py makes one from settings, run/trainer.py from the arguments of a script."""
 
 from __future__ import annotations
 
@@ -12,18 +12,35 @@ from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
 from ddl.optim import Groups
+from ddl.registry import adapt
+
+
+class Callback:
+    """Code that the leader calls during training. Any callable, or object with one of these methods, serves as one.
+
+    Each step, epoch and end is reported at least once: when the leader dies, the next leader reports the last one
+    again, because it cannot know whether the previous leader did. results: split -> metrics."""
+
+    def __call__(self, outcome: Any) -> None:
+        """After each committed step, with its Outcome (ddl/train/step.py)."""
+
+    def on_epoch(self, epoch: int, results: dict[str, dict[str, Any]]) -> None:
+        """After each epoch, counted from 1, and its evaluation."""
+
+    def on_end(self, results: dict[str, dict[str, Any]]) -> None:
+        """After training has finished."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """model ... order: what is learned, from what, in which order. total_steps: where training ends.
+    """model ... order: what is trained, on which data, in which order. total_steps: where training ends.
 
-    lr: step -> learning rate. parts: micro-batches per step. normalise: "none" or a name that data.moments knows.
+    lr: step -> learning rate. parts: micro-batches per step. normalise: "none" or a name in data.moments.
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
-    callbacks: called on the leader with the Outcome of each step, in order and at least once: when the leader dies, the
-    next one calls them with the last committed step, whether the one before had come to that or not.
-    limits: skip_limit, check_every (steps between comparisons of replicas; 0: never)."""
+    check_every: steps between comparisons of replicas (0: never).
+    initial: changes the fresh state and returns messages for the user.
+    settings: plain values that the checkpoint keeps beside the state."""
 
     model: Model
     train: Source
@@ -51,9 +68,13 @@ class Task:
     gpu: Literal["auto", "direct", "staged"] = "auto"
     sharded: Literal["auto", "on", "off"] = "auto"
     tuning: Tuning | None = None
-    callbacks: Sequence[Any] = ()  # called with each step's outcome; may have on_epoch(epoch, results), on_end(results)
-    initial: Callable[[Any], list[str]] | None = None  # changes the fresh state, and says what people should know of it
-    settings: dict[str, Any] = field(default_factory=dict)  # plain values that the checkpoint keeps beside the state
+    callbacks: Sequence[Callback] = ()
+    initial: Callable[[Any], list[str]] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "callbacks", [adapt(one, Callback) for one in self.callbacks])
+        object.__setattr__(self, "model", adapt(self.model, Model))
 
     @property
     def epochs(self) -> float:

@@ -18,7 +18,7 @@ from ddl.fault.decision import Death
 from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
 from ddl.train.state import Progress, State
-from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, by_rows, no_span
+from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
 from ddl.train.task import Task
 
 if TYPE_CHECKING:  # the run log is handed in: this room does not know where it is kept
@@ -75,7 +75,7 @@ class Work:
         """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
         self.detach()
         task, shards = self.task, plan.shards_of(group.rank)
-        if getattr(task.model, "synchronised", False) and group.size > task.order.shards:
+        if task.model.synchronised and group.size > task.order.shards:
             return ConfigError(
                 f"synchronised batch norm needs work on every rank: {group.size} ranks share {task.order.shards} shards"
             )
@@ -106,11 +106,11 @@ class Work:
             device=self.device,
             algorithm=task.algorithm,
             bucket_mib=task.bucket_mib,
-            overlap="off" if getattr(task.model, "synchronised", False) else task.overlap,
+            overlap="off" if task.model.synchronised else task.overlap,
             tuning=task.tuning,
             # Sums of averages lie behind the gradients and come with those of the first layers as well as of the last.
             order=[*reversed(list(task.model.params)), *task.model.averages],
-            by_rows=by_rows(task.model),
+            by_rows=task.model.by_rows,
             gpu=task.gpu,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.span,

@@ -180,3 +180,11 @@ def test_mistakes_are_told_in_one_line(kind, mine):
 def test_the_readme_line_of_the_python_interface():
     model = build(models.MLP([64, 128, 10]), fields((64,)), "cross_entropy")
     assert model.spec.output == (10,)
+
+
+def test_a_model_that_does_not_fit_the_samples_suggests_one_that_does():
+    rows, images = fields((5,)), fields((8, 8))
+    for model, data, suggested in (("cnn", rows, "mlp"), ("text", rows, "mlp"), ("transformer", images, "cnn")):
+        with pytest.raises(ConfigError, match=f"which model '{suggested}' takes"):
+            build(model, data)
+        assert build(suggested, data).params

@@ -178,3 +178,78 @@ def test_a_checkpoint_of_another_job_is_refused(here):
     trainer({"run.dir": "mine"}).fit(steps=2)
     with pytest.raises(ConfigError, match="the checkpoint was made with shards"):
         trainer({"run.dir": "mine"}, global_batch=8).fit(steps=2)
+
+
+def test_training_starts_from_given_arrays_and_draws_the_others():
+    network = ddl.models.MLP([4, 8, 2])
+    bias = np.linspace(-1, 1, 8)
+    run = trainer(model=network, initial={"dense1.bias": bias}, optimizer=ddl.optim.SGD(1e-30))
+    run.fit(steps=1)
+    drawn = ddl.models.initial_values(run.model, 0)
+    assert np.allclose(run.params["dense1.bias"], bias)
+    assert np.allclose(run.params["dense1.weight"], drawn["dense1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [({"dense1.biass": np.zeros(8)}, "did you mean 'dense1.bias'"), ({"dense1.bias": np.zeros(3)}, r"shape \(3,\)")],
+)
+def test_arrays_that_the_model_does_not_have_are_refused(initial, message):
+    with pytest.raises(UserError, match=message):
+        trainer(model=ddl.models.MLP([4, 8, 2]), initial=initial).fit(steps=1)
+
+
+def test_predicting_a_single_sample_suggests_a_batch_axis():
+    run = trainer()
+    run.fit(steps=1)
+    with pytest.raises(UserError, match=r"got \(4,\): add a batch axis, x\[None\]"):
+        run.predict(X[0])
+    with pytest.raises(UserError, match=r"takes samples of shape \(rows, 4\), got \(2, 3\)$"):
+        run.predict(X[:2, :3])
+
+
+def test_a_callback_may_have_any_of_the_three_methods():
+    class Listener(ddl.Callback):
+        def __init__(self):
+            self.heard = []
+
+        def on_epoch(self, epoch, results):
+            self.heard.append(("epoch", epoch, sorted(results)))
+
+        def on_end(self, results):
+            self.heard.append(("end", sorted(results)))
+
+    class OnEnd:
+        heard = False
+
+        def on_end(self, results):
+            self.heard = True
+
+    full, partial = Listener(), OnEnd()
+    trainer(callbacks=[full, partial]).fit(epochs=1)
+    assert full.heard == [("epoch", 1, ["train"]), ("end", ["train"])] and partial.heard
+
+
+class Mean:
+    """A model with the three required members alone: it learns the mean of x."""
+
+    @property
+    def params(self):
+        return {"mean": ((4,), lambda shape, random: np.zeros(shape))}
+
+    def loss_and_gradients(self, params, buffers, batch, grads, ctx):
+        distance = params["mean"] - batch["x"]
+        if grads is not None:
+            grads["mean"][...] = 2 * distance.sum(axis=0)
+        return float((distance**2).sum()), float(len(batch["x"])), {}
+
+    def predict(self, params, buffers, batch, ctx):
+        return {"output": np.broadcast_to(params["mean"], batch["x"].shape)}
+
+
+def test_a_model_needs_only_three_members_to_train():
+    x = np.random.default_rng(0).normal(3.0, 1.0, (64, 4)).astype("float32")
+    run = trainer(model=Mean(), data=(x,), loss=None, optimizer=ddl.optim.SGD(0.1), global_batch=64)
+    run.fit(steps=60)
+    assert np.allclose(run.params["mean"], x.mean(axis=0), atol=1e-3)
+    assert run.evaluate((x,))["loss"] == pytest.approx(4 * x.var(axis=0).mean(), rel=1e-3)
