@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -31,6 +31,7 @@ from ddl.fault.watchdog import Heartbeat, read_note, start_companion
 from ddl.kernels.backend import use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
+from ddl.run.agreement import disagreement, essentials
 from ddl.run.folder import RunFolder
 from ddl.run.log import Journal
 from ddl.run.plots import draw_pictures
@@ -173,7 +174,7 @@ class Runner:
             self.heartbeat.end()
 
     def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
-        problem = self._settled(problem)
+        problem = self._settled(problem, {} if task is None else essentials(self.job, task))
         if problem is not None or task is None:
             return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
@@ -236,13 +237,13 @@ class Runner:
             draw_pictures(loop)
         return loop.status_of(failure)
 
-    def _settled(self, problem: DdlError | None) -> DdlError | None:
-        """What keeps any of the ranks from beginning, on all of them: this one's own problem, or another's."""
+    def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:
+        """Why the job cannot begin, on all ranks: the problem of any of them, or essentials (``mine``) that differ."""
         if self._joins and problem is not None:
             raise problem
         if self._joins:
             return None
-        return self._survive(lambda group: _first(group.gather_objects(problem)), problem)
+        return self._survive(lambda group: disagreement(group, problem, mine or {}), problem)
 
     def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
         before = self.group.members
@@ -401,7 +402,3 @@ class Runner:
 def _survival() -> str:
     """Why a death is survived in this launch, or not; asked once, since starting MPI changes what tells it."""
     return fault_tolerance()[1]
-
-
-def _first(values: list[Any]) -> Any:
-    return next((value for value in values if value is not None), None)

@@ -27,8 +27,8 @@ random = np.random.default_rng(0)
 x = random.normal(size=(120, 4)); y = (x[:, 0] > 0).astype("int64")
 
 def make(**changes):
-    return ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), loss="cross_entropy", optimizer=ddl.optim.Adam(lr=1e-2),
-                       data=(x, y), global_batch=16, **changes,
+    usual = {"model": ddl.models.MLP([4, 8, 2]), "data": (x, y), "global_batch": 16}
+    return ddl.Trainer(loss="cross_entropy", optimizer=ddl.optim.Adam(lr=1e-2), **{**usual, **changes},
                        settings={"run.dir": "run", "metrics.console_every_s": 0, "train.dtype": "float64"})
 """
 WORLD = """
@@ -209,3 +209,35 @@ ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings=settings, cal
     _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
     assert count(out, "status 75") == 1, out + err
     assert err.count("1 ranks are left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
+
+
+DISAGREEMENTS = {
+    "batches": ("run = make(global_batch=16 + 16 * rank)", "[train] global_batch is 16 on rank 0 and 32 on rank 1"),
+    "seeds": ("run = make(seed=rank)", "[run] seed is 0 on rank 0 and 1 on rank 1"),
+    "samples": (
+        "run = make(data=(x[rank:], y[rank:]))",
+        "the number of train samples is 120 on rank 0 and 119",
+    ),
+    "models": (
+        "run = make(model=ddl.models.MLP([4, 8 + rank, 2]))",
+        '[model] options is {"layers": ',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DISAGREEMENTS)
+def test_ranks_of_a_script_that_disagree_all_raise_the_same_line(case, tmp_path):
+    change, message = DISAGREEMENTS[case]
+    code = f"""
+rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+{change}
+try:
+    run.fit(steps=2)
+except ddl.errors.ConfigError as error:
+    print("refused:", error)
+    raise
+"""
+    ranks, out, err = start("mpirun", TRAINER + code, tmp_path)
+    refusals = [line for line in out.splitlines() if line.startswith("refused: ")]
+    assert len(refusals) == ranks and len(set(refusals)) == 1, out + err
+    assert message in refusals[0] and count(out, "status 2") == ranks

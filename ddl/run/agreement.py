@@ -1,0 +1,64 @@
+"""Before training, ranks compare what must be equal on all of them: settings, data and model layout.
+
+Ranks that disagree would sum gradients of different jobs and finish with status 0. Each rank sends a digest along with
+the gather that any job starts with; only where digests differ are the values themselves exchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ddl.comm import Group
+from ddl.config import Job
+from ddl.errors import ConfigError, DdlError
+from ddl.train.task import Task
+
+# Sections whose settings shape the sums, and their settings that may differ: paths on local disks, how fast a rank
+# computes, and names of objects (their layout is compared instead).
+_SECTIONS = ("data", "model", "optim", "train")
+_FREE = ("path", "targets", "prefetch", "batch_eval", "name", "loss", "metrics", "from_", "compiled", "callbacks")
+
+
+def essentials(job: Job, task: Task) -> dict[str, Any]:
+    """What must be equal on all ranks, by the name that an error shows."""
+    values: dict[str, Any] = {"[run] seed": job.run.seed}
+    for section in _SECTIONS:
+        settings = getattr(job, section)
+        for field in fields(settings):
+            value = getattr(settings, field.name)
+            is_file = field.name in ("validation", "test") and isinstance(value, str)
+            if is_file or (field.name in _FREE and (section, field.name) != ("optim", "name")):
+                continue
+            values[f"[{section}] {field.name}"] = value
+    values["the number of steps"] = task.total_steps
+    knowledge = task.settings.get("knowledge", {})
+    values |= {f"the number of {name} samples": count for name, count in knowledge.get("samples", {}).items()}
+    values |= {f"the data's {name}": value for name, value in knowledge.get("data", {}).items()}
+    return values | {f"the shape of parameter {name}": shape for name, (shape, _) in task.model.params.items()}
+
+
+def disagreement(group: Group, problem: DdlError | None, mine: Mapping[str, Any]) -> DdlError | None:
+    """On all workers: the first rank's problem, or a ConfigError where their essentials differ, or None.
+
+    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost."""
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in mine.items()}
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+    gathered = group.gather_objects((problem, digest))
+    if problems := [error for error, _ in gathered if error is not None]:
+        return problems[0]
+    digests = [digest for _, digest in gathered]
+    if len(set(digests)) == 1:
+        return None
+    every = group.gather_objects(texts)
+    rank = next(rank for rank, other in enumerate(digests) if other != digests[0])
+    first, second = every[0], every[rank]
+    name = next(name for name in {**first, **second} if first.get(name) != second.get(name))
+    values = [_short(texts.get(name, "missing")) for texts in (first, second)]
+    return ConfigError(f"ranks disagree: {name} is {values[0]} on rank 0 and {values[1]} on rank {rank}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
