@@ -1,20 +1,21 @@
-"""The choice between a kernel compiled by Numba, one of CuPy's and their plain twin.
+"""The choice among the NumPy, Numba and CuPy implementations of a kernel.
 
-A plain function ``f`` of ``ddl.kernels.X``, marked by ``@kernel``, has a compiled twin ``f`` in
-``ddl.kernels.X_numba``, and may have one for arrays on a GPU in ``ddl.kernels.X_cupy``; all are
-tested equal. What they compute is said in X alone."""
+A NumPy function ``f`` of ``ddl.kernels.X`` that is decorated with ``@kernel`` has a Numba implementation ``f`` in
+``ddl.kernels.X_numba`` and may have one for arrays on a GPU in ``ddl.kernels.X_cupy``. Tests compare them; only X
+documents what they compute."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
-from functools import wraps
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial, wraps
 from typing import Any
 
 import numpy as np
 
-from ddl.arrays.namespace import namespace_of
+from ddl.arrays.namespace import Array, namespace_of
 from ddl.errors import ConfigError
 
 LINE = 64  # bytes of a cache line, and of the vectors that compiled loops are written for
@@ -26,7 +27,7 @@ _available: bool | None = None
 def use_compiled(mode: str) -> None:
     """Choose for this process: "auto" (compiled where Numba is installed), "on" or "off".
 
-    Raises ConfigError for "on" without Numba, and for any other word."""
+    Raises ConfigError for "on" without Numba and for any other value."""
     global _wanted
     if mode not in ("auto", "on", "off"):
         raise ConfigError(f"compiled = {mode!r} is unknown; known are auto, on, off")
@@ -56,32 +57,54 @@ def _numba_is_there() -> bool:
     return _available
 
 
-def kernel(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the compiled twin of ``plain`` where the first argument is a NumPy array of float32 or float64, and the fused
-    one, if there is one, where it lies on a GPU."""
-    twin: Callable[..., Any] | None = None
-    fused: Callable[..., Any] | None = None
+def kernel(plain: Callable[..., Any] | None = None, *, writes: str = "") -> Callable[..., Any]:
+    """Run the Numba implementation of ``plain`` where the first argument is a NumPy array of float32 or float64, and
+    the CuPy one, if there is one, where it lies on a GPU.
+
+    writes: names of the arguments (arrays, or tuples of arrays) that a kernel changes. With them, float16 arrays are
+    computed in float32 and the changed ones rounded once: float16 is only storage. The other arguments are never
+    written, not even with their own values: they may be memory that other ranks share."""
+    if plain is None:
+        return partial(kernel, writes=writes)
+    names = list(inspect.signature(plain).parameters)
+    written = {names.index(name) for name in writes.split()}
+
+    @cache
+    def implementation(suffix: str) -> Callable[..., Any]:
+        name = plain.__module__ + suffix
+        module = importlib.import_module(name) if importlib.util.find_spec(name) else None
+        return getattr(module, plain.__name__, plain)
 
     @wraps(plain)
     def call(*arguments: Any) -> Any:
-        nonlocal twin, fused
         first = arguments[0]
-        if runs_compiled(first):
-            if twin is None:
-                twin = getattr(importlib.import_module(plain.__module__ + "_numba"), plain.__name__)
-            return twin(*arguments)
-        if namespace_of(first) is np:
-            return plain(*arguments)
-        if fused is None:
-            fused = _fused(plain)
-        return fused(*arguments)
+        if written and first.dtype.char == "e":
+            return _in_float32(call, arguments, written)
+        if namespace_of(first) is not np:
+            return implementation("_cupy")(*arguments)
+        return (implementation("_numba") if runs_compiled(first) else plain)(*arguments)
 
     call.plain = plain  # type: ignore[attr-defined]
+    call.implementation = implementation  # type: ignore[attr-defined]
     return call
 
 
-def _fused(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Its twin for a GPU, or itself."""
-    name = plain.__module__ + "_cupy"
-    found = importlib.import_module(name) if importlib.util.find_spec(name) else None
-    return getattr(found, plain.__name__, plain)
+def _in_float32(call: Callable[..., Any], arguments: Sequence[Any], written: Collection[int]) -> Any:
+    """Call with float32 copies of the float16 arrays and round those at the positions ``written`` back."""
+    copies: dict[int, Array] = {}  # by id: an array that is passed twice stays one array
+
+    def widened(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(map(widened, x))
+        if not isinstance(x, (np.ndarray, type(arguments[0]))) or x.dtype != np.float16:
+            return x
+        return copies.setdefault(id(x), x.astype(np.float32))
+
+    result = call(*map(widened, arguments))
+    for position in written:
+        x = arguments[position]
+        for half in x if isinstance(x, tuple) else (x,):
+            if id(half) in copies:
+                with np.errstate(over="ignore"):  # values beyond float16 become infinite, which training reports
+                    half[...] = copies[id(half)]
+    return result

@@ -17,7 +17,7 @@ def _sigmoid(x: Array) -> None:
     x += 0.5
 
 
-@kernel
+@kernel(writes="gates new tanh_c")
 def lstm_cell(gates: Array, recurrent: Array, bias: Array, mask: Array, old: tuple, new: tuple, tanh_c: Array) -> None:
     """gates (in: the input's part) become input, forget, candidate, output gates of gates + recurrent + bias.
 
@@ -39,7 +39,7 @@ def lstm_cell(gates: Array, recurrent: Array, bias: Array, mask: Array, old: tup
         xp.copyto(h, h_old, where=~mask[:, None])
 
 
-@kernel
+@kernel(writes="gates dc")
 def lstm_cell_backward(gates: Array, tanh_c: Array, c_old: Array, mask: Array, dh: Array, dc: Array) -> None:
     """gates become the gradient before the gates; dc that of the old c, in place. dh stays.
 
@@ -60,7 +60,7 @@ def lstm_cell_backward(gates: Array, tanh_c: Array, c_old: Array, mask: Array, d
         gates *= mask[:, None]
 
 
-@kernel
+@kernel(writes="gates h")
 def gru_cell(gates: Array, recurrent: Array, mask: Array, h_old: Array, h: Array) -> None:
     """gates (in: the input's part with bias) become reset, update gates and candidate.
 
@@ -79,7 +79,7 @@ def gru_cell(gates: Array, recurrent: Array, mask: Array, h_old: Array, h: Array
         xp.copyto(h, h_old, where=~mask[:, None])
 
 
-@kernel
+@kernel(writes="gates recurrent dh")
 def gru_cell_backward(gates: Array, recurrent: Array, mask: Array, h_old: Array, dh: Array) -> None:
     """gates become the gradient of the input's part, recurrent that of the recurrent part.
 

@@ -46,7 +46,7 @@ def im2col(x: Array, cols: Array, stride: Pair, padding: Pair) -> None:
         cols[:, at[0], at[1], i, j] = x[:, pixels[0], pixels[1]]
 
 
-@kernel
+@kernel(writes="x")
 def col2im(cols: Array, x: Array, stride: Pair, padding: Pair) -> None:
     """Add windows up where they came from, the adjoint of im2col: x is overwritten."""
     _, rows, columns, ky, kx, _ = cols.shape
@@ -57,9 +57,10 @@ def col2im(cols: Array, x: Array, stride: Pair, padding: Pair) -> None:
 
 @kernel
 def max_pool(x: Array, y: Array, where: Array, size: Pair, stride: Pair, padding: Pair) -> None:
-    """Largest value y of each window of x and its place ``where`` (int16: ky * size[1] + kx); the first of equals.
+    """The largest value y of each window of x, and its index ``where`` in the window: ky * size[1] + kx.
 
-    Padding never wins; NaN always does. y, where: (batch, rows, columns, channels)."""
+    The first of equal values wins; padding never does; NaN always does. y, where: (batch, rows, columns, channels), of
+    which ``where`` is int16 or int32."""
     xp = namespace_of(x)
     y[...] = -xp.inf
     where[...] = -1
@@ -70,7 +71,7 @@ def max_pool(x: Array, y: Array, where: Array, size: Pair, stride: Pair, padding
         xp.copyto(where[:, at[0], at[1]], i * size[1] + j, where=wins)
 
 
-@kernel
+@kernel(writes="dx")
 def max_pool_backward(dy: Array, where: Array, dx: Array, size: Pair, stride: Pair, padding: Pair) -> None:
     """Add each dy to the pixel that won its window; dx is overwritten."""
     dx[...] = 0

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
 """exp, tanh and sigmoid that a compiled loop can do for several float32 at once; float64 goes to the C library.
 
-NaN stays NaN. exp is good to 2 units in the last place of float32."""
+NaN stays NaN. exp is accurate to 2 units in the last place of float32, tanh to 3."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOWEST, _HIGHEST = np.float32(-87.3), np.float32(88.7)
 _C2, _C3, _C4 = np.float32(0.49999994), np.float32(0.16666654), np.float32(0.041668452)
 _C5, _C6 = np.float32(0.0083361866), np.float32(0.0013925234)
+_T3, _T5, _T7 = np.float32(-0.3333328), np.float32(0.13331431), np.float32(-0.053739145)
+_T9, _T11 = np.float32(0.020637818), np.float32(-0.0057039922)
 _ONE, _TWO = np.float32(1), np.float32(2)
 _BIAS, _SHIFT = np.int32(126), np.int32(23)
 
@@ -50,11 +52,12 @@ def _exp32(x):
 
 @njit(**_own)
 def _tanh32(x):
-    # Near 0 the quotient would lose digits: there the series.
+    # Below 0.625 the difference from 1 would cancel: there an odd polynomial, fitted by least squares.
     square = x * x
-    near = x * (_ONE + square * (np.float32(-0.33333334) + square * np.float32(0.13333334)))
+    p = _T7 + square * (_T9 + square * _T11)
+    near = x + x * (square * (_T3 + square * (_T5 + square * p)))
     away = _ONE - _TWO / (_exp32(_TWO * x) + _ONE)
-    return near if square < np.float32(0.01) else away
+    return near if square < np.float32(0.390625) else away
 
 
 @njit(**_own)

@@ -1,6 +1,6 @@
-"""What NumPy would do to the rows of a matrix in several passes: bias with ReLU, norms, softmax, GELU, scattered sums.
+"""Row-wise kernels, for which NumPy needs several passes: bias with ReLU or GELU, norms, softmax, scattered sums.
 
-Arrays are contiguous (rows, columns) unless said otherwise; the layers that use them are nn's."""
+Arrays are contiguous (rows, columns) unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -11,30 +11,43 @@ from ddl.kernels.backend import kernel
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 GELU_CUBE = 0.044715
+ROWS = 128  # that are added up in the arrays' own precision before their sum joins the sum of other rows
 
 
-@kernel
+def sum_rows(x: Array, out: Array) -> None:
+    """out (columns,) = the sum of the rows of x (rows, columns), in at least float32.
+
+    Blocks of rows are summed, then the sums of the blocks: one running sum over 200,000 rows would lose digits."""
+    dtype = np.promote_types(x.dtype, np.float32)
+    while len(x) > ROWS:
+        whole = len(x) // ROWS * ROWS
+        blocks = x[:whole].reshape(-1, ROWS, x.shape[1]).sum(axis=1, dtype=dtype)
+        blocks[-1] += x[whole:].sum(axis=0, dtype=dtype)
+        x = blocks
+    out[...] = x.sum(axis=0, dtype=dtype)
+
+
+@kernel(writes="y")
 def bias_relu(y: Array, bias: Array) -> None:
     """y = max(y + bias, 0) in place."""
     y += bias
     namespace_of(y).maximum(y, 0, out=y)
 
 
-@kernel
+@kernel(writes="dy")
 def relu_backward(dy: Array, y: Array) -> None:
     """dy = dy where y > 0, else 0; in place, any number of dimensions."""
     namespace_of(y).copyto(dy, 0, where=y <= 0)
 
 
-@kernel
+@kernel(writes="dy dbias")
 def relu_bias_backward(dy: Array, y: Array, dbias: Array) -> None:
-    """relu_backward, and dbias: the sum of the rows of what is left."""
-    xp = namespace_of(y)
-    xp.copyto(dy, 0, where=y <= 0)
-    xp.sum(dy, axis=0, out=dbias)
+    """relu_backward, then dbias = the sum of the rows of dy."""
+    namespace_of(y).copyto(dy, 0, where=y <= 0)
+    sum_rows(dy, dbias)
 
 
-@kernel
+@kernel(writes="gradient")
 def cross_entropy(
     logits: Array, labels: Array, weights: Array, smoothing: float, gradient: Array
 ) -> tuple[float, float]:
@@ -48,15 +61,20 @@ def cross_entropy(
     at = xp.where(counted, labels, 0)
     each = weights[at] if len(weights) else xp.ones(rows, logits.dtype)
     each = xp.where(counted, each, 0).astype(logits.dtype)
-    top = logits.max(axis=1, keepdims=True)
-    xp.exp(logits - top, out=gradient)
-    total = gradient.sum(axis=1, keepdims=True)
-    line = xp.arange(rows)
-    norm = (xp.log(total) + top)[:, 0]
-    loss = norm - (1 - smoothing) * logits[line, at]
+    # The largest logit is subtracted first and its exp, 1, is kept out of the sum: neither large logits nor a loss
+    # close to 0 cancel.
+    line, largest = xp.arange(rows), logits.argmax(axis=1)
+    xp.subtract(logits, logits[line, largest][:, None], out=gradient)
+    loss = -(1 - smoothing) * gradient[line, at]
     if smoothing:
-        loss -= smoothing * logits.mean(axis=1)
-    gradient /= total
+        loss -= smoothing * gradient.mean(axis=1)
+    xp.exp(gradient, out=gradient)
+    one = gradient[line, largest]
+    gradient[line, largest] = 0
+    rest = gradient.sum(axis=1)
+    gradient[line, largest] = one
+    loss += xp.log1p(rest)
+    gradient /= (one + rest)[:, None]
     if smoothing:
         gradient -= smoothing / classes
     gradient[line, at] -= 1 - smoothing
@@ -66,7 +84,7 @@ def cross_entropy(
     return float(loss.sum(dtype="float64")), float(each.sum(dtype="float64"))
 
 
-@kernel
+@kernel(writes="scores")
 def masked_softmax(scores: Array, mask: Array, scale: float, causal: bool) -> None:
     """Softmax of scale * scores over the last axis, in place.
 
@@ -89,7 +107,7 @@ def masked_softmax(scores: Array, mask: Array, scale: float, causal: bool) -> No
     scores /= xp.where(total == 0, 1, total)
 
 
-@kernel
+@kernel(writes="dy")
 def softmax_backward(dy: Array, y: Array, scale: float) -> None:
     """dy = scale * y * (dy - sum(dy * y)), in place, over the last axis; any number of dimensions."""
     xp = namespace_of(dy)
@@ -98,7 +116,7 @@ def softmax_backward(dy: Array, y: Array, scale: float) -> None:
     dy *= scale
 
 
-@kernel
+@kernel(writes="y normal inverse")
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, y: Array, normal: Array, inverse: Array) -> None:
     """y = normal * weight + bias, where normal is x with mean 0 and variance 1 in each row.
 
@@ -111,14 +129,14 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float, y: Array, norma
     y += bias
 
 
-@kernel
+@kernel(writes="dx dweight dbias")
 def layer_norm_backward(
     dy: Array, normal: Array, inverse: Array, weight: Array, dx: Array, dweight: Array, dbias: Array
 ) -> None:
     """Gradients of layer_norm; dweight and dbias are overwritten."""
     xp = namespace_of(dy)
-    xp.sum(dy, axis=0, out=dbias)
-    xp.sum(dy * normal, axis=0, out=dweight)
+    sum_rows(dy, dbias)
+    sum_rows(dy * normal, dweight)
     xp.multiply(dy, weight, out=dx)
     mean = dx.mean(axis=1, keepdims=True)
     along = (dx * normal).mean(axis=1, keepdims=True)
@@ -127,7 +145,7 @@ def layer_norm_backward(
     dx *= inverse[:, None]
 
 
-@kernel
+@kernel(writes="y slope")
 def gelu(x: Array, y: Array, slope: Array) -> None:
     """y = GELU(x) in its tanh form, and its slope; any number of dimensions, all of one shape. y may be x."""
     xp = namespace_of(x)
@@ -136,18 +154,18 @@ def gelu(x: Array, y: Array, slope: Array) -> None:
     y[...] = 0.5 * x * (1 + t)
 
 
-@kernel
+@kernel(writes="y slope")
 def bias_gelu(y: Array, bias: Array, slope: Array) -> None:
     """y = GELU(y + bias) in place, and its slope."""
     y += bias
     gelu.plain(y, y, slope)  # type: ignore[attr-defined]
 
 
-@kernel
+@kernel(writes="dy dbias")
 def slope_bias_backward(dy: Array, slope: Array, dbias: Array) -> None:
     """dy *= slope, and dbias: the sum of its rows."""
     dy *= slope
-    namespace_of(dy).sum(dy, axis=0, out=dbias)
+    sum_rows(dy, dbias)
 
 
 def take_rows(table: Array, index: Array, out: Array) -> None:
@@ -159,7 +177,7 @@ def take_rows(table: Array, index: Array, out: Array) -> None:
         table.take(index, axis=0, out=out)  # cupy knows no mode
 
 
-@kernel
+@kernel(writes="total")
 def scatter_add(dy: Array, index: Array, total: Array) -> None:
     """total[index[i]] += dy[i]. dy: (rows, columns), index: (rows,), total: (entries, columns)."""
     xp = namespace_of(dy)

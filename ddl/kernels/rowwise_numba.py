@@ -1,7 +1,8 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""The compiled twins of rowwise.py.
+"""The Numba implementations of rowwise.py.
 
-Sums may be reordered by blocks, but no flag assumes that NaN or infinity cannot occur."""
+Sums may be reordered, but no flag assumes that NaN or infinity cannot occur. Sums over rows are taken in blocks of ROWS
+rows, which are added up in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from numba import njit
 
 from ddl.kernels.backend import LINE
 from ddl.kernels.maths_numba import exp, tanh
-from ddl.kernels.rowwise import GELU_CUBE, GELU_SLOPE
+from ddl.kernels.rowwise import GELU_CUBE, GELU_SLOPE, ROWS
 from ddl.kernels.simd import above_zero, larger, largest, load, lowest, store
 
 # Reordering a sum keeps NaN and infinity; "nnan" and "ninf" are what must never be added.
@@ -40,31 +41,42 @@ def relu_backward(dy, y):
 @njit(**_options)
 def relu_bias_backward(dy, y, dbias):
     rows, columns = y.shape
-    dbias[:] = 0
-    if columns % (LINE // y.itemsize) == 0:
-        _relu_bias_backward(dy.reshape(dy.size), y.reshape(y.size), dbias, rows)
-        return
-    for i in range(rows):
-        slope, value = dy[i], y[i]
+    total, part = np.zeros(columns), np.empty(columns, dy.dtype)
+    slopes, values = dy.reshape(dy.size), y.reshape(y.size)
+    # A cache line holds one vector of columns, so each line is read once although columns are the outer loop.
+    step = LINE // y.itemsize if columns % (LINE // y.itemsize) == 0 else columns
+    for low in range(0, rows, ROWS):
+        high = min(low + ROWS, rows)
+        part[:] = 0
+        if step == columns:
+            for i in range(low, high):
+                _relu_backward_row(dy[i], y[i], part)
+        else:
+            for c in range(0, columns, step):
+                _relu_backward_vector(slopes, values, part, c, low, high)
         for j in range(columns):
-            left = dy.dtype.type(0) if value[j] <= 0 else slope[j]
-            slope[j] = left
-            dbias[j] += left
+            total[j] += part[j]
+    for j in range(columns):
+        dbias[j] = total[j]
+
+
+@njit(inline="always")
+def _relu_backward_row(slope, value, total):
+    for j in range(total.size):
+        kept = slope.dtype.type(0) if value[j] <= 0 else slope[j]
+        slope[j] = kept
+        total[j] += kept
 
 
 @njit(**_options)
-def _relu_bias_backward(dy, y, dbias, rows):
-    """In whole vectors: rows of images are short, and a loop of its own for each would cost more than its work."""
-    columns = dbias.size
-    high = max(8192 // dbias.nbytes, 1)  # rows that the first-level cache keeps from one vector to the next
-    for low in range(0, rows, high):
-        for c in range(0, columns, LINE // y.itemsize):
-            total = load(dbias, c)
-            for at in range(low * columns + c, min(low + high, rows) * columns, columns):
-                left = above_zero(load(dy, at), load(y, at))
-                store(dy, at, left)
-                total += left
-            store(dbias, c, total)
+def _relu_backward_vector(dy, y, dbias, c, low, high):
+    """Rows of images are short: a loop over each would cost more to start than to run."""
+    columns, total = dbias.size, load(dbias, c)
+    for at in range(low * columns + c, high * columns, columns):
+        kept = above_zero(load(dy, at), load(y, at))
+        store(dy, at, kept)
+        total += kept
+    store(dbias, c, total)
 
 
 @njit(**_options)
@@ -82,21 +94,25 @@ def cross_entropy(logits, labels, weights, smoothing, gradient):
                 out[j] = 0
             continue
         each = number(weights[label]) if len(weights) else number(1)
-        top = row[0]
+        top, largest = row[0], 0
         for j in range(1, classes):
-            top = row[j] if row[j] > top else top
-        total = number(0)
-        for j in range(classes):
-            out[j] = exp(row[j] - top)
-        for j in range(classes):
-            total += out[j]
-        value = np.log(total) + top - number(1 - smoothing) * row[label]
+            if row[j] > top:
+                top, largest = row[j], j
+        value = -number(1 - smoothing) * (row[label] - top)
         if smoothing > 0:
             mean = number(0)
             for j in range(classes):
-                mean += row[j]
+                mean += row[j] - top
             value -= spread * mean
-        scale = each / total
+        for j in range(classes):
+            out[j] = exp(row[j] - top)
+        one, rest = out[largest], number(0)
+        out[largest] = 0
+        for j in range(classes):
+            rest += out[j]
+        out[largest] = one
+        value += np.log1p(rest)
+        scale = each / (one + rest)
         shift = spread * each
         for j in range(classes):
             out[j] = out[j] * scale - shift
@@ -198,8 +214,8 @@ def layer_norm(x, weight, bias, eps, y, normal, inverse):
 def layer_norm_backward(dy, normal, inverse, weight, dx, dweight, dbias):
     rows, columns = dy.shape
     number = dy.dtype.type
-    dweight[:] = 0
-    dbias[:] = 0
+    totals, parts = np.zeros((2, columns)), np.zeros((2, columns), dy.dtype)
+    of_weight, of_bias = parts[0], parts[1]
     for i in range(rows):
         slope, unit, out = dy[i], normal[i], dx[i]
         mean = number(0)
@@ -214,8 +230,13 @@ def layer_norm_backward(dy, normal, inverse, weight, dx, dweight, dbias):
         for j in range(columns):
             out[j] = (slope[j] * weight[j] - mean - unit[j] * along) * scale
         for j in range(columns):
-            dweight[j] += slope[j] * unit[j]
-            dbias[j] += slope[j]
+            of_weight[j] += slope[j] * unit[j]
+            of_bias[j] += slope[j]
+        if i % ROWS == ROWS - 1 or i == rows - 1:
+            totals += parts
+            parts[:] = 0
+    dweight[:] = totals[0].astype(dy.dtype)
+    dbias[:] = totals[1].astype(dy.dtype)
 
 
 @njit(**_options)
@@ -245,13 +266,17 @@ def bias_gelu(y, bias, slope):
 @njit(**_options)
 def slope_bias_backward(dy, slope, dbias):
     rows, columns = dy.shape
-    dbias[:] = 0
+    total, part = np.zeros(columns), np.zeros(columns, dy.dtype)
     for i in range(rows):
         row, slopes = dy[i], slope[i]
         for j in range(columns):
             value = row[j] * slopes[j]
             row[j] = value
-            dbias[j] += value
+            part[j] += value
+        if i % ROWS == ROWS - 1 or i == rows - 1:
+            total += part
+            part[:] = 0
+    dbias[:] = total.astype(dy.dtype)
 
 
 @njit(**_options)

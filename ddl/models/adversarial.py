@@ -101,6 +101,10 @@ class GAN(Model):
         return True
 
     @property
+    def samples_per_shard(self) -> int:
+        return int(self.spec.samples_per_shard)
+
+    @property
     def step_metrics(self) -> Sequence[str]:
         return _STEP_SUMS
 

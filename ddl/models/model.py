@@ -16,7 +16,7 @@ from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Layer, Shape
-from ddl.nn.losses import BinaryCrossEntropy
+from ddl.nn.losses import BinaryCrossEntropy, Loss
 from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, where there is one, "y"
@@ -89,6 +89,11 @@ class Model:
         return False
 
     @property
+    def samples_per_shard(self) -> int:
+        """The fewest samples that a shard needs in a micro-batch of training; default: none."""
+        return 0
+
+    @property
     def generates(self) -> bool:
         """Whether ``sample`` draws new samples (a GAN); default: no."""
         return False
@@ -96,18 +101,6 @@ class Model:
     def sample(self, params: Views, buffers: Views, count: int, seed: int = 0) -> Array:
         """``count`` new samples (count, *shape); the same seed draws the same ones. Raises ConfigError by default."""
         raise ConfigError("this model draws no samples")
-
-
-class Loss(Protocol):
-    """A loss over a batch of outputs and targets; both have the batch axis first."""
-
-    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
-        """(sum of the loss, weight, cache for backward)."""
-        ...
-
-    def backward(self, cache: Any) -> Array:
-        """Gradient of the SUM with respect to ``outputs``."""
-        ...
 
 
 def initial_values(model: Model, seed: int) -> dict[str, np.ndarray]:
@@ -155,6 +148,10 @@ class Supervised(Model):
     @property
     def synchronised(self) -> bool:
         return bool(self.spec.synchronised)
+
+    @property
+    def samples_per_shard(self) -> int:
+        return int(self.spec.samples_per_shard)
 
     @property
     def by_rows(self) -> Sequence[str]:

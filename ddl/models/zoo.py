@@ -88,7 +88,7 @@ def cnn(
     pool: Literal["max", "average", "none"] = "max",
     dense: Sequence[int] = (64,),
     dropout: float = 0.0,
-    batch_norm: bool | Literal["sync"] = False,
+    batch_norm: bool | Literal["sync", "shard"] = False,
     global_pool: bool = False,
 ) -> Layer:
     """A convolutional network: small filters slide over the image, pooling halves it, dense layers decide.
@@ -101,7 +101,7 @@ def cnn(
 
     channels: filters of each convolution. kernel: their width in pixels (odd). pool: after each convolution.
     dense: units of the dense layers before the last. dropout: before each dense layer. batch_norm: normalise after
-    each convolution, by the statistics of each shard, or ("sync") of the whole batch, for which ranks exchange sums.
+    each convolution, by the statistics of the global batch (true or "sync") or of each shard ("shard").
     global_pool: average each channel over the image instead of flattening."""
     is_grey = len(problem.shape) == 2
     shape = (*problem.shape, 1) if is_grey else problem.need_rank(3, "cnn", "(height, width, channels)")
@@ -109,7 +109,7 @@ def cnn(
     layers: list[Layer] = [Reshape(shape)] if is_grey else []
     for filters in channels:
         if batch_norm:  # it subtracts the mean: a bias before it would have no effect
-            norm = BatchNorm(sync=batch_norm == "sync")
+            norm = BatchNorm(sync=batch_norm != "shard")
             layers += [Conv2D(filters, kernel, padding="same", bias=False, initial="he"), norm, ReLU()]
         else:
             layers.append(Conv2D(filters, kernel, padding="same", activation="relu"))

@@ -1,6 +1,6 @@
-"""Activations as layers of their own, and the ones that Dense and Conv2D apply together with their bias.
+"""Activations as separate layers, and those that Dense and Conv2D apply together with their bias.
 
-The arithmetic of ReLU and GELU is kernels/rowwise.py's."""
+ReLU and GELU are computed in kernels/rowwise.py."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ddl.kernels.rowwise import (
     relu_bias_backward,
     slope_bias_backward,
     softmax_backward,
+    sum_rows,
 )
 from ddl.nn.context import Context
-from ddl.nn.layer import Backward, Shape, Spec, contiguous
+from ddl.nn.layer import Backward, Shape, Spec, contiguous, wide
 
 FUSED = ("linear", "relu", "tanh", "sigmoid")
 
@@ -48,11 +49,11 @@ def finish_backward(dy: Array, y: Array, dbias: Array | None, activation: str, c
         return
     _apply_backward(dy, y, activation, ctx)
     if dbias is not None:
-        namespace_of(dy).sum(dy, axis=0, out=dbias)
+        sum_rows(dy, dbias)
 
 
 def finish_gelu(y: Array, bias: Array | None, ctx: Context) -> Array:
-    """``finish`` for GELU, whose slope its output does not tell: returns the slope."""
+    """``finish`` for GELU. Returns the slope, which cannot be computed from the output."""
     slope = ctx.empty(y.shape, y.dtype)
     if bias is None:
         bias = ctx.empty(y.shape[1:], y.dtype)
@@ -193,7 +194,7 @@ class Softmax:
         y = ctx.empty(x.shape, x.dtype)
         xp.subtract(x, x.max(axis=-1, keepdims=True), out=y)
         xp.exp(y, out=y)
-        y /= y.sum(axis=-1, keepdims=True)
+        y /= y.sum(axis=-1, keepdims=True, dtype=wide(y))
         return y, y
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:

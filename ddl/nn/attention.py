@@ -12,10 +12,10 @@ import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of, partition
 from ddl.errors import ConfigError
-from ddl.kernels.rowwise import masked_softmax, softmax_backward
+from ddl.kernels.rowwise import masked_softmax, softmax_backward, sum_rows
 from ddl.nn.context import Context
 from ddl.nn.initial import glorot, zeros
-from ddl.nn.layer import Backward, Shape, Spec, contiguous
+from ddl.nn.layer import Backward, Shape, Spec, contiguous, wide
 
 CAUSAL_RUN = 64  # places: shorter runs spare more products and make each of them slower
 
@@ -61,17 +61,23 @@ class MultiHeadAttention:
 
     def _heads(self, projected: Array, batch: int, time: int) -> tuple[Array, Array, Array]:
         """Queries, keys, values as views (batch, heads, time, width / heads)."""
-        parts = projected.reshape(batch, time, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        parts = projected.reshape(batch, time, 3, self.heads, projected.shape[1] // (3 * self.heads)).transpose(
+            2, 0, 3, 1, 4
+        )
         return parts[0], parts[1], parts[2]
 
     def _turn(self, projected: Array, batch: int, time: int, back: bool = False) -> None:
         """Turn queries and keys by their places, in place; ``back`` undoes it, and so turns their gradients."""
         if not self.rotary:
             return
-        pairs = projected.view(np.result_type(projected.dtype, np.complex64)).reshape(batch, time, 3 * self.heads, -1)
+        values = projected.astype(wide(projected), copy=False)  # complex numbers of two float16 do not exist
+        pairs = values.view(np.result_type(values.dtype, np.complex64))
+        pairs = pairs.reshape(batch, time, 3 * self.heads, pairs.shape[1] // (3 * self.heads))
         turns = _turns(time, pairs.shape[-1])
         queries_and_keys = pairs[:, :, : 2 * self.heads]
         queries_and_keys *= namespace_of(projected).asarray((turns.conj() if back else turns).astype(pairs.dtype))
+        if values is not projected:
+            projected[...] = values
 
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
         xp, dtype = namespace_of(x), params["weight"].dtype
@@ -112,7 +118,7 @@ class MultiHeadAttention:
         xp = namespace_of(dy)
         dy = contiguous(dy).reshape(-1, width)
         xp.matmul(gathered.T, dy, out=grads["output_weight"])
-        xp.sum(dy, axis=0, out=grads["output_bias"])
+        sum_rows(dy, grads["output_bias"])
         yield "output_weight", "output_bias"
         dx = ctx.empty(rows.shape, dy.dtype)
         with ctx.frame():
@@ -122,7 +128,7 @@ class MultiHeadAttention:
             self._gathered_backward(projected, dprojected, shares, dgathered.transpose(0, 2, 1, 3), ctx)
             self._turn(dprojected, batch, time, back=True)
             xp.matmul(rows.T, dprojected, out=grads["weight"])
-            xp.sum(dprojected, axis=0, out=grads["bias"])
+            sum_rows(dprojected, grads["bias"])
             xp.matmul(dprojected, params["weight"].T, out=dx)
         yield "weight", "bias"
         return dx.reshape(batch, time, width)

@@ -5,7 +5,10 @@ How windows meet weights is convolve.py's."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError
@@ -14,7 +17,7 @@ from ddl.nn.activation import check_fused, finish, finish_backward
 from ddl.nn.context import Context
 from ddl.nn.conv_algorithms import choose
 from ddl.nn.initial import initialiser, zeros
-from ddl.nn.layer import Backward, Shape, Spec, contiguous
+from ddl.nn.layer import Backward, Shape, Spec, check_units, contiguous, wide
 
 
 def pair(value: int | Pair) -> Pair:
@@ -54,6 +57,8 @@ class Conv2D:
 
     def __post_init__(self) -> None:
         check_fused(self.activation)
+        check_units("Conv2D", units=self.units, groups=self.groups)
+        check_units("Conv2D", size=min(pair(self.size)), stride=min(pair(self.stride)))
         if self.units % self.groups:
             raise ConfigError(f"Conv2D: {self.units} units cannot be cut into {self.groups} groups")
         if isinstance(self.padding, str):
@@ -93,17 +98,20 @@ class Conv2D:
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         ctx, way, kept, shape, y, wanted = cache
         dy = contiguous(dy)
-        part = ctx.empty((self.units,), dy.dtype) if self.bias else None
-        if self.bias:
-            grads["bias"][...] = 0
+        # Each block of images adds its part of the bias gradient, so the sum needs more digits than a part.
+        part = ctx.empty((self.units,), wide(dy)) if self.bias else None
+        dbias = ctx.empty((self.units,), np.float64)
+        dbias[...] = 0
 
         def undo(slopes: Array, rows: Array) -> None:
             finish_backward(slopes, rows, part, self.activation, ctx)
             if self.bias:
-                grads["bias"][...] += part
+                dbias[...] += part
 
         dx = ctx.empty(shape, dy.dtype) if wanted else None
         way.backward(kept, y, dy, params["weight"], grads["weight"], dx, undo, ctx)
+        if self.bias:
+            grads["bias"][...] = dbias
         yield ("bias", "weight") if self.bias else ("weight",)
         return dx
 
@@ -126,6 +134,7 @@ class ConvTranspose2D:
 
     def __post_init__(self) -> None:
         check_fused(self.activation)
+        check_units("ConvTranspose2D", units=self.units, size=min(pair(self.size)), stride=min(pair(self.stride)))
         if any(e and e >= s for e, s in zip(pair(self.extra), pair(self.stride))):
             raise ConfigError(f"ConvTranspose2D: extra = {self.extra} must be below stride = {self.stride}")
 
@@ -163,7 +172,7 @@ class ConvTranspose2D:
         finish_backward(dy, y.reshape(dy.shape), grads["bias"] if self.bias else None, self.activation, ctx)
         cols = ctx.empty((*shape[:3], *pair(self.size), self.units), dy.dtype)
         im2col(dy.reshape(y.shape), cols, pair(self.stride), pair(self.padding))
-        cols = cols.reshape(len(flat), -1)
+        cols = cols.reshape(len(flat), prod(cols.shape[3:]))
         xp.matmul(cols.T, flat, out=grads["weight"].reshape(-1, shape[3]))
         yield ("bias", "weight") if self.bias else ("weight",)
         if not wanted:

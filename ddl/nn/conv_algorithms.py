@@ -80,7 +80,7 @@ class Windows:
             else:
                 cols = ctx.empty((*y.shape[:3], *size, part.shape[3]), weight.dtype)
                 im2col(part, cols, self.stride, self.padding)
-            kept.append(cols.reshape(len(rows), -1))
+            kept.append(cols.reshape(len(rows), prod(size) * part.shape[3]))
             w = _group(weight, g, self.groups).reshape(-1, units // self.groups)
             if self.groups == 1:
                 namespace_of(x).matmul(kept[0], w, out=rows)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError, DataError
-from ddl.kernels.rowwise import scatter_add, take_rows
+from ddl.kernels.rowwise import scatter_add, sum_rows, take_rows
 from ddl.kernels.sparse_rows import InRows
 from ddl.nn.context import Context
 from ddl.nn.initial import normal
@@ -64,7 +65,7 @@ def _waves(time: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PositionalEmbedding:
-    """Adds to each place of (time, width) a vector of its own: learned, or of sines of the place (no parameters)."""
+    """Adds a vector to each position of (time, width): learned, or sines of the position (no parameters)."""
 
     kind: Literal["learned", "sinusoidal"] = "learned"
 
@@ -91,6 +92,6 @@ class PositionalEmbedding:
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         if self.kind == "learned":
             grads["weight"][dy.shape[1] :] = 0
-            namespace_of(dy).sum(dy, axis=0, out=grads["weight"][: dy.shape[1]])
+            sum_rows(dy.reshape(len(dy), prod(dy.shape[1:])), grads["weight"][: dy.shape[1]].reshape(-1))
             yield ("weight",)
         return dy

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
+from ddl.errors import ConfigError
 from ddl.kernels.sparse_rows import InRows
 from ddl.nn.context import Context
 
@@ -43,6 +44,7 @@ class Spec:
 
     output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average.
     synchronised: in training it asks all ranks for sums, so all must compute it in step.
+    samples_per_shard: the fewest samples that a shard needs in a micro-batch of training.
     by_rows: parameters, each a table, whose gradients backward may announce with the rows that it wrote (InRows)."""
 
     output: Shape
@@ -50,6 +52,7 @@ class Spec:
     averages: Mapping[str, Average] = field(default_factory=dict)
     synchronised: bool = False
     by_rows: tuple[str, ...] = ()
+    samples_per_shard: int = 0
 
 
 class Layer(Protocol):
@@ -73,6 +76,18 @@ class Layer(Protocol):
         ...
 
 
+def check_units(layer: str, **counts: int) -> None:
+    """Raises ConfigError for a count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{layer}: {name} = {count} must be at least 1")
+
+
+def wide(x: Array) -> np.dtype:
+    """The dtype for sums and statistics of ``x``: at least float32, since float16 is only storage."""
+    return np.promote_types(x.dtype, np.float32)
+
+
 def contiguous(x: Array) -> Array:
     """``x`` in C order; a copy only where it is not."""
     return x if x.flags.c_contiguous else namespace_of(x).ascontiguousarray(x)
@@ -93,7 +108,9 @@ def merged(specs: Mapping[str, Spec], output: Shape) -> Spec:
     params = {f"{scope}.{n}": p for scope, spec in specs.items() for n, p in spec.params.items()}
     averages = {f"{scope}.{n}": a for scope, spec in specs.items() for n, a in spec.averages.items()}
     by_rows = tuple(f"{scope}.{name}" for scope, spec in specs.items() for name in spec.by_rows)
-    return Spec(output, params, averages, any(spec.synchronised for spec in specs.values()), by_rows)
+    synchronised = any(spec.synchronised for spec in specs.values())
+    samples = max((spec.samples_per_shard for spec in specs.values()), default=0)
+    return Spec(output, params, averages, synchronised, by_rows, samples)
 
 
 class Sequential:

@@ -1,12 +1,13 @@
 """Losses: the sum over a batch, the weight that its mean divides by, and the gradient of the sum.
 
-Classes are given as logits; class targets below 0 are padding and not counted. What people read is metric.py's."""
+Classes are given as logits; class targets below 0 are padding and not counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,18 +15,45 @@ from ddl.arrays import Array, namespace_of
 from ddl.errors import ConfigError, DataError
 from ddl.kernels.rowwise import cross_entropy
 from ddl.nn.context import Context
-from ddl.nn.layer import contiguous
+from ddl.nn.layer import contiguous, wide
 
 
-class _GradientInForward:
-    """Losses whose forward has the gradient at hand: it is the cache."""
+class Loss(Protocol):
+    """A loss over a batch of outputs and targets, both with the batch axis first. Inherit to get ``backward``."""
+
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        """(sum of the loss, weight that its mean divides by, cache for backward: here the gradient)."""
+        ...
 
     def backward(self, cache: Any) -> Array:
+        """The gradient of the SUM with respect to ``outputs``."""
         return cache
 
 
+def _in_float32(forward: Callable[..., tuple[float, float, Array]]) -> Callable[..., tuple[float, float, Array]]:
+    """Compute the loss of float16 outputs in float32 and round its gradient once: float16 is only storage."""
+
+    @wraps(forward)
+    def widened(self: Any, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Array]:
+        loss, weight, gradient = forward(self, outputs.astype(wide(outputs), copy=False), targets, ctx)
+        return loss, weight, gradient.astype(outputs.dtype, copy=False)
+
+    return widened
+
+
+def _log_softmax(x: Array) -> Array:
+    """Over the last axis. The exp of the largest value, 1, is kept out of the sum: small losses do not cancel."""
+    xp = namespace_of(x)
+    rows = x.reshape(-1, x.shape[-1])
+    line, largest = xp.arange(len(rows)), rows.argmax(axis=1)
+    shifted = rows - rows[line, largest][:, None]
+    rest = xp.exp(shifted)
+    rest[line, largest] = 0
+    return (shifted - xp.log1p(rest.sum(axis=1, keepdims=True))).reshape(x.shape)
+
+
 @dataclass(frozen=True)
-class CrossEntropy(_GradientInForward):
+class CrossEntropy(Loss):
     """Softmax cross-entropy of outputs (..., classes).
 
     targets: (...) class numbers, or (..., classes) probabilities. label_smoothing: the share of a target that is
@@ -40,6 +68,7 @@ class CrossEntropy(_GradientInForward):
             raise ConfigError(f"label_smoothing = {self.label_smoothing} must be at least 0 and below 1")
         object.__setattr__(self, "class_weights", tuple(float(w) for w in self.class_weights))
 
+    @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         classes = outputs.shape[-1]
         logits = contiguous(outputs).reshape(-1, classes)
@@ -66,8 +95,7 @@ class CrossEntropy(_GradientInForward):
         classes = logits.shape[-1]
         shares = targets * (1 - self.label_smoothing) + self.label_smoothing / classes
         each = targets @ xp.asarray(self.class_weights, dtype=logits.dtype) if self.class_weights else None
-        log_share = logits - logits.max(axis=1, keepdims=True)
-        log_share -= xp.log(xp.exp(log_share).sum(axis=1, keepdims=True))
+        log_share = _log_softmax(logits)
         losses = -(shares * log_share).sum(axis=1)
         gradient[...] = xp.exp(log_share) * shares.sum(axis=1, keepdims=True) - shares
         if each is None:
@@ -77,13 +105,14 @@ class CrossEntropy(_GradientInForward):
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy(_GradientInForward):
+class BinaryCrossEntropy(Loss):
     """Sigmoid cross-entropy, one logit a target; targets in [0, 1], below 0 is padding.
 
     positive_weight: how much a target of 1 counts, against 1 for a target of 0."""
 
     positive_weight: float = 1.0
 
+    @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         xp = namespace_of(outputs)
         truth = _like(outputs, targets)
@@ -123,9 +152,10 @@ def _square(x: Array) -> float:
 
 
 @dataclass(frozen=True)
-class MSE(_GradientInForward):
+class MSE(Loss):
     """The mean squared error over all values of all samples."""
 
+    @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         gradient = _difference(outputs, targets, ctx)
         loss = _square(gradient)
@@ -134,9 +164,10 @@ class MSE(_GradientInForward):
 
 
 @dataclass(frozen=True)
-class MAE(_GradientInForward):
+class MAE(Loss):
     """The mean absolute error over all values of all samples."""
 
+    @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         xp = namespace_of(outputs)
         gradient = _difference(outputs, targets, ctx)
@@ -146,11 +177,12 @@ class MAE(_GradientInForward):
 
 
 @dataclass(frozen=True)
-class Huber(_GradientInForward):
+class Huber(Loss):
     """Half the squared error up to ``delta``, beyond it delta * (error - delta / 2): outliers pull less."""
 
     delta: float = 1.0
 
+    @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         xp = namespace_of(outputs)
         error = _difference(outputs, targets, ctx)
@@ -162,17 +194,18 @@ class Huber(_GradientInForward):
 
 
 @dataclass(frozen=True)
-class Distillation(_GradientInForward):
+class Distillation(Loss):
     """How far the outputs' softmax is from a teacher's: the KL divergence, both softened by ``temperature``.
 
     outputs, targets: (..., classes) logits. Multiplied by temperature**2, so that gradients keep their scale."""
 
     temperature: float = 2.0
 
+    @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         xp = namespace_of(outputs)
-        ours = self._log_softmax(outputs)
-        theirs = self._log_softmax(_like(outputs, targets))
+        ours = _log_softmax(outputs / self.temperature)
+        theirs = _log_softmax(_like(outputs, targets) / self.temperature)
         teacher = xp.exp(theirs)
         scale = self.temperature
         loss = scale * scale * float((teacher * (theirs - ours)).sum(dtype=np.float64))
@@ -180,14 +213,8 @@ class Distillation(_GradientInForward):
         gradient[...] = (xp.exp(ours) - teacher) * scale
         return loss, float(outputs.size // outputs.shape[-1]), gradient
 
-    def _log_softmax(self, x: Array) -> Array:
-        xp = namespace_of(x)
-        x = x / self.temperature
-        x = x - x.max(axis=-1, keepdims=True)
-        return x - xp.log(xp.exp(x).sum(axis=-1, keepdims=True))
 
-
-LOSSES: dict[str, Callable[..., Any]] = {
+LOSSES: dict[str, Callable[..., Loss]] = {
     "cross_entropy": CrossEntropy,
     "binary_cross_entropy": BinaryCrossEntropy,
     "mse": MSE,

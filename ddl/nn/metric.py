@@ -1,13 +1,13 @@
 """Metrics: figures that people read, each computed from plain sums, so exact over any split of the samples.
 
 A metric sees outputs as the loss does: logits, before softmax or sigmoid. Targets below 0 are padding and not
-counted. The loss itself is losses.py's; summing over ranks is train's."""
+counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import exp, inf, log, prod
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,19 +17,22 @@ from ddl.errors import ConfigError
 
 
 class Metric(Protocol):
-    """A figure computed from sums over samples.
+    """A figure computed from sums over samples. Inherit from it to get the default of ``every_step``.
 
-    name: its key. every_step: how many floats it sums in each training step, where that is cheap;
-    0 where it is for evaluation only, and then its sums may be an array of any shape."""
+    name: its key, a property or a class variable."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def every_step(self) -> int: ...
+    def every_step(self) -> int:
+        """How many floats it sums in each training step; 0: it is computed in evaluation only."""
+        return 0
 
-    def sums(self, outputs: Array, targets: Array, loss: float) -> float | np.ndarray:
-        """Sums over one batch, in float64. ``loss`` is the sum of the loss over it."""
+    def sums(self, outputs: Array, targets: Array, loss: float) -> Any:
+        """Sums over one batch, in float64: a float, an array, or any object that can be added to another and to 0.
+
+        ``loss`` is the sum of the loss over the batch. A metric of every step returns its floats."""
         ...
 
     def value(self, sums: Any, weight: float) -> Any:
@@ -68,7 +71,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Metric):
     """The share of targets whose class has the largest output."""
 
     name: ClassVar[str] = "accuracy"
@@ -83,12 +86,10 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Metric):
     """The share of targets whose class is among the ``k`` largest outputs; a tie counts for the target."""
 
     k: int = 5
-
-    every_step: ClassVar[int] = 0
 
     @property
     def name(self) -> str:
@@ -102,19 +103,20 @@ class TopK:
         counted = truth >= 0
         scores, truth = scores[counted], truth[counted]
         of_truth = scores[xp.arange(len(truth)), truth]
-        larger = (scores > of_truth[:, None]).sum(axis=1)
-        return np.array([float((larger < self.k).sum()), len(truth)])
+        # NaN is not below anything: a NaN score counts as larger, and a NaN score of the true class is a miss.
+        larger = (~(scores <= of_truth[:, None])).sum(axis=1)
+        right = (larger < self.k) & (of_truth == of_truth)
+        return np.array([float(right.sum()), len(truth)])
 
     def value(self, sums: np.ndarray, weight: float) -> float:
         return _ratio(sums[0], sums[1])
 
 
 @dataclass(frozen=True)
-class ConfusionMatrix:
+class ConfusionMatrix(Metric):
     """How often class i (row) was taken for class j (column), as a list of rows."""
 
     name: ClassVar[str] = "confusion"
-    every_step: ClassVar[int] = 0
 
     def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
         return _matrix(outputs, targets)
@@ -124,13 +126,17 @@ class ConfusionMatrix:
 
 
 @dataclass(frozen=True)
-class _PerClass:
+class _PerClass(Metric):
     """What precision, recall and F1 share. average: "macro" (mean over the classes that occur), "weighted" (by how
     often each is the truth), "micro" (over all decisions), or "binary" (class 1 alone)."""
 
     average: str = "macro"
 
-    every_step: ClassVar[int] = 0
+    @property
+    def name(self) -> str:
+        """The class's name, followed by the average unless it is macro: several averages fit in one job."""
+        kind = type(self).__name__.lower()
+        return kind if self.average == "macro" else f"{kind}_{self.average}"
 
     def __post_init__(self) -> None:
         if self.average not in ("macro", "weighted", "micro", "binary"):
@@ -159,8 +165,6 @@ class _PerClass:
 class Precision(_PerClass):
     """Of the decisions for a class, the share that is right."""
 
-    name: ClassVar[str] = "precision"
-
     def figure(self, right: float, decided: float, true: float) -> float:
         return _ratio(right, decided)
 
@@ -168,8 +172,6 @@ class Precision(_PerClass):
 @dataclass(frozen=True)
 class Recall(_PerClass):
     """Of the samples of a class, the share that is found."""
-
-    name: ClassVar[str] = "recall"
 
     def figure(self, right: float, decided: float, true: float) -> float:
         return _ratio(right, true)
@@ -179,20 +181,18 @@ class Recall(_PerClass):
 class F1(_PerClass):
     """The harmonic mean of precision and recall."""
 
-    name: ClassVar[str] = "f1"
-
     def figure(self, right: float, decided: float, true: float) -> float:
         return _ratio(2 * right, decided + true)
 
 
 def _errors(outputs: Array, targets: Array) -> np.ndarray:
     """(rows, values) float64: output minus target, whose shapes may differ by an axis of length 1."""
-    rows = len(targets)
-    return host(outputs).reshape(rows, -1).astype(np.float64) - host(targets).reshape(rows, -1)
+    shape = len(targets), prod(targets.shape[1:])
+    return host(outputs).reshape(shape).astype(np.float64) - host(targets).reshape(shape)
 
 
 @dataclass(frozen=True)
-class MAE:
+class MAE(Metric):
     """The mean absolute error."""
 
     name: ClassVar[str] = "mae"
@@ -207,7 +207,7 @@ class MAE:
 
 
 @dataclass(frozen=True)
-class RMSE:
+class RMSE(Metric):
     """The root of the mean squared error."""
 
     name: ClassVar[str] = "rmse"
@@ -222,27 +222,46 @@ class RMSE:
 
 
 @dataclass(frozen=True)
-class R2:
+class Moments:
+    """Counts, means and sums of squared deviations of values (values,), and the sums of squared errors.
+
+    ``a + b`` are those of both sets of samples (Chan, Golub and LeVeque, 1983). Sums of the values and of their squares
+    would cancel where the mean is large."""
+
+    count: int
+    mean: np.ndarray
+    deviations: np.ndarray
+    errors: np.ndarray
+
+    def __add__(self, other: Moments) -> Moments:
+        count, apart = self.count + other.count, other.mean - self.mean
+        share = other.count / max(count, 1)
+        between = apart * apart * self.count * share
+        deviations = self.deviations + other.deviations + between
+        return Moments(count, self.mean + apart * share, deviations, self.errors + other.errors)
+
+    def __radd__(self, zero: int) -> Moments:  # sums start at 0
+        return self
+
+
+@dataclass(frozen=True)
+class R2(Metric):
     """The share of the targets' variance that the outputs explain, averaged over a target's values.
 
-    A value that does not vary counts 1 where it is met exactly, else 0."""
+    A value that does not vary counts 1 where it is predicted exactly, else 0."""
 
     name: ClassVar[str] = "r2"
-    every_step: ClassVar[int] = 0
 
-    def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
-        """(4, values): rows, sum of the target, of its square, of the squared error."""
-        y = host(targets).reshape(len(targets), -1).astype(np.float64)
-        squares = np.square(_errors(outputs, targets)).sum(axis=0)
-        return np.stack([np.full(y.shape[1], len(y), np.float64), y.sum(axis=0), np.square(y).sum(axis=0), squares])
+    def sums(self, outputs: Array, targets: Array, loss: float) -> Moments:
+        y = host(targets).reshape(len(targets), prod(targets.shape[1:])).astype(np.float64)
+        mean = y.mean(axis=0) if len(y) else np.zeros(y.shape[1])
+        return Moments(len(y), mean, np.square(y - mean).sum(axis=0), np.square(_errors(outputs, targets)).sum(axis=0))
 
-    def value(self, sums: np.ndarray, weight: float) -> float:
-        rows, total, square, error = sums
-        spread = square - total * total / np.maximum(rows, 1)
-        # What rounding leaves of the difference of two large equal numbers is not a spread.
-        varies = spread > 1e-12 * np.maximum(square, 1e-300)
-        explained = 1 - error / np.where(varies, spread, 1.0)
-        return float(np.where(varies, explained, (error == 0).astype(np.float64)).mean())
+    def value(self, sums: Moments, weight: float) -> float:
+        # Rounding of the mean leaves deviations of equal values.
+        varies = sums.deviations > sums.count * np.square(1e-15 * sums.mean)
+        explained = 1 - sums.errors / np.where(varies, sums.deviations, 1.0)
+        return float(np.where(varies, explained, (sums.errors == 0).astype(np.float64)).mean())
 
 
 def _surprise(outputs: Array, targets: Array) -> np.ndarray:
@@ -256,7 +275,7 @@ def _surprise(outputs: Array, targets: Array) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _MeanSurprise:
+class _MeanSurprise(Metric):
     """What perplexity and bits per byte share: the mean cross-entropy with the true classes, in nats.
 
     That is the mean of the loss where the loss is a plain cross-entropy. of_outputs: computed from the outputs

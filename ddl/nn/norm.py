@@ -1,6 +1,6 @@
-"""Normalisation: BatchNorm by the statistics of each shard's samples (or of the whole batch), LayerNorm by each row's.
+"""Normalisation: BatchNorm by the statistics of the global batch (or of each shard), LayerNorm by those of each row.
 
-Running averages are applied in the commit, by train."""
+Running averages are applied when train commits a step."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
-from ddl.kernels.rowwise import layer_norm, layer_norm_backward
+from ddl.kernels.rowwise import layer_norm, layer_norm_backward, sum_rows
 from ddl.nn.context import Context
 from ddl.nn.initial import ones, zeros
-from ddl.nn.layer import Average, Backward, Shape, Spec, contiguous
+from ddl.nn.layer import Average, Backward, Shape, Spec, contiguous, wide
+
+LEAST_SAMPLES = 16  # of a shard, for statistics of its own
 
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Mean 0 and variance 1 of each channel, then times ``weight`` plus ``bias``.
+    """Mean 0 and variance 1 of each channel (the last axis), then times ``weight`` plus ``bias``.
 
-    In training the statistics are those of each segment (a shard's samples), so they do not depend on the ranks;
-    with sync they are those of all rows on all ranks, by ctx.sum_over_ranks. In evaluation they are the running
-    averages. The average of the variance is of its unbiased estimate; a segment of one value per channel has none and
-    leaves the average as it is."""
+    In training the statistics are those of the whole global batch (of the micro-batch, with gradient accumulation), as
+    with one process in PyTorch: the result does not depend on the number of ranks. Ranks exchange three vectors per
+    layer and step, each as long as two times the channels, which also keeps gradients from travelling during backward.
+
+    sync=False exchanges nothing and takes the statistics of each shard's samples instead (ghost batch normalisation,
+    Hoffer, Hubara and Soudry, 2017). A job needs at least 16 samples per shard and micro-batch for that: with 2 or 3,
+    networks hardly train.
+
+    In evaluation the statistics are the running averages, of the variance in its unbiased estimate; a single value per
+    channel has none and leaves the average unchanged. Statistics are float32 or better."""
 
     momentum: float = 0.1
     eps: float = 1e-5
-    sync: bool = False
+    sync: bool = True
 
     def spec(self, shape: Shape) -> Spec:
         channels = shape[-1:]
@@ -40,78 +48,85 @@ class BatchNorm:
                 "variance": Average(channels, 1.0, self.momentum),
             },
             synchronised=self.sync,
+            samples_per_shard=0 if self.sync else LEAST_SAMPLES,
         )
 
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
-        xp = namespace_of(x)
-        x = contiguous(x)
+        xp, channels = namespace_of(x), x.shape[-1]
         y = ctx.empty(x.shape, x.dtype)
         if not ctx.training:
             scale = params["weight"] / xp.sqrt(params["variance"] + self.eps)
             xp.multiply(x, scale, out=y)
             y += params["bias"] - params["mean"] * scale
             return y, None
-        normal = ctx.empty(x.shape, x.dtype)
-        parts = []
-        for segment in [slice(0, len(x))] if self.sync else ctx.segments:
-            rows = segment.stop - segment.start
-            if not rows and not self.sync:
-                continue
-            from_x = x[segment].reshape(-1, x.shape[-1])
-            unit = normal[segment].reshape(from_x.shape)
-            count, mean, variance = self._centre(from_x, unit, ctx)
-            inverse = 1 / xp.sqrt(variance + self.eps)
-            unit *= inverse
-            spread = variance * (count / (count - 1)) if count > 1 else params["variance"]
-            parts.append((segment, rows, count, mean, spread, inverse))
-        if sum(rows for _, rows, *_ in parts) != len(x):
+        # Samples as rows of channels; each part of the rows has its own statistics.
+        places = prod(x.shape[1:-1])
+        rows = contiguous(x).reshape(len(x) * places, channels)
+        segments = [slice(0, len(x))] if self.sync else [s for s in ctx.segments if s.stop > s.start]
+        if sum(s.stop - s.start for s in segments) != len(x):
             raise ValueError(f"segments do not cover {len(x)} rows: BatchNorm needs a batch's segments")
-        xp.multiply(normal, params["weight"], out=y)
-        y += params["bias"]
+        normal = ctx.empty(rows.shape, wide(x))
+        parts = []
+        for segment in segments:
+            part = slice(segment.start * places, segment.stop * places)
+            count, mean, variance = self._centre(rows[part], normal[part], ctx)
+            inverse = 1 / xp.sqrt(variance + self.eps)
+            normal[part] *= inverse
+            unbiased = xp.where(count > 1, variance * (count / xp.maximum(count - 1, 1)), params["variance"])
+            parts.append((part, segment.stop - segment.start, count, mean, unbiased, inverse))
+        out = y.reshape(rows.shape)
+        xp.multiply(normal, params["weight"], out=out, casting="same_kind")
+        out += params["bias"]
         return y, (ctx, normal, parts)
 
-    def _centre(self, x: Array, out: Array, ctx: Context) -> tuple[float, Array, Array]:
-        """out = x - mean. Returns the number of rows, mean and (biased) variance of each channel."""
+    def _centre(self, x: Array, out: Array, ctx: Context) -> tuple[Array, Array, Array]:
+        """out = x - mean. Returns the number of rows, mean and (biased) variance of each channel.
+
+        Two passes, since the difference of the mean square and the squared mean cancels."""
         xp = namespace_of(x)
-        square = ctx.empty(x.shape, x.dtype)
-        count, total = float(len(x)), x.sum(axis=0)
+        square, total = ctx.empty(x.shape, out.dtype), ctx.empty((x.shape[1] + 1,), np.float64)
+        sum_rows(x, total[:-1])
+        total[-1] = len(x)
         if self.sync:
-            sums = ctx.sum_over_ranks(xp.concatenate([total.astype(np.float64), xp.asarray([count])]))
-            count, total = max(float(sums[-1]), 1.0), sums[:-1].astype(x.dtype)
-        mean = total / count
+            total = ctx.sum_over_ranks(total)
+        count = xp.maximum(total[-1], 1)  # an array, since reading a number would wait for a GPU
+        mean = (total[:-1] / count).astype(out.dtype)
         xp.subtract(x, mean, out=out)
         xp.multiply(out, out, out=square)
-        total = square.sum(axis=0)
+        squares = ctx.empty((x.shape[1],), np.float64)
+        sum_rows(square, squares)
         if self.sync:
-            total = ctx.sum_over_ranks(total.astype(np.float64)).astype(x.dtype)
-        return count, mean.astype(x.dtype), (total / count).astype(x.dtype)
+            squares = ctx.sum_over_ranks(squares)
+        return count, mean, (squares / count).astype(out.dtype)
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         ctx, normal, parts = cache
-        xp = namespace_of(dy)
-        dy = contiguous(dy)
-        channels = dy.shape[-1]
-        for name in ("weight", "bias", "mean", "variance"):
-            grads[name][...] = 0
-        product = ctx.empty(dy.shape, dy.dtype)
-        xp.multiply(dy, normal, out=product)
+        xp, channels = namespace_of(dy), dy.shape[-1]
         dx = ctx.empty(dy.shape, dy.dtype)
-        for segment, rows, count, mean, spread, inverse in parts:
-            slope, unit = dy[segment].reshape(-1, channels), normal[segment].reshape(-1, channels)
-            out, along = dx[segment].reshape(slope.shape), product[segment].reshape(slope.shape)
-            total, dot = slope.sum(axis=0), along.sum(axis=0)
-            grads["weight"][...] += dot
-            grads["bias"][...] += total
-            grads["mean"][...] += rows * mean
-            grads["variance"][...] += rows * spread
+        slopes, out = contiguous(dy).reshape(normal.shape), dx.reshape(normal.shape)
+        product = ctx.empty(normal.shape, normal.dtype)
+        xp.multiply(slopes, normal, out=product)
+        totals = {name: xp.zeros(channels, np.float64) for name in ("weight", "bias", "mean", "variance")}
+        for part, samples, count, mean, variance, inverse in parts:
+            sums = ctx.empty((2, channels), np.float64)
+            sum_rows(slopes[part], sums[0])
+            sum_rows(product[part], sums[1])
+            for name, value in (
+                ("bias", sums[0]), ("weight", sums[1]), ("mean", samples * mean), ("variance", samples * variance),
+            ):  # fmt: skip
+                totals[name] += value
             if self.sync:
-                sums = ctx.sum_over_ranks(xp.concatenate([total, dot]).astype(np.float64)).astype(dy.dtype)
-                total, dot = sums[:channels], sums[channels:]
+                sums = ctx.sum_over_ranks(sums)
+            total, dot = (sums / count).astype(normal.dtype)
             # (dy - mean(dy) - normal * mean(dy * normal)) * weight / deviation
-            xp.multiply(unit, -dot / dy.dtype.type(count), out=out)
-            out += slope
-            out -= total / dy.dtype.type(count)
-            out *= inverse * params["weight"]
+            slope = product[part]
+            xp.multiply(normal[part], -dot, out=slope)
+            slope += slopes[part]
+            slope -= total
+            slope *= inverse * params["weight"]
+            out[part] = slope
+        for name, value in totals.items():
+            grads[name][...] = value
         yield "weight", "bias", "mean", "variance"
         return dx
 
@@ -127,8 +142,8 @@ class LayerNorm:
 
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
         rows, width = prod(x.shape[:-1]), x.shape[-1]
-        y, normal = ctx.empty((rows, width), x.dtype), ctx.empty((rows, width), x.dtype)
-        inverse = ctx.empty((rows,), x.dtype)
+        y, normal = ctx.empty((rows, width), x.dtype), ctx.empty((rows, width), wide(x))
+        inverse = ctx.empty((rows,), wide(x))
         flat = contiguous(x).reshape(rows, width)
         layer_norm(flat, params["weight"], params["bias"], self.eps, y, normal, inverse)
         return y.reshape(x.shape), (ctx, normal, inverse)

@@ -15,7 +15,7 @@ from ddl.errors import ConfigError
 from ddl.kernels.im2col import Pair, col2im, im2col, max_pool, max_pool_backward
 from ddl.nn.context import Context
 from ddl.nn.conv import check_image, pair, places
-from ddl.nn.layer import Backward, Shape, Spec, contiguous
+from ddl.nn.layer import Backward, Shape, Spec, contiguous, wide
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MaxPool2D:
         size, stride, padding = self._numbers()
         fit = places(x.shape[1:3], size, stride, padding, "MaxPool2D")
         y = ctx.empty((len(x), *fit, x.shape[3]), x.dtype)
-        where = ctx.empty(y.shape, np.int16)
+        where = ctx.empty(y.shape, np.int16 if prod(size) <= 32767 else np.int32)
         max_pool(contiguous(x), y, where, size, stride, padding)
         return y, (ctx, x.shape, where)
 
@@ -71,7 +71,7 @@ class AvgPool2D:
         cols = ctx.empty((len(x), *fit, *size, x.shape[3]), x.dtype)
         im2col(contiguous(x), cols, stride, (0, 0))
         y = ctx.empty((len(x), *fit, x.shape[3]), x.dtype)
-        namespace_of(x).mean(cols, axis=(3, 4), out=y)
+        y[...] = cols.mean(axis=(3, 4), dtype=wide(x))
         return y, (ctx, x.shape, cols.shape)
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
@@ -98,7 +98,7 @@ class GlobalAvgPool:
     def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
         flat = x.reshape(len(x), prod(x.shape[1:-1]), x.shape[-1])
         y = ctx.empty((len(x), x.shape[-1]), x.dtype)
-        namespace_of(x).mean(flat, axis=1, out=y)
+        y[...] = flat.mean(axis=1, dtype=wide(x))
         ctx.mask = None
         return y, (ctx, x.shape)
 
@@ -127,7 +127,7 @@ class TokenMean:
             shares[...] = 1 / x.shape[1]
         else:
             shares[:, 0] = ctx.mask
-            shares /= xp.maximum(shares.sum(axis=2, keepdims=True), 1)
+            shares /= xp.maximum(shares.sum(axis=2, keepdims=True, dtype=wide(x)), 1)
         y = ctx.empty((len(x), 1, x.shape[2]), x.dtype)
         xp.matmul(shares, x, out=y)
         ctx.mask = None

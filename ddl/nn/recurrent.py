@@ -14,13 +14,14 @@ import numpy as np
 from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError
 from ddl.kernels.cells import gru_cell, gru_cell_backward, lstm_cell, lstm_cell_backward
+from ddl.kernels.rowwise import sum_rows
 from ddl.nn.context import Context
 from ddl.nn.initial import glorot, orthogonal, zeros
-from ddl.nn.layer import Backward, Shape, Spec
+from ddl.nn.layer import Backward, Shape, Spec, check_units
 
 
 def _gated(gates: int, initial: Any) -> Any:
-    """Each gate's matrix drawn on its own."""
+    """An initialiser that draws the matrix of each gate separately."""
     return lambda shape, random: np.concatenate(
         [initial((shape[0], shape[1] // gates), random) for _ in range(gates)], axis=1
     )
@@ -39,6 +40,9 @@ class _Recurrent:
     gates: ClassVar[int] = 1
     extra: ClassVar[tuple[str, ...]] = ()  # a bias of the last gate's recurrent part
     adds: ClassVar[bool] = False  # a step back leaves in dh what does not come through the recurrent part
+
+    def __post_init__(self) -> None:
+        check_units(type(self).__name__, units=self.units)
 
     def spec(self, shape: Shape) -> Spec:
         if len(shape) != 2:
@@ -97,12 +101,12 @@ class _Recurrent:
                 dh += back
             else:
                 xp.matmul(through[t], turned, out=dh)
-        if self.extra:
-            xp.sum(through[:, :, -self.units :], axis=(0, 1), out=grads[self.extra[0]])
         flat, through = gates.reshape(-1, gates.shape[2]), through.reshape(-1, gates.shape[2])
+        if self.extra:
+            sum_rows(through[:, -self.units :], grads[self.extra[0]])
         xp.matmul(inputs.reshape(-1, features).T, flat, out=grads["weight"])
         xp.matmul(states[:-1].reshape(-1, self.units).T, through, out=grads["recurrent"])
-        xp.sum(flat, axis=0, out=grads["bias"])
+        sum_rows(flat, grads["bias"])
         yield ("weight", "recurrent", "bias", *self.extra)
         if not wanted:
             return None

@@ -128,6 +128,14 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
         )
+    samples = order.global_batch // (order.shards * job.train.accumulate)
+    least = objects["model"].samples_per_shard
+    if samples < least:
+        raise ConfigError(
+            f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
+            f"BatchNorm(sync=True), data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "
+            "larger train.global_batch"
+        )
     return Task(
         train=splits.train,
         validation=splits.validation,

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from ddl.kernels import backend, cells, cells_cupy, cupy_kernels, optim_cupy, rowwise, rowwise_cupy
+from ddl.kernels import cells, cells_cupy, cupy_kernels, optim_cupy, rowwise, rowwise_cupy
 from ddl.optim import OPTIMIZERS
 from ddl.optim.elementwise import Elementwise
 
@@ -148,5 +148,5 @@ def test_each_twin_has_a_plain_function_of_its_name():
         names = [n for n, v in vars(twins).items() if callable(v) and v.__module__ == twins.__name__ and n[0] != "_"]
         assert names and all(hasattr(getattr(room, name), "plain") for name in names)
         for name in names:
-            assert backend._fused(getattr(room, name).plain) is getattr(twins, name)
-    assert backend._fused(rowwise.layer_norm.plain) is rowwise.layer_norm.plain
+            assert getattr(room, name).implementation("_cupy") is getattr(twins, name)
+    assert rowwise.layer_norm.implementation("_cupy") is rowwise.layer_norm.plain

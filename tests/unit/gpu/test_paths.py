@@ -93,7 +93,10 @@ def test_direct_is_not_believed_where_one_rank_computes_on_the_cpu_or_its_mpi_re
 
 
 NETWORKS = {
-    "mlp": ((5,), lambda: nn.Sequential(nn.Dense(6), nn.ReLU(), nn.BatchNorm(), nn.Dropout(0.3), nn.Dense(3))),
+    "mlp": (
+        (5,),
+        lambda: nn.Sequential(nn.Dense(6), nn.ReLU(), nn.BatchNorm(sync=False), nn.Dropout(0.3), nn.Dense(3)),
+    ),
     "text": (None, lambda: nn.Sequential(nn.Embedding(40, 4), nn.TokenMean(), nn.Dense(3))),
     "lstm": (None, lambda: nn.Sequential(nn.Embedding(40, 4), nn.LSTM(5), nn.Dense(3))),
     "attention": (

@@ -77,7 +77,7 @@ PROBLEMS = {
     "cnn": ("cnn", {"channels": [3, 4], "dense": [8]}, images, {"y": 4}),
     "cnn-batch-norm": (
         "cnn",
-        {"channels": [3], "dense": [], "batch_norm": True, "pool": "average", "global_pool": False},
+        {"channels": [3], "dense": [], "batch_norm": "shard", "pool": "average", "global_pool": False},
         images,
         {"y": 4},
     ),

@@ -75,7 +75,8 @@ def test_a_network_of_the_users_gets_loss_and_metrics():
 def test_options_reach_model_and_loss():
     model = build("mlp", fields(), options={"hidden": [7], "loss": {"label_smoothing": 0.1}, "classes": 12})
     assert model.loss.label_smoothing == 0.1 and model.params["dense2.weight"][0] == (7, 12)
-    assert not build("cnn", fields(), options={"batch_norm": True}).synchronised
+    assert not build("cnn", fields(), options={"batch_norm": "shard"}).synchronised
+    assert build("cnn", fields(), options={"batch_norm": True}).synchronised
     assert build("cnn", fields(), options={"batch_norm": "sync"}).synchronised
 
 

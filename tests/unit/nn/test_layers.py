@@ -124,17 +124,15 @@ def test_activation(layer, shape, xp):
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (6, 2, 3, 4)])
-@pytest.mark.parametrize("shards", [1, 3, 9])
+@pytest.mark.parametrize("shards", [1, 3])
 def test_batch_norm(shape, shards, xp):
     x = np.random.default_rng(0).standard_normal(shape)
-    if len(shape) == 2 and shards == 9:
-        x = x[:3]  # segments of no or one row
-    check_layer(nn.BatchNorm(), x, xp, shards=shards)
+    check_layer(nn.BatchNorm(sync=False), x, xp, shards=shards)
 
 
 def test_batch_norm_sums_are_those_of_the_segments(xp):
     x = np.random.default_rng(0).standard_normal((7, 2, 3))
-    layer = nn.BatchNorm()
+    layer = nn.BatchNorm(sync=False)
     params, grads, _ = made(layer, x.shape[1:], xp=xp)
     ctx = context(7, shards=2, xp=xp)
     _, cache = layer.forward(params, xp.asarray(x), ctx)
@@ -173,7 +171,7 @@ def test_dropout(xp):
     assert nn.Dropout(0.4).forward({}, x, context(6, training=False, xp=xp))[0] is x
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm()], ids=repr)
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm(sync=False)], ids=repr)
 def test_two_segments_together_are_the_two_apart(layer, xp):
     x = xp.asarray(np.random.default_rng(0).standard_normal((7, 2, 6)))
     params, grads, _ = made(layer, x.shape[1:], xp=xp)

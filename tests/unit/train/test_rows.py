@@ -24,7 +24,9 @@ WORDS = 400
 
 
 def text(words=WORDS):
-    return nn.Sequential(nn.Embedding(words, 4), nn.TokenMean(), nn.Dense(8, bias=False), nn.BatchNorm(), nn.Dense(3))
+    return nn.Sequential(
+        nn.Embedding(words, 4), nn.TokenMean(), nn.Dense(8, bias=False), nn.BatchNorm(sync=False), nn.Dense(3)
+    )
 
 
 def two_layers():

@@ -39,7 +39,10 @@ NETWORKS = {
         vectors,
         lambda: nn.Sequential(nn.Dense(5), nn.GELU(), nn.Residual(nn.Dense(5), nn.Sigmoid()), nn.Dense(3)),
     ),
-    "batch norm": (vectors, lambda: nn.Sequential(nn.Dense(6, bias=False), nn.BatchNorm(), nn.ReLU(), nn.Dense(3))),
+    "batch norm": (
+        vectors,
+        lambda: nn.Sequential(nn.Dense(6, bias=False), nn.BatchNorm(sync=False), nn.ReLU(), nn.Dense(3)),
+    ),
     "synchronised batch norm": (
         vectors,
         lambda: nn.Sequential(nn.Dense(6, bias=False), nn.BatchNorm(sync=True), nn.ReLU(), nn.Dense(3)),

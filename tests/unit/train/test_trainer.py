@@ -253,3 +253,25 @@ def test_a_model_needs_only_three_members_to_train():
     run.fit(steps=60)
     assert np.allclose(run.params["mean"], x.mean(axis=0), atol=1e-3)
     assert run.evaluate((x,))["loss"] == pytest.approx(4 * x.var(axis=0).mean(), rel=1e-3)
+
+
+def normalised(**options):
+    return ddl.nn.Sequential(ddl.nn.Dense(8, bias=False), ddl.nn.BatchNorm(**options), ddl.nn.ReLU(), ddl.nn.Dense(2))
+
+
+def test_batch_norm_trains_by_default_with_many_small_shards():
+    """64 shards of a sample each: statistics of each shard alone would be those of one sample."""
+    run = trainer(model=normalised(), global_batch=64, shards=64, validation=(X, Y))
+    assert run.fit(epochs=60)["validation"]["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_batch_norm_takes_micro_batches_in_which_shards_have_no_sample(accumulate):
+    run = trainer({"train.accumulate": accumulate}, model=normalised(), data=(X[:65], Y[:65]), global_batch=64)
+    assert run.fit(epochs=2)["status"] == "finished"
+
+
+def test_batch_norm_by_shards_of_too_few_samples_is_refused():
+    with pytest.raises(ConfigError, match=r"16 samples.*data\.shards = 4"):
+        trainer(model=normalised(sync=False), global_batch=64, shards=24).fit(steps=1)
+    trainer(model=normalised(sync=False), global_batch=64, shards=4).fit(steps=1)
