@@ -147,6 +147,10 @@ def _parameters(path: Path) -> dict[str, str]:
 def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Environment variables to set before MPI is imported. Raises UserError when the user's own choice is unsafe."""
     chosen = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
+    if "OMPI_MCA_opal_signal" not in environment:
+        # Open MPI's handler of fatal signals allocates memory: in a crash inside malloc it deadlocks, and the death is
+        # noticed after minutes instead of milliseconds. Without the handler the kernel ends the process.
+        chosen["OMPI_MCA_opal_signal"] = ""
     coll = environment.get("OMPI_MCA_coll")
     if coll is None:
         chosen["OMPI_MCA_coll"] = UNSAFE_COLL

@@ -171,6 +171,9 @@ class Fault:
         120.0, "seconds without progress after which a rank counts as hung and is killed", above=0
     )
     recovery_timeout_s: float = setting(30.0, "seconds after which an unfinished recovery is abandoned", above=0)
+    startup_timeout_s: float = setting(
+        60.0, "seconds without progress after which a launch whose ranks have not all started ends; 0: never", least=0
+    )
     skip_limit: int = setting(10, "consecutive steps that may be skipped because of NaN or infinity", least=1)
     check_every: int = setting(
         200,

@@ -85,7 +85,9 @@ def decide(now: Ended) -> Verdict:
         return Verdict(int(now.summary.get("exit_status") or 1), f"failed after step {step}{error}")
     if now.returncode == EX_USAGE and not now.progressed:
         return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
-    if now.returncode == 1 and not now.progressed and now.hosts == 1 and not now.failed_at:
+    # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
+    is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
+    if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:
         return Verdict(1, "failed before its first step")  # a mistake in code, not the death of a machine
     what = f"ended early after step {step}{error}" if status == "stopped" else f"lost after step {step}"
     if now.overdue_s:

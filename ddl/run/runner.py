@@ -22,7 +22,7 @@ from ddl.comm.group import nobody_watches
 from ddl.config import Job
 from ddl.environment import launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
-from ddl.fault import inject
+from ddl.fault import inject, startup
 from ddl.fault.decision import Death
 from ddl.fault.recover import Settings as RecoverySettings
 from ddl.fault.recover import survive
@@ -106,7 +106,11 @@ class Runner:
         _survival()
         try:
             self._check_joined()
+            if self._running is None:
+                startup.announce(job.fault.startup_timeout_s, job.run.dir)
+                startup.joining()
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
+            startup.joined()
         except UserError as error:
             return self._refuse(error)
         self._joins = self._running is None and self.group.generation > 0

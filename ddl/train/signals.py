@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ddl.train import early_signals
+
 
 @dataclass
 class Wishes:
@@ -29,7 +31,8 @@ class Wishes:
 
 
 class Signals:
-    """While inside: USR1, USR2, TERM and INT ask for a checkpoint and a good end; a second TERM or INT ends at once.
+    """While inside: USR1, USR2, TERM, HUP and INT ask for a checkpoint and a good end; a second TERM or INT ends at
+    once. What arrived since the program began counts as well. HUP stays ignored where it was (nohup).
 
     Handlers set a flag and nothing else, so no step is ever torn by one."""
 
@@ -39,8 +42,10 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._wish)
+            for number in (*early_signals.STOP_SIGNALS, signal.SIGINT):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._wish)
+            self.wishes.stop |= bool(early_signals.received)
         return self
 
     def _wish(self, number: int, frame: Any) -> None:

@@ -78,6 +78,9 @@ def test_the_supervisor_needs_neither_mpi_nor_numpy():
         (Ended(0, {"status": "finished"}), 0),
         (Ended(-9, {"status": "finished"}, asked="SIGUSR1"), 0),
         (Ended(0, {"status": "stopped"}, asked="SIGUSR1"), 75),
+        (Ended(1, restarts_left=3), 1),  # code that fails on every start
+        (Ended(1, {"status": "stopped"}, restarts_left=3), None),  # ranks were lost before the first step
+        (Ended(1, overdue_s=600.0, restarts_left=3), None),  # the job stood still, and mpirun was killed for it
         (Ended(-15, asked="SIGTERM"), 75),
         (Ended(0, {"status": "failed"}, restarts_left=9), 1),
         (Ended(2), 2),

@@ -1,0 +1,253 @@
+"""Start-up of a launch: every rank announces itself before MPI starts, and none waits forever for a rank that is lost.
+
+MPI_Init returns once all ranks have called it, and mpi4py holds the GIL meanwhile, so no Python thread can watch it.
+Each rank therefore starts a small process, ``python -I -S startup.py ...``, that imports nothing of ddl. It writes the
+rank's announcement to a folder of this launch, reads those of the others, and kills its rank when one is missing. Once
+MPI has started, failures are fault/recover.py's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+TICK_S = 0.2
+LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the others do not wait the full time
+SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
+CPU_STEP_S = 0.05  # CPU time that counts as progress of a rank that still imports
+EX_TEMPFAIL = 75
+STARTING, JOINING, STARTED, ENDED = "starting", "joining", "started", "ended"
+_STATES = {b"j": JOINING, b"s": STARTED}
+
+_watcher: subprocess.Popen[bytes] | None = None
+
+
+# The rank's side.
+
+
+def announce(timeout_s: float, run_dir: str = "") -> None:
+    """Announce this rank to the others of its launch and watch for them; call before MPI is imported.
+
+    timeout_s: seconds after the last sign of progress when a launch without all its ranks ends; 0: never.
+    run_dir: the run folder, where it is known; notes and the summary go there. Does nothing on a second call, in a
+    job of one process, or where the launcher gives its ranks no common name."""
+    from ddl.environment import RANKS_VARIABLE, launched_rank, launched_size
+
+    global _watcher
+    size, folder = launched_size() or 1, announcements_folder(run_dir)
+    if _watcher is not None or size < 2 or not timeout_s or folder is None or RANKS_VARIABLE in os.environ:
+        return
+    launch = os.environ.get("DDL_LAUNCH") or os.environ["PMIX_NAMESPACE"]
+    words = [folder, str(launched_rank()), str(size), str(timeout_s), run_dir and os.path.abspath(run_dir), launch]
+    # Signals go to whole process groups and mean the rank: the watcher inherits the mask and never receives them.
+    mask = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+    try:
+        _watcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def joining() -> None:
+    """Say that this rank enters MPI_Init. Waiting in MPI uses CPU time, so from here on that is no progress."""
+    _send(b"j")
+
+
+def joined() -> None:
+    """Say that MPI has started, and end the watcher."""
+    global _watcher
+    _send(b"s")
+    if _watcher is not None:
+        assert _watcher.stdin is not None
+        _watcher.stdin.close()
+        _watcher.wait()
+        _watcher = None
+
+
+def _send(state: bytes) -> None:
+    if _watcher is not None and _watcher.stdin is not None:
+        with contextlib.suppress(OSError):
+            os.write(_watcher.stdin.fileno(), state)
+
+
+def announcements_folder(run_dir: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Where the ranks of this launch announce themselves, or None where the launcher gives no common name.
+
+    On one node a folder for temporary files; on several the folder that holds the runs, which they must share anyway:
+    the run folder itself may not be chosen yet."""
+    from ddl.environment import launched_size, ranks_on_node
+
+    namespace = environment.get("PMIX_NAMESPACE")
+    if not namespace:
+        return None
+    name = f".ddl-startup-{os.geteuid()}-{environment.get('DDL_LAUNCH', '')}-{namespace}".replace("/", "_")
+    if ranks_on_node(environment) == launched_size(environment):
+        return os.path.join(tempfile.gettempdir(), name)
+    return os.path.join(os.path.dirname(os.path.abspath(run_dir)) if run_dir else os.path.abspath("runs"), name)
+
+
+# The watcher's side.
+
+
+def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: float, timeout_s: float) -> list[int]:
+    """The ranks for whose absence this launch has to end now; empty while the others still wait for them.
+
+    announced: rank -> announcement. still_s: seconds since any announcement changed."""
+    absent = [rank for rank in range(size) if rank not in announced or announced[rank]["state"] == ENDED]
+    ended = any(rank in announced for rank in absent)
+    return absent if still_s > (min(LOST_S, timeout_s) if ended else timeout_s) else []
+
+
+def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeout_s: float) -> str:
+    """One line that says which ranks are missing, and what is known of them."""
+    parts = []
+    never = [str(rank) for rank in lost if rank not in announced]
+    if never:
+        parts.append(f"rank{'s' * (len(never) > 1)} {', '.join(never)} did not start within {timeout_s:g} s")
+    for rank in lost:
+        if rank in announced:
+            parts.append(f"rank {rank} on {announced[rank]['host']} ended during start-up")
+    return "; ".join(parts)
+
+
+class Watcher:
+    """The announcement of one rank, and what this rank has seen of the others."""
+
+    def __init__(self, folder: str, rank: int, size: int, timeout_s: float, run_dir: str, launch: str):
+        self.folder, self.rank, self.size, self.timeout_s = folder, rank, size, timeout_s
+        self.run_dir, self.launch, self.pid = run_dir, launch, os.getppid()
+        self.state, self.cpu_s = STARTING, 0.0
+
+    def run(self) -> None:
+        """Return when the rank has started or ended, or was ended here because others are lost."""
+        self.write()
+        still_s, seen, before = 0.0, self.changed(), time.monotonic()
+        while self.state in (STARTING, JOINING):
+            self.follow_rank()
+            now = time.monotonic()
+            passed_s, before = min(now - before, 5 * TICK_S), now  # a stopped watcher does not count that time
+            changed = self.changed()
+            still_s = still_s + passed_s if changed == seen else 0.0
+            seen = changed
+            if self.state in (STARTING, JOINING) and still_s > min(LOST_S, self.timeout_s):
+                announced = self.read()
+                lost = lost_ranks(announced, self.size, still_s, self.timeout_s)
+                if lost:
+                    self.end_rank(lost, announced)
+        self.remove_folder_if_last()
+
+    def follow_rank(self) -> None:
+        """Wait for a tick, or until the rank reports its state; write what changed."""
+        state = self.state
+        if select.select([0], [], [], TICK_S)[0]:
+            self.state = _STATES.get(os.read(0, 1), ENDED)  # end of file: the rank is gone
+        cpu_s = cpu_seconds(self.pid) if self.state == STARTING else self.cpu_s
+        if self.state != state or cpu_s > self.cpu_s + CPU_STEP_S:
+            self.cpu_s = cpu_s
+            self.write()
+
+    def changed(self) -> int:
+        """A number that changes with each announcement: every one renames a file in the folder."""
+        try:
+            return os.stat(self.folder).st_mtime_ns
+        except OSError:
+            return 0
+
+    def note(self, **more: Any) -> dict[str, Any]:
+        return {"rank": self.rank, "host": os.uname().nodename, "pid": self.pid, "time": time.time(), **more}
+
+    def write(self) -> None:
+        write_json(self.folder, f"rank-{self.rank}.json", self.note(state=self.state, cpu_s=self.cpu_s))
+
+    def read(self) -> dict[int, dict[str, Any]]:
+        """rank -> announcement, of all ranks that have made one."""
+        announced = {}
+        for rank in range(self.size):
+            path = os.path.join(self.folder, f"rank-{rank}.json")
+            with contextlib.suppress(OSError, ValueError), open(path) as file:
+                announced[rank] = json.load(file)
+        return announced
+
+    def end_rank(self, lost: list[int], announced: Mapping[int, Mapping[str, Any]]) -> None:
+        """Leave a note, let the lowest present rank print the reason, and kill the rank, which is blocked in MPI."""
+        reason = reason_of(lost, announced, self.timeout_s)
+        if self.run_dir:
+            note = self.note(kind="startup", step=0, phase="startup", error=reason)
+            write_json(os.path.join(self.run_dir, "notes", self.launch), f"rank-{self.rank}.json", note)
+        if self.rank == min(set(announced) - set(lost)):
+            print(f"ddl: {reason}; this launch ends before its first step and can be started again", file=sys.stderr)
+            sys.stderr.flush()
+            self.write_summary(reason)
+        time.sleep(SETTLE_S)
+        os.kill(self.pid, signal.SIGKILL)
+        self.state = ENDED
+        self.write()
+
+    def write_summary(self, reason: str) -> None:
+        """A summary of status "stopped", unless the folder holds that of a run that finished before."""
+        path = os.path.join(self.run_dir, "summary.json")
+        with contextlib.suppress(OSError, ValueError), open(path) as file:
+            if json.load(file).get("status") == "finished":
+                return
+        if self.run_dir:
+            stopped = {"status": "stopped", "launch": self.launch, "exit_status": EX_TEMPFAIL, "error": reason}
+            write_json(self.run_dir, "summary.json", stopped)
+
+    def remove_folder_if_last(self) -> None:
+        announced = self.read()
+        present = [rank for rank, one in announced.items() if one["state"] in (STARTING, JOINING)]
+        if not present and (self.state == ENDED or len(announced) == self.size):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_json(folder: str, name: str, content: Mapping[str, Any]) -> None:
+    """Write a file so that readers see all of it or nothing. A folder that cannot be written is left alone."""
+    with contextlib.suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{name}-{os.getpid()}")
+        with open(temporary, "w") as file:
+            json.dump(content, file)
+        os.replace(temporary, os.path.join(folder, name))
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def make_private(folder: str) -> bool:
+    """Make the folder, readable by its owner alone; False where another user has made it, or it is a link."""
+    try:
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def main(folder: str, rank: str, size: str, timeout_s: str, run_dir: str, launch: str) -> None:
+    if make_private(folder):
+        Watcher(folder, int(rank), int(size), float(timeout_s), run_dir, launch).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:7])
