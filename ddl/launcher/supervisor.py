@@ -135,6 +135,14 @@ def progress_of(folder: Path) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def config_written(folder: Path) -> int:
+    """When config.toml was written, in ns: every launch writes it as soon as its ranks have met."""
+    try:
+        return (folder / "config.toml").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 class Supervisor:
     """Starts ``words`` (the job and its settings) again and again until it is done or beyond help."""
 
@@ -160,6 +168,7 @@ class Supervisor:
         self.must_end = False
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
+        self._is_under_way = False  # the ranks of this launch handle signals
         self._replica = SHARED_MEMORY / f"ddl-replica-{HOST}-{os.getpid()}" if job.checkpoint.replica else None
 
     def run(self) -> int:
@@ -234,7 +243,7 @@ class Supervisor:
 
     def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
         launch, files = self._id(attempt), segments()
-        before = progress_of(self.folder)
+        before, config = progress_of(self.folder), config_written(self.folder)
         overdue_s = 0.0
         with subprocess.Popen(
             self._command(attempt),
@@ -246,12 +255,13 @@ class Supervisor:
             preexec_fn=_end_with_parent,
         ) as process:
             self._passed_on.clear()
+            self._is_under_way = False
             self._process = process
             pumps = [self._pump(process.stdout, sys.stdout), self._pump(process.stderr, sys.stderr)]
-            if self.asked:  # while the process was made; it does not know yet
-                self._signal(signal.SIGTERM if self.must_end else signal.Signals[self.asked])
+            if self.asked:  # while mpirun was being started: there is nothing to save
+                self._signal(signal.SIGTERM)
             try:
-                overdue_s = self._watch(process, launch, before)
+                overdue_s = self._watch(process, launch, before, config)
             finally:
                 self._end(process, launch)
                 self._process = None
@@ -270,7 +280,7 @@ class Supervisor:
             max(len(self.hosts), 1),
         )
 
-    def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object) -> float:
+    def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object, config: int) -> float:
         """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
         # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
@@ -282,6 +292,10 @@ class Supervisor:
             # Time in which this process was stopped, together with its job, does not count.
             passed_s, last = min(now - last, 10 * TICK_S), now
             progress = progress_of(self.folder)
+            if not self._is_under_way and (progress != before or config_written(self.folder) != config):
+                self._is_under_way = True
+                if self.asked:
+                    self._signal(signal.Signals[self.asked])
             still_s = still_s + passed_s if progress == seen else 0.0
             seen = progress
             done_s = done_s + passed_s if self._summary(launch) else 0.0
@@ -324,6 +338,8 @@ class Supervisor:
 
     def _signal(self, number: int) -> None:
         process = self._process
+        if number != signal.SIGTERM and not self._is_under_way:
+            return  # USR1 would kill a rank that has no handler yet; ``_watch`` sends it once the ranks have met
         if process is not None and process.poll() is None and number not in self._passed_on:
             self._passed_on.add(number)  # a second SIGTERM makes mpirun leave its ranks alone
             with contextlib.suppress(ProcessLookupError):

@@ -302,6 +302,25 @@ def test_usr1_reaches_the_ranks_and_ends_with_75(tmp_path):
     assert members(launch) == []
 
 
+def test_usr1_waits_until_the_ranks_can_handle_it(tmp_path):
+    """Until config.toml is written the ranks may have no handler, and USR1 would kill them."""
+    code = """
+    (folder / "ready").touch()
+    time.sleep(2)
+    def stop(number, frame):
+        summary("stopped")
+        sys.exit(75)
+    signal.signal(signal.SIGUSR1, stop)
+    (folder / "config.toml").touch()
+    time.sleep(1000)
+    """
+    door, launch = started(tmp_path, textwrap.dedent(code))
+    door.send_signal(signal.SIGUSR1)
+    assert door.wait(DEADLINE_S) == 75
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+    assert members(launch) == []
+
+
 @pytest.mark.parametrize("ask", ["ask_to_stop", "end"])
 @pytest.mark.parametrize("when", ["before the first", "between two", "while one is made"])
 def test_a_signal_that_meets_no_mpirun_is_not_lost(play, monkeypatch, capfd, ask, when):
