@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"errors", "arrays", "kernels", "registry", "nn"},
     "optim": {"errors", "arrays", "kernels"},
     "comm": {"errors", "environment", "arrays"},
-    "collectives": {"errors", "arrays", "kernels", "comm"},
+    "collectives": {"errors", "wording", "registry", "arrays", "kernels", "comm"},
     "parallel": {"errors", "arrays", "kernels", "comm", "collectives"},
     "checkpoint": {"errors", "arrays"},
     "fault": {"errors", "environment", "arrays", "data", "comm", "checkpoint"},

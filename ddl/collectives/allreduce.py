@@ -1,40 +1,36 @@
-"""One allreduce for everybody: the table of algorithms and the call that picks among them."""
+"""Allreduce by any algorithm of the registry, or by the one that fits the size and the topology."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ddl.arrays import Array
-from ddl.collectives import hierarchical, native, ring, shared
 from ddl.collectives.choose import Topology, Tuning, choose
+from ddl.collectives.shared import workspace
+from ddl.collectives.table import TABLE, Allreduce
 from ddl.comm import Group
 from ddl.comm.group import check_contiguous
-from ddl.errors import UserError
-
-TABLE: dict[str, Callable[[Array, Group], None]] = {
-    "native": native.allreduce,
-    "ring": ring.allreduce,
-    "shared": shared.allreduce,
-    "hierarchical": hierarchical.allreduce,
-}
+from ddl.registry import resolve
 
 
-def check_algorithm(name: str) -> None:
-    """Raises UserError unless ``name`` is "auto" or in the registry."""
-    if name != "auto" and name not in TABLE:
-        raise UserError(f"comm.algorithm = {name!r}; there are auto, {', '.join(TABLE)}")
+def resolve_algorithm(name: str) -> Allreduce | None:
+    """The registry's algorithm ``name``, or the user's "package.module:function"; None for "auto".
+
+    Raises ConfigError, with the closest name of the registry, for an unknown one."""
+    algorithm: Allreduce | None = None if name == "auto" else resolve(name, TABLE, "comm.algorithm", ["auto"])
+    return algorithm
 
 
 def allreduce(x: Array, group: Group, algorithm: str = "auto", tuning: Tuning | None = None) -> None:
-    """Sum ``x`` over all workers, in place; every worker calls it with the same size, dtype and algorithm.
+    """Sum ``x`` over all workers, in place; every worker passes the same size, dtype and algorithm.
 
-    x: contiguous NumPy array. Raises ValueError for a strided one, PeerLost if a member dies on the way;
-    ``x`` is then garbage. Summation order is fixed, so all workers end with the same bits."""
+    x: contiguous NumPy array. An algorithm that needs shared memory is replaced by "auto" where there is none. The
+    order of additions is fixed, so all workers end with the same bits.
+    Raises ValueError for a strided array, ConfigError for an unknown algorithm, and PeerLost if a member dies during
+    the call; ``x`` is then undefined."""
     check_contiguous(x)
-    check_algorithm(algorithm)
+    named = resolve_algorithm(algorithm)
     if group.size == 1:
         return
-    topology = Topology.of(group.nodes, shared.workspace(group) is not None)
-    if algorithm != "auto" and not topology.allows(algorithm):
-        algorithm = "auto"  # asked for shared memory where there is none: the rule knows what is next
-    TABLE[choose(x.nbytes, topology, tuning) if algorithm == "auto" else algorithm](x, group)
+    topology = Topology.of(group.nodes, workspace(group) is not None)
+    if named is None or not topology.allows(algorithm):
+        named = TABLE[choose(x.nbytes, topology, tuning)]
+    named(x, group)

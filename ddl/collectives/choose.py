@@ -1,6 +1,6 @@
-"""Which algorithm sums so many bytes over so many ranks on so many nodes: pure arithmetic, and a table on disk.
+"""Choose an allreduce by bytes, ranks and nodes: built-in rules, and tuning tables read from disk.
 
-Measuring a table is the bench's work."""
+The bench measures tuning tables (ddl/bench/allreduce.py)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ddl.collectives.table import TABLE
 from ddl.errors import UserError
+from ddl.wording import instead
 
-# From here on two barriers and a sum in shared memory cost less than the library's allreduce. Between two ranks that
-# is one message each way, which up to 4 KiB lies ready in the receiver's memory: a few tenths of a microsecond decide,
-# and they fall to either side by the day; never slower than the library is what can be promised there.
+# From this size on, two barriers and a sum in shared memory cost less than the library's allreduce. Between two ranks
+# the library sends one message each way, and up to 4 KiB sends it eagerly: the difference is a few tenths of a
+# microsecond and changes sign from day to day, so the library is used, which then cannot be slower than itself.
 IN_PLACE_BYTES = 4 << 10
 IN_PLACE_BYTES_OF_TWO = (4 << 10) + 1
-# Arrays of the ranks' own, on one node that shares memory: from so many bytes on. The copies in and out must pay; with
-# two ranks the library has a range of its own, above which their ring needs one copy less than shared memory.
+# For arrays in private memory, on one node that can share memory: (from bytes, algorithm). Shared memory has to pay for
+# copies in and out. With two ranks the library is faster in the middle, and above that the ring makes one copy less.
 STEPS_OF_TWO = ((0, "native"), (256 << 10, "shared"), (1 << 20, "native"), (12 << 20, "ring"))
 STEPS = ((0, "native"), (8 << 10, "shared"))
-ALGORITHMS = ("native", "ring", "shared", "hierarchical")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """From ``from_bytes`` on, ``ranks`` workers on ``nodes`` nodes use ``algorithm``."""
+    """``ranks`` workers on ``nodes`` nodes use ``algorithm`` for arrays of at least ``from_bytes``."""
 
     nodes: int
     ranks: int
@@ -35,7 +36,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Measured rules, for the topologies that were measured; others go by ``default_algorithm``."""
+    """Measured rules. Topologies that were not measured use ``default_algorithm``."""
 
     rules: tuple[Rule, ...] = ()
 
@@ -43,32 +44,32 @@ class Tuning:
         Path(path).write_text(json.dumps({"rules": [asdict(rule) for rule in self.rules]}, indent=1) + "\n")
 
     def algorithm(self, nbytes: int, topology: Topology) -> str | None:
-        """What was measured to be best here; None where nothing was measured."""
-        here = [
+        """The algorithm measured to be fastest; None if this topology was not measured."""
+        rules = [
             rule
             for rule in self.rules
             if (rule.nodes, rule.ranks) == (len(topology.workers), topology.ranks)
             and rule.from_bytes <= nbytes
             and topology.allows(rule.algorithm)
         ]
-        return max(here, key=lambda rule: rule.from_bytes).algorithm if here else None
+        return max(rules, key=lambda rule: rule.from_bytes).algorithm if rules else None
 
     @classmethod
     def load(cls, path: str | Path) -> Tuning:
-        """Raises UserError when the file is not a table of known algorithms."""
+        """Raises UserError if the file is not a tuning table, or names an unknown algorithm."""
         try:
             rules = tuple(Rule(**rule) for rule in json.loads(Path(path).read_text())["rules"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a tuning table ({error})") from error
         for rule in rules:
-            if rule.algorithm not in ALGORITHMS:
-                raise UserError(f"{path}: no algorithm {rule.algorithm!r}; there are {', '.join(ALGORITHMS)}")
+            if rule.algorithm not in TABLE:
+                raise UserError(f"{path}: no algorithm {rule.algorithm!r}; {instead(rule.algorithm, TABLE)}")
         return cls(rules)
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Workers on each node, and whether those of a node share memory."""
+    """The number of workers on each node, and whether the workers of a node can share memory."""
 
     workers: tuple[int, ...]
     can_share: bool
@@ -82,18 +83,19 @@ class Topology:
         return sum(self.workers)
 
     def allows(self, algorithm: str) -> bool:
+        """Whether ``algorithm`` can run here; True for algorithms that do not need shared memory."""
         if algorithm == "shared":
             return self.can_share and len(self.workers) == 1
         return algorithm != "hierarchical" or self.can_share
 
 
 def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None, in_place: bool = False) -> str:
-    """The name of the algorithm for ``nbytes`` a rank; the same on every rank, given the same arguments.
+    """The name of the algorithm for an array of ``nbytes`` per rank; equal arguments give the same name on every rank.
 
-    in_place: the array would lie in memory that the ranks of a node share, where they share any."""
-    found = tuning.algorithm(nbytes, topology) if tuning else None
-    if found is not None:
-        return found
+    in_place: whether the array lies in shared memory wherever the ranks of a node share memory."""
+    measured = tuning.algorithm(nbytes, topology) if tuning else None
+    if measured is not None:
+        return measured
     if in_place and topology.allows("shared"):
         least = IN_PLACE_BYTES_OF_TWO if topology.ranks == 2 else IN_PLACE_BYTES
         return "shared" if nbytes >= least else "native"
@@ -101,7 +103,7 @@ def choose(nbytes: int, topology: Topology, tuning: Tuning | None = None, in_pla
 
 
 def default_algorithm(nbytes: int, topology: Topology) -> str:
-    """The rule of thumb, from measurements on small machines."""
+    """The built-in rule, from measurements on machines of 2 to 4 cores."""
     if topology.ranks == 1:
         return "native"
     if len(topology.workers) == 1:

@@ -21,8 +21,8 @@ def check_same_call(group: Group, call: str) -> None:
     themselves are exchanged only when they differ. Raises PeerLost."""
     if group.size == 1:
         return
-    # Each rank fills its own slot and leaves the others 0, so the sum shows every rank's digest to everyone: they all
-    # reach the same verdict. The top bit stays clear to keep the number positive.
+    # Each rank fills one slot and leaves the others 0, so the sum shows all digests to every rank.
+    # The top bit stays clear to keep the number positive.
     digests = np.zeros(group.size, np.int64)
     digests[group.rank] = int.from_bytes(blake2b(call.encode(), digest_size=8).digest(), "big") >> 1
     group.native_allreduce(digests)

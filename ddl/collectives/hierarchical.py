@@ -1,12 +1,10 @@
-"""Sums over several nodes: inside a node through shared memory, between nodes in rings side by side.
+"""Allreduce over several nodes: through shared memory inside each node, and in parallel rings between the nodes.
 
-Every node cuts the array into as many lanes as the smallest node has ranks; the k-th rank of each
-node sends lane k around a ring with its namesakes, so each byte crosses the network 2(n-1)/n times and
-all links work at once."""
+Each node cuts the array into as many lanes as the smallest node has ranks. The k-th rank of each node sends lane k
+around a ring of the k-th ranks, so each byte crosses the network 2(n-1)/n times for n nodes and all links are busy."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from ddl.arrays import Array
@@ -17,42 +15,43 @@ from ddl.comm.group import check_contiguous
 
 
 class Lanes:
-    """Which part of an array this rank carries between the nodes, and with whom."""
+    """Which lane of an array this rank sends between the nodes, and the ranks of its ring."""
 
     def __init__(self, group: Group):
         self.group = group
         self.me, self.locals = group.local_ranks.index(group.rank), len(group.local_ranks)
         self.count = min(len(ranks) for ranks in group.nodes)
-        self.namesakes = [ranks[self.me] for ranks in group.nodes] if self.me < self.count else []
-        # Where a rank's slice inside the node is its lane as well, it need not wait for the others to finish theirs.
+        self.peers = [ranks[self.me] for ranks in group.nodes] if self.me < self.count else []
+        # If every rank of the node has a lane, it sums inside the node exactly what it sends, and need not wait for the
+        # other ranks of the node in between.
         self.coincide = self.locals == self.count
 
     def lane(self, size: int, itemsize: int) -> slice | None:
-        """This rank's lane of an array; None for a rank that carries none."""
-        return runs(size, self.count, itemsize)[self.me] if self.namesakes else None
+        """This rank's lane of an array of ``size`` elements; None for a rank without one."""
+        return runs(size, self.count, itemsize)[self.me] if self.peers else None
 
     def carry(self, result: Array, add: Callable[[slice], object]) -> None:
-        """Sum the node's ``result`` over all nodes, in place; ``add`` writes a part of it, the sum inside the node."""
+        """Sum ``result`` of this node over all nodes, in place. add: writes the node's sum to a slice of ``result``."""
         lane = self.lane(result.size, result.itemsize)
         if self.coincide and lane is not None:
             start = lane.start
             ring.allreduce(
                 result[lane],
                 self.group,
-                self.namesakes,
+                self.peers,
                 lambda part: add(slice(start + part.start, start + part.stop)),
             )
             return
         add(runs(result.size, self.locals, result.itemsize)[self.me])
         self.group.node_barrier()
         if lane is not None:
-            ring.allreduce(result[lane], self.group, self.namesakes)
+            ring.allreduce(result[lane], self.group, self.peers)
 
 
 def allreduce(x: Array, group: Group) -> None:
-    """Sum ``x`` over all workers, in place; the workers of a node share memory (``shared.workspace``).
+    """Sum ``x`` over all workers, in place; the workers of each node share memory (``shared.workspace``).
 
-    Raises PeerLost if a member dies on the way; ``x`` is then garbage."""
+    Raises ValueError if they cannot, and PeerLost if a member dies during the call; ``x`` is then undefined."""
     check_contiguous(x)
     space = workspace(group)
     if space is None:
@@ -64,10 +63,6 @@ def allreduce(x: Array, group: Group) -> None:
         sources, out = space.half(space.next_half(), x.dtype)
         sources[lanes.me, : piece.size] = piece
         group.node_barrier()
-        lanes.carry(out[: piece.size], functools.partial(_add, out, sources, group))
+        lanes.carry(out[: piece.size], lambda part, out=out, sources=sources: add(out, sources, part, group))
         group.node_barrier()
         piece[...] = out[: piece.size]
-
-
-def _add(out: Array, sources: Array, group: Group, part: slice) -> None:
-    add(out, sources, part, group)

@@ -1,9 +1,8 @@
-"""Sums inside a node through memory that its ranks share.
+"""Allreduce inside a node through shared memory.
 
-Each rank sums its slice over all ranks' arrays into one common result, block by block, while a block
-lies in the cache; a barrier before (all have written) and after (all have summed). A slice is summed
-by one rank in rank order, so all read the same bits; float16 is summed in float32 and rounded once.
-Summing between nodes is hierarchical.py's."""
+Each rank sums one slice of all ranks' arrays into a common result, block by block in the cache, between two barriers:
+one after all ranks have written, one after all have summed. One rank sums a slice in rank order, so all ranks read the
+same bits; float16 is summed in float32 and rounded once. hierarchical.py sums between nodes."""
 
 from __future__ import annotations
 
@@ -17,28 +16,28 @@ from ddl.kernels.sums import add_rows
 
 BLOCK_BYTES = 128 << 10
 PIECE_BYTES = 4 << 20
-# Pieces of one node's sum: so long that barriers do not count, so short that all ranks' copies stay in the caches.
+# Long arrays are summed in pieces: long enough to make barriers cheap, short enough to keep all copies in the caches.
 CACHED_BYTES = 1 << 20
-# What is longer than the caches is written past them, which saves reading what is overwritten. Very long arrays are
-# read in longer runs of each rank's: 256 MiB took a fifth less time then on 4 ranks and a tenth on 2, 16 MiB a tenth
-# more.
+# Arrays longer than the caches are written with non-temporal stores, which saves reading the lines they overwrite. Very
+# long arrays are read in longer runs per rank: that took 20 % off 256 MiB on 4 ranks and 10 % on 2, but added 10 % at
+# 16 MiB.
 STREAM_BYTES, LONG_BYTES = 16 << 20, 128 << 20
 RUN, LONG_RUN = 1024, 2048  # elements
-# Up to here each rank sums everything for itself: that costs less than the second barrier.
+# Up to this size every rank sums the whole array itself, which costs less than a second barrier.
 SMALL_BYTES = 16 << 10
 
 
 def runs(count: int, parts: int, itemsize: int) -> list[slice]:
-    """``partition``, with cuts on cache lines, so that two ranks never write the same one."""
+    """``partition``, with cuts on cache lines, so that no two ranks write to the same line."""
     unit = max(1, LINE_BYTES // itemsize)
     lines = partition(-(-count // unit), parts)
     return [slice(min(s.start * unit, count), min(s.stop * unit, count)) for s in lines]
 
 
 def add(out: np.ndarray, sources: np.ndarray, part: slice, group: Group) -> float:
-    """``part`` of ``out`` (length,) becomes the sum of ``sources`` (ranks, length); returns its squared norm.
+    """Write the sum of ``sources`` (ranks, length) to ``part`` of ``out`` (length,); returns its squared norm.
 
-    The norm is not finite exactly when an element is not: overflow is for the caller to see."""
+    The norm is finite exactly when every element is, so the caller detects overflow by it."""
     stream = 0 if out.nbytes < STREAM_BYTES else RUN if out.nbytes < LONG_BYTES else LONG_RUN
     if group.probe is no_probe:
         return float(add_rows(out, sources, part.start, part.stop, stream))
@@ -50,36 +49,37 @@ def add(out: np.ndarray, sources: np.ndarray, part: slice, group: Group) -> floa
 
 
 class Workspace:
-    """Mapped memory for arrays of any dtype, kept with the group: two halves of a slot and of the common part."""
+    """Shared memory for arrays of any dtype, kept with the group. Each slot and the common part have two halves."""
 
     def __init__(self, memory: NodeMemory, piece_bytes: int):
         self.memory, self.piece_bytes, self._turn = memory, piece_bytes, 0
 
     def next_half(self) -> int:
-        """A number for ``half``: what is written there next, no rank still reads once a barrier has come between."""
+        """A number for ``half``. Halves alternate: once a barrier has passed, no rank still reads the other half."""
         self._turn += 1
         return self._turn
 
     def half(self, number: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """(sources of all ranks, result) of the half ``number % 2``, as ``dtype``."""
+        """(arrays of all ranks, result) in the half ``number % 2``, as ``dtype``."""
         cut = slice(number % 2 * self.piece_bytes, (number % 2 + 1) * self.piece_bytes)
         return self.memory.slots[:, cut].view(dtype), self.memory.common[cut].view(dtype)
 
 
 def workspace(group: Group) -> Workspace | None:
-    """The group's, mapped at the first call, which all workers must make; None on all where it cannot be had."""
+    """The group's workspace, mapped by the first call, which all workers make together; None if they cannot share."""
     if "workspace" not in group.kept:
         memory = group.share(2 * PIECE_BYTES, 2 * PIECE_BYTES)
         group.kept["workspace"] = None if memory is None else Workspace(memory, PIECE_BYTES)
-    found: Workspace | None = group.kept["workspace"]
-    return found
+    space: Workspace | None = group.kept["workspace"]
+    return space
 
 
 def allreduce(x: Array, group: Group) -> None:
-    """Sum ``x`` over all workers, in place; all of them on one node, whose memory can be shared (``workspace``).
+    """Sum ``x`` over all workers, in place; all of them are on one node and can share memory (``workspace``).
 
-    One barrier a piece: while a piece is summed, the one before is read out and the next one written in.
-    Raises PeerLost if a member dies on the way; ``x`` is then garbage."""
+    One barrier per piece: between two barriers a rank copies the previous sum out, adds this piece and copies the next
+    one in. Raises ValueError if the ranks cannot share memory, and PeerLost if a member dies during the call; ``x`` is
+    then undefined."""
     check_contiguous(x)
     space = workspace(group)
     if space is None or len(group.nodes) > 1:
@@ -101,12 +101,12 @@ def allreduce(x: Array, group: Group) -> None:
             sources, out = halves[number]
             add(out, sources, runs(pieces[number].size, len(group.local_ranks), x.itemsize)[me], group)
         if number + 1 < len(pieces):
-            coming = pieces[number + 1]
-            halves[number + 1][0][me, : coming.size] = coming
+            following = pieces[number + 1]
+            halves[number + 1][0][me, : following.size] = following
 
 
 def _allreduce_small(x: Array, space: Workspace, me: int, group: Group) -> None:
-    """One barrier: all write, all wait, all read. The next call writes to the other half."""
+    """One barrier: all ranks write, wait, and read. The next call writes to the other half."""
     sources, _ = space.half(space.next_half(), x.dtype)
     sources[me, : x.size] = x
     group.node_barrier()

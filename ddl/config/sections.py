@@ -145,8 +145,8 @@ class Comm:
     """How ranks compute and sum."""
 
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU where there is one")
-    algorithm: Literal["auto", "shared", "ring", "hierarchical", "native"] = setting(
-        "auto", "how gradients are summed; auto: by bytes, ranks and nodes"
+    algorithm: str = setting(
+        "auto", "how gradients are summed: auto (by bytes, ranks and nodes), native, ring, shared or hierarchical"
     )
     bucket_mib: float = setting(4.0, "size in MiB of the gradient buckets sent while backward runs", above=0)
     overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that is faster")

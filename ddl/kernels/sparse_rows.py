@@ -1,8 +1,10 @@
-"""Tables: arrays of (rows, width) of which a step touches few rows, such as the gradient of an embedding.
+"""Sparse rows: arrays (rows, width) of which a step writes only a few rows, such as the gradient of an embedding.
 
-Which rows those are is said with the gradient's name (``InRows``); what is made of it is parallel's business."""
+A layer's backward names the rows (``TouchedRows``); ddl/parallel decides whether to sum only those."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,30 +12,30 @@ from ddl.arrays.namespace import Array
 from ddl.kernels.backend import kernel
 from ddl.kernels.sums import squares
 
-BLOCK_ROWS = 16  # so many, one after another, are one rank's: they end on cache lines
+BLOCK_ROWS = 16  # consecutive rows summed by the same rank; 16 rows of any width end on a cache line
 
 
-class InRows(str):
-    """The name of a gradient that is zero outside of ``rows``: row numbers in an array of any shape, repeats allowed.
+@dataclass(frozen=True, eq=False)
+class TouchedRows:
+    """What backward yields instead of a gradient's name to promise that the gradient is zero outside of ``rows``.
 
-    What is built from it as from any str is a plain name, and says nothing about rows."""
+    rows: row numbers in an integer array of any shape; repeats are allowed. As text it is the plain name, so code that
+    only needs names formats it like any other, and thereby drops the promise."""
 
+    name: str
     rows: Array
 
-    def __new__(cls, name: str, rows: Array) -> InRows:
-        made = super().__new__(cls, name)
-        made.rows = rows
-        return made
+    def __str__(self) -> str:
+        return self.name
 
-    def below(self, scope: str) -> InRows:
-        """The same gradient, seen from outside."""
-        return InRows(f"{scope}.{self}", self.rows)
+    def below(self, scope: str) -> TouchedRows:
+        """The same gradient under the name it has in the layer that contains this one as ``scope``."""
+        return TouchedRows(f"{scope}.{self.name}", self.rows)
 
 
-def in_turn(rows: int, ranks: int) -> np.ndarray:
-    """(rows,) which of a node's ranks ``add_touched`` has each row summed by: blocks of rows are theirs in turn."""
-    found: np.ndarray = np.arange(rows) // BLOCK_ROWS % ranks
-    return found
+def summing_rank(rows: int, ranks: int) -> np.ndarray:
+    """(rows,) the local rank for which ``add_touched`` sums each row: blocks of rows, dealt out round-robin."""
+    return np.asarray(np.arange(rows) // BLOCK_ROWS % ranks)
 
 
 @kernel
@@ -47,12 +49,12 @@ def add_touched(
     me: int,
     ranks: int,
 ) -> float:
-    """The table in ``out`` becomes the sum of those in ``arrays``, as far as it is ``me``'s share; its squared norm.
+    """Replace rank ``me``'s share of the table in ``out`` by the sum over ``arrays``; returns its squared norm.
 
-    out: (length,), arrays: (ranks, length); the table begins at ``start`` in each. touched: (rows,) bytes, 0 where all
-    of them are zero; before: likewise, of what ``out`` still holds. Blocks of rows are the ranks' in turn. Additions
-    are those of ``add_rows``."""
-    mine = in_turn(len(touched), ranks) == me
+    out: (length,), arrays: (ranks, length); the table (rows, width) begins at ``start`` in each. touched: (rows,)
+    bytes, 0 for rows that are zero in all arrays; before: the same for what ``out`` still holds from the last sum.
+    The ranks share the rows as ``summing_rank`` says. Rows are added in the same order as in ``add_rows``."""
+    mine = summing_rank(len(touched), ranks) == me
     table = out[start : start + len(touched) * width].reshape(-1, width)
     table[mine & (touched == 0) & (before != 0)] = 0
     picked = np.flatnonzero(mine & (touched != 0))
@@ -66,9 +68,10 @@ def add_touched(
 def pack_sums(
     packed: np.ndarray, arrays: np.ndarray, start: int, width: int, picked: np.ndarray, first: int, last: int
 ) -> float:
-    """packed[first:last] = the sums of those elements of the ``picked`` rows; their squared norm.
+    """packed[first:last] = those elements of the sums of the ``picked`` rows; returns their squared norm.
 
-    packed: (at least len(picked) * width,), row by row; the rest is as in ``add_touched``."""
+    packed: (at least len(picked) * width,), the picked rows one after another. The other arguments are as in
+    ``add_touched``. first and last may cut a row: ranks share the elements evenly, whatever the width."""
     if first >= last:
         return 0.0
     low = first // width

@@ -1,21 +1,20 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
-"""The compiled twins of tables.py."""
+"""Numba kernels of sparse_rows.py."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
+from ddl.kernels.sparse_rows import BLOCK_ROWS
 from ddl.kernels.sums_numba import _add, _copy, _squares, _sum, _wide_squares
-
-BLOCK_ROWS = 16
 
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit(**_options)
 def _add_run(total, arrays, low):
-    """``total`` becomes the sum of the arrays from ``low`` on, in their order; its squared norm."""
+    """total = the sum of arrays[:, low:low + total.size], added in row order; returns its squared norm."""
     high = low + total.size
     if len(arrays) == 1:
         _copy(total, arrays[0, low:high])
@@ -23,8 +22,8 @@ def _add_run(total, arrays, low):
         _sum(total, arrays[0, low:high], arrays[1, low:high])
     for r in range(2, len(arrays)):
         _add(total, arrays[r, low:high])
-    found = np.float64(_squares(total))
-    return found if np.isfinite(found) else _wide_squares(total)
+    squared = np.float64(_squares(total))
+    return squared if np.isfinite(squared) else _wide_squares(total)
 
 
 @njit(**_options)

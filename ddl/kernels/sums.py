@@ -1,6 +1,6 @@
-"""Adding up the rows of an array, a block at a time, and the squared norm of what comes out.
+"""Sum the rows of an array block by block, and compute the squared norm of the result.
 
-Whose rows they are, and who adds which part, is collectives' business."""
+The collectives decide what the rows hold and which rank sums which part."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 
 from ddl.kernels.backend import kernel
 
-BLOCK = 1 << 15
+BLOCK = 1 << 15  # elements: the block and its norm are computed while the block is in the cache
 
 
 @kernel
 def add_rows(out: np.ndarray, rows: np.ndarray, start: int, stop: int, stream: int) -> float:
-    """out[start:stop] = the sum of rows[:, start:stop], in the order of the rows; returns its squared norm.
+    """out[start:stop] = the sum of rows[:, start:stop], added in row order; returns the squared norm of the sum.
 
-    out: (length,), rows: (ranks, length), both of one dtype; float16 is added in float32 and rounded once.
-    The norm is not finite exactly when an element of the sum is not; overflow is no error here.
-    stream: write past the caches what is more than they hold, so many elements at a time; 0: not (compiled only)."""
+    out: (length,), rows: (ranks, length), of the same dtype; float16 is added in float32 and rounded once.
+    The norm is finite exactly when every element of the sum is finite; overflow raises no error or warning.
+    stream: elements per block written with non-temporal stores, which bypass the caches; 0: ordinary stores.
+    Only the compiled kernel streams."""
     norm = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for low in range(start, stop, BLOCK):
@@ -37,12 +38,12 @@ def add_rows(out: np.ndarray, rows: np.ndarray, start: int, stop: int, stream: i
 
 
 def squares(x: np.ndarray) -> float:
-    """The sum of the squares of ``x`` (length,); in float64 where large numbers would overflow."""
+    """The sum of the squares of ``x`` (length,), recomputed in float64 if it overflows."""
     if x.dtype == np.float16:
         x = x.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = float(x.dot(x))
-        if not math.isfinite(found):
+        total = float(x.dot(x))
+        if not math.isfinite(total):
             wide = x.astype(np.float64)
-            found = float(wide.dot(wide))
-    return found
+            total = float(wide.dot(wide))
+    return total

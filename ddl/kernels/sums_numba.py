@@ -1,7 +1,7 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""The compiled twins of sums.py.
+"""Numba kernels of sums.py.
 
-Elements are added in the order of the rows; only the squared norm may be summed in another order."""
+Elements are added in row order, so the sums equal NumPy's bit for bit; only the squared norm is summed in any order."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from numba.extending import intrinsic
 from ddl.kernels.backend import LINE
 from ddl.kernels.simd import pointer
 
-BLOCK = 1024  # elements that are added in the first-level cache before they are written
+BLOCK = 1024  # elements: a block of partial sums stays in the first-level cache
 
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @intrinsic
 def _stream_line(typingctx, out, a, b, at):
-    """out[at:] = a[at:] + b[at:] for the 64 bytes of a cache line, which ``out`` begins, written past the caches."""
+    """out[at:] = a[at:] + b[at:] for one cache line (64 bytes), written with a non-temporal store.
+
+    out[at] must be the first element of a cache line; ``a`` and ``b`` may be aligned to elements only."""
 
     def build(context, builder, signature, arguments):
-        def place(k):
+        def address(k):
             return pointer(context, builder, signature.args[k], arguments[k], arguments[3])
 
-        terms = builder.load(place(1)), builder.load(place(2))
+        terms = builder.load(address(1)), builder.load(address(2))
         for term in terms:
             term.align = out.dtype.bitwidth // 8
-        written = builder.store(builder.fadd(*terms), place(0))
+        written = builder.store(builder.fadd(*terms), address(0))
         written.align = LINE
         written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
@@ -38,8 +40,10 @@ def _stream_line(typingctx, out, a, b, at):
 
 
 @intrinsic
-def _fence(typingctx):
-    """Streamed lines are in memory before anything that follows: other processes are told of them next."""
+def _memory_fence(typingctx):
+    """Order non-temporal stores before all later ones, such as the flag of the barrier that follows.
+
+    Without it another process could pass the barrier and still read the old values."""
 
     def build(context, builder, signature, arguments):
         builder.fence("seq_cst")
@@ -66,7 +70,7 @@ def _add(total, row):  # not _sum(total, total, row), whose arrays overlap: no v
         total[i] += row[i]
 
 
-# Reordering a sum keeps NaN and infinity.
+# Reordering allows vector instructions. NaN and infinity still reach the norm: fast-math may not assume them away.
 @njit(**_options, fastmath={"reassoc", "contract", "nsz"})
 def _squares(x):
     total = x.dtype.type(0)
@@ -95,6 +99,7 @@ def _wide_squares(x):
 @njit(**_options)
 def add_rows(out, rows, start, stop, stream):
     count, norm = len(rows), 0.0
+    # A non-temporal store needs an aligned address, and a copy of one row has no sum to fuse it with.
     step = LINE // out.itemsize
     if count == 1 or (out.ctypes.data + start * out.itemsize) % LINE:
         stream = 0
@@ -104,7 +109,7 @@ def add_rows(out, rows, start, stop, stream):
         high = min(low + block, stop)
         part, first, last = out[low:high], rows[0, low:high], rows[count - 1, low:high]
         whole = (high - low) // step * step if stream else 0
-        # All rows but the last are summed where the caches keep it, so that the last sum alone is streamed.
+        # All rows but the last are summed into a cached buffer; only the addition of the last row is streamed.
         total = kept[: high - low] if whole else part
         summed = count - 1 if whole else count
         if count == 1:
@@ -119,10 +124,10 @@ def add_rows(out, rows, start, stop, stream):
                 _stream_line(part, first, last, i)
             for i in range(whole, high - low):
                 part[i] = first[i] + last[i]
-            found = np.float64(_squares_of_sum(first, last))
+            squared = np.float64(_squares_of_sum(first, last))
         else:
-            found = np.float64(_squares(part))
-        norm += found if np.isfinite(found) else _wide_squares(part)
+            squared = np.float64(_squares(part))
+        norm += squared if np.isfinite(squared) else _wide_squares(part)
     if stream:
-        _fence()
+        _memory_fence()
     return norm

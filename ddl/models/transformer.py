@@ -154,6 +154,6 @@ def exhausted(backward: Backward) -> tuple[list[str], Array]:
     names: list[str] = []
     while True:
         try:
-            names += next(backward)
+            names += map(str, next(backward))
         except StopIteration as end:
             return names, end.value

@@ -14,7 +14,7 @@ import numpy as np
 from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError, DataError
 from ddl.kernels.rowwise import scatter_add, sum_rows, take_rows
-from ddl.kernels.sparse_rows import InRows
+from ddl.kernels.sparse_rows import TouchedRows
 from ddl.nn.context import Context
 from ddl.nn.initial import normal
 from ddl.nn.layer import Backward, Shape, Spec, contiguous
@@ -51,7 +51,7 @@ class Embedding:
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         rows = contiguous(cache).reshape(-1)
         scatter_add(contiguous(dy).reshape(-1, self.width), rows, grads.clear("weight"))
-        yield (InRows("weight", rows),)
+        yield (TouchedRows("weight", rows),)
         return None
 
 

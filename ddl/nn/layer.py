@@ -13,11 +13,11 @@ import numpy as np
 
 from ddl.arrays import Array, Views, namespace_of
 from ddl.errors import ConfigError
-from ddl.kernels.sparse_rows import InRows
+from ddl.kernels.sparse_rows import TouchedRows
 from ddl.nn.context import Context
 
 Shape = tuple[int, ...]
-Backward = Generator[Sequence[str], None, Array]  # yields names of finished gradients, returns the input's
+Backward = Generator[Sequence[str | TouchedRows], None, Array]  # yields finished gradients, returns the input's
 
 
 class Initialiser(Protocol):
@@ -45,7 +45,7 @@ class Spec:
     output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average.
     synchronised: in training it asks all ranks for sums, so all must compute it in step.
     samples_per_shard: the fewest samples that a shard needs in a micro-batch of training.
-    by_rows: parameters, each a table, whose gradients backward may announce with the rows that it wrote (InRows)."""
+    by_rows: parameters, each a table, whose gradients backward may announce as TouchedRows."""
 
     output: Shape
     params: Mapping[str, tuple[Shape, Initialiser]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Layer(Protocol):
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
         """Write gradients of the SUM of the loss into ``grads``, yield their names, return the input's gradient.
 
-        A name that is yielded as InRows is a promise: that gradient is zero in all other rows (``grads.clear``).
+        Yielding TouchedRows instead of a name promises that the gradient is zero in all other rows (``grads.clear``).
 
         ``dy`` may be overwritten. None is returned where ``ctx.wants_gradient_of(x)`` said no.
         In training a layer with averages writes their sums into ``grads`` as well."""
@@ -100,7 +100,7 @@ def prefixed(scope: str, backward: Backward) -> Backward:
             names = next(backward)
         except StopIteration as end:
             return end.value
-        yield [name.below(scope) if isinstance(name, InRows) else f"{scope}.{name}" for name in names]
+        yield [name.below(scope) if isinstance(name, TouchedRows) else f"{scope}.{name}" for name in names]
 
 
 def merged(specs: Mapping[str, Spec], output: Shape) -> Spec:

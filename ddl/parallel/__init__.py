@@ -1,4 +1,4 @@
-"""Data parallelism: gradients of all ranks, summed in buckets while backward still runs or right after it."""
+"""Data parallelism: sum the gradients of all ranks in buckets, while backward is running or right after it."""
 
 from ddl.parallel.buckets import Bucket, buckets
 from ddl.parallel.reducer import GradientSum, Total

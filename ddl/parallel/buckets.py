@@ -1,6 +1,6 @@
-"""Buckets: runs of the flat gradient that travel together, in the order in which backward writes them.
+"""Buckets: ranges of the flat gradient that are summed in one call, in the order in which backward writes them.
 
-Pure arithmetic; sending a bucket that is whole is the reducer's work (reducer.py)."""
+Pure arithmetic; reducer.py sends the buckets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddl.arrays import Layout
 
 @dataclass(frozen=True)
 class Bucket:
-    """``names`` and everything else that lies in ``span`` of the flat gradient."""
+    """The gradients ``names``, which fill ``span`` of the flat gradient."""
 
     names: tuple[str, ...]
     span: slice
@@ -22,61 +22,62 @@ class Bucket:
 def buckets(
     layout: Layout, bucket_bytes: float, order: Sequence[str] | None = None, alone: Collection[str] = ()
 ) -> list[Bucket]:
-    """Cut the flat gradient into buckets that together cover it once, gaps included.
+    """Cut the flat gradient into buckets that cover each element exactly once, alignment gaps included.
 
-    order: the names as backward yields them (default: forward's order, reversed). A bucket is closed
-    when it has reached ``bucket_bytes``, or where the order jumps to another place in memory.
-    alone: names that share their bucket with no other."""
+    order: the names as backward yields them (default: the reverse of forward's order). A bucket is closed once it
+    has reached ``bucket_bytes``, and where the next name is not adjacent to it in memory.
+    alone: names that get a bucket of their own.
+    Raises ValueError if ``order`` misses or repeats a name."""
     names = list(reversed(list(layout.shapes)) if order is None else order)
     if sorted(names) != sorted(layout.shapes):
         raise ValueError(f"the order must hold each name once; differs by {sorted(set(names) ^ set(layout.shapes))}")
     spans = _spans(layout)
-    found: list[Bucket] = []
+    plan: list[Bucket] = []
     for name in names:
         span = spans[name]
-        last = found[-1] if found else None
-        joins = last is not None and (span.stop == last.span.start or span.start == last.span.stop)
-        joins = joins and name not in alone and not (last is not None and last.names[0] in alone)
-        if last is None or not joins or _bytes(last.span, layout) >= bucket_bytes:
-            found.append(Bucket((name,), span))
-        else:
-            whole = slice(min(span.start, last.span.start), max(span.stop, last.span.stop))
-            found[-1] = Bucket((*last.names, name), whole)
-    return found
+        if plan:
+            last = plan[-1].span
+            is_adjacent = span.stop == last.start or span.start == last.stop
+            is_full = (last.stop - last.start) * layout.dtype.itemsize >= bucket_bytes
+            if is_adjacent and not is_full and name not in alone and plan[-1].names[0] not in alone:
+                joined = slice(min(span.start, last.start), max(span.stop, last.stop))
+                plan[-1] = Bucket((*plan[-1].names, name), joined)
+                continue
+        plan.append(Bucket((name,), span))
+    return plan
 
 
 def _spans(layout: Layout) -> dict[str, slice]:
-    """Each name's slice with the gap behind it, so that the spans cover the buffer without a hole."""
-    edges = [*(place.start for place in layout.slices.values()), layout.length]
+    """Each name's slice plus the gap that follows it, so that the spans cover the whole buffer."""
+    edges = [*(cut.start for cut in layout.slices.values()), layout.length]
     return {name: slice(a, b) for name, (a, b) in zip(layout.slices, pairwise(edges), strict=True)}
 
 
-def _bytes(span: slice, layout: Layout) -> int:
-    return int((span.stop - span.start) * layout.dtype.itemsize)
-
-
 class Progress:
-    """Which buckets may leave: those that are whole and follow only buckets that have left."""
+    """Tracks which buckets may be sent during backward.
+
+    Buckets are sent strictly in plan order, even if a later one is complete first: all ranks must start their
+    collectives in the same order, and backward may finish gradients in another order on another rank."""
 
     def __init__(self, plan: Sequence[Bucket]):
-        self._place = {name: number for number, bucket in enumerate(plan) for name in bucket.names}
+        self._bucket_of = {name: number for number, bucket in enumerate(plan) for name in bucket.names}
         self._sizes = [len(bucket.names) for bucket in plan]
         self._missing = list(self._sizes)
         self._next = 0
 
     def announce(self, names: Iterable[str]) -> range:
-        """The numbers of the buckets that may leave now that ``names`` are whole.
+        """The numbers of the buckets that may be sent now that the gradients ``names`` are final.
 
-        The last bucket is never among them: the end of the step takes it along, with the header."""
+        The last bucket is never among them: it is sent at the end of the step, just before the header."""
         for name in names:
-            self._missing[self._place[name]] -= 1
+            self._missing[self._bucket_of[name]] -= 1
         first = self._next
         while self._next < len(self._sizes) - 1 and self._missing[self._next] <= 0:
             self._next += 1
         return range(first, self._next)
 
     def flush(self) -> range:
-        """The numbers of all buckets that have not left; a new step begins."""
+        """The numbers of all buckets not sent yet; resets the counts for the next step."""
         rest = range(self._next, len(self._sizes))
         self._next = 0
         self._missing[:] = self._sizes

@@ -1,6 +1,6 @@
-"""The reducer: one sum a step over all ranks' gradients and headers, during backward where that pays.
+"""The reducer: sums the gradients and headers of all ranks once per step, during backward where that pays.
 
-Buckets are cut in buckets.py, summed in sums.py; what the header says is the training loop's business."""
+buckets.py cuts the buckets and sums.py adds them; the training loop defines what the header holds."""
 
 from __future__ import annotations
 
@@ -20,40 +20,47 @@ from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
 from ddl.parallel.buckets import Progress, buckets
+from ddl.parallel.contract import SumPlan
+from ddl.parallel.sparse_rows import SparseGradient
 from ddl.parallel.sums import SharedMemory, make_sum
-from ddl.parallel.tables import Table
 
-BUCKET_MIB = 4.0  # between hosts at 1 Gbit/s the step times of 1 to 8 MiB lie within the noise
-# Smaller tables are summed whole: what agreeing on their rows takes is saved only from here on.
-TABLE_BYTES, TABLE_BYTES_BETWEEN_NODES = 1 << 20, 128 << 10
+BUCKET_MIB = 4.0  # between hosts at 1 Gbit/s, step times with 1 to 8 MiB differ by less than the noise
+# Smaller gradients are summed whole: below these sizes, agreeing on the touched rows costs more than it saves.
+SPARSE_BYTES, SPARSE_BYTES_BETWEEN_NODES = 1 << 20, 128 << 10
+
+Update = Callable[[Sequence[slice], "Total"], None]
 
 
 @dataclass
 class Total:
-    """The sum over all ranks; valid until the next step's first announcement, or its ``finish``."""
+    """The sum over all ranks, valid until the next step's first ``announce`` or its ``finish``."""
 
     gradient: Array  # (layout.length,)
     header: np.ndarray  # (header_length,) float64
-    squared_norm: float  # of the gradient; not finite exactly when an element is not
+    squared_norm: float  # of the gradient; finite exactly when every element is finite
 
 
 class GradientSum:
-    """Sums gradients and header of each step. All workers make it, and finish each step, together.
+    """Sums the gradients and the header of each step. All workers construct it, and finish each step, together.
 
     Write gradients into ``local`` (on ``device``) and the header into ``header``; ``finish`` returns the sums.
-    Between the first announcement and the return of ``finish`` nobody else may use the group.
+    Between the first ``announce`` and the return of ``finish`` the caller must not use the group.
 
-    overlap: send a bucket while backward still runs: "auto" where that pays (between nodes, from a GPU).
-    order: all names as they become whole (default: the layout's, reversed); buckets leave in it.
-    by_rows: names, the same on all ranks, of tables (rows, width). Where ``local.views.zero_outside`` names the rows
-    that a step has touched, on all ranks, and they are few together, those alone are summed.
-    gpu: "staged" through the host, or, by the other words, given to MPI where all ranks compute on GPUs and their MPI
-    takes what lies there; ``staged_because`` says why not.
-    replica: flat arrays, the same on all workers, that an update changes element by element; each as long as the
-    gradient, or shorter by what it does not look at. Where the ranks of a node can update them together, ``banks`` are
-    two places in the node's memory for all of them, which hold what they hold: the second is for the update that
-    ``finish`` is given. Otherwise it is empty, and every rank updates its own.
-    span: around each bucket, for a trace. After PeerLost it is closed and another one made for the next generation."""
+    overlap: send buckets while backward is running; "auto": where that pays (between nodes, from a GPU).
+    order: all names in the order in which backward finishes them (default: the layout's, reversed).
+    by_rows: names of gradients (rows, width) that may be sparse, the same on all ranks. If ``local.views.zero_outside``
+    names the rows that a step has touched, and few rows are touched on all ranks together, only those are summed.
+    gpu: "staged": copy gradients through the host. "direct" or "auto": give GPU memory to MPI if all ranks compute on
+    GPUs and their MPI accepts it; otherwise ``staged_because`` gives the reason.
+    replica: flat arrays, equal on all workers, that the optimizer updates element by element; each is as long as the
+    gradient, or shorter by a tail that is not trained. If the ranks of a node can update one replica together, each its
+    ``shares``, ``replicas`` holds two copies in shared memory, and ``finish`` takes the update that writes the second.
+    Otherwise ``replicas`` is empty, and every rank updates its own.
+    span: context manager around each bucket, for tracing.
+
+    substitute: what sums the gradients instead of the requested algorithm, with the reason; "" if nothing does.
+    After PeerLost, close it and construct a new one for the next generation. Raises ConfigError for an unknown
+    algorithm."""
 
     local: FlatBuffer
 
@@ -74,47 +81,36 @@ class GradientSum:
         replica: Sequence[Array] = (),
         span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ):
-        self.group, self.device = group, device or Device()
+        self.group, self.device, self._span = group, device or Device(), span
         may_overlap = overlap not in ("off", False)
-        least = TABLE_BYTES if len(group.nodes) == 1 else TABLE_BYTES_BETWEEN_NODES
-        sizes = {name: prod(layout.shapes[name]) * layout.dtype.itemsize for name in by_rows}
-        tables = [name for name, nbytes in sizes.items() if nbytes >= least]
-        plan = buckets(layout, bucket_mib * (1 << 20) if may_overlap else inf, order, alone=tables)
+        least = SPARSE_BYTES if len(group.nodes) == 1 else SPARSE_BYTES_BETWEEN_NODES
+        large = [name for name in by_rows if prod(layout.shapes[name]) * layout.dtype.itemsize >= least]
+        plan = buckets(layout, bucket_mib * (1 << 20) if may_overlap else inf, order, alone=large)
         if group.size == 1:
             plan = []
         self._parts = [bucket.span for bucket in plan] or [slice(0, layout.length)]
-        self._tables = {
-            number: Table(bucket.names[0], bucket.span.start, *layout.shapes[bucket.names[0]])
+        self._sparse = {
+            number: SparseGradient(bucket.names[0], bucket.span.start, *layout.shapes[bucket.names[0]])
             for number, bucket in enumerate(plan)
-            if bucket.names[0] in tables
+            if bucket.names[0] in large
         }
-        self.staged_because, may_share = _agreed(group, self.device, gpu, algorithm, bool(replica))
-        self._sum = make_sum(
-            group,
-            layout,
-            header_length,
-            self._parts,
-            self._tables,
-            algorithm,
-            tuning,
-            self.device,
-            not self.staged_because,
-            [flat.nbytes for flat in replica] if may_share else [],
-        )
-        self._shared = self._sum if isinstance(self._sum, SharedMemory) and self._sum.banks[0] else None
-        self.banks: list[list[Array]] = [] if self._shared is None else self._shared.banks
-        if self._shared is not None:
-            for bank in self.banks:  # both: what no update writes must not change with them
-                for flat, shared in zip(replica, bank, strict=True):
-                    for share in self._shared.shares:
-                        shared[share] = flat[share]
+        self.staged_because, may_share = _agree_on_memory(group, self.device, gpu, algorithm, bool(replica))
+        sizes = [flat.nbytes for flat in replica] if may_share else []
+        spec = SumPlan(layout, header_length, self._parts, self._sparse, algorithm, tuning, sizes)
+        self._sum = make_sum(group, spec, self.device, direct=not self.staged_because)
+        self.substitute = _substitute(group, algorithm, self._sum.algorithm)
+        self._shared = self._sum if isinstance(self._sum, SharedMemory) and self._sum.replicas[0] else None
+        self.replicas: list[list[Array]] = [] if self._shared is None else self._shared.replicas
+        for copy in self.replicas:  # both copies: the second must also hold what no update ever writes
+            for flat, shared in zip(replica, copy, strict=True):
+                for share in self.shares:
+                    shared[share] = flat[share]
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1
-        # All open their parts alike: where some rank may send them as its backward writes them, nobody opens several.
-        # Behind this call the banks are whole, too.
+        # ``open`` is collective: if one rank sends its parts one by one during backward, all ranks must open them one
+        # by one. The gather is also the barrier after which both replicas are complete.
         self._one_by_one = any(group.gather_objects(wanted))
         self._progress = Progress(plan)
-        self._span = span
         self._sender = _Sender(self._send) if wanted else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)
@@ -122,11 +118,22 @@ class GradientSum:
 
     @property
     def overlaps(self) -> bool:
+        """Whether this rank sends buckets while backward is running."""
         return self._sender is not None
 
+    @property
+    def shares(self) -> Sequence[slice]:
+        """The slices of the shared replica that this rank updates; empty if the replica is not shared."""
+        return [] if self._shared is None else self._shared.shares
+
+    @property
+    def flushes(self) -> bool:
+        """Whether ranks flush, in this step, memory that others have read, before they write it again."""
+        return isinstance(self._sum, SharedMemory) and self._sum.flushes
+
     def _stage(self, number: int) -> None:
-        if number in self._tables:
-            rows = self.local.views.zero_outside.get(self._tables[number].name)
+        if number in self._sparse:
+            rows = self.local.views.zero_outside.get(self._sparse[number].name)
             self._sum.touched[number].mark(None if rows is None else host(rows))
         self._sum.stage(number)
 
@@ -139,19 +146,21 @@ class GradientSum:
         self._reduce(number)
 
     def announce(self, names: Iterable[str]) -> None:
-        """Backward has written the gradients ``names`` for the last time in this step."""
+        """The gradients ``names`` are final for this step; sends every bucket that is now complete."""
         if self._sender is not None:
             for number in self._progress.announce(names):
                 self.group.doing = "allreduce"
                 self._stage(number)
                 self._sender.submit(number)
 
-    def finish(self, update: Callable[[Sequence[slice], Total], None] | None = None, whole: bool = False) -> Total:
-        """Sum what has not left yet; returns behind the closing barrier. Raises PeerLost; the sums are then garbage.
+    def finish(self, update: Update | None = None, whole: bool = False) -> Total:
+        """Sum the remaining buckets and return the totals after the closing barrier. Raises PeerLost; the sums are
+        then undefined.
 
-        update: where there are ``banks``: writes some places of the second one, which are this rank's, knowing the
-        header's sum and the gradient's in these places; if ``whole``, the whole gradient's and the norm, which is NaN
-        otherwise. All ranks of the node have written theirs when this returns; before, nobody may read them."""
+        update: called where ``replicas`` are shared, to write this rank's ``shares`` of the second replica. It gets
+        the shares and a Total whose gradient is complete there; with ``whole`` the gradient is complete everywhere and
+        the norm is known, otherwise the norm is NaN. All ranks of the node have run theirs when this returns; until
+        then no rank may read the second replica."""
         rest = range(len(self._parts))
         if self._sender is not None:
             rest = self._progress.flush()
@@ -162,104 +171,108 @@ class GradientSum:
         if self._one_by_one:
             for number in rest:
                 self._send(number)
-        else:
+        else:  # one barrier for all parts
             self._sum.open(rest)
             for number in rest:
                 self._reduce(number)
         if update is None:
             self._total.squared_norm = self._sum.close()
         else:
-            assert self._shared is not None, "there are no banks"
-            self._total.squared_norm = self._shared.close(functools.partial(self._hand_over, update), whole)
-        if self._sum.result is self._sum.local and self.group.size > 1:  # it now holds what any rank has touched
-            rows = {t.name: np.flatnonzero(self._sum.touched[number].union) for number, t in self._tables.items()}
+            assert self._shared is not None, "the replica is not shared"
+            self._total.squared_norm = self._shared.close(functools.partial(self._run_update, update), whole)
+        if self._sum.result is self._sum.local and self.group.size > 1:
+            # The local gradient now holds the sum, so backward must clear the rows that any rank has touched.
+            rows = {s.name: np.flatnonzero(self._sum.touched[number].union) for number, s in self._sparse.items()}
             self.local.views.zero_outside.clear()
             self.local.views.zero_outside.update(rows)
         self.group.doing = "job"
         return self._total
 
-    def _hand_over(self, update: Callable[[Sequence[slice], Total], None], squared_norm: float) -> None:
-        assert self._shared is not None
+    def _run_update(self, update: Update, squared_norm: float) -> None:
         with self._span("prepare"):
-            update(self._shared.shares, Total(self._total.gradient, self._total.header, squared_norm))
-
-    @property
-    def evicts(self) -> bool:
-        """Whether this step flushes what other ranks have read before writing it (kernels/cache_flush.py)."""
-        return self._shared is not None and self._shared.evicts
+            update(self.shares, Total(self._total.gradient, self._total.header, squared_norm))
 
     def is_quiet(self, timeout_s: float) -> bool:
-        """Whether, within that time, no bucket is on its way any more: then the caller may use the group itself."""
+        """Whether all buckets sent so far finish within that time, so that the caller may use the group itself."""
         return self._sender is None or self._sender.settle(timeout_s)
 
     def close(self) -> None:
-        """End the communication thread; the memory lives as long as the group and the arrays that view it."""
+        """End the communication thread. Shared memory lives as long as the group and the arrays that view it."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
         self._sum.release()
 
 
-def _agreed(group: Group, device: Device, gpu: str, algorithm: str, has_replica: bool) -> tuple[str, bool]:
-    """Why GPU memory is not given to MPI, in words, "" where it is; and whether all ranks' replicas lie on the host.
+def _agree_on_memory(group: Group, device: Device, gpu: str, algorithm: str, has_replica: bool) -> tuple[str, bool]:
+    """(why GPU memory is not given to MPI, "" if it is; whether the replicas of all ranks lie on the host).
+
     The same on all ranks."""
     if group.size == 1:
-        return "nobody else is there", False
-    on_host, refused = device.index is None, "it was asked for"
+        return "there is only one rank", False
+    on_host, refused = device.index is None, "comm.gpu is staged"
     if gpu != "staged" and algorithm not in ("auto", "native"):
         refused = f"MPI sums GPU memory by its own algorithm, and comm.algorithm is {algorithm}"
     elif gpu != "staged":
         refused = (
             "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)
         )
-    told = group.gather_objects((refused, on_host)) if gpu != "staged" or has_replica else [(refused, on_host)]
-    return next((why for why, _ in told if why), ""), has_replica and all(on_host for _, on_host in told)
+    answers = group.gather_objects((refused, on_host)) if gpu != "staged" or has_replica else [(refused, on_host)]
+    return next((why for why, _ in answers if why), ""), has_replica and all(is_host for _, is_host in answers)
+
+
+def _substitute(group: Group, asked: str, used: str) -> str:
+    if asked not in ("shared", "hierarchical") or used == asked or group.size == 1:
+        return ""
+    if used == "auto":
+        return "an algorithm chosen by size: the ranks of a node cannot share memory"
+    return f"{used}: the ranks are on {'one node' if len(group.nodes) == 1 else f'{len(group.nodes)} nodes'}"
 
 
 class _Sender:
-    """A thread that owns the group from the first ``submit`` of a step to the return of ``join``."""
+    """A thread that sends buckets. It alone may use the group from the first ``submit`` of a step until ``join``."""
 
     def __init__(self, work: Callable[[int], None]):
         self._work = work
-        self._orders: SimpleQueue[int | None] = SimpleQueue()
-        self._answers: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._requests: SimpleQueue[int | None] = SimpleQueue()
+        self._results: SimpleQueue[BaseException | None] = SimpleQueue()
         self._pending = 0
         self._thread = threading.Thread(target=self._run, name="ddl-communication", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         failed: BaseException | None = None
-        while (number := self._orders.get()) is not None:
+        while (number := self._requests.get()) is not None:
             if failed is None:
                 try:
                     self._work(number)
-                except BaseException as error:  # surfaces in join, also a scripted death
+                except BaseException as error:  # raised by join; a scripted rank failure is a BaseException
                     failed = error
-            self._answers.put(failed)
+            self._results.put(failed)
 
     def submit(self, number: int) -> None:
         self._pending += 1
-        self._orders.put(number)
+        self._requests.put(number)
 
     def join(self) -> None:
-        """Wait until all that was submitted is done. Raises what went wrong."""
+        """Wait for all submitted buckets. Raises the first error of the thread."""
         failed = None
         while self._pending:
-            failed = self._answers.get() or failed
+            failed = self._results.get() or failed
             self._pending -= 1
         if failed is not None:
             raise failed
 
     def settle(self, timeout_s: float) -> bool:
-        """Whether all that was submitted is done, or has failed, within that time."""
+        """Whether all submitted buckets finish or fail within that time. Drops their errors."""
         deadline = time.monotonic() + timeout_s
         while self._pending:
             try:
-                self._answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+                self._results.get(timeout=max(deadline - time.monotonic(), 0.0))
             except Empty:
                 return False
             self._pending -= 1
         return True
 
     def close(self) -> None:
-        self._orders.put(None)
+        self._requests.put(None)

@@ -1,34 +1,32 @@
-"""Gradients on a GPU: copied straight into the host memory in which they are summed, and the sum back; or given to
-MPI where they lie, by a library that takes them.
+"""Gradient buffers on a GPU: staged through the host, or handed to a CUDA-aware MPI.
 
-Host memory is pinned where the driver allows it, so copies run beside the computation on a stream of
-their own. How the host arrays are summed is sums.py's."""
+Staged copies go to and from the host memory in which sums.py adds the gradients. That memory is pinned where the
+driver allows it, so that copies on a separate stream overlap with the computation."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, Device, Layout
+from ddl.arrays import Array, Device
 from ddl.comm import Group
 from ddl.kernels.sums import squares
-from ddl.parallel.tables import PrivateRows, Table, Touched
-
-if TYPE_CHECKING:
-    from ddl.parallel.sums import Sum
+from ddl.parallel.contract import Sum, SumPlan
+from ddl.parallel.sparse_rows import PrivateRows
 
 
 class Staged:
-    """A Sum on a GPU around ``inner``, the Sum of its host copies."""
+    """Copies the gradient to the host, where ``inner`` sums it, and copies the sum back."""
 
     pays_to_overlap = True
 
     def __init__(self, inner: Sum, device: Device, parts: Sequence[slice]):
         self._inner, self._device = inner, device
         self.header, self.total, self.touched = inner.header, inner.total, inner.touched
+        self.algorithm = inner.algorithm
         self._pinned: list[int] = []
         xp = device.xp
         with device.activate():
@@ -44,7 +42,7 @@ class Staged:
         self._copies = [(self.local[part], inner.local[part]) for part in parts]
 
     def _pin(self, x: np.ndarray) -> None:
-        """Copies from memory that is not pinned are right as well, only slower."""
+        """Pin ``x`` if the driver allows it. Copies of pageable memory are correct too, only slower."""
         runtime: Any = self._device.xp.cuda.runtime
         try:
             runtime.hostRegister(x.ctypes.data, x.nbytes, 0)
@@ -54,7 +52,7 @@ class Staged:
 
     def stage(self, number: int) -> None:
         with self._device.activate():
-            self._written[number].record()  # on the stream of the computation, which is the caller's
+            self._written[number].record()  # on the caller's stream, which computes the gradient
             self._stream.wait_event(self._written[number])
             on_device, on_host = self._copies[number]
             on_device.get(stream=self._stream, out=on_host, blocking=False)
@@ -73,7 +71,7 @@ class Staged:
         norm = self._inner.close()
         with self._device.activate():
             self.result.set(self._inner.result, stream=self._stream)
-            self._stream.synchronize()  # the host memory is written again in the next step
+            self._stream.synchronize()  # the next step overwrites the host memory
         return norm
 
     def release(self) -> None:
@@ -86,37 +84,30 @@ class Staged:
 
 
 class Direct:
-    """A Sum that hands GPU memory to MPI, which must take it on every rank (``Group.refuses_device_memory``)."""
+    """Hands GPU memory to MPI, which must accept it on every rank (``Group.refuses_device_memory``)."""
 
     pays_to_overlap = True
+    algorithm = "native"
 
-    def __init__(
-        self,
-        group: Group,
-        layout: Layout,
-        header_length: int,
-        parts: Sequence[slice],
-        tables: Mapping[int, Table],
-        device: Device,
-    ):
-        self.group, self._device = group, device
+    def __init__(self, group: Group, plan: SumPlan, device: Device):
+        self.group, self._device, layout = group, device, plan.layout
         with device.activate():
             self.local: Array = device.xp.zeros(layout.length, layout.dtype)
-            self._written = [device.xp.cuda.Event(disable_timing=True) for _ in parts]
+            self._written = [device.xp.cuda.Event(disable_timing=True) for _ in plan.parts]
         self.result = self.local
-        self.header, self.total = np.zeros(header_length), np.zeros(header_length)
-        self._parts = [self.local[part] for part in parts]
-        self._rows = {n: PrivateRows(group, table, self.local, self._allreduce) for n, table in tables.items()}
-        self.touched: dict[int, Touched] = {n: rows.touched for n, rows in self._rows.items()}
+        self.header, self.total = np.zeros(plan.header_length), np.zeros(plan.header_length)
+        self._parts = [self.local[part] for part in plan.parts]
+        self._rows = {n: PrivateRows(group, sparse, self.local, self._allreduce) for n, sparse in plan.sparse.items()}
+        self.touched = {n: rows.touched for n, rows in self._rows.items()}
 
     def stage(self, number: int) -> None:
         with self._device.activate():
-            self._written[number].record()  # on the stream of the computation, which is the caller's
+            self._written[number].record()  # on the caller's stream, which computes the gradient
 
     def open(self, numbers: Iterable[int]) -> None:
         with self._device.activate():
             for number in numbers:
-                self._written[number].synchronize()  # MPI knows of no stream
+                self._written[number].synchronize()  # MPI does not wait for CUDA streams
 
     def reduce(self, number: int) -> None:
         dense = functools.partial(self._allreduce, self._parts[number], self.group)
@@ -127,7 +118,7 @@ class Direct:
                 dense()
 
     def _allreduce(self, x: Array, group: Group) -> None:
-        self._device.xp.cuda.get_current_stream().synchronize()  # what this thread has put together
+        self._device.xp.cuda.get_current_stream().synchronize()  # finish packing rows before MPI reads them
         group.native_allreduce(x)
 
     def close(self) -> float:
@@ -138,4 +129,4 @@ class Direct:
             return squares(self.result)
 
     def release(self) -> None:
-        """The pool takes back what nobody views."""
+        """Nothing to do: CuPy's memory pool reuses the buffers once their last view is gone."""

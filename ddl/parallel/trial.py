@@ -1,6 +1,6 @@
-"""Which of two ways is faster, found out while both do the work: for what changes nothing but the time of a step.
+"""Measure in running training steps whether an optimisation pays that changes nothing but their duration.
 
-What the ways are is their owner's affair."""
+The caller applies the optimisation; this module only alternates and compares."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ import statistics
 import time
 from collections.abc import Callable
 
-BLOCK = 8  # steps of one way before the other has its turn
-LEAST, MOST, ENOUGH_S = 4, 20, 2.0  # blocks of both: where steps are long, fewer tell as much
+BLOCK = 8  # consecutive steps with the same answer
+# Blocks of each kind, two at a time: at least LEAST, then until ENOUGH_S have passed, at most MOST. Long steps vary
+# less in proportion, so fewer of them suffice.
+LEAST, MOST, ENOUGH_S = 4, 20, 2.0
 
 
 class Trial:
-    """Asked once a step whether to do a thing in the next one; tries both, in turns, and stays with the faster.
+    """Answers once per step whether to apply the optimisation in the next one.
 
-    clock: seconds, from any beginning."""
+    Alternates blocks of steps with and without it, compares the medians, and keeps the faster choice.
+
+    clock: returns seconds, from any origin. chosen: the final answer, None while the trial is running."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._began = self._last = 0.0
         self._asked = 0
-        self._seconds: tuple[list[float], list[float]] = ([], [])
+        self._seconds: tuple[list[float], list[float]] = ([], [])  # of the steps without, and with it
         self.chosen: bool | None = None
 
     def next(self) -> bool:
-        """Whether to do it now."""
+        """Whether to apply it in the step that begins now."""
         if self.chosen is not None:
             return self.chosen
-        now, step = self._clock(), self._asked - 1  # the step that ends here, if one does
+        now, step = self._clock(), self._asked - 1  # the number of the step that ends now; -1 at the first call
         self._began = now if step < 0 else self._began
         self._asked += 1
-        # The first step of a block still pays for what the other way has left behind.
+        # The first step of a block is not counted: the caches are still as the other kind of step left them.
         if step >= 0 and step % BLOCK:
-            self._seconds[_way(step)].append(now - self._last)
+            self._seconds[_applies(step)].append(now - self._last)
         self._last = now
         blocks, more = divmod(self._asked - 1, BLOCK)
         is_long = now - self._began > ENOUGH_S and blocks >= LEAST
@@ -41,8 +45,8 @@ class Trial:
             without, with_it = map(statistics.median, self._seconds)
             self.chosen = with_it < without
             return self.chosen
-        return _way(self._asked - 1)
+        return _applies(self._asked - 1)
 
 
-def _way(step: int) -> bool:
+def _applies(step: int) -> bool:
     return step // BLOCK % 2 == 0

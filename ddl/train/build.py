@@ -14,6 +14,7 @@ import numpy as np
 
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
+from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job
 from ddl.config import Optim as OptimSettings
 from ddl.data import (
@@ -124,6 +125,7 @@ def order_of(job: Job, samples: int) -> Order:
 
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
     """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
+    resolve_algorithm(job.comm.algorithm)  # raises for an unknown name
     if job.optim.sharded == "on" and not objects["optimizer"].is_elementwise:
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'

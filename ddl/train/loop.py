@@ -299,7 +299,12 @@ class Loop(Work):
                 f"comm.gpu is direct, but gradients go through the host's memory: {self.total.staged_because}"
             )
             self._told_of_memory = True
-        if self.task.sharded == "on" and self.total is not None and not self.total.banks and self.group.size > 1:
+        if self.total is not None and self.total.substitute:
+            self.journal.warn(
+                f"comm.algorithm is {self.task.algorithm}, but gradients are summed by {self.total.substitute}"
+            )
+            self._told_of_memory = True
+        if self.task.sharded == "on" and self.total is not None and not self.total.replicas and self.group.size > 1:
             self.journal.warn(
                 "optim.sharded is on, but each rank has a replica of its own: sharing one takes ranks of one node that "
                 "compute on its CPUs and sum in its memory"
@@ -476,7 +481,7 @@ class Loop(Work):
         """A minority that differs is healed and named; without a majority all leave."""
         step = self.state.progress.step
         me = self.group.me
-        replica = me.node if self.total is not None and self.total.banks else f"of rank {me.identity}"
+        replica = me.node if self.total is not None and self.total.replicas else f"of rank {me.identity}"
         found = compare(self.group, self, hardware(self.device), self.state.digest(), replica)
         if found is None:
             raise _AllLeave(Diverged(f"after step {step} no majority of ranks holds the same state"))

@@ -14,8 +14,8 @@ import numpy as np
 from ddl.arrays import Arena, Array, FlatBuffer, host
 from ddl.comm import Group
 from ddl.data import Loader, Order
-from ddl.kernels.cache_flush import evict
-from ddl.kernels.sparse_rows import InRows
+from ddl.kernels.cache_flush import flush
+from ddl.kernels.sparse_rows import TouchedRows
 from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
 from ddl.optim import Groups, gradient_scale
@@ -89,9 +89,9 @@ class Step:
         self._scratch: FlatBuffer | None = None
         # Sums of averages travel behind the gradients and are none; frozen parameters have gradients that nobody uses.
         self._norm_differs = bool(model.averages) or optimizer.frozen
-        self._shares = bool(total.banks)  # the ranks of a node update one replica
+        self._shares = bool(total.replicas)  # the ranks of a node update one replica
         if self._shares:
-            state.lodge(*total.banks)
+            state.lodge(*total.replicas)
         else:
             state.own()
 
@@ -137,8 +137,8 @@ class Step:
         with np.errstate(all="ignore"):  # what is not finite is skipped in the commit, which knows of all shares
             for place in places:
                 self.group.probe("step.prepare")
-                if self.total.evicts:  # until they turned to the other bank, all ranks of the node read this one
-                    evict(new[0], min(place.start, length), min(place.stop, length))
+                if self.total.flushes:  # until they turned to the other bank, all ranks of the node read this one
+                    flush(new[0], min(place.start, length), min(place.stop, length))
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:
@@ -195,14 +195,14 @@ class Step:
     def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
         ctx, written, announced = self.context, target.views.zero_outside, set()
 
-        def heard(names: Sequence[str]) -> None:
+        def heard(names: Sequence[str | TouchedRows]) -> None:
             for name in names:
-                if isinstance(name, InRows) and name in self.by_rows:
+                if isinstance(name, TouchedRows) and name.name in self.by_rows:
                     # A copy: they may be the batch's own tokens, whose memory the next one takes.
-                    written[str(name)] = name.rows.astype(np.int64).reshape(-1)
-                    announced.add(name)
+                    written[name.name] = name.rows.astype(np.int64).reshape(-1)
+                    announced.add(name.name)
             if announce is not None:
-                announce(names)
+                announce([str(name) for name in names])
 
         ctx.begin(segments, shards, step, part, heard)
         if self.state.device.is_gpu:

@@ -157,7 +157,7 @@ def test_the_same_memory_again_and_again_over_two_nodes(two_nodes, length):
 @pytest.mark.parametrize("algorithm", ["auto", "ring", "native"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
 def test_rows_of_a_table(group, monkeypatch, algorithm, share):
-    monkeypatch.setattr(reducer, "TABLE_BYTES", 0)
+    monkeypatch.setattr(reducer, "SPARSE_BYTES", 0)
     layout = Layout.of({"table": (4000, 5), "rest": (9,)})
     total = GradientSum(group, layout, 1, algorithm=algorithm, by_rows=["table"])
     for step in range(5):
@@ -175,7 +175,7 @@ def test_rows_of_a_table(group, monkeypatch, algorithm, share):
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
 def test_rows_of_a_table_over_two_nodes(two_nodes, monkeypatch, share):
-    monkeypatch.setattr(reducer, "TABLE_BYTES_BETWEEN_NODES", 0)
+    monkeypatch.setattr(reducer, "SPARSE_BYTES_BETWEEN_NODES", 0)
     test_rows_of_a_table(two_nodes, monkeypatch, "auto", share)
 
 

@@ -1,4 +1,4 @@
-"""Evicting lines changes no value, and reaches what is named and nothing of what is to stay."""
+"""Flushing cache lines changes no value, and reaches what is named and nothing of what is to stay."""
 
 import importlib
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ddl.kernels.cache_flush import evict, evict_rows
+from ddl.kernels.cache_flush import flush, flush_rows
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -16,37 +16,37 @@ from ddl.kernels.cache_flush import evict, evict_rows
 def test_values_stay(rng, dtype, compiled, start, stop):
     x, wanted = (rng.integers(-9, 9, 4096).astype(dtype) for _ in range(2))
     x[...] = wanted
-    (evict if compiled else evict.plain)(x, start, stop)
+    (flush if compiled else flush.plain)(x, start, stop)
     assert np.array_equal(x, wanted)
     x[start:stop] += 1  # from memory, and back
-    (evict_rows if compiled else evict_rows.plain)(x, start, 3, np.ones(7, np.uint8), 2, 9)
+    (flush_rows if compiled else flush_rows.plain)(x, start, 3, np.ones(7, np.uint8), 2, 9)
     wanted[start:stop] += 1
     assert np.array_equal(x, wanted)
 
 
 def test_the_instruction_is_there_where_the_processor_knows_it():
     numba = pytest.importorskip("numba")
-    evict_compiled = importlib.import_module("ddl.kernels.cache_flush_numba")
-    found = numba.njit(evict_compiled.evict.py_func)
+    compiled_kernels = importlib.import_module("ddl.kernels.cache_flush_numba")
+    found = numba.njit(compiled_kernels.flush.py_func)
     found(np.zeros(64, np.float32), 0, 64)
     (code,) = found.inspect_asm().values()
-    assert ("clflushopt" in code) is evict_compiled.KNOWS
+    assert ("clflushopt" in code) is compiled_kernels.HAS_CLFLUSHOPT
 
 
 @pytest.mark.parametrize("first", range(0, 14, 3))
 @pytest.mark.parametrize("last", range(0, 20, 4))
 def test_rows_but_for_those_that_stay(monkeypatch, first, last):
     pytest.importorskip("numba")
-    evict_compiled = importlib.import_module("ddl.kernels.cache_flush_numba")
+    compiled_kernels = importlib.import_module("ddl.kernels.cache_flush_numba")
     reached = np.zeros(20, int)
 
     def mark(x, start, stop):
         reached[start : max(start, stop)] += 1
 
-    monkeypatch.setattr(evict_compiled, "evict", mark)
+    monkeypatch.setattr(compiled_kernels, "flush", mark)
     rows = np.array([1, 0, 1, 1, 0], np.uint8)
     last = max(first, last)
-    evict_compiled.evict_rows.py_func(np.zeros(20, np.float32), 2, 3, rows, first, last)
+    compiled_kernels.flush_rows.py_func(np.zeros(20, np.float32), 2, 3, rows, first, last)
     wanted = np.zeros(20, int)
     wanted[2:17] = rows.repeat(3)
     wanted[first:last] = 0
@@ -57,13 +57,13 @@ def test_nothing_beyond_the_end_is_touched():
     """Behind an array may lie a page that nobody has mapped."""
     program = """
 import mmap, ctypes, numpy as np
-from ddl.kernels.cache_flush import evict, evict_rows
+from ddl.kernels.cache_flush import flush, flush_rows
 memory = mmap.mmap(-1, 8192)
 whole = np.frombuffer(memory, np.float32)
 ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + 4096), 4096, 0)
 x = whole[:1024]
-evict(x, 1000, 2048)
-evict_rows(x, 1000, 16, np.ones(9, np.uint8), 0, 0)
+flush(x, 1000, 2048)
+flush_rows(x, 1000, 16, np.ones(9, np.uint8), 0, 0)
 print("alive")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -33,7 +33,6 @@ BAD_WORDS = {
         ["--optim.schedule", "cosinus"],
         r"schedule is cosinus: it must be one of constant, .* or cosine; did you mean 'cosine'\?",
     ),
-    "an unknown algorithm": (["--comm.algorithm", "tree"], r"\[comm\] algorithm is tree: .*hierarchical"),
     "a batch of no samples": (["--train.global_batch", "0"], r"\[train\] global_batch is 0"),
     "a negative rate": (["--optim.lr", "-1"], r"\[optim\] lr is -1.0: it must be at least 0"),
     "a negative rate with equals": (["--optim.lr=-1"], r"\[optim\] lr is -1.0"),

@@ -63,8 +63,8 @@ def are_right(found):
 
 @pytest.fixture(autouse=True)
 def small_tables_count(monkeypatch):
-    monkeypatch.setattr(reducer, "TABLE_BYTES", 0)
-    monkeypatch.setattr(reducer, "TABLE_BYTES_BETWEEN_NODES", 0)
+    monkeypatch.setattr(reducer, "SPARSE_BYTES", 0)
+    monkeypatch.setattr(reducer, "SPARSE_BYTES_BETWEEN_NODES", 0)
 
 
 @pytest.mark.parametrize("overlap", ["on", "off"])

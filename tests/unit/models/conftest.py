@@ -143,7 +143,7 @@ class Bench:
         return cls(build(model, fields_of(batch, **sizes), options=options), batch, dtype, xp)
 
     def loss(self, grads: bool = False, step: int = 0):
-        self.ctx.begin(self.segments, [0, 1], step, 0, self.announced.extend)
+        self.ctx.begin(self.segments, [0, 1], step, 0, lambda names: self.announced.extend(map(str, names)))
         return self.model.loss_and_gradients(
             self.params.views, self.averages.views, self.batch, self.grads.views if grads else None, self.ctx
         )

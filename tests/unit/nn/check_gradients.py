@@ -15,7 +15,7 @@ def run_backward(backward):
     names = []
     while True:
         try:
-            names += next(backward)
+            names += map(str, next(backward))
         except StopIteration as end:
             return end.value, names
 

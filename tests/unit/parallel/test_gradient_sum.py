@@ -1,4 +1,4 @@
-"""One sum a step: gradients, header and norm, the same on all ranks whatever way they take."""
+"""One sum per step: every rank gets the same gradient, header and norm, whatever the topology and algorithm."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import pytest
 from ddl.arrays import Layout
 from ddl.collectives import TABLE
 from ddl.comm.threads import ThreadGroup, run_ranks
-from ddl.errors import PeerLost, UserError
+from ddl.errors import ConfigError, PeerLost
 from ddl.parallel import GradientSum, sums
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
@@ -20,7 +20,7 @@ def gradients(rank, step, dtype=np.float32):
 
 
 def steps(group, count, layout=LAYOUT, **how):
-    """``count`` steps as training does them; copies of what they gave."""
+    """Run ``count`` steps as training does; returns copies of their totals."""
     reducer = GradientSum(group, layout, 5, **how)
     found = []
     for step in range(count):
@@ -88,11 +88,35 @@ def test_an_algorithm_added_to_the_registry_sums_the_gradients(nodes, can_share,
 @pytest.mark.parametrize("size", [1, 2])
 def test_an_algorithm_that_is_not_in_the_registry_is_refused_by_name(size):
     for error in run_ranks(size, lambda group: steps(group, 1, algorithm="tree")):
-        assert isinstance(error, UserError) and "'tree'" in str(error)
+        assert isinstance(error, ConfigError) and "comm.algorithm = 'tree' is unknown" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "nodes", "can_share", "substitute"),
+    [
+        ("shared", [0, 0], True, ""),
+        ("shared", [0, 0, 1], True, "hierarchical: the ranks are on 2 nodes"),
+        ("shared", [0, 0], False, "an algorithm chosen by size: the ranks of a node cannot share memory"),
+        ("hierarchical", [0, 0], True, "shared: the ranks are on one node"),
+        ("hierarchical", [0, 0, 1], True, ""),
+        ("hierarchical", [0, 0, 1], False, "an algorithm chosen by size: the ranks of a node cannot share memory"),
+        ("hierarchical", [0], True, ""),
+        ("auto", [0, 0], False, ""),
+        ("ring", [0, 0], False, ""),
+    ],
+)
+def test_an_algorithm_that_cannot_run_here_names_its_substitute(algorithm, nodes, can_share, substitute):
+    results = run_ranks(
+        len(nodes),
+        lambda group: GradientSum(group, LAYOUT, 1, algorithm=algorithm).substitute,
+        nodes=nodes,
+        can_share=can_share,
+    )
+    assert results == [substitute] * len(nodes)
 
 
 @pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
-def test_poison_on_one_rank_shows_in_the_norm_of_all(nodes):
+def test_a_nan_on_one_rank_reaches_the_norm_of_all(nodes):
     def work(group):
         reducer = GradientSum(group, LAYOUT, 1)
         reducer.local["w1"][3, 3] = np.nan if group.rank == 1 else 0
@@ -113,10 +137,10 @@ def test_in_shared_memory_the_local_gradient_survives_the_sum():
 
 @pytest.mark.parametrize("nodes", [[0, 0], [0, 0, 1], [0, 1, 0, 1]], ids=str)
 @pytest.mark.parametrize("overlap", ["on", "off"])
-@pytest.mark.parametrize("evicts", [True, False])
-def test_sums_are_the_same_with_and_without_evicting(monkeypatch, nodes, overlap, evicts):
-    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: evicts))
-    monkeypatch.setattr(sums, "can_evict", lambda x: True)
+@pytest.mark.parametrize("flushes", [True, False])
+def test_sums_are_the_same_with_and_without_flushing(monkeypatch, nodes, overlap, flushes):
+    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: flushes))
+    monkeypatch.setattr(sums, "can_flush", lambda x: True)
     for got in run_ranks(len(nodes), lambda group: steps(group, 3, overlap=overlap, bucket_mib=1e-4), nodes=nodes):
         for step, (gradient, header, _) in enumerate(got):
             want = expected(len(nodes), step)
@@ -135,9 +159,9 @@ def test_a_failure_of_the_communication_thread_surfaces_in_finish(monkeypatch):
         with pytest.raises(PeerLost):
             reducer.finish()
         reducer.close()
-        return "told"
+        return "raised"
 
-    assert run_ranks(2, work) == ["told"] * 2
+    assert run_ranks(2, work) == ["raised"] * 2
 
 
 @pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 1]], ids=str)
@@ -162,8 +186,8 @@ def test_a_model_without_parameters_still_exchanges_headers():
 
 
 @pytest.mark.parametrize("nodes", [[0] * 4 + [1] * 8, [0] * 7 + [1] * 12])
-def test_nodes_of_different_sizes_know_the_same_norm(nodes):
-    """To the last bit: clipping by it must not take replicas apart."""
+def test_nodes_of_different_sizes_compute_the_same_norm(nodes):
+    """To the last bit, so that clipping by the norm keeps replicas equal."""
 
     def norms(group):
         random = np.random.default_rng(group.rank)

@@ -1,4 +1,4 @@
-"""Gradients on a GPU give the sums that gradients on the host give."""
+"""Gradients on a GPU have the same sums as gradients on the host."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Two ways in turns, and the faster one from then on."""
+"""A trial alternates between with and without, then keeps the faster."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ddl.parallel.trial import BLOCK, ENOUGH_S, LEAST, MOST, Trial
 
 
 def steps(trial, clock, count, seconds):
-    """What ``trial`` answers in so many steps, each of which takes ``seconds(answer, number)``."""
+    """The answers of ``trial`` over ``count`` steps, each of which takes ``seconds(answer, number)``."""
     answers = []
     for number in range(count):
         answers.append(trial.next())
@@ -15,7 +15,7 @@ def steps(trial, clock, count, seconds):
 
 
 @pytest.mark.parametrize("with_it", [0.9, 1.1])
-def test_the_faster_way_is_kept(with_it):
+def test_the_faster_choice_is_kept(with_it):
     clock = [5.0]
     trial = Trial(lambda: clock[0])
     answers = steps(trial, clock, BLOCK * MOST + 50, lambda does, _: (with_it if does else 1.0) / 1000)
@@ -23,7 +23,7 @@ def test_the_faster_way_is_kept(with_it):
     assert set(answers[BLOCK * MOST :]) == {with_it < 1} and trial.chosen is (with_it < 1)
 
 
-def test_what_disturbs_some_steps_or_follows_a_change_does_not_count():
+def test_outliers_and_the_first_step_after_a_change_do_not_count():
     clock = [0.0]
     trial = Trial(lambda: clock[0])
 
@@ -33,12 +33,12 @@ def test_what_disturbs_some_steps_or_follows_a_change_does_not_count():
     assert steps(trial, clock, BLOCK * MOST + 1, seconds)[-1] is True
 
 
-def test_without_a_difference_nothing_is_done():
+def test_without_a_difference_the_answer_is_no():
     assert steps(Trial(lambda: 0.0), [0.0], BLOCK * MOST + 1, lambda *_: 0.0)[-1] is False
 
 
 @pytest.mark.parametrize("seconds", [ENOUGH_S / (BLOCK * 7), ENOUGH_S])
-def test_of_long_steps_fewer_are_tried(seconds):
+def test_long_steps_need_fewer_blocks(seconds):
     clock = [0.0]
     trial = Trial(lambda: clock[0])
     blocks = 0

@@ -14,7 +14,7 @@ from ddl.models.transformer import Decoder
 from ddl.nn.losses import CrossEntropy
 from ddl.optim import Adam, Groups
 from ddl.parallel import reducer
-from ddl.parallel.tables import Touched
+from ddl.parallel.sparse_rows import Touched
 from ddl.run.log import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
@@ -73,7 +73,7 @@ def trained(group, network, *, steps=5, words=WORDS, **changes):
 
 @pytest.fixture(autouse=True)
 def small_tables_count():
-    with mock.patch.multiple(reducer, TABLE_BYTES=0, TABLE_BYTES_BETWEEN_NODES=0):
+    with mock.patch.multiple(reducer, SPARSE_BYTES=0, SPARSE_BYTES_BETWEEN_NODES=0):
         yield
 
 

@@ -85,7 +85,7 @@ def both(size, **how):
     shared, own = (run_ranks(size, partial(train, sharded=word, **how), nodes=nodes) for word in ("on", "off"))
     for loop, wanted in ((shared[0], True), (own[0], False)):
         assert not isinstance(loop, BaseException), repr(loop)
-        assert bool(loop.total.banks) is wanted
+        assert bool(loop.total.replicas) is wanted
     return shared, own
 
 
@@ -117,8 +117,8 @@ def test_every_way_to_step(how, nodes):
 
 @pytest.mark.parametrize("nodes", [(0, 0, 0), (0, 0, 1, 1)])
 def test_tables_of_which_few_rows_are_touched(nodes, monkeypatch):
-    monkeypatch.setattr(reducer, "TABLE_BYTES", 0)
-    monkeypatch.setattr(reducer, "TABLE_BYTES_BETWEEN_NODES", 0)
+    monkeypatch.setattr(reducer, "SPARSE_BYTES", 0)
+    monkeypatch.setattr(reducer, "SPARSE_BYTES_BETWEEN_NODES", 0)
     assert_same(*both(len(nodes), nodes=nodes, network=embedding))
 
 
@@ -147,25 +147,25 @@ def test_the_replica_is_one_and_outlives_its_sharing():
 
 
 def test_one_rank_and_ranks_of_one_a_node_have_a_replica_each():
-    assert not run_ranks(1, train)[0].total.banks
-    assert not run_ranks(2, train, nodes=[0, 1])[0].total.banks
+    assert not run_ranks(1, train)[0].total.replicas
+    assert not run_ranks(2, train, nodes=[0, 1])[0].total.replicas
 
 
 def test_where_memory_cannot_be_shared_all_goes_on():
     shared, own = (run_ranks(2, partial(train, sharded=word), can_share=False) for word in ("on", "off"))
     assert_same(shared, own)
-    assert not shared[0].total.banks
+    assert not shared[0].total.replicas
 
 
 def test_small_models_and_two_ranks_are_left_alone():
-    assert not run_ranks(3, partial(train, sharded="auto"))[0].total.banks
+    assert not run_ranks(3, partial(train, sharded="auto"))[0].total.replicas
 
 
 def test_large_models_on_three_ranks_are_not(monkeypatch):
     monkeypatch.setattr("ddl.train.work.SHARDED_BYTES", 16)
-    assert not run_ranks(2, partial(train, sharded="auto"))[0].total.banks
-    assert run_ranks(3, partial(train, sharded="auto"))[0].total.banks
-    assert not run_ranks(3, partial(train, sharded="auto", optimizer=LAMB(lr=0.01)))[0].total.banks
+    assert not run_ranks(2, partial(train, sharded="auto"))[0].total.replicas
+    assert run_ranks(3, partial(train, sharded="auto"))[0].total.replicas
+    assert not run_ranks(3, partial(train, sharded="auto", optimizer=LAMB(lr=0.01)))[0].total.replicas
 
 
 def test_an_optimizer_that_looks_at_layers_is_refused():
@@ -222,7 +222,7 @@ class Clamped(SGD):
 
 def test_what_a_users_optimizer_does_besides_is_done():
     for loop in run_ranks(3, partial(train, optimizer=Clamped(lr=0.5))):
-        assert not loop.total.banks and np.abs(loop.state.params.flat).max() <= 0.05
+        assert not loop.total.replicas and np.abs(loop.state.params.flat).max() <= 0.05
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -247,25 +247,32 @@ def test_asking_in_vain_for_one_replica_is_told():
     assert [line for line in said if line.startswith("optim.sharded is on, but")]
 
 
-@pytest.mark.parametrize("evicts", [True, False])
-def test_what_a_rank_evicts_of_the_coming_replica_is_its_own_share(monkeypatch, evicts):
+def test_an_algorithm_that_cannot_run_here_is_reported_with_its_substitute():
+    said = []
+    run_ranks(2, partial(train, said=said, sharded="off", algorithm="shared"), can_share=False)
+    start = "comm.algorithm is shared, but gradients are summed by an algorithm chosen by size"
+    assert len([line for line in said if line.startswith(start)]) == 2  # once by each rank
+
+
+@pytest.mark.parametrize("flushes", [True, False])
+def test_what_a_rank_flushes_of_the_coming_replica_is_its_own_share(monkeypatch, flushes):
     gone = []
-    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: evicts))
-    monkeypatch.setattr(sums, "can_evict", lambda x: True)
-    monkeypatch.setattr(step, "evict", lambda *call: gone.append(call))
+    monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: flushes))
+    monkeypatch.setattr(sums, "can_flush", lambda x: True)
+    monkeypatch.setattr(step, "flush", lambda *call: gone.append(call))
     loops = run_ranks(3, train)
     assert_same(loops, run_ranks(3, partial(train, sharded="off")))
-    if not evicts:
+    if not flushes:
         assert not gone
         return
     steps = {}
     for flat, start, stop in gone:
-        bank = next(k for k, bank in enumerate(loops[0].total.banks) if np.shares_memory(flat, bank[0]))
+        written = next(k for k, replica in enumerate(loops[0].total.replicas) if np.shares_memory(flat, replica[0]))
         assert 0 <= start <= stop <= flat.size  # averages of the network are no parameters
-        steps.setdefault(bank, []).append((start, stop))
+        steps.setdefault(written, []).append((start, stop))
     length = loops[0].state.layout.length
     shares = sorted(
-        (min(share.start, length), min(share.stop, length)) for loop in loops for share in loop.total._shared.shares
+        (min(share.start, length), min(share.stop, length)) for loop in loops for share in loop.total.shares
     )
-    times = (STEPS - 1) // 2  # a bank; the first step knows of nothing yet
-    assert {bank: sorted(places) for bank, places in steps.items()} == dict.fromkeys((0, 1), sorted(shares * times))
+    times = (STEPS - 1) // 2  # a replica; the first step knows of nothing yet
+    assert {replica: sorted(cuts) for replica, cuts in steps.items()} == dict.fromkeys((0, 1), sorted(shares * times))

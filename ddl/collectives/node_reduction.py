@@ -1,8 +1,7 @@
-"""Sums of arrays that already lie in the memory that the ranks of a node share: nothing is copied in or out.
+"""Sum arrays that already lie in memory shared by the ranks of a node, without copying them in or out.
 
-``NodeReduction`` serves one node. ``MultiNodeReduction`` serves several: each rank sends its lane around a ring
-between the nodes, straight from the sum inside its node. Headers and buckets are parallel's business; arrays in
-private memory are summed by shared.py and hierarchical.py."""
+``NodeReduction`` serves one node. ``MultiNodeReduction`` serves several: each rank sends its lane around a ring between
+the nodes while it is still summing it inside the node. shared.py and hierarchical.py sum arrays in private memory."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ from ddl.comm import Group
 
 
 class NodeReduction:
-    """sources: (ranks of the node, length), each rank's own row; result: (length,), one for the node.
+    """sources: (ranks of the node, length), one row per rank; result: (length,), one per node.
 
-    parts: those that ``reduce`` sums. lanes: by part, the share that comes into the result through this rank."""
+    parts: the slices that ``reduce`` sums. lanes: by part, the slice of the result that this rank computes."""
 
     def __init__(self, group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]):
         self.group, self.sources, self.result, self.parts = group, sources, result, parts
@@ -32,39 +31,39 @@ class NodeReduction:
         return _within(part, cuts[group.local_ranks.index(group.rank)])
 
     def reduce(self, number: int) -> float:
-        """Sum this rank's share of a part into the result; the squared norm of what it has added up itself.
+        """Sum this rank's lane of a part into the result; returns the lane's squared norm.
 
-        Before it, all ranks of the node have written their rows and passed a barrier; behind another one the result
-        is whole. Raises PeerLost."""
+        Call it after a barrier that follows the writes of all ranks of the node; the result is complete after another
+        barrier. Raises PeerLost."""
         return self.add(self.lanes[number])
 
     def add(self, part: slice) -> float:
-        """``part`` of the result becomes the node's sum; its squared norm."""
+        """Write the node's sum to ``part`` of the result; returns its squared norm."""
         return add(self.result, self.sources, part, self.group)
 
 
 class MultiNodeReduction(NodeReduction):
-    """The same over several nodes. What ``reduce`` returns means nothing here."""
+    """The same over several nodes. ``reduce`` returns NaN: the norm is known only once the ring has closed."""
 
     def __init__(self, group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]):
-        self._ways = Lanes(group)
+        self._ring_lanes = Lanes(group)
         super().__init__(group, sources, result, parts)
 
     def _lane(self, part: slice) -> slice:
-        lane = self._ways.lane(part.stop - part.start, self.result.itemsize)
+        lane = self._ring_lanes.lane(part.stop - part.start, self.result.itemsize)
         return slice(part.start, part.start) if lane is None else _within(part, lane)
 
     def reduce(self, number: int) -> float:
         part = self.parts[number]
-        self._ways.carry(self.result[part], lambda cut: self.add(_within(part, cut)))
+        self._ring_lanes.carry(self.result[part], lambda cut: self.add(_within(part, cut)))
         return math.nan
 
 
 def _within(part: slice, cut: slice) -> slice:
-    """``cut``, a slice of ``part``, as a slice of what ``part`` is one of."""
+    """``cut`` counts from the start of ``part``; the same elements, counted from where ``part`` counts."""
     return slice(part.start + cut.start, part.start + cut.stop)
 
 
-def of(group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]) -> NodeReduction:
-    """The way for this group."""
+def node_reduction(group: Group, sources: np.ndarray, result: Array, parts: Sequence[slice]) -> NodeReduction:
+    """The reduction for the nodes of this group."""
     return (NodeReduction if len(group.nodes) == 1 else MultiNodeReduction)(group, sources, result, parts)

@@ -1,4 +1,4 @@
-"""Tables of which few rows are touched: their sums are those of whole tables, and only those rows travel."""
+"""Gradients with sparse rows: the sums equal those of whole gradients, and only touched rows are sent."""
 
 import functools
 from unittest import mock
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ddl.arrays import Layout, Views
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.errors import PeerLost
-from ddl.kernels.sparse_rows import InRows, add_touched, pack_sums
+from ddl.kernels.sparse_rows import TouchedRows, add_touched, pack_sums
 from ddl.kernels.sums import add_rows
 from ddl.parallel import GradientSum, reducer
 
@@ -21,13 +21,13 @@ TOPOLOGIES = [[0, 0], [0, 0, 0], [0, 1], [0, 0, 1, 1], [0, 1, 1, 0, 1]]
 
 
 @pytest.fixture(autouse=True)
-def small_tables_count():
-    with mock.patch.multiple(reducer, TABLE_BYTES=0, TABLE_BYTES_BETWEEN_NODES=0):
+def small_gradients_count():
+    with mock.patch.multiple(reducer, SPARSE_BYTES=0, SPARSE_BYTES_BETWEEN_NODES=0):
         yield
 
 
 def rows_of(name, rank, step):
-    """Few rows, half of them, nearly all, none, or None: somebody does not tell."""
+    """A few rows, some, nearly all, none, or None: rank 1 does not know its rows."""
     random = np.random.default_rng([len(name), rank, step])
     entries = LAYOUT.shapes[name][0]
     if step % 6 == 4 and rank == 1:
@@ -38,7 +38,7 @@ def rows_of(name, rank, step):
 
 @functools.cache
 def gradients(rank, step):
-    """name -> (values, the rows outside which they are zero or None); asked for again and again by the sweeps."""
+    """name -> (values, the rows outside which they are zero or None); cached for the sweeps."""
     random = np.random.default_rng([rank, step])
     whole = {}
     for name, shape in LAYOUT.shapes.items():
@@ -53,7 +53,7 @@ def gradients(rank, step):
 
 
 def write(local, rank, step):
-    """A step's gradients as a model writes them; what they are, whole."""
+    """Write a step's gradients as a model does; returns them whole."""
     for name, (values, rows) in gradients(rank, step).items():
         if name in TABLES:
             table = local.views.clear(name)
@@ -98,7 +98,7 @@ class _Local:
 @pytest.mark.parametrize("nodes", TOPOLOGIES, ids=str)
 @pytest.mark.parametrize("can_share", [True, False])
 @pytest.mark.parametrize("overlap", ["on", "off"])
-def test_every_step_gives_the_sums_of_whole_tables(nodes, can_share, overlap):
+def test_every_step_gives_the_sums_of_whole_gradients(nodes, can_share, overlap):
     size = len(nodes)
     how = {"overlap": overlap, "bucket_mib": 1e-4}
     for found in run_ranks(size, lambda group: train(group, 8, **how), nodes=nodes, can_share=can_share):
@@ -110,15 +110,15 @@ def test_every_step_gives_the_sums_of_whole_tables(nodes, can_share, overlap):
 
 
 @pytest.mark.parametrize("can_share", [True, False])
-def test_tables_that_are_too_small_are_summed_whole(can_share):
-    with mock.patch.object(reducer, "TABLE_BYTES", 1 << 20):
+def test_small_gradients_are_summed_whole(can_share):
+    with mock.patch.object(reducer, "SPARSE_BYTES", 1 << 20):
         for found in run_ranks(2, lambda group: train(group, 4), can_share=can_share):
             for step, (gradient, _, _) in enumerate(found):
                 assert np.array_equal(gradient, expected(2, step))
 
 
 @pytest.mark.parametrize("nodes", TOPOLOGIES, ids=str)
-def test_inside_a_node_and_in_a_pair_the_bits_are_those_of_whole_tables(nodes):
+def test_inside_a_node_and_between_two_ranks_the_bits_equal_those_of_whole_gradients(nodes):
     def work(group, by_rows):
         total = GradientSum(group, LAYOUT, 1, by_rows=by_rows)
         for name in TABLES:
@@ -130,7 +130,7 @@ def test_inside_a_node_and_in_a_pair_the_bits_are_those_of_whole_tables(nodes):
     sparse = run_ranks(len(nodes), lambda group: work(group, TABLES), nodes=nodes)
     dense = run_ranks(len(nodes), lambda group: work(group, ()), nodes=nodes)
     assert all(np.array_equal(sparse[0], other) for other in sparse)
-    if len(set(nodes)) == 1 or max(map(nodes.count, nodes)) == 1:  # elsewhere lanes begin at other nodes
+    if len(set(nodes)) == 1 or max(map(nodes.count, nodes)) == 1:  # otherwise lanes start at different nodes
         assert np.array_equal(sparse[0], dense[0])
 
 
@@ -156,7 +156,7 @@ def test_only_touched_rows_travel_between_nodes(nodes, can_share):
 
 @pytest.mark.parametrize("can_share", [True, False])
 @pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 0, 1]], ids=str)
-def test_a_death_anywhere_never_corrupts_a_table(nodes, can_share):
+def test_a_death_anywhere_never_corrupts_a_sum(nodes, can_share):
     def work(group):
         try:
             for step, (gradient, _, _) in enumerate(train(group, 2)):
@@ -176,7 +176,7 @@ def test_a_death_anywhere_never_corrupts_a_table(nodes, can_share):
             raise AssertionError("the job never ends")
 
 
-def test_poison_in_a_touched_row_shows_in_the_norm_of_all():
+def test_an_infinity_in_a_touched_row_reaches_the_norm_of_all():
     def work(group):
         total = GradientSum(group, LAYOUT, 1, by_rows=TABLES)
         total.local.views.zero_outside.update(dict.fromkeys(TABLES, np.array([7])))
@@ -230,14 +230,15 @@ def test_kernels_add_what_add_rows_adds(is_plain, shape, ranks, dtype, seed, dat
     assert (packed[: edges[0]] == 9).all() and (packed[edges[1] :] == 9).all()
 
 
-def test_views_clear_what_may_be_written():
+def test_clearing_a_view_writes_only_rows_that_may_be_nonzero():
     views = Views({"a.w": np.ones((4, 2)), "b.w": np.ones((4, 2))}, {"a.w": np.array([1])})
     assert views.at("a").clear("w")[:, 0].tolist() == [1, 0, 1, 1]
     assert not views.at("b").clear("w").any() and not views.zero_outside
     assert not views.at("a").clear("w").any()
 
 
-def test_a_name_that_is_built_anew_says_nothing_about_rows():
-    name = InRows("weight", np.array([1]))
-    assert name.below("embedding") == "embedding.weight" and name.below("embedding").rows is name.rows
-    assert type(f"embedding.{name}") is str
+def test_touched_rows_keep_their_rows_under_a_scope_and_format_as_the_plain_name():
+    touched = TouchedRows("weight", np.array([1]))
+    outer = touched.below("embedding")
+    assert outer.name == "embedding.weight" and outer.rows is touched.rows
+    assert f"decoder.{outer}" == "decoder.embedding.weight"
