@@ -5,6 +5,7 @@ around a ring of the k-th ranks, so each byte crosses the network 2(n-1)/n times
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from ddl.arrays import Array
@@ -63,6 +64,10 @@ def allreduce(x: Array, group: Group) -> None:
         sources, out = space.half(space.next_half(), x.dtype)
         sources[lanes.me, : piece.size] = piece
         group.node_barrier()
-        lanes.carry(out[: piece.size], lambda part, out=out, sources=sources: add(out, sources, part, group))
+        lanes.carry(out[: piece.size], functools.partial(_add, out, sources, group))
         group.node_barrier()
         piece[...] = out[: piece.size]
+
+
+def _add(out: Array, sources: Array, group: Group, part: slice) -> None:
+    add(out, sources, part, group)

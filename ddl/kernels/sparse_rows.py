@@ -20,7 +20,7 @@ class TouchedRows:
     """What backward yields instead of a gradient's name to promise that the gradient is zero outside of ``rows``.
 
     rows: row numbers in an integer array of any shape; repeats are allowed. As text it is the plain name, so code that
-    only needs names formats it like any other, and thereby drops the promise."""
+    only needs names formats it like any other, which drops the promise."""
 
     name: str
     rows: Array

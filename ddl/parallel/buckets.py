@@ -26,7 +26,7 @@ def buckets(
 
     order: the names as backward yields them (default: the reverse of forward's order). A bucket is closed once it
     has reached ``bucket_bytes``, and where the next name is not adjacent to it in memory.
-    alone: names that get a bucket of their own.
+    alone: names that share their bucket with no other name.
     Raises ValueError if ``order`` misses or repeats a name."""
     names = list(reversed(list(layout.shapes)) if order is None else order)
     if sorted(names) != sorted(layout.shapes):

@@ -42,7 +42,7 @@ class Sum(Protocol):
     result: Array  # (length,) the sum, valid from the return of ``close`` to the next ``reduce``; may be ``local``
     total: np.ndarray  # (header_length,) float64, the sum of the headers, valid as long as ``result``
     pays_to_overlap: bool  # whether sending during backward is worth a thread
-    touched: Mapping[int, Touched]  # by part, for each gradient with sparse rows; marked before ``open``
+    touched: dict[int, Touched]  # by part, for each gradient with sparse rows; marked before ``open``
     algorithm: str  # the registry's name of what sums dense parts; "auto": chosen by size in every call
 
     def stage(self, number: int) -> None:

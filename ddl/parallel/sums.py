@@ -24,7 +24,7 @@ from ddl.comm import Group, NodeMemory
 from ddl.kernels.cache_flush import can_flush, flush, flush_rows
 from ddl.kernels.sums import squares
 from ddl.parallel.contract import OnHost, Sum, SumPlan
-from ddl.parallel.sparse_rows import SPARSE_SHARE, MultiNodeRows, PrivateRows, SharedMemoryRows
+from ddl.parallel.sparse_rows import SPARSE_SHARE, MultiNodeRows, PrivateRows, SharedMemoryRows, Touched
 from ddl.parallel.staging import Direct, Staged
 from ddl.parallel.trial import Trial
 
@@ -41,7 +41,7 @@ class SingleRank(OnHost):
     def __init__(self, layout: Layout, header_length: int, xp: ModuleType = np):
         self.local = self.result = aligned.zeros(layout.length, layout.dtype, xp)
         self.header = self.total = np.zeros(header_length)
-        self.touched: dict = {}
+        self.touched: dict[int, Touched] = {}
 
     def reduce(self, number: int) -> None:
         """Nothing to add."""
@@ -201,7 +201,7 @@ class MultiNode(SharedMemory):
         super().__init__(group, memory, at, plan)
         self._first_ranks = [ranks[0] for ranks in group.nodes]
         # Only as many ranks as the smallest node has carry lanes. Adding the zeros of further ranks would change the
-        # order of additions on larger nodes, and with it the last bit of the norm by which all replicas are clipped.
+        # order of additions there, so that replicas would be clipped by norms that differ in the last bit.
         self._norms = self._norms[: min(len(ranks) for ranks in group.nodes)]
         self._shared_total = at.total.of(memory.common, np.float64)
         self.shares = [runs(plan.layout.length, len(group.local_ranks), plan.layout.dtype.itemsize)[self.me]]

@@ -1,4 +1,4 @@
-"""Cache lines that the ranks of a node flush: those that this rank writes and other ranks have read."""
+"""The ranks of a node flush exactly the cache lines that one rank writes and another has read."""
 
 import threading
 from types import SimpleNamespace
