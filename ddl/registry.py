@@ -91,7 +91,7 @@ def adapt(value: Any, contract: type[T]) -> T:
         return value
     members: dict[str, Any] = {}
     for name in (name for name in dir(contract) if not name.startswith("_") and hasattr(value, name)):
-        members[name] = property(lambda self, name=name: getattr(value, name))
+        members[name] = _member(value, name)
     if callable(value):
         members["__call__"] = lambda self, *arguments: value(*arguments)
     adapted: T = type(type(value).__name__, (contract,), members)()
@@ -136,3 +136,8 @@ def _spelled(hint: Any) -> str:
     if origin in (tuple, list, Sequence):
         return "a list" + f" of {_spelled(arguments[0])}" * bool(arguments)
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _member(value: Any, name: str) -> property:
+    """A property that reads ``name`` of ``value``."""
+    return property(lambda self: getattr(value, name))

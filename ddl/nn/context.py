@@ -13,9 +13,10 @@ from functools import cached_property
 import numpy as np
 
 from ddl.arrays import Arena, Array, generator, namespace_of
+from ddl.kernels.sparse_rows import TouchedRows
 
 
-def _nobody_listens(names: Sequence[str]) -> None:
+def _nobody_listens(names: Sequence[str | TouchedRows]) -> None:
     pass
 
 
@@ -45,7 +46,7 @@ class Context:
     seed: int = 0
     step: int = 0
     part: int = 0
-    announce: Callable[[Sequence[str]], None] = _nobody_listens
+    announce: Callable[[Sequence[str | TouchedRows]], None] = _nobody_listens
     arena: Arena = field(default_factory=Arena)
     data: Array | None = None
     mask: Array | None = None
@@ -58,7 +59,7 @@ class Context:
         shards: Sequence[int],
         step: int,
         part: int = 0,
-        announce: Callable[[Sequence[str]], None] | None = None,
+        announce: Callable[[Sequence[str | TouchedRows]], None] | None = None,
     ) -> None:
         """Turn to another batch: scratch arrays are reused, generators are keyed anew."""
         self.arena.rewind()

@@ -177,8 +177,8 @@ class Delimited(Source):
             raise DataError(f"classes {unknown[:5]} do not occur in the training part", self.path)
         self._number(names)
 
-    def _number(self, names: tuple[str, ...]) -> None:
-        self.names, self._code = names, {_canonical(name): number for number, name in enumerate(names)}
+    def _number(self, names: Sequence[str]) -> None:
+        self.names, self._code = tuple(names), {_canonical(name): number for number, name in enumerate(names)}
         self._kept = (Held([]), self._parse(np.zeros(0, np.int64)))
 
     @staticmethod

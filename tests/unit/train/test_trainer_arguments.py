@@ -212,7 +212,7 @@ class Own(ReLU):
 NETWORKS = {
     "by name": "mlp",
     "of layers": ddl.models.MLP([4, 8, 2], dropout=0.2),
-    "of named layers": Sequential(inner=Sequential(Dense(6, "tanh"), BatchNorm(sync=False)), last=Dense(2, bias=False)),
+    "of named layers": Sequential(inner=Sequential(Dense(6, "tanh"), BatchNorm()), last=Dense(2, bias=False)),
     "of layers in layers": Sequential(Reshape((2, 2)), Residual(Dense(2)), Flatten(), Dense(2)),
 }
 
