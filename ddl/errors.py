@@ -4,15 +4,15 @@ DdlError                      exit status 1
 ├── UserError                 2   a mistake of the user's: settings, files, shapes
 │   ├── ConfigError               a setting is unknown, mistyped or impossible
 │   └── DataError                 a file is missing, truncated, mislabelled or does not match
-├── PeerLost                  1   a rank died or fell silent; only the fault room catches it
+├── PeerLost                  1   a rank died or stopped responding; only ddl/fault catches it
 ├── CommError                 1   communication failed without a death
 ├── JobEnded                  n   another rank has ended the job, with status n
-├── Stop                      75  the job ended early for a reason that a restart cures
-│   ├── QuorumLost                this side of a partition may not go on
-│   └── Fenced                    a newer generation has taken over the run folder
+├── Stop                      75  the job ended early and can be restarted
+│   ├── QuorumLost                this side of a partition may not continue
+│   └── LeaseLost                 a newer generation has taken over the run folder
 ├── CheckpointError           1   no checkpoint could be written or read
 ├── Diverged                  1   replicas differ, or too many steps in a row were not finite
-└── UserCodeError             1   a model, loss, data source or callback of the user's raised
+└── UserCodeError             1   the user's model, loss, data source or callback raised
 
 ``exit_status`` is what the process ends with when the error reaches the top.
 """
@@ -73,9 +73,9 @@ class DataError(UserError):
 
 
 class PeerLost(DdlError):
-    """A rank died or fell silent. Parameters still hold the last committed step.
+    """A rank died or stopped responding. Parameters still hold the last committed step.
 
-    ``ranks`` may be empty: an error of the network tells that somebody is gone, not who."""
+    ``ranks`` may be empty: a network error does not say which rank is lost."""
 
     def __init__(self, ranks: Iterable[int], generation: int, doing: str):
         self.ranks, self.generation, self.doing = sorted(ranks), generation, doing
@@ -83,7 +83,7 @@ class PeerLost(DdlError):
 
 
 class CommError(DdlError):
-    """Communication failed although nobody is known to have died."""
+    """Communication failed although no rank is known to have died."""
 
 
 class JobEnded(DdlError):
@@ -95,21 +95,21 @@ class JobEnded(DdlError):
 
 
 class Stop(DdlError):
-    """The job ends early in good order; starting it again goes on from where it stood."""
+    """The job ends early; starting it again resumes from its last checkpoint."""
 
     exit_status = EX_TEMPFAIL
 
 
 class QuorumLost(Stop):
-    """Too few of the last generation can be reached for this side to go on."""
+    """This side of a partition can reach too few ranks of the last generation to continue."""
 
 
-class Fenced(Stop):
-    """A newer generation owns the run folder; this process must write nothing more."""
+class LeaseLost(Stop):
+    """A newer generation or launch holds the run folder; this process must not write there any more."""
 
 
 class CheckpointError(DdlError):
-    """No checkpoint could be written or read; what was saved before is untouched."""
+    """A checkpoint could not be written or read; earlier ones are untouched."""
 
 
 class Diverged(DdlError):
@@ -117,7 +117,7 @@ class Diverged(DdlError):
 
 
 class UserCodeError(DdlError):
-    """Code named by the user raised; carries that traceback as text."""
+    """The user's code raised; carries its traceback as text."""
 
     def __init__(self, message: str, traceback: str = ""):
         self.traceback = traceback

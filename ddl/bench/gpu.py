@@ -50,7 +50,7 @@ def main(seconds: float) -> int:
                 candidates["torch"] = peers.Step(name, data_of(case, 1).arrays, case.batch, 1, device="cuda")
             times = steps_in_turns(candidates, group, seconds)
             loop.close()
-            loop.journal.close()
+            loop.log.close()
             middle = {who: statistics.median(found) for who, found in times.items()}
             more = {"samples_per_s": round(case.batch / middle["ours"], 1)}
             peer = "torch" if has_torch else "itself"

@@ -35,7 +35,7 @@ def rows(
         blocks = blocks_in_turns({mode: loop.advance for mode, loop in loops.items()}, group, seconds)
         for loop in loops.values():
             loop.close()
-            loop.journal.close()
+            loop.log.close()
         # By whole blocks: a step of ranks that wait for each other ends now on one, now on the other a little later,
         # and the slowest rank of each step would count that twice.
         middle = {mode: statistics.median(float(block.mean()) for block in found) for mode, found in blocks.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from ddl.comm import Group
 from ddl.data import Arrays, Order, auto_shards
 from ddl.data.ledger import Start
 from ddl.optim import Adam, Groups
-from ddl.run.log import Journal
+from ddl.run.log import RunLog
 from ddl.train.loop import Loop
+from ddl.train.services import Services
 from ddl.train.state import State
-from ddl.train.step import Span, no_span
 from ddl.train.task import Task
 
 BLOCK_S = 0.25
@@ -62,8 +62,8 @@ def make_loop(
     *,
     device: Device | None = None,
     batch: int = 0,
-    beat: Callable[[int, str], None] = lambda step, phase: None,
-    span: Span = no_span,
+    beat: Callable[[int, str], None] | None = None,
+    span: Callable[[str], AbstractContextManager[None]] | None = None,
 ) -> Loop:
     """The loop of a job on ``name``, attached to the group and ready to advance.
 
@@ -86,14 +86,19 @@ def make_loop(
         total_steps=1 << 40,
     )
     state = State(model, task.optimizer.slots, task.dtype, 0, device)
-    journal = Journal(task)
-    journal.launch, journal.folder, journal.ranks_started = "bench", folder, group.size
-    loop = Loop(task, group, device, state, journal, beat=beat, span=span)
+    log = RunLog(task)
+    log.launch, log.folder, log.ranks_started = "bench", folder, group.size
+    services = Services(log)
+    if beat is not None:
+        services.beat = beat  # type: ignore[method-assign, assignment]
+    if span is not None:
+        services.span = span  # type: ignore[method-assign, assignment]
+    loop = Loop(task, group, device, state, services)
     if group.is_leader:
-        journal.lead()
-        if journal._ledger is not None:
-            journal._ledger.start(Start("bench", 0, 0, order))
-    problem = loop.attach(group, loop.plan)
+        log.lead()
+        if log._ledger is not None:
+            log._ledger.start(Start("bench", 0, 0, order))
+    problem = loop.work.attach(group, loop.work.plan)
     assert problem is None, problem
     return loop
 
@@ -163,7 +168,7 @@ def rows(
         times = steps_in_turns(candidates, group, seconds)
         ours = statistics.median(times["ours"])
         loop.close()
-        loop.journal.close()
+        loop.log.close()
         # A second loop, watched: taking the time of every phase costs what a small step would notice.
         loop = make_loop(name, group, folder / f"{name}-phases", beat=beat, span=shares.span)
         time_steps(loop.advance, 3)
@@ -171,7 +176,7 @@ def rows(
         group.barrier()
         total = sum(time_steps(loop.advance, max(5, round(BLOCK_S / ours))))
         loop.close()
-        loop.journal.close()
+        loop.log.close()
         more = {
             "samples_per_s": round(CASES[name].batch * group.size / ours, 1),
             "spread": round(spread(times["ours"]), 3),

@@ -65,7 +65,7 @@ def blocks(
         times = time_steps(loop.advance, steps)[1:]
         yield np.array(group.gather_objects(times)).max(axis=0).tolist()
     loop.close()
-    loop.journal.close()
+    loop.log.close()
 
 
 def rows(size: int, models: Sequence[str], seconds: float, threads: int, mpirun: str = "") -> Iterator[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 What the arrays mean, and when a checkpoint is taken, is train's."""
 
-from ddl.checkpoint.lease import Fence, Owner, owner_of
-from ddl.checkpoint.memory import newer_of, open_replica
+from ddl.checkpoint.lease import Owner, RunFolderLease, owner_of
+from ddl.checkpoint.memory import newer_of, open_memory_checkpoint
 from ddl.checkpoint.store import Entry, Store
 from ddl.checkpoint.writer import Writer
 
-__all__ = ["Entry", "Fence", "Owner", "Store", "Writer", "newer_of", "open_replica", "owner_of"]
+__all__ = ["Entry", "Owner", "RunFolderLease", "Store", "Writer", "newer_of", "open_memory_checkpoint", "owner_of"]

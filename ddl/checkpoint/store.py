@@ -1,7 +1,7 @@
-"""A folder of checkpoints: each is there whole or not at all; the newest and the best are kept.
+"""A folder of checkpoints: each is complete or absent; the newest and the best are kept.
 
-A checkpoint is a folder ``step_00000040`` of two files, arrays.safetensors and state.json. It is written
-aside, brought to the disk and renamed; only then may an older one go. What the arrays mean is train's."""
+A checkpoint is a folder ``step_00000040`` of two files, arrays.safetensors and state.json. It is written under a
+temporary name, synced to the disk and renamed; only then may an older one be deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from ddl.arrays import Array
 from ddl.checkpoint.file import Probe, no_probe, pieces_of, read_file, sync_folder, write_file
-from ddl.checkpoint.lease import Fence
+from ddl.checkpoint.lease import RunFolderLease
 from ddl.errors import CheckpointError
 
 ARRAYS, STATE = "arrays.safetensors", "state.json"
@@ -29,14 +29,14 @@ _NAME = re.compile(r"step_(\d{8,})(?:-(\d+))?")
 
 
 def silent(line: str) -> None:
-    """Nobody listens."""
+    """The default of ``say``."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint as its state.json tells it; ``problem`` says why it cannot be used, if that shows already.
+    """A checkpoint as described by its state.json; ``problem`` says why it cannot be used, if that is known already.
 
-    serial: counts the checkpoints written to the folder, so the newest is known although steps may go back."""
+    serial: counts the checkpoints written to the folder: after a resume from an older one, steps are not in order."""
 
     path: Path
     step: int
@@ -63,10 +63,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 class Store:
-    """Checkpoints in ``folder``; one process writes (fenced), any may read.
+    """Checkpoints in ``folder``. One process writes, protected by ``lease``; any process may read.
 
-    keep: how many of the newest stay. keep_best: the one with the highest score stays as well.
-    say: gets one line about each checkpoint that was passed over. probe: called at every system call."""
+    keep: how many of the newest are kept. keep_best: the one with the highest score is kept as well.
+    say: called with a line about each checkpoint that was skipped. probe: called at every system call."""
 
     def __init__(
         self,
@@ -74,25 +74,25 @@ class Store:
         keep: int = 3,
         keep_best: bool = True,
         *,
-        fence: Fence | None = None,
+        lease: RunFolderLease | None = None,
         say: Callable[[str], None] = silent,
         probe: Probe = no_probe,
     ):
         if keep < 1:
             raise ValueError(f"keep at least one checkpoint, not {keep}")
         self.folder, self.keep, self.keep_best = Path(folder), keep, keep_best
-        self.fence, self.say, self.probe = fence, say, probe
+        self.lease, self.say, self.probe = lease, say, probe
         self._cleaned = False
 
     # Reading.
 
     def entries(self) -> list[Entry]:
-        """All committed checkpoints, oldest first. One whose state cannot be read stands where its step puts it."""
+        """All committed checkpoints, oldest first. Those whose state cannot be read are placed by their step."""
         readable, broken = [], []
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             match = _NAME.fullmatch(path.name)
             if match is None:
-                continue  # written aside and not finished, or not ours
+                continue  # unfinished, or not a checkpoint
             try:
                 state = read_state(path)
                 readable.append(Entry(path, state["step"], state["serial"], state["score"]))
@@ -100,18 +100,18 @@ class Store:
                 broken.append(Entry(path, int(match[1]), problem=str(error)))
         entries = sorted(readable, key=lambda entry: entry.serial)
         for lost in sorted(broken, key=lambda entry: entry.step):
-            older = [place for place, entry in enumerate(entries) if entry.step < lost.step]
+            older = [index for index, entry in enumerate(entries) if entry.step < lost.step]
             entries.insert(older[-1] + 1 if older else 0, lost)
         return entries
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that looks usable, not yet verified in full; None where there is none at all."""
+        """The newest checkpoint that looks usable, though its arrays are not verified; None if there is none at all."""
         entries = self.entries()
         usable = [entry for entry in entries if not entry.problem] or entries
         return usable[-1].path if usable else None
 
     def newest_step(self) -> int:
-        """The step of the newest checkpoint whose state can be read; -1 without one."""
+        """The step of the newest checkpoint whose state can be read; -1 if there is none."""
         return next((entry.step for entry in reversed(self.entries()) if not entry.problem), -1)
 
     def best(self) -> Path | None:
@@ -120,9 +120,9 @@ class Store:
         return max(scored, key=lambda e: (e.score, e.serial)).path if scored else None
 
     def load(self, path: str | Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays, meta) of the checkpoint at ``path``, or of the newest that is whole.
+        """(arrays, meta) of the checkpoint at ``path``, or of the newest that is complete.
 
-        Says which newer ones were passed over, and why. Raises CheckpointError if none can be used."""
+        Says which newer ones were skipped, and why. Raises CheckpointError if none can be used."""
         if path is not None:
             try:
                 return self._read(Path(path))
@@ -133,10 +133,10 @@ class Store:
             try:
                 return self._read(entry.path)
             except CheckpointError as error:
-                problems.append(f"{entry.path.name} passed over: {error}")
+                problems.append(f"{entry.path.name} skipped: {error}")
                 self.say(f"checkpoint {problems[-1]}")
-        told = "; ".join(problems) if problems else "there is none"
-        raise CheckpointError(f"no checkpoint in {self.folder} can be used: {told}")
+        reasons = "; ".join(problems) if problems else "there is none"
+        raise CheckpointError(f"no checkpoint in {self.folder} can be used: {reasons}")
 
     def _read(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         state = read_state(path)
@@ -145,12 +145,14 @@ class Store:
     # Writing.
 
     def save(self, step: int, arrays: Mapping[str, Array], meta: Mapping[str, Any], score: float | None = None) -> Path:
-        """Write a checkpoint and return its folder; afterwards it survives a power cut, and older ones may be gone.
+        """Write a checkpoint and return its folder. It then survives a power cut; older ones may have been deleted, and
+        earlier ones of the same step are.
 
-        Raises CheckpointError when it cannot be written (the disk is full): what was there before is untouched.
-        Raises Fenced when a newer generation owns the run folder."""
+        Raises CheckpointError if it cannot be written (the disk is full): earlier checkpoints are then untouched.
+        Raises LeaseLost if a newer generation holds the run folder."""
         aside = self.folder / f"step_{step:08d}.tmp-{os.getpid()}"
         try:
+            self._make_folder()
             if not self._cleaned:
                 self.clean()
             entries = self.entries()
@@ -161,22 +163,25 @@ class Store:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full" if full else error.strerror or str(error)
             raise CheckpointError(
-                f"checkpoint of step {step} was not written to {self.folder}: {reason}; those before are untouched"
+                f"checkpoint of step {step} was not written to {self.folder}: {reason}; earlier ones are untouched"
             ) from error
         except Exception:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm, the new one is there
+        with contextlib.suppress(OSError):  # an old checkpoint that cannot be deleted does no harm
             self._rotate(final)
         return final
 
-    def clean(self) -> None:
-        """Remove what earlier writers left unfinished. Only the one writer of the folder may do this."""
+    def _make_folder(self) -> None:
+        """Before every checkpoint: the user may have deleted the folder since the last one."""
         self.probe("checkpoint.mkdir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.probe("checkpoint.mkdir.done")
-        if self.fence:
-            self.fence.check()
+
+    def clean(self) -> None:
+        """Remove what earlier writers left unfinished. Only the writer that holds the lease may do this."""
+        if self.lease:
+            self.lease.check()
         for path in self.folder.glob("step_*.tmp-*"):
             shutil.rmtree(path, ignore_errors=True)
         self._cleaned = True
@@ -195,7 +200,7 @@ class Store:
         aside.mkdir()
         self.probe("checkpoint.mkdir.done")
         files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe)}
-        # Through JSON once, so that the sum is taken of what a reader will see.
+        # Through JSON once, so that the checksum is that of the values that a reader gets.
         state = json.loads(
             json.dumps(
                 {"format": 1, "step": step, "serial": serial, "score": score, "files": files, "meta": dict(meta)}
@@ -206,13 +211,13 @@ class Store:
         sync_folder(aside, self.probe)
 
     def _publish(self, aside: Path, step: int) -> Path:
-        """Give the finished checkpoint its name; another one of the same step gets a number, nothing is replaced."""
+        """Give the finished checkpoint its name; beside another one of the same step it gets a number."""
         final, copy = self.folder / f"step_{step:08d}", 1
         while final.exists():
             copy += 1
             final = self.folder / f"step_{step:08d}-{copy}"
-        if self.fence:
-            self.fence.check()
+        if self.lease:
+            self.lease.check()
         self.probe("checkpoint.rename")
         os.rename(aside, final)
         self.probe("checkpoint.rename.done")
@@ -220,10 +225,12 @@ class Store:
         return final
 
     def _rotate(self, newest: Path) -> None:
-        """Delete what is neither among the newest nor the best; ``newest`` has just been committed."""
+        """Delete all but the newest and the best; ``newest`` has just been committed."""
         entries = self.entries()
-        usable = [entry for entry in entries if not entry.problem]
+        step = next((entry.step for entry in entries if entry.path == newest), -1)
+        usable = [e for e in entries if not e.problem and (e.step != step or e.path == newest)]
         kept = {newest, *(entry.path for entry in usable[-self.keep :])}
+        # An earlier one of this step is the same state; it only stays if it alone has the best score.
         best = self.best() if self.keep_best else None
         for entry in entries:
             if entry.path not in kept and entry.path != best:

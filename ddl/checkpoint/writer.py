@@ -1,6 +1,6 @@
-"""A thread that writes checkpoints while training goes on, from a copy taken at a step boundary.
+"""A thread that writes checkpoints while training continues, from a copy taken between two steps.
 
-What a checkpoint is on disk is store.py's; when one is taken is train's."""
+The files are store.py's; when a checkpoint is written is decided in ddl/train."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from ddl.checkpoint.store import Store
 from ddl.errors import CheckpointError, DdlError
 
 TICK_S = 0.5
-PATIENCE_S = 30.0  # training waits so long for the checkpoint before, and goes on without one then
-LAST_S = 600.0  # nothing is left to do but to wait for the last one
+PATIENCE_S = 30.0  # training waits so long for the previous checkpoint, then skips one
+LAST_S = 600.0  # the wait for the last one, when nothing else is left to do
 Saved = Callable[[int, Path], None]
 
 
-def _ignore(*told: Any) -> None:
-    """Nobody listens."""
+def _ignore(*arguments: Any) -> None:
+    """The default of all callbacks."""
 
 
 class Writer:
-    """Writes to ``store`` (None where this rank writes no checkpoints to disk) and to the node's ``replica``.
+    """Writes to ``store`` (None on a rank that writes no checkpoints to disk) and to the node's ``memory``.
 
-    One staging buffer, used again for every checkpoint: a step allocates nothing. One write at a time.
-    say: gets a line when a checkpoint could not be written. saved(step, path): called from the thread, after each.
-    beat: called now and then while ``submit`` or ``wait`` waits for a file system."""
+    The staging buffer is reused, so that a step allocates nothing. One write at a time.
+    say: called with a line if a checkpoint could not be written. saved(step, path): called from the thread, after each.
+    beat: called regularly while ``submit`` or ``wait`` waits for a file system."""
 
     def __init__(
         self,
         store: Store | None,
-        replica: Store | None = None,
+        memory: Store | None = None,
         *,
         say: Callable[[str], None] = _ignore,
         saved: Saved = _ignore,
     ):
-        self.store, self.replica, self.say, self.saved = store, replica, say, saved
+        self.store, self.memory, self.say, self.saved = store, memory, say, saved
         self.beat: Callable[[], None] = _ignore
         self._is_overdue = False
         self._staging = np.empty(0, np.uint8)
@@ -62,24 +62,22 @@ class Writer:
         *,
         to_disk: bool = True,
     ) -> None:
-        """Copy the state and return; the thread writes the copy. Waits first while an earlier write goes on, but not
-        for a file system that hangs: this checkpoint is left out then, and told through ``say``.
+        """Copy the state and return; the thread writes the copy. Waits for an earlier write first, but not for a file
+        system that hangs: then this checkpoint is skipped, with a line through ``say``.
 
-        Raises Fenced if an earlier write found the run folder in newer hands. A write that failed for another
-        reason (the disk is full) was told through ``say``: training goes on, the checkpoints before are untouched.
-        ``meta`` is not copied and must not change afterwards."""
+        Raises LeaseLost if an earlier write found that a newer generation holds the run folder. A write that failed for
+        another reason (a full disk) was reported through ``say``: training continues and earlier checkpoints are
+        untouched. ``meta`` is not copied and must not change afterwards."""
         if not self._is_idle_within(0.0 if self._is_overdue else PATIENCE_S):
             if not self._is_overdue:
-                self.say(
-                    f"no checkpoint of step {step} and later: the one before is being written for {PATIENCE_S:g} s"
-                )
+                self.say(f"no checkpoint of step {step} and later: the previous one has taken {PATIENCE_S:g} s so far")
             self._is_overdue = True
             return
         self._is_overdue = False
         if self._error is not None and not isinstance(self._error, CheckpointError):
             raise self._error
         copies = self._stage(arrays)
-        targets = [store for store in (self.replica, self.store if to_disk else None) if store is not None]
+        targets = [store for store in (self.memory, self.store if to_disk else None) if store is not None]
 
         def work() -> None:
             for store in targets:
@@ -88,7 +86,7 @@ class Writer:
                 except CheckpointError as error:
                     if store is self.store:
                         raise
-                    self.say(f"the copy in memory was not renewed: {error}")  # the disk may still have room
+                    self.say(f"the checkpoint in memory was not renewed: {error}")  # the disk may still have room
                     continue
                 if store is self.store:
                     self.saved(step, path)
@@ -100,7 +98,7 @@ class Writer:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Until the last submitted checkpoint is written. Raises what kept it from being written, once."""
+        """Wait until the last submitted checkpoint is written. Raises its error, once."""
         if self._is_overdue or not self._is_idle_within(LAST_S):
             self._is_overdue = True
             raise CheckpointError("a checkpoint is still being written: the file system seems to hang")
@@ -109,7 +107,7 @@ class Writer:
             raise error
 
     def close(self) -> None:
-        """Finish the write in progress and end the thread; one that hangs in a file system is left behind."""
+        """Finish the write in progress and end the thread; a thread that hangs in a file system is abandoned."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -140,8 +138,8 @@ class Writer:
             self._staging = np.empty(end, np.uint8)
         copies = {}
         for name, array in arrays.items():
-            place = self._staging[starts[name] : starts[name] + array.nbytes]
-            copies[name] = place.view(array.dtype).reshape(array.shape)
+            copy = self._staging[starts[name] : starts[name] + array.nbytes]
+            copies[name] = copy.view(array.dtype).reshape(array.shape)
             copies[name][...] = host(array)
         return copies
 
@@ -163,9 +161,9 @@ class Writer:
             if error is not None:
                 try:
                     self.say(str(error))
-                except Exception as failure:  # whoever waits is let go in any case, and learns of both
+                except Exception as failure:  # ``wait`` must return in any case, with both errors
                     if isinstance(error, CheckpointError):
-                        error = CheckpointError(f"{error}; which could not be told: {failure!r}")
+                        error = CheckpointError(f"{error}; and this could not be reported: {failure!r}")
             with self._changed:
                 self._error, self._work = error, None
                 self._changed.notify_all()

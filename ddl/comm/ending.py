@@ -1,8 +1,8 @@
-"""How a process ends where deaths are tolerated, so that its peers hear of it.
+"""How a process ends: the only module that replaces ``os._exit`` and ``sys.excepthook`` or ends this process.
 
-The launcher reports a process that dies by a signal, or exits with 0, as a death; one that exits with
-another status it does not report, and its peers would wait for ever (measured with PRRTE 3.0). So a
-rank that ends on its own accord ends by SIGKILL. An end that all have agreed on is mpi.py's."""
+Where ranks survive each other's failures, no rank may end unnoticed: PRRTE 3.0 reports a process that ends by a signal
+or with status 0 as failed, but not one that exits with another status, and its peers would then wait for ever. So a
+rank that ends on its own ends by SIGKILL. The ends that all ranks agreed on are in mpi.py."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import TracebackType
 from typing import NoReturn
+
+Handler = Callable[[BaseException], None]
+"""Prints an uncaught exception (``show``) and ends this process, or returns to let the interpreter end it."""
 
 _real_exit = os._exit
 _is_agreed = False
+_handler: Handler | None = None
+_users_hook = sys.excepthook
 
 
 def agreed() -> None:
-    """All members have come to the end: from now on each way out of this process is an ordinary one."""
+    """All members have come to the end: from now on every way out of this process is an ordinary one."""
     global _is_agreed
     _is_agreed = True
 
 
 def flush() -> None:
-    """Write out what was printed; a broken pipe must not stop an end."""
+    """Flush stdout and stderr; a closed pipe does not prevent the end."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # None where the process was started with it closed
             stream.flush()
@@ -38,7 +44,7 @@ def leave(status: int) -> NoReturn:
 
 
 def die() -> NoReturn:
-    """End this process now, so that its peers hear of it."""
+    """End this process now, so that its peers notice."""
     flush()
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
@@ -46,19 +52,42 @@ def die() -> NoReturn:
 
 
 def report_every_exit(last_words: Callable[[], None]) -> None:
-    """Make each way out of this process that is not ``leave`` a death that peers hear of, after ``last_words``."""
+    """Turn every way out of this process except ``leave`` into a death that peers notice, after ``last_words``."""
     owner = os.getpid()
 
-    def exit_as_death(status: int) -> NoReturn:
-        if os.getpid() == owner and not _is_agreed:  # a forked child, which is no rank, ends as it likes
+    def die_unless_agreed() -> None:
+        if os.getpid() == owner and not _is_agreed:  # a forked child is no rank and ends normally
             last_words()
             die()
+
+    def exit_as_death(status: int) -> NoReturn:
+        die_unless_agreed()
         _real_exit(status)
 
-    def at_exit() -> None:
-        if os.getpid() == owner and not _is_agreed:
-            last_words()
-            die()
-
     os._exit = exit_as_death  # type: ignore[assignment]
-    atexit.register(at_exit)
+    atexit.register(die_unless_agreed)
+
+
+def on_uncaught(handler: Handler) -> Handler:
+    """Call ``handler`` for an exception that nothing catches; returns the handler that it replaces.
+
+    The first call installs the only ``sys.excepthook`` of this package."""
+    global _handler, _users_hook
+    if _handler is None:
+        _users_hook, sys.excepthook = sys.excepthook, _hook
+    replaced, _handler = _handler or _only_show, handler
+    return replaced
+
+
+def show(error: BaseException) -> None:
+    """Print an exception as the interpreter, or a hook of the user's, would have done."""
+    _users_hook(type(error), error, error.__traceback__)
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    assert _handler is not None
+    _handler(error.with_traceback(trace))
+
+
+def _only_show(error: BaseException) -> None:
+    show(error)

@@ -64,7 +64,7 @@ def start(
         raise UserError(f"fault.spares = {spares} leaves no worker of {world.Get_size()} processes")
     me = this_process(world.Get_rank(), node)
     group = sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
-    _tell_of_every_end(group)
+    _report_every_end(group)
     return group
 
 
@@ -75,7 +75,7 @@ def _join(mpi: Any, parent: Any, tolerant: bool, probe: Probe, node: str | None)
     parent.Disconnect()
     me = this_process(first + mpi.COMM_WORLD.Get_rank(), node)
     group = sealed(mpi, wider, me, wider.Get_size(), generation, tolerant, probe)
-    _tell_of_every_end(group)
+    _report_every_end(group)
     return group
 
 
@@ -109,23 +109,22 @@ def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
     return world.Shrink()
 
 
-def _tell_of_every_end(group: MpiGroup) -> None:
-    """However this process ends, its peers must not wait for it."""
+def _report_every_end(group: MpiGroup) -> None:
+    """Make sure that the peers do not wait for this process, however it ends."""
     if preflight.library_is_tolerant():
         ending.report_every_exit(lambda: None if group.tolerant else group.revoke())
-    previous = sys.excepthook
 
-    def hook(*what: Any) -> None:
-        previous(*what)
+    def uncaught(error: BaseException) -> None:
+        ending.show(error)
         if group.tolerant:
             ending.die()
         fail(group, 1)
 
-    sys.excepthook = hook
+    ending.on_uncaught(uncaught)
 
 
 def part(group: Group) -> None:
-    """``finish`` for a script at the interpreter's end: the process then ends by itself, with a status of its own."""
+    """``finish`` for a script at the interpreter's end: the process then ends by itself, with its own status."""
     if isinstance(group, MpiGroup) and not group._mpi.Is_finalized() and preflight.library_is_tolerant():
         _meet(group)
         ending.agreed()
@@ -134,14 +133,14 @@ def part(group: Group) -> None:
 
 
 def finish(group: Group, status: int = 0) -> None:
-    """The end that all members have agreed on. Returns only where the interpreter should go on to its own end.
+    """Leave the job after all members have agreed on its end.
 
-    With deaths tolerated: a last barrier, then the process ends here with ``status``, since
-    MPI_Finalize may hang after a death. Otherwise MPI_Finalize, and the caller exits."""
+    With fault tolerance: a last barrier, then the process ends here with ``status``, since MPI_Finalize may hang after
+    a death. Otherwise this calls MPI_Finalize and returns, and the caller exits."""
     if not isinstance(group, MpiGroup):
         group.close()
         return
-    if group._mpi.Is_finalized():  # by the end of another group of this process
+    if group._mpi.Is_finalized():  # when another group of this process ended
         return
     if preflight.library_is_tolerant():
         _meet(group)
@@ -152,27 +151,28 @@ def finish(group: Group, status: int = 0) -> None:
 
 
 def _meet(group: MpiGroup) -> None:
-    """Wait for all members: to leave early would look like a death to the others."""
+    """Wait for all members: leaving early would look like a death to the others."""
     try:
         group._everyone.Barrier()
     except group._mpi.Exception:
-        group.revoke()  # not all may hear of a death after the end, and none of one that has left with a status
+        # Not every member notices a death after the end, and none notices a member that left with a status.
+        group.revoke()
 
 
 def fail(group: Group, status: int = 1) -> None:
-    """The end of the whole job with ``status``, for a reason that only this process need know.
+    """End the whole job with ``status``, for a reason that only this process knows.
 
-    With deaths tolerated the others hear of it as JobEnded, at their next agreement or recovery."""
+    With fault tolerance the others get JobEnded at their next agreement or recovery."""
     if not isinstance(group, MpiGroup):
         return
     if group.tolerant:
         try:
             group.end_job(status)
         except BaseException:
-            ending.die()  # they could not be told: this at least they hear of
+            ending.die()  # the message failed, but a death is noticed
         ending.leave(status)
     if preflight.library_is_tolerant():
-        group.revoke()  # the launcher would let the others wait for ever
+        group.revoke()  # a fault-tolerant launcher lets the others wait for ever
         ending.leave(status)
     ending.flush()
     group._mpi.COMM_WORLD.Abort(status)

@@ -1,8 +1,8 @@
-"""The companion of a rank: a tiny process that kills its rank when that hangs, and goes when its rank is gone.
+"""The companion of a rank: a small process that kills its rank when it hangs, and ends when its rank has ended.
 
-Started as ``python -I -S companion.py PAGE STACK PID`` by watchdog.py, whose heartbeat page it reads. It
-imports nothing of ddl and nothing large: it must be there within milliseconds, and work when all else fails.
-All that it does after a death that nobody agreed on is to leave word of when that was."""
+Started as ``python -I -S companion.py PAGE STACK PID`` by watchdog.py, whose heartbeat page it reads. It imports
+nothing of ddl and nothing large, because it must start within milliseconds and work when everything else fails. After
+an unexpected death it writes a note with the time and, for a native crash, the signal."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import time
 BEATS, STEP, PHASE, WAITING, RECOVERING, MEDIAN_NS, HANG_MS, RECOVERY_MS, STOP_MS, RANK, PHASES_BYTES, NOTES_BYTES = (
     range(12)
 )
-FIRST, ENDED = 12, 13  # the phase is new to this generation; the rank's end will be one that all agreed on
-PART = 14  # what a recovery is at, as far as that has limits of its own:
-MEETING, READING = 1, 2  # until all live ranks have come to it, which may compute till then; reading new shards
+FIRST, ENDED = 12, 13  # the phase is new to this generation; all ranks have agreed on the end
+PART = 14  # the part of a recovery, for those with a limit of their own:
+MEETING, READING = 1, 2  # waiting for all live ranks, which may still compute; reading new shards
 SLOTS = 16
 PHASES_AT, PHASES_END = 8 * SLOTS, 2048
 NOTES_AT, PAGE_BYTES = 2048, 2048 + 4096
@@ -33,19 +33,20 @@ PR_SET_PDEATHSIG = 1
 TICK_S = 0.1
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STACK_WAIT_S = 1.0
+FATAL = "Fatal Python error: "  # the beginning of what Python's fault handler writes
 NOTE_WAIT_S = 1.0
-MEDIAN_STEPS = 20  # a rank may take this many ordinary steps, whatever the limit says
-# What a rank does for the first time may have to be compiled first: while it gets any CPU time it then has so long.
+MEDIAN_STEPS = 20  # a rank is never killed before so many median steps have passed
+# A phase that is new may have to be compiled first: the limit for it, as long as the rank uses any CPU time.
 FIRST_S = 120.0
-# In a recovery the rank that waits for nobody is the one that holds it up: it goes first, and the others may finish.
+# In a recovery the rank that waits for no other delays all: its limit is shorter, so that the others can finish.
 ALONE_SHARE = 2 / 3
-LAST_WORD_S = 2.0  # for the note about a death; no companion stays longer
+LAST_WORD_S = 2.0  # for the note about a death; then the companion ends in any case
 
 
 class Watch:
-    """What the companion saw so far; ``look`` is its whole judgement and touches nothing.
+    """What the companion has observed; ``look`` decides, and has no other effect.
 
-    Time is the companion's own running time: while it was stopped itself, together with its rank, none passed."""
+    Time is the companion's running time: none passes while it is stopped together with its rank."""
 
     def __init__(self) -> None:
         self.last = (0, 0)
@@ -53,21 +54,21 @@ class Watch:
         self.since, self.cpu_s = 0, 0.0
 
     def look(self, slots, state: str, passed_s: float, cpu_s: float = 0.0) -> str:
-        """The kind of a hang ("stopped", "hang" or "recovery") that calls for a kill now, or "".
+        """The kind of hang ("stopped", "hang" or "recovery") for which the rank must be killed now, or "".
 
-        slots: the page's. state: the process state letter of /proc. passed_s: since the last look. cpu_s: CPU time
-        that the rank has used in all."""
+        slots: of the page. state: the process state letter of /proc. passed_s: since the last call. cpu_s: CPU time
+        that the rank has used so far."""
         self.stopped_s = self.stopped_s + passed_s if state == "T" else 0.0
         if self.stopped_s > slots[STOP_MS] / 1e3 > 0:
             return "stopped"
         if state == "T":
-            return ""  # a rank that cannot run is judged by the shorter limit alone
+            return ""  # for a rank that cannot run only the shorter limit counts
         self.recovering_s = self.recovering_s + passed_s if slots[RECOVERING] == self.since != 0 else 0.0
         self.since = slots[RECOVERING]
         if self.since:
             self.still_s = self.idle_s = 0.0
             return "recovery" if self.recovering_s > recovery_limit_s(slots) > 0 else ""
-        # A beat or a change of phase is life; so is waiting for others, who have companions of their own.
+        # A beat or a change of phase shows life; a rank that waits for others is left to their companions.
         seen = (slots[BEATS], slots[WAITING])
         lives = seen != self.last or slots[WAITING] or not slots[BEATS]
         self.still_s = 0.0 if lives else self.still_s + passed_s
@@ -86,11 +87,11 @@ def hang_limit_s(slots) -> float:
 
 
 def recovery_limit_s(slots) -> float:
-    """How long this part of a recovery may take this rank; 0: as long as it likes.
+    """The limit for this part of a recovery on this rank; 0: no limit.
 
-    Whoever may be waited for that long has a companion of its own, which acts first."""
+    It is longer for ranks that wait: the companions of those that they wait for must act first."""
     recovery_s, part = slots[RECOVERY_MS] / 1e3, slots[PART]
-    if part == READING:  # the whole limit for files that may be cold, and as much more as elsewhere for the others
+    if part == READING:  # reading files that are not in the page cache may take the whole limit
         return recovery_s / ALONE_SHARE if slots[WAITING] else recovery_s
     if part == MEETING and slots[WAITING]:
         return max(hang_limit_s(slots), FIRST_S) + recovery_s if slots[HANG_MS] else 0.0
@@ -105,7 +106,7 @@ def phase_of(page, slots) -> str:
 
 
 def look_at(pid: int) -> tuple[str, float]:
-    """The state letter that /proc gives for a process, "X" when it is gone, and the CPU seconds that it has used."""
+    """The state letter of a process from /proc, "X" if it is gone, and the CPU seconds that it has used."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()
@@ -115,12 +116,12 @@ def look_at(pid: int) -> tuple[str, float]:
 
 
 def note_path(folder: str, rank: int) -> str:
-    """Where word of a rank's death is found."""
+    """The file with the note about a rank's death."""
     return os.path.join(folder, f"rank-{rank}.json")
 
 
 def write_note(folder: str, note: dict) -> None:
-    """Put a note about a rank where the survivors and the supervisor look for it, all of it or nothing."""
+    """Write a note about a rank for the survivors and the supervisor, atomically."""
     path = note_path(folder, note["rank"])
     os.makedirs(folder, exist_ok=True)
     with open(f"{path}.tmp-{os.getpid()}", "w") as file:
@@ -129,9 +130,9 @@ def write_note(folder: str, note: dict) -> None:
 
 
 class Process:
-    """The rank, this process's parent: it can be waited for and signalled, and nothing else is ever signalled.
+    """The rank, which is this process's parent. No other process is ever signalled.
 
-    Without pidfd (Linux before 5.3, some sandboxes) its end is seen a tick later."""
+    Without pidfd (Linux before 5.3, some sandboxes) its end is noticed a tick later."""
 
     def __init__(self, pid: int):
         self.pid, self._pidfd = pid, -1
@@ -141,19 +142,19 @@ class Process:
             self._gone.register(self._pidfd, select.POLLIN)
 
     def is_gone_within(self, seconds: float) -> bool:
-        """Waits so long at most. A process whose parent has ended gets another one."""
+        """Wait for the end of the rank, at most so long. A process whose parent has ended gets another parent."""
         return bool(self._gone.poll(seconds * 1e3)) or os.getppid() != self.pid
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(OSError):
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, number)
-            elif os.getppid() == self.pid:  # so its number is still its own
+            elif os.getppid() == self.pid:  # so the pid has not been reused
                 os.kill(self.pid, number)
 
 
 def stack_from(rank: Process, stack_fd: int) -> str:
-    """The rank's Python stacks, which its own handler writes; "" when it does not answer."""
+    """The rank's Python stacks, written by its own signal handler; "" if it does not respond."""
     rank.signal(STACK_SIGNAL)
     size, deadline = 0, time.monotonic() + STACK_WAIT_S
     while time.monotonic() < deadline:
@@ -166,7 +167,7 @@ def stack_from(rank: Process, stack_fd: int) -> str:
 
 
 def note_of(kind: str, page, slots, pid: int) -> dict:
-    """What is known of the rank at its end."""
+    """What is known about the rank at its end."""
     return {
         "rank": slots[RANK],
         "host": os.uname().nodename,
@@ -178,8 +179,8 @@ def note_of(kind: str, page, slots, pid: int) -> dict:
     }
 
 
-def leave_word(page, slots, note: dict, wait_s: float) -> None:
-    """Write the note, but wait no longer than that for a file system that hangs."""
+def write_note_within(page, slots, note: dict, wait_s: float) -> None:
+    """Write the note, but wait at most ``wait_s`` for a file system that hangs."""
     folder = bytes(page[NOTES_AT : NOTES_AT + slots[NOTES_BYTES]]).decode()
     written: list[bool] = []
 
@@ -196,31 +197,36 @@ def leave_word(page, slots, note: dict, wait_s: float) -> None:
 
 
 def kill(kind: str, page, slots, rank: Process, stack_fd: int, limit_s: float) -> None:
-    """Note who was killed, where and why, then kill."""
+    """Write a note about the rank, then kill it."""
     stack = stack_from(rank, stack_fd) if kind != "stopped" else ""
     note = {**note_of(kind, page, slots, rank.pid), "after_s": round(limit_s, 3), "stack": stack}
-    leave_word(page, slots, note, NOTE_WAIT_S)
+    write_note_within(page, slots, note, NOTE_WAIT_S)
     rank.signal(signal.SIGKILL)
 
 
-def note_crash(page, slots, pid: int) -> None:
-    """The rank is gone without a word: note when that was, unless its own note tells why."""
+def note_crash(page, slots, pid: int, stack_fd: int) -> None:
+    """Note the time of the rank's end, and the signal of a native crash, unless the rank has written its own note."""
     note = note_of("crash", page, slots, pid)
+    # After a fatal signal Python's fault handler has written its name and the stacks. None of this after SIGKILL.
+    text = os.pread(stack_fd, 1 << 16, 0).decode(errors="replace")
+    _, is_fatal, stack = text.partition(FATAL)
+    if is_fatal:
+        note["error"], note["stack"] = stack.partition("\n")[0], stack
     folder = bytes(page[NOTES_AT : NOTES_AT + slots[NOTES_BYTES]]).decode()
-    signal.setitimer(signal.ITIMER_REAL, LAST_WORD_S)  # ends this process, whatever holds it up
+    signal.setitimer(signal.ITIMER_REAL, LAST_WORD_S)  # ends this process even if a file system hangs
     if not os.path.exists(note_path(folder, slots[RANK])):
-        leave_word(page, slots, note, LAST_WORD_S)
+        write_note_within(page, slots, note, LAST_WORD_S)
 
 
 def wake_with(pid: int) -> bool:
-    """Ask the kernel to continue this process when its parent ends, should it be stopped at that time: then it sees
-    that and ends as well. False if the parent has ended already."""
+    """Ask the kernel to continue this process when its parent ends: it may be stopped, and must notice that to end as
+    well. False if the parent has ended already."""
     try:
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     except (ImportError, OSError, AttributeError):
-        pass  # the loop below ends too, unless this process is stopped
+        pass  # without this the loop still ends, unless this process is stopped
     return os.getppid() == pid
 
 
@@ -231,7 +237,7 @@ def main(page_fd: int, stack_fd: int, pid: int) -> None:
     if wake_with(pid) and watch(page, slots, stack_fd, pid):
         return
     if slots[NOTES_BYTES] and not slots[ENDED]:
-        note_crash(page, slots, pid)
+        note_crash(page, slots, pid, stack_fd)
 
 
 def watch(page, slots, stack_fd: int, pid: int) -> bool:

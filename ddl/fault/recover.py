@@ -1,7 +1,7 @@
-"""The recovery loop: fence, revoke, shrink, agree, level, reassign - until a generation of survivors stands.
+"""One recovery: kill, revoke, shrink, agree, level, reassign, repeated until a generation of survivors is complete.
 
-What is levelled and reassigned belongs to the caller (a ``Recoverable``); what to do is decision.py's;
-which calls may be made after a death is comm's."""
+The state that is levelled belongs to the caller (``Recoverable`` in work.py), decision.py decides what to do, and
+driver.py calls this whenever a rank is lost."""
 
 from __future__ import annotations
 
@@ -12,84 +12,61 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
-from ddl.errors import DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.decision import Action, Death, Situation, decide, fatal_error
-
-
-class Recoverable(Protocol):
-    """What recovery asks of the work that it saves."""
-
-    def position(self) -> tuple[int, int]:
-        """(committed step, stage): the largest among the survivors is the state that all will hold."""
-        ...
-
-    def flat_arrays(self) -> list[np.ndarray]:
-        """The state's arrays in host memory, in a fixed order; only read."""
-        ...
-
-    def meta(self) -> Any:
-        """The small rest of the state: picklable."""
-        ...
-
-    def take_over(self, arrays: list[np.ndarray], meta: Any) -> None:
-        """Replace the whole state by another rank's, at once: nothing in here waits for anybody."""
-        ...
-
-    def attach(self, group: Group, plan: Plan) -> DdlError | None:
-        """Bind to a new generation: open this rank's shards and the buffers of its sums. May raise PeerLost.
-
-        Returns, on every worker alike, the reason why the job cannot go on, if there is one."""
-        ...
+from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
+from ddl.fault.decision import Action, Call, RankDeath, Situation, decide, fatal_death
+from ddl.fault.work import Recoverable
 
 
 @dataclass(frozen=True)
-class Settings:
-    """min_ranks: fewer survivors stop the job. say: gets one line for each noteworthy turn."""
+class RecoverySettings:
+    """min_ranks: with fewer survivors the job stops. kill_timeout_s: how long a killed process may take to disappear.
+    notes: identity -> the note about its death, if there is one. beat: called with each phase of a recovery."""
 
     min_ranks: int = 1
-    fence_timeout_s: float = 10.0
+    kill_timeout_s: float = 10.0
     notes: Callable[[int], dict[str, Any] | None] = lambda identity: None
     beat: Callable[[str], None] = lambda phase: None
-    # Around each part of a recovery, named "meet", "" or "read": watched by the companion.
+    # Entered for each part of a recovery, "meet", "" or "read"; the companion enforces that part's time limit.
     recovering: Callable[[str], AbstractContextManager[Any]] = nullcontext
     clock: Callable[[], float] = time.monotonic
 
 
 @dataclass
 class Report:
-    """What a recovery did: who died, how long each phase took (seconds), and who holds which shards now."""
+    """The result of a recovery: which ranks died, how long each phase took (seconds), and how shards moved."""
 
     generation: int
-    deaths: list[Death]
+    deaths: list[RankDeath]
     survivors: list[int]
     step: int
     phases: dict[str, float] = field(default_factory=dict)
     moved: dict[int, list[int]] = field(default_factory=dict)  # identity -> shards it took over
     promoted: list[int] = field(default_factory=list)  # spares that became workers
-    refusal: DdlError | None = None  # why the survivors, all of them, may not go on
+    refusal: DdlError | None = None  # why all survivors must end the job
+    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row that found nobody dead
+    detect_s: dict[int, float] = field(default_factory=dict)  # identity -> seconds from its death to this recovery
 
     @property
     def seconds(self) -> float:
         return sum(self.phases.values())
 
 
-def fence(member: Member, timeout_s: float, node: str) -> bool:
-    """Kill a process of this node and see it gone: True once it can touch nothing any more.
+def kill_and_confirm(member: Member, timeout_s: float, node: str) -> bool:
+    """Kill a process of this node and wait until it is gone. True means that it can no longer write anything.
 
-    node: where this process lives. False for a process of another node, whose process numbers mean nothing here
-    and which nobody here can vouch for, or one that will not go."""
+    node: the node of the calling process. False for a process of another node, where its pid means nothing and its
+    end cannot be observed, or if it is still there after ``timeout_s``."""
     if member.node != node:
         return False
     if member.pid == os.getpid():
-        return True  # ranks as threads of one process: one that is gone has returned
+        return True  # ranks are threads of this process: a thread that is gone has returned
     deadline = time.monotonic() + timeout_s
+    # The start time tells the process from a later one with the same pid.
     while (started := start_time(member.pid)) and (not member.started or started == member.started):
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)
@@ -100,11 +77,10 @@ def fence(member: Member, timeout_s: float, node: str) -> bool:
 
 
 def detection_s(note: Mapping[str, Any] | None, raised_s: float, began_s: float, longest_s: float) -> float:
-    """Seconds from a death to the beginning of recovery at ``began_s`` (all times are ``time.time()``).
+    """Seconds from a death to the beginning of recovery at ``began_s``. All times are ``time.time()``.
 
-    note: of the dead rank, which tells when it ended; where it hung or was stopped its last sign of life counts.
-    raised_s: when a call of this rank failed, which is all that is known without a note; a rank that computes hears
-    late. longest_s: no death is older, since the dead rank took part in what was then."""
+    note: of the dead rank; it has the time of its end, or of its last sign of life if it hung. raised_s: when a call of
+    this rank failed, used if there is no note. longest_s: an upper bound, since the rank was alive that long ago."""
     sign_s = raised_s
     if note is not None and isinstance(note.get("time"), int | float):
         sign_s = note["time"] - note.get("after_s", 0.0)
@@ -112,31 +88,35 @@ def detection_s(note: Mapping[str, Any] | None, raised_s: float, began_s: float,
 
 
 class Leaves(Exception):
-    """This rank raised, the others can go on without it: it must end now."""
+    """This rank raised ``error`` and the other ranks continue without it: it must end now."""
+
+    error: Exception  # set by the driver
 
 
 @dataclass(frozen=True)
-class _Word:
-    """What each worker of a new generation tells the others."""
+class _Ballot:
+    """What each worker of a new generation sends to all others."""
 
     identity: int
     position: tuple[int, int]
     confirmed: frozenset[int]
-    deaths: tuple[Death, ...]
-    raised: Death | None
+    deaths: tuple[RankDeath, ...]
+    raised: RankDeath | None
     failure: DdlError | None
     has_state: bool
-    history: tuple[Death, ...]
+    history: tuple[RankDeath, ...]
+    call: Call | None
+    without_death: tuple[tuple[int, int], int]
 
 
 def survive(
     group: Group, action: Callable[[Group], DdlError | None], mine: DdlError | None = None
 ) -> tuple[Group, DdlError | None]:
-    """Do what can be done again from its beginning, such as setting up, until all workers have done it.
+    """Repeat an action that can be restarted from its beginning, such as set-up, until all workers have completed it.
 
-    The group is that of the survivors afterwards. action: tells every worker why the job cannot begin, or None.
-    A spare does nothing. mine: what a spare has found out by itself. Whoever has no reason of its own is told that of
-    the others as JobEnded, with their status."""
+    Returns the group of the survivors. action: returns on every worker why the job cannot begin, or None; spares do not
+    run it. mine: a problem that a spare found by itself. Ranks without a problem of their own get JobEnded with the
+    status of the others."""
     while True:
         problem, done = mine if group.is_spare else None, 1
         try:
@@ -145,12 +125,13 @@ def survive(
         except PeerLost:
             group.revoke()
             done = 0
-        # All are told the status that the workers end with, or else the spares: an agreement is an AND of bits.
+        # One agreement carries both statuses, that of the workers and that of the spares. It is an AND of bits, so
+        # they are inverted: a 0 from any rank survives.
         status = 0 if problem is None else problem.exit_status
-        place = _SPARES if group.is_spare else _WORKERS
-        told = group.agree(done | (~(status << place) & (_STATUS << _WORKERS | _STATUS << _SPARES)))
-        if told & 1:
-            of_workers, of_spares = ~told >> _WORKERS & _STATUS, ~told >> _SPARES & _STATUS
+        shift = _SPARES if group.is_spare else _WORKERS
+        agreed = group.agree(done | (~(status << shift) & (_STATUS << _WORKERS | _STATUS << _SPARES)))
+        if agreed & 1:
+            of_workers, of_spares = ~agreed >> _WORKERS & _STATUS, ~agreed >> _SPARES & _STATUS
             if of_workers:
                 return group, JobEnded(of_workers) if group.is_spare else problem
             return group, problem or (JobEnded(of_spares) if of_spares else None)
@@ -160,39 +141,43 @@ def survive(
         group = survivors
 
 
-_STATUS, _WORKERS, _SPARES = 0xFF, 1, 9  # where in the vote of ``survive`` the statuses stand, inverted
+_STATUS, _WORKERS, _SPARES = 0xFF, 1, 9  # mask of a status, and the bits where the two statuses begin
 
 
 class Recovery:
-    """Recovers again and again over a job's life; remembers the deaths so far and the plan by identity.
+    """Recovers as often as necessary during a job; remembers earlier deaths and which rank holds which shard.
 
-    owners: shard -> identity of the worker that holds it."""
+    owners: shard -> identity of the worker that holds it. history: earlier deaths. has_state: False on a spare or new
+    rank until it received the state. raised: set before ``recover`` by a rank whose own code raised.
+    failure: why the job must end, as soon as any rank knows it."""
 
-    def __init__(self, work: Recoverable, plan: Plan, group: Group, settings: Settings):
+    def __init__(self, work: Recoverable, plan: Plan, group: Group, settings: RecoverySettings):
         self.work, self.settings = work, settings
         self.owners = [group.members[rank].identity for rank in plan.owners]
-        self.history: list[Death] = []
+        self.history: list[RankDeath] = []
         self.has_state = not group.is_spare
-        self.raised: Death | None = None  # set before recover() by a rank whose own code raised
-        self._told: dict[int, Death] = {}  # what ranks that raised have said themselves, by identity
-        self.failure: DdlError | None = None  # why the job must end, as soon as some rank knows it
+        self.raised: RankDeath | None = None
+        self.failure: DdlError | None = None
+        self._raised: dict[int, RankDeath] = {}  # identity -> what a rank that raised reported before it ended
+        # (position, number of recoveries in a row at that position in which no rank had died)
+        self._without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)
         self._deadline = ExitStack()  # the watchdog's limit on the recovery in progress
 
     def recover(self, group: Group, cause: PeerLost, agreed: bool = False) -> tuple[Group, Report]:
-        """A sealed group of the survivors, all holding the newest committed state, its shards spread among them.
+        """Return a group of the survivors, all with the newest committed state and with all shards distributed.
 
-        The failed group is closed. agreed: the caller has been through the generation's closing agreement already.
-        ``report.refusal`` is QuorumLost, Stop (too few ranks left) or UserCodeError (the job itself is broken),
-        the same on every worker, where the survivors may not go on; the state is levelled then only for Stop.
-        A rank that raised takes part until all know of it, since they might all have raised; then Leaves is raised."""
+        The failed group is closed. agreed: the caller already took part in the generation's closing agreement.
+        ``report.refusal`` is set, alike on every worker, where the survivors must end the job: QuorumLost, Stop (too
+        few ranks), UserCodeError or CommError (repeating would not help); the state is then levelled only for Stop.
+        A rank that raised takes part until all know it, since all may have raised the same; then it gets Leaves."""
         with self._deadline:
-            return self._recover(group, group, cause, agreed)
+            return self._recover(group, group, cause, agreed, counts=True)
 
     def refill(self, group: Group, count: int) -> tuple[Group, Report]:
-        """A group with ``count`` new processes beside the members, all of them workers with the newest state.
+        """Return a group with ``count`` additional processes, all of them workers with the newest state.
 
-        Called by all members after a recovery, whose time limit holds for this as well. When somebody dies in
-        this, what is returned is the group that a recovery from that has left."""
+        Called by all members after a recovery, under the same time limit. If a rank dies meanwhile, returns the group
+        that a recovery from that leaves, which may have no new rank."""
         with self._deadline:
             self._within_limit()
             began = self.settings.clock()
@@ -210,18 +195,21 @@ class Recovery:
             return wider, report
 
     def join(self, group: Group) -> tuple[Group, Report]:
-        """The newcomer's side of ``refill``, in the group that it was started for."""
+        """The new rank's side of ``refill``, in the group for which it was started."""
         self.has_state = False
         with self._deadline:
             return self._recover(group, group, None, True)
 
     def _within_limit(self, part: str = "") -> None:
-        """The limit begins anew: that of this part."""
+        """Restart the watchdog's clock, with the limit of this part."""
         self._deadline.close()
         self._deadline.enter_context(self.settings.recovering(part))
 
-    def _recover(self, group: Group, last: Group, cause: PeerLost | None, agreed: bool) -> tuple[Group, Report]:
-        """cause: None where ``group`` is whole, and only has to be bound to. last: the one of the plan so far."""
+    def _recover(
+        self, group: Group, last: Group, cause: PeerLost | None, agreed: bool, counts: bool = False
+    ) -> tuple[Group, Report]:
+        """cause: None if ``group`` is complete and only needs levelling and shards. last: the group whose ranks hold
+        the shards so far. counts: whether a recovery without any death is an error of the job when it repeats."""
         clock = self.settings.clock
         phases: dict[str, float] = {}
         mark = clock()
@@ -240,27 +228,31 @@ class Recovery:
             group.probe(f"recover.{phase}")
 
         while True:
-            # A rank that has not heard of the death yet may compute or hang first, for as long as any rank may.
+            # A rank that has not noticed the death yet may still compute, for as long as a step may take.
             self._within_limit("" if agreed else "meet")
             if lost is not None:
                 enter("fence")
                 for rank in lost:
-                    fence(group.members[rank], self.settings.fence_timeout_s, group.me.node)
+                    kill_and_confirm(group.members[rank], self.settings.kill_timeout_s, group.me.node)
                 lap("fence")
                 enter("revoke")
                 group.revoke()
                 lap("revoke")
                 enter("shrink")
-                if not agreed:  # every member leaves a generation through exactly one agreement: has it ended, or not
+                # Every member leaves a generation through exactly one agreement: those that came to its regular end
+                # have passed it, and all others vote 0 here, so both kinds count the same calls.
+                if not agreed:
                     group.agree(0)
                     self._within_limit()
                 survivors = group.shrink()
                 group.close()
-                group, lost = survivors, set()  # ranks are those of a group: the last one's mean nothing here
+                group, lost = survivors, set()  # ranks of the closed group mean nothing in this one
                 lap("shrink")
             try:
                 enter("agree")
-                report = self._settle(group, last, before, lap, enter)
+                report = self._settle(
+                    group, last, before, _failed_call(cause, group.me) if counts else None, lap, enter
+                )
                 done = 1
             except PeerLost as again:
                 lost = set(again.ranks)
@@ -270,78 +262,91 @@ class Recovery:
             if group.agree(done):
                 group.doing = "job"
                 self.history.extend(report.deaths)
-                self.raised, report.phases = None, phases
+                self.raised, report.phases, self._without_death = None, phases, report.without_death
                 return group, report
 
-    def _settle(self, group: Group, last: Group, before: Sequence[Member], lap: Callable, enter: Callable) -> Report:
-        """Everything between the shrink and the closing agreement; PeerLost means that it starts again."""
+    def _settle(
+        self, group: Group, last: Group, before: Sequence[Member], call: Call | None, lap: Callable, enter: Callable
+    ) -> Report:
+        """Everything between the shrink and the closing agreement. If it raises PeerLost it is run again."""
         alive = {member.identity for member in group.members}
         gone = [member for member in before if member.identity not in alive]
-        confirmed = frozenset(m.identity for m in gone if fence(m, self.settings.fence_timeout_s, group.me.node))
+        timeout_s = self.settings.kill_timeout_s
+        confirmed = frozenset(m.identity for m in gone if kill_and_confirm(m, timeout_s, group.me.node))
         if group.is_spare:
-            self._within_limit("read")  # it waits for those that do
+            self._within_limit("read")  # it waits while the workers read their shards
             return Report(group.generation, [], sorted(alive), 0)
-        deaths = tuple(self._death(m) for m in gone)
-        word = _Word(
-            group.me.identity,
-            self.work.position(),
-            confirmed,
-            deaths,
-            self.raised,
-            self.failure,
-            self.has_state,
-            tuple(self.history),
+        ballots: list[_Ballot] = group.gather_objects(
+            _Ballot(
+                identity=group.me.identity,
+                position=self.work.position(),
+                confirmed=confirmed,
+                deaths=tuple(self._death(m) for m in gone),
+                raised=self.raised,
+                failure=self.failure,
+                has_state=self.has_state,
+                history=tuple(self.history),
+                call=call,
+                without_death=self._without_death,
+            )
         )
-        words: list[_Word] = group.gather_objects(word)
-        holders = [w for w in words if w.has_state]
+        holders = [ballot for ballot in ballots if ballot.has_state]
         if not holders:
-            lost = Stop("only spares are left and none holds the state: start again from the newest checkpoint")
-            return Report(group.generation, list(deaths), sorted(alive), 0, refusal=lost)
-        newest = max(w.position for w in holders)
-        leader = next(rank for rank, w in enumerate(words) if w.has_state and w.position == newest)
-        if not all(w.position[0] >= newest[0] - 1 for w in holders):
-            raise AssertionError(f"committed steps differ by more than one: {[w.position for w in words]}")
-        self.history = list(words[leader].history)  # a spare that steps in has not seen it
-        raised = [w.raised for w in words if w.raised is not None]
-        self._told.update((death.identity, death) for death in raised)
-        deaths = (*words[leader].deaths, *raised)
+            stop = Stop("only spares are left and none has the state: restart from the newest checkpoint")
+            return Report(group.generation, list(ballots[0].deaths), sorted(alive), 0, refusal=stop)
+        newest = max(ballot.position for ballot in holders)
+        leader = next(rank for rank, b in enumerate(ballots) if b.has_state and b.position == newest)
+        # A rank commits only behind the barrier of the step, so no other rank can be two steps behind it.
+        if not all(ballot.position[0] >= newest[0] - 1 for ballot in holders):
+            raise AssertionError(f"committed steps differ by more than one: {[b.position for b in ballots]}")
+        self.history = list(ballots[leader].history)  # a spare that is promoted has not seen it
+        raised = [ballot.raised for ballot in ballots if ballot.raised is not None]
+        self._raised.update((death.identity, death) for death in raised)
+        deaths = (*ballots[leader].deaths, *raised)
+        # The newest ranks may not have seen earlier recoveries; the leader has.
+        position, count = ballots[leader].without_death
+        calls = [ballot.call for ballot in ballots if ballot.call is not None]
+        repeats = 0 if deaths or not calls else 1 + (count if position == newest else 0)
         now = Situation(
-            last=[m.identity for m in before],
+            last=[member.identity for member in before],
             alive=alive,
-            confirmed=frozenset().union(*(w.confirmed for w in words)),
+            confirmed=frozenset().union(*(ballot.confirmed for ballot in ballots)),
             minimum=self.settings.min_ranks,
             committed=newest[0],
             deaths=deaths,
             history=self.history,
             leaving=[death.identity for death in raised],
+            without_death=repeats,
+            calls=calls,
         )
         lap("agree")
         action = decide(now)
-        refusal = self._refusal(action, now, group)
+        refusal = self._refusal(action, now)
         if refusal is None or action is Action.STOP:
-            # What one rank came to know before the death holds for all of them.
-            self.failure = next((w.failure for w in words if w.failure is not None), None)
+            # A failure that one rank knew before the death is valid for all of them.
+            self.failure = next((ballot.failure for ballot in ballots if ballot.failure is not None), None)
             refusal = self.failure or refusal
         report = Report(group.generation, list(deaths), sorted(alive), newest[0], refusal=refusal)
+        report.without_death = newest, repeats
         if refusal is not None and (action is not Action.STOP or self.failure is not None):
             return report
         if self.raised is not None:
             raise Leaves
         enter("level")
-        self._level(group, words, newest, leader)
+        self._level(group, ballots, newest, leader)
         lap("level")
-        if refusal is None:  # otherwise the leader saves what is newest, and all leave
+        if refusal is None:  # for Stop the leader still saves the newest state before all ranks end
             enter("reassign")
             self._within_limit("read")
             self._reassign(group, last, leader, report)
             lap("reassign")
         return report
 
-    def _death(self, member: Member) -> Death:
-        if member.identity in self._told:
-            return self._told[member.identity]
+    def _death(self, member: Member) -> RankDeath:
+        if member.identity in self._raised:
+            return self._raised[member.identity]
         note = self.settings.notes(member.identity) or {}
-        return Death(
+        return RankDeath(
             identity=member.identity,
             host=member.host,
             kind=note.get("kind", "crash"),
@@ -353,15 +358,26 @@ class Recovery:
         )
 
     @staticmethod
-    def _refusal(action: Action, now: Situation, group: Group) -> DdlError | None:
+    def _refusal(action: Action, now: Situation) -> DdlError | None:
         if action is Action.LEAVE:
             return QuorumLost(
-                f"only {len(now.alive)} of {len(now.last)} ranks of the last generation can be reached and nobody "
-                "saw the others end; the other side may be going on, so this one leaves and writes nothing"
+                f"only {len(now.alive)} of {len(now.last)} ranks of the last generation are reachable and the end of "
+                "the others is not confirmed; they may be training, so this side ends and writes nothing"
             )
         if action is Action.FAIL:
-            death = fatal_error(now)
-            assert death is not None
+            death = fatal_death(now)
+            if death is None:
+                call = now.calls[0]
+                return CommError(
+                    f"{call.error} in {call.name} on rank {call.identity}; recovery found all ranks alive, and the "
+                    f"error came back at step {now.committed}"
+                )
+            if death.kind == "crash":
+                return UserCodeError(
+                    f"rank {death.identity} crashed ({death.error}) at step {death.step} in {death.phase}, where "
+                    "another rank had crashed before",
+                    death.traceback,
+                )
             again = "" if now.committed == 0 else ", and it was not the first of its kind"
             return UserCodeError(
                 f"rank {death.identity} raised {death.error} at step {death.step}{again}", death.traceback
@@ -371,16 +387,17 @@ class Recovery:
             return Stop(f"{left} ranks are left, fault.min_ranks is {now.minimum}")
         return None
 
-    def _level(self, group: Group, words: Sequence[_Word], newest: tuple[int, int], leader: int) -> None:
-        """The lowest survivor with the newest state gives it to those that are behind or have none."""
-        if all(w.has_state and w.position == newest for w in words):
+    def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:
+        """The lowest survivor with the newest state sends it to all; those that are behind or have none take it."""
+        if all(ballot.has_state and ballot.position == newest for ballot in ballots):
             return
         meta = group.gather_objects(self.work.meta() if group.rank == leader else None)[leader]
-        # Received aside: when the leader dies in this, whoever is behind still holds its own, older state.
+        # Received into copies: if the leader dies meanwhile, the receivers still have their own, older state.
         arrays = [flat if group.rank == leader else flat.copy() for flat in self.work.flat_arrays()]
         for flat in arrays:
             group.broadcast(flat, leader)
-        if not (words[group.rank].has_state and words[group.rank].position == newest):
+        mine = ballots[group.rank]
+        if not (mine.has_state and mine.position == newest):
             self.work.take_over(arrays, meta)
             self.has_state = True
 
@@ -398,3 +415,13 @@ class Recovery:
         self.owners = now
         workers_before = {member.identity for member in last.members[: last.size]}
         report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]
+
+
+def _failed_call(cause: PeerLost | None, me: Member) -> Call | None:
+    """The call whose error made this rank recover; None if another rank revoked the group or MPI reported a death."""
+    if cause is None or cause.ranks or cause.__cause__ is None:
+        return None
+    text = str(cause.__cause__)
+    if "REVOKED" in text or "PROC_FAILED" in text:
+        return None
+    return Call(me.identity, cause.doing, text)

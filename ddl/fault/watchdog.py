@@ -1,6 +1,6 @@
-"""The rank's side of its watchdog: a heartbeat page that the companion reads, and notes about deaths.
+"""The rank's side of the watchdog: a heartbeat page that the companion reads, and notes about deaths.
 
-What counts as a hang is decided in companion.py, in a process of its own."""
+What counts as a hang is decided in companion.py, in a separate process."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
 class Heartbeat:
-    """Where this rank is, for its companion to see; a beat costs about a microsecond.
+    """The step and phase of this rank, in memory that its companion reads; a beat costs about a microsecond.
 
-    Made by ``start_companion``; without one it only keeps notes."""
+    Created by ``start_companion``; without a companion it only writes notes."""
 
     def __init__(self, rank: int, page_fd: int | None = None):
         size = PAGE_BYTES
@@ -50,7 +50,7 @@ class Heartbeat:
         self._slots = self._page[: 8 * SLOTS].cast("q")
         self._slots[page_of.RANK] = rank
         self._phases: dict[str, int] = {}
-        self._phase, self._met = -1, set[int]()  # the phase now, and those that this generation has been in
+        self._phase, self._met = -1, set[int]()  # the present phase, and those that this generation has seen
         self._beats, self._step = 0, -1
         self._step_began_ns = 0
         self._durations_ns: deque[int] = deque(maxlen=REMEMBERED_STEPS)
@@ -73,7 +73,7 @@ class Heartbeat:
             self._slots[slot] = round(limit_s * 1e3)
 
     def beat(self, step: int, phase: str) -> None:
-        """This rank got somewhere. The watch for hangs begins with the first beat: start-up takes what it takes."""
+        """This rank made progress. The watch for hangs begins with the first beat: start-up has no limit."""
         slots = self._slots
         if step != self._step:
             self._new_step(step)
@@ -88,14 +88,15 @@ class Heartbeat:
         slots[page_of.BEATS] = self._beats
 
     def wait(self, waiting: bool) -> None:
-        """Say that this rank waits for others in MPI from now on (True), or that it goes on (False).
+        """This rank waits for others in MPI from now on (True), or has stopped waiting (False).
 
-        While it waits it can be stopped or fail to recover, but not hang. Calls may be nested."""
+        A rank that waits does not count as hung, but it can be stopped or exceed the limit of a recovery. Calls may be
+        nested."""
         self._slots[page_of.WAITING] += 1 if waiting else -1
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """``with heartbeat.waiting():`` around a call that returns when the others have come as well."""
+        """``with heartbeat.waiting():`` around a call that returns when the other ranks have made it as well."""
         self.wait(True)
         try:
             yield
@@ -104,10 +105,10 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def recovering(self, part: str = "") -> Iterator[None]:
-        """Around a recovery: if it takes longer than the limit, the companion ends this rank.
+        """Around a recovery: if it takes longer than the limit, the companion kills this rank.
 
-        part: "meet" until all live ranks have come, which takes as long as a step may; "read" while shards are opened,
-        which has a limit of its own."""
+        part: "meet" until all live ranks take part, which may take as long as a step; "read" while shards are opened;
+        both have limits of their own."""
         slots = self._slots
         slots[page_of.PART] = _PARTS[part]
         slots[page_of.RECOVERING] = time.monotonic_ns()
@@ -116,17 +117,17 @@ class Heartbeat:
         finally:
             slots[page_of.RECOVERING] = slots[page_of.PART] = 0
             self._phase = -1
-            self._met.clear()  # other shards have other shapes: what was compiled may be compiled again
+            self._met.clear()  # new shards may have new shapes, for which kernels are compiled
             self._beats += 1
             self._slots[page_of.BEATS] = self._beats
 
     def end(self) -> None:
-        """All have agreed on the end, or been told of it: what ends this rank from now on is no death to note."""
+        """All ranks know that the job ends: from now on the end of this rank needs no note."""
         self._slots[page_of.ENDED] = 1
 
     def part(self) -> None:
-        """From now on this rank only waits for the others at the agreed end. Whoever hangs on the way there is killed
-        by its own companion, so one that waits for longer than that takes, and a recovery, is ended as well."""
+        """From now on this rank only waits for the others at the agreed end. A rank that hangs before it is killed by
+        its own companion; if this rank waits for longer than that and a recovery take, it is killed as well."""
         self.end()
         slots = self._slots
         slots[page_of.WAITING] += 1
@@ -135,7 +136,7 @@ class Heartbeat:
             slots[page_of.RECOVERING] = time.monotonic_ns()
 
     def leave_notes_in(self, folder: str | Path, rank: int | None = None) -> None:
-        """From now on this rank's death note goes there. One folder a launch: identities begin anew with each."""
+        """Set the folder for this rank's note: one for each launch, since the next launch reuses identities."""
         if rank is not None:
             self.rank = self._slots[page_of.RANK] = rank
         path = os.path.abspath(folder)
@@ -148,9 +149,9 @@ class Heartbeat:
         self.notes = Path(path)
 
     def note_exception(self, error: BaseException, step: int, shards: Iterable[int] = ()) -> dict[str, Any]:
-        """Leave a note that code of the user's raised; the caller then lets this rank die. Returns the note."""
+        """Write a note that the user's code raised; the caller then ends this rank. Returns the note."""
         frames = traceback.extract_tb(error.__traceback__)
-        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        location = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
         message = "".join(traceback.format_exception_only(type(error), error)).strip()
         note = {
             "rank": self.rank,
@@ -161,8 +162,8 @@ class Heartbeat:
             "step": step,
             "shards": sorted(shards),  # a rank computes all of its own at once
             "phase": self.phase,
-            # Two ranks that fail alike must give the same text, so no addresses in it.
-            "error": _ADDRESS.sub("0x", message) + place,
+            # Without addresses, so that two ranks that fail alike have the same text.
+            "error": _ADDRESS.sub("0x", message) + location,
             "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
         }
         if self.notes is not None:
@@ -175,9 +176,10 @@ class Heartbeat:
         return page_of.phase_of(self._page, self._slots) if self._phases else ""
 
     def close(self) -> None:
-        """End the companion. Nothing watches this rank any more."""
+        """End the companion and the watch."""
         if self._process is not None:
             faulthandler.unregister(STACK_SIGNAL)
+            faulthandler.disable()
             self._process.kill()
             self._process.wait()
             self._process = None
@@ -195,7 +197,7 @@ class Heartbeat:
         self._slots[page_of.STEP] = step
 
     def _new_phase(self, phase: str) -> int:
-        """Add a phase to the page's list of names; when that is full, further ones have no name."""
+        """Add a phase to the page's list of names; when the list is full, further phases have no name."""
         end = PHASES_AT + self._slots[page_of.PHASES_BYTES]
         text = phase.replace("\n", " ").encode()
         text = b"\n" + text if self._phases else text
@@ -209,18 +211,20 @@ class Heartbeat:
 def start_companion(
     rank: int, *, hang_timeout_s: float = 120.0, recovery_timeout_s: float = 30.0, stop_timeout_s: float = 2.0
 ) -> Heartbeat:
-    """Start this rank's companion and return the heartbeat that it watches. To be called before MPI is imported:
-    a process that MPI has set up should not fork."""
+    """Start this rank's companion and return the heartbeat that it watches. Call it before MPI is imported: a process
+    that has started MPI should not fork."""
     page_fd, stack_fd = _memory_file("ddl-heartbeat"), _memory_file("ddl-stack")
-    # These go to whole process groups and mean the rank; the companion inherits the mask and never hears them.
+    # These signals go to whole process groups but mean the rank: the companion inherits the mask that blocks them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_COMPANION)
     try:
         os.ftruncate(page_fd, PAGE_BYTES)
         heartbeat = Heartbeat(rank, page_fd)
         heartbeat.limits(hang_timeout_s, recovery_timeout_s, stop_timeout_s)
         faulthandler.register(STACK_SIGNAL, file=stack_fd, all_threads=True)
+        # Before MPI, which keeps a handler that is there. Open MPI's own deadlocks if the crash is inside malloc.
+        faulthandler.enable(file=stack_fd, all_threads=True)
         heartbeat._stack_fd = stack_fd
-        # No output of its own: a pipe that stays open after a rank's death would hide that death from mpirun.
+        # No output: mpirun would not notice the rank's death while its pipe is open in the companion.
         heartbeat._process = subprocess.Popen(
             [sys.executable, "-I", "-S", page_of.__file__, str(page_fd), str(stack_fd), str(os.getpid())],
             stdin=subprocess.DEVNULL,
@@ -238,7 +242,7 @@ def start_companion(
 
 
 def _memory_file(name: str) -> int:
-    """The descriptor of a file without a name, in memory where the system can."""
+    """The descriptor of a file without a name, in memory if the system supports that."""
     try:
         return os.memfd_create(name)
     except (AttributeError, OSError):
@@ -247,7 +251,7 @@ def _memory_file(name: str) -> int:
 
 
 def read_note(folder: str | Path, rank: int) -> dict[str, Any] | None:
-    """The note about a rank's death, or None where it died without one."""
+    """The note about a rank's death, or None if there is none."""
     try:
         note = json.loads((Path(folder) / f"rank-{rank}.json").read_text())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""The run folder, as one rank holds it: which one it is, the right to write to it, and what lies where in it.
+"""The run folder of one rank's job: choosing it, the right to write to it, and the paths in it.
 
-Where a run's folder is by the settings is config's; what the leader writes there is journal.py's."""
+The settings that name the folder are interpreted in ddl/config; the log in it is log.py's."""
 
 from __future__ import annotations
 
@@ -10,90 +10,91 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ddl.checkpoint import Fence, Store, Writer, open_replica, owner_of
+from ddl.checkpoint import RunFolderLease, Store, Writer, open_memory_checkpoint, owner_of
 from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import write as write_config
 from ddl.config.folder import holds_run, run_folder
 from ddl.errors import ConfigError
-from ddl.run.log import Journal, notes_of
+from ddl.run.log import RunLog, notes_of
 
 
 def new_launch() -> str:
-    """This launch's id: the supervisor's, where there is one, so that it knows its own summary.json."""
+    """This launch's id: given by the supervisor, if there is one, so that it recognises its own summary.json."""
     return os.environ.get("DDL_LAUNCH") or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
 class RunFolder:
-    """Folder and launch are chosen once, by the first leader, and known to all workers before anything is written:
-    whoever leads after it goes on in the same place, under the same name.
+    """Folder and launch id are chosen once, by the first leader, and known to all workers before anything is written:
+    later leaders continue in the same folder, under the same id.
 
-    say: told what was passed over, or could not be written."""
+    say: called with a line about what was skipped or could not be written."""
 
-    def __init__(self, job: Job, journal: Journal, say: Callable[[str], None]):
-        self.job, self.journal, self._say = job, journal, say
-        self._chosen: tuple[Path, str] | None = None  # until the set-up has put it into the journal
-        self._fence: Fence | None = None
+    def __init__(self, job: Job, log: RunLog, say: Callable[[str], None]):
+        self.job, self.log, self._say = job, log, say
+        self._chosen: tuple[Path, str] | None = None  # until set-up has entered it in the run log
+        self._lease: RunFolderLease | None = None
 
     @property
     def path(self) -> Path | None:
-        return self.journal.folder or (self._chosen[0] if self._chosen else None)
+        return self.log.folder or (self._chosen[0] if self._chosen else None)
 
     @property
     def launch(self) -> str:
-        return self.journal.launch or (self._chosen[1] if self._chosen else "")
+        return self.log.launch or (self._chosen[1] if self._chosen else "")
 
     @property
     def notes(self) -> Path:
-        """Where this launch's ranks leave word of how they died."""
+        """The folder for notes about the deaths of this launch's ranks."""
         assert self.path is not None
         return notes_of(self.path, self.launch)
 
     def choose(self, group: Group) -> None:
-        """All workers of ``group`` together. Raises PeerLost; then the next ones choose the same, if any of them knows
-        it, and another one at most where nothing has been written."""
+        """Choose the folder; called by all workers of ``group``. Raises PeerLost.
+
+        The survivors then choose the same folder if any of them knows it, else nothing has been written to it."""
         mine = self._chosen or ((self._first_choice(), new_launch()) if group.is_leader else None)
-        told = group.gather_objects((self._chosen is not None, mine))
-        self._chosen = next((choice for is_old, choice in told if is_old), told[0][1])
-        group.barrier()  # behind it all know
+        choices = group.gather_objects((self._chosen is not None, mine))
+        self._chosen = next((choice for is_old, choice in choices if is_old), choices[0][1])
+        group.barrier()  # after it all workers know the choice
 
     def _first_choice(self) -> Path:
         try:
             return run_folder(self.job)
-        except OSError:  # claiming it will tell why
+        except OSError:  # ``claim`` will report why
             return Path(self.job.run.dir or Path("runs", self.job.run.name))
 
     def claim(self, group: Group) -> None:
-        """The leader takes the folder for this launch. Raises ConfigError where it is another run's, OSError."""
+        """Acquire the lease for this launch, on the leader. Raises ConfigError if the folder has another run."""
         assert self.path is not None
         owner = owner_of(self.path)
-        is_ours = owner is not None and owner.launch == self.launch  # an earlier leader has been here
+        is_ours = owner is not None and owner.launch == self.launch  # acquired by an earlier leader
         if self.job.run.dir and self.job.checkpoint.resume == "none" and holds_run(self.path) and not is_ours:
             raise ConfigError(
                 f"run.dir = {str(self.path)!r} holds a run already, and checkpoint.resume is none; "
-                "choose another folder, or checkpoint.resume = auto to go on"
+                "choose another folder, or checkpoint.resume = auto to continue it"
             )
-        self._fence = Fence(self.path, self.launch, group.generation, group.me.identity)
+        self._lease = RunFolderLease(self.path, self.launch, group.generation, group.me.identity)
         write_config(self.job, self.path / "config.toml")
-        journal = self.journal
-        journal.folder, journal.launch, journal.serial = self.path, self.launch, self._fence.owner.serial
+        log = self.log
+        log.folder, log.launch, log.serial = self.path, self.launch, self._lease.owner.serial
 
     def hold(self, group: Group) -> None:
-        """This generation writes here from now on. Raises Fenced where a newer one does."""
+        """Acquire the lease for this generation. Raises LeaseLost if a newer one holds it."""
         assert self.path is not None
-        if self._fence is None:
-            me, serial = group.me.identity, self.journal.serial
-            self._fence = Fence(self.path, self.launch, group.generation, me, serial)
+        if self._lease is None:
+            me, serial = group.me.identity, self.log.serial
+            self._lease = RunFolderLease(self.path, self.launch, group.generation, me, serial)
         else:
-            self._fence.advance(group.generation, group.me.identity)
+            self._lease.advance(group.generation, group.me.identity)
 
-    def look(self) -> None:
-        """Raises Fenced where a newer generation holds the folder; costs a glance at the file that says so."""
-        if self._fence is not None:
-            self._fence.look()
+    def check_lease(self) -> None:
+        """Raises LeaseLost if a newer generation or launch holds the folder; costs one ``stat``."""
+        if self._lease is not None:
+            self._lease.check_if_changed()
 
     def open_writer(self, group: Group) -> Writer:
-        """What writes checkpoints: to disk on the leader, and to memory where copies are kept. Raises Fenced."""
+        """The writer of checkpoints: to disk on the leader, and to memory if that is asked for. Raises LeaseLost."""
         assert self.path is not None
         settings, store = self.job.checkpoint, None
         if group.is_leader:
@@ -102,13 +103,13 @@ class RunFolder:
                 self.path / "checkpoints",
                 settings.keep,
                 settings.keep_best,
-                fence=self._fence,
+                lease=self._lease,
                 say=self._say,
                 probe=group.probe,
             )
         return Writer(
             store,
-            open_replica(say=self._say) if settings.replica else None,
-            say=self.journal.warn,
-            saved=self.journal.checkpointed,
+            open_memory_checkpoint(say=self._say) if settings.replica else None,
+            say=self.log.warn,
+            saved=self.log.checkpointed,
         )

@@ -1,7 +1,7 @@
-"""The journal: what the leader tells people and files while a job runs.
+"""The run log: what the leader writes about a job, to the user and to the files of the run folder.
 
-Any rank may have to take it up, and what it then says in metrics.jsonl, the ledger and summary.json goes on
-with what the leader before it said. How things look on a screen is metrics' business."""
+Any rank may become the leader, and then continues metrics.jsonl, the ledger and summary.json where the previous leader
+stopped. How events look on a screen is decided in ddl/metrics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ddl.comm import Group, Member
-from ddl.data import Plan
+from ddl.comm import Member
 from ddl.data.ledger import Ledger, Record, audit, read
 from ddl.data.ledger import Start as LedgerStart
 from ddl.errors import CheckpointError, DataError, DdlError, Stop
-from ddl.fault.decision import Death
+from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
 from ddl.metrics import (
     CheckpointSaved,
@@ -41,22 +40,20 @@ from ddl.metrics import (
     versions,
     write_summary,
 )
-from ddl.train.state import Progress
+from ddl.train.services import Reporter
+from ddl.train.state import Progress, State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
-
-if TYPE_CHECKING:
-    from ddl.train.loop import Loop
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 
 
-class Journal:
-    """Silent until ``lead`` makes this rank the one that writes.
+class RunLog(Reporter):
+    """Writes nothing until ``lead`` makes this rank the leader.
 
-    sinks: makes what listens beside the files (a console). jsonl: write metrics.jsonl; the ledger and summary.json
-    are written in any case. Without a folder nothing is written to disk."""
+    sinks: creates the listeners besides the files, such as a console. jsonl: write metrics.jsonl; the ledger and
+    summary.json are always written. Without a folder nothing is written to disk."""
 
     def __init__(
         self,
@@ -68,25 +65,24 @@ class Journal:
         self.task, self._sinks, self._jsonl = task, sinks, jsonl
         self._say: Callable[[str], None] = say or (lambda message: None)
         self.launch = ""
-        self.on_known: Callable[[], None] = lambda: None  # called once this rank knows launch and folder
+        self.on_known: Callable[[], None] = lambda: None  # called when launch and folder are known
         self.folder: Path | None = None
         self.ranks_started = 0
-        self.serial: int | None = None  # this launch's number among those of the folder
+        self.serial: int | None = None  # this launch's number among the launches in the folder
         self.failures: list[Failure] = []
         self.began = time.time()
         self._hub: Hub | None = None
         self._is_silent = False
-        self._files: list[JsonLines | Ledger] = []  # those that lines may wait for
+        self._files: list[JsonLines | Ledger] = []  # lines may wait in memory for them
         self._has_announced = False
-        self._recovered = 0  # the generation of which no step has been told yet
+        self._recovered = 0  # a new generation whose first step has not been reported yet
         self._touched = 0.0
         self._ledger: Ledger | None = None
         self._mark = time.monotonic()
-        self._owners_of: Plan | None = None  # the plan of the last step told, and who computes its shards
-        self._owners: tuple[int, ...] = ()
-        self._told = self._told_epoch = -1  # the last steps of which the files tell, and tell as the end of an epoch
+        # The last step in the files, and the last that they have as the end of an epoch.
+        self._reported = self._reported_epoch = -1
 
-    # What a newcomer must know to take it up.
+    # What another rank needs to continue the log.
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,10 +101,10 @@ class Journal:
         self.failures = [Failure(**failure) for failure in values["failures"]]
         self.on_known()
 
-    # The leader's voice.
+    # What the leader writes.
 
     def lead(self) -> None:
-        """This rank writes from now on, after what an earlier leader may have written."""
+        """This rank writes from now on, and appends to what an earlier leader has written."""
         if self._hub is not None or self._is_silent:
             return
         sinks = list(self._sinks())
@@ -117,18 +113,20 @@ class Journal:
             self._files.append(self._ledger)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._told, self._told_epoch = _last_told(self.folder, self._jsonl)
+                self._reported, self._reported_epoch = _last_reported(self.folder, self._jsonl)
                 if self._jsonl:
                     sinks.append(events := JsonLines(self.folder / "metrics.jsonl", say=self._say))
                     self._files.append(events)
             except OSError as error:
-                self._say(f"metrics.jsonl is not written any more: {error}")
+                self._say(f"metrics.jsonl is no longer written: {error}")
         self._hub = Hub(sinks, self._say)
         self._mark = time.monotonic()
 
     def fall_silent(self) -> None:
-        """The folder is in newer hands: nothing more is written or said by this rank."""
-        with self._hub.lock if self._hub is not None else contextlib.nullcontext():  # a checkpoint may be told of
+        """A newer launch or generation holds the folder: this rank writes nothing any more."""
+        with (
+            self._hub.lock if self._hub is not None else contextlib.nullcontext()
+        ):  # the checkpoint writer's thread may be emitting
             for file in self._files:
                 file.forget()
             self.close()
@@ -136,7 +134,7 @@ class Journal:
         self._is_silent = True
 
     def touch(self) -> None:
-        """Tell whoever watches the folder's files that the job goes on, where nothing is to be written for long."""
+        """Show the supervisor that the job is alive while nothing is written for long: it watches the files' times."""
         now = time.monotonic()
         if self._hub is not None and self.folder is not None and now - self._touched > TOUCH_S:
             self._touched = now
@@ -148,9 +146,9 @@ class Journal:
         return self._hub is not None
 
     @property
-    def has_started(self) -> bool:
-        """Whether the ledger tells of this launch: the first thing that its first leader enters is the start."""
-        if self.folder is None or self._has_announced:  # a full disk may keep it from the ledger
+    def has_started(self) -> bool:  # type: ignore[override]
+        """Whether the ledger contains this launch: the first line that its first leader writes is the start."""
+        if self.folder is None or self._has_announced:  # a full disk may have kept it out of the ledger
             return True
         path = self.folder / "ledger.jsonl"
         try:
@@ -174,22 +172,19 @@ class Journal:
             self._enter(lambda ledger: ledger.start(start))
         for lost in self.failures:
             self.emit(RankFailed(lost.step, lost.rank, lost.host, lost.kind, "", lost.phase, lost.note))
-        self._told = event.step
+        self._reported = event.step
         self._mark = time.monotonic()
 
-    def step(self, outcome: Outcome, group: Group, plan: Plan) -> None:
-        """Tell of a committed step, and enter it in the ledger."""
-        self._told = outcome.step
+    def step(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
+        self._reported = outcome.step
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
         if self._recovered:
             self.emit(FirstStep(outcome.step, self._recovered, seconds))
             self._recovered = 0
         if self.folder is not None and self._ledger is not None:
-            if self._owners_of is not plan:
-                self._owners_of, self._owners = plan, tuple(group.members[rank].identity for rank in plan.owners)
             samples = None if outcome.skipped else outcome.samples
-            record = Record(self.launch, group.generation, outcome.step - 1, self._owners, outcome.skipped, samples)
+            record = Record(self.launch, generation, outcome.step - 1, owners, outcome.skipped, samples)
             self._enter(lambda ledger: ledger.append(record))
         self.emit(
             StepDone(
@@ -209,7 +204,7 @@ class Journal:
             self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
 
     def _enter(self, what: Callable[[Ledger], None]) -> None:
-        """Write to the ledger. A disk that takes no more, for good, costs the proof, not the job."""
+        """Write to the ledger. A permanently full disk costs the audit, not the job."""
         if self._ledger is None:
             return
         try:
@@ -217,22 +212,18 @@ class Journal:
         except OSError as error:
             self._ledger.close()
             self._ledger = None
-            self.warn(f"ledger.jsonl is not written any more, so its audit will miss steps: {error}")
+            self.warn(f"ledger.jsonl is no longer written, so its audit will miss steps: {error}")
 
-    def missed(self, outcome: Outcome | None, group: Group, plan: Plan) -> None:
-        """After a recovery: tell the last committed step, if the leader before, or this one, did not come to it.
-
-        group, plan: those that computed it."""
-        if outcome is not None and outcome.step > self._told:
-            self.step(outcome, group, plan)
+    def missed(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
+        if outcome.step > self._reported:
+            self.step(outcome, generation, owners)
 
     def missed_epoch(self, epoch: int, progress: Progress) -> None:
-        """After a recovery: tell the end of an epoch that has been evaluated, if nobody has come to that."""
-        if progress.evaluated_at == progress.step > self._told_epoch:
+        if progress.evaluated_at == progress.step > self._reported_epoch:
             self.epoch(epoch, progress)
 
     def epoch(self, epoch: int, progress: Progress) -> None:
-        self._told_epoch = progress.step
+        self._reported_epoch = progress.step
         results = progress.results
         self.emit(EpochDone(epoch, progress.step, results.get("train", {}), results.get("validation", {})))
 
@@ -240,16 +231,13 @@ class Journal:
         self.emit(CheckpointSaved(step, str(path)))
 
     def lost_at_start(self, members: Sequence[Member], step: int) -> None:
-        """Ranks died in the set-up, when there was nothing to recover. Every rank keeps that; ``started`` tells it."""
+        """Ranks died during set-up, when there was nothing to recover. ``started`` reports them."""
         for member in members:
             self.failures.append(Failure(step, member.identity, member.host, "crash", 0.0, 0.0))
 
-    def recovered(self, report: Report, detect_s: Mapping[int, float] | None = None) -> None:
-        """Every rank keeps the failure, since any may have to sum up; the leader tells of it.
-
-        detect_s: identity -> seconds from its death to the beginning of recovery, as ``fault.recover.detection_s``
-        finds them; the longest stands among the phases of the recovery."""
-        known = detect_s or {}
+    def recovered(self, report: Report) -> None:
+        """Every rank records the failures, since every rank may write the summary; the leader reports them."""
+        known = report.detect_s
         for death in report.deaths:
             seconds = known.get(death.identity, 0.0)
             note = self._note_of(death)
@@ -271,15 +259,16 @@ class Journal:
         self._recovered = report.generation
         self._mark = time.monotonic()
 
-    def _note_of(self, death: Death) -> str:
-        """The file with the traceback or stack of a rank that is gone; "" where none was left."""
+    def _note_of(self, death: RankDeath) -> str:
+        """The file with the traceback or stack of a dead rank; "" if there is none."""
         if self.folder is None or not death.traceback:
             return ""
         return str(notes_of(self.folder, self.launch) / f"rank-{death.identity}.json")
 
-    def end(self, loop: Loop, status: str, failure: DdlError | None = None) -> DdlError | None:
-        """Write summary.json and say how it ended; what is returned is why that could not be done."""
-        progress, order = loop.state.progress, self.task.order
+    def end(
+        self, state: State, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+    ) -> DdlError | None:
+        progress, order = state.progress, self.task.order
         wall = time.time() - self.began
         summary = Summary(
             status=status,
@@ -289,14 +278,14 @@ class Journal:
             global_batch=order.global_batch,
             shards=order.shards,
             ranks_started=self.ranks_started,
-            ranks_finished=loop.group.size,
+            ranks_finished=ranks,
             train=progress.results.get("train", {}),
             validation=progress.results.get("validation", {}),
             test=progress.results.get("test", {}),
             samples=self._samples_of(progress),
             failures=self.failures,
-            parameters_sha256=loop.state.parameters_digest(),
-            samples_per_s=round(loop.samples / loop.train_seconds, 1) if loop.train_seconds else 0.0,
+            parameters_sha256=state.parameters_digest(),
+            samples_per_s=samples_per_s,
             wall_s=round(wall, 3),
             versions=versions(),
             error="" if failure is None else str(failure),
@@ -312,7 +301,7 @@ class Journal:
         return None
 
     def _samples_of(self, progress: Progress) -> Samples:
-        """What the ledger proves; without one, what the counters say."""
+        """The counts that the ledger proves, or those of this rank if there is no ledger."""
         counted = Samples(expected=progress.samples, used=progress.samples)
         try:
             if self._ledger is None or not self._ledger.catch_up():
@@ -331,12 +320,12 @@ class Journal:
 
 
 def notes_of(folder: Path, launch: str) -> Path:
-    """Where the ranks of a launch leave word of how they died."""
+    """The folder for notes about the deaths of a launch's ranks."""
     return folder / "notes" / launch
 
 
-def _last_told(folder: Path, jsonl: bool) -> tuple[int, int]:
-    """(the last step that the files of a run tell of, the last that ended an epoch); -1 where none does."""
+def _last_reported(folder: Path, jsonl: bool) -> tuple[int, int]:
+    """(the last step in the files of a run, the last that they have as the end of an epoch); -1 if there is none."""
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
     lines = read_lines(path, TAIL_BYTES) if path.exists() else []
     if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs

@@ -18,26 +18,26 @@ from ddl.nn import Context
 from ddl.train.state import State
 
 if TYPE_CHECKING:
+    from ddl.run.log import RunLog
     from ddl.train.loop import Loop
 
 _IMAGES = 64
 _PAIRS = 32
 
 
-def draw_pictures(loop: Loop) -> list[Path]:
-    """Draw the finished run of ``loop`` into its folder: PNG files. On the leader alone, after the summary.
+def draw_pictures(loop: Loop, log: RunLog) -> list[Path]:
+    """Draw PNG files about the finished run of ``loop`` into its folder; on the leader, after the summary.
 
-    Training is over and safe by then: what goes wrong here is one warning."""
-    journal = loop.journal
-    if journal.folder is None:
+    Training is complete and saved by then, so an error here is only a warning."""
+    if log.folder is None:
         return []
     if not plots.has_matplotlib():
-        journal.warn("metrics.plots: no pictures, matplotlib is not installed (extra: plot)")
+        log.warn("metrics.plots: no pictures, matplotlib is not installed (extra: plot)")
         return []
     try:
-        return list(_draw(loop, journal.folder))
+        return list(_draw(loop, log.folder))
     except Exception as error:
-        journal.warn(f"metrics.plots: no more pictures ({type(error).__name__}: {error})")
+        log.warn(f"metrics.plots: no more pictures ({type(error).__name__}: {error})")
         return []
 
 
@@ -85,7 +85,7 @@ def _reconstructions(loop: Loop, model: Model) -> np.ndarray | None:
     before = np.array(batch["x"])
     if not _is_image(before):
         return None
-    for transform in loop.transforms:
+    for transform in loop.work.transforms:
         batch = transform(batch, [slice(0, count)], [])
     device = loop.state.device
     context = Context(segments=[slice(0, count)], shards=[0], arena=Arena(device.xp))

@@ -1,6 +1,6 @@
-"""Going on from a checkpoint: finding the one that is meant, and taking its state over.
+"""Resuming: find the checkpoint that is meant, and load it into the state.
 
-What is written, and when, is checkpoint's and loop.py's."""
+What a checkpoint contains is decided in ddl/train, how it is stored in ddl/checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.checkpoint import Store, newer_of, open_replica
+from ddl.checkpoint import Store, newer_of, open_memory_checkpoint
 from ddl.data import compare
 from ddl.errors import CheckpointError, ConfigError
 from ddl.train.state import Progress, State
@@ -20,10 +20,10 @@ from ddl.train.task import Task
 def find_checkpoint(
     resume: str, folder: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
-    """Arrays and meta of the checkpoint to go on from; None where training begins anew.
+    """Arrays and meta of the checkpoint to resume from; None if training starts from the beginning.
 
-    resume: the setting. folder: the run's. say: told what was passed over. Raises ConfigError when what was asked for
-    cannot be had."""
+    resume: the setting. folder: the run's. say: called with a line about each checkpoint that was skipped. Raises
+    ConfigError if the requested checkpoint cannot be used."""
     if resume == "none":
         return None, {}
     try:
@@ -34,7 +34,7 @@ def find_checkpoint(
                 return Store(inner, say=say).load()
             return Store(inner.parent, say=say).load(inner)
         disk = Store(folder / "checkpoints", say=say)
-        store = newer_of(disk, open_replica(say=say))
+        store = newer_of(disk, open_memory_checkpoint(say=say))
         if store.newest() is None:
             return None, {}
         try:
@@ -42,7 +42,7 @@ def find_checkpoint(
         except CheckpointError as error:
             if store is disk or disk.newest() is None:
                 raise
-            say(f"the copy in memory is passed over: {error}")
+            say(f"the checkpoint in memory was skipped: {error}")
             return disk.load()
     except CheckpointError as error:
         raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
@@ -55,14 +55,14 @@ def restore(
     task: Task,
     say: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Take over a checkpoint's state. Raises ConfigError when it is of another job: other shards, samples, batch,
-    seed, order or parameters, or of data with other columns or classes. say: called with a line
-    about data whose content changed."""
+    """Load a checkpoint into ``state``. Raises ConfigError if it belongs to another job: if shards, samples, batch,
+    seed, order, parameters, or the columns or classes of the data differ. say: called with a line about data whose
+    content changed."""
     for key in ("shards", "samples", "global_batch", "seed", "shuffle"):
         if key in meta and meta[key] != task.settings.get(key, meta[key]):
             raise ConfigError(
                 f"the checkpoint was made with {key} = {meta[key]}, this job has {task.settings[key]}: "
-                "its order of samples would be another one; set it back, or begin anew with another run.dir"
+                "the order of samples would differ; restore the setting, or start in another run.dir"
             )
     kept, now = (one.get("knowledge", {}).get("data") for one in (meta, task.settings))
     if kept and now:

@@ -156,8 +156,8 @@ class Trainer:
     @property
     def folder(self) -> Path | None:
         """The folder of the last ``fit``."""
-        journal = self._runner.journal if self._runner is not None else None
-        return None if journal is None else journal.folder
+        log = self._runner.log if self._runner is not None else None
+        return None if log is None else log.folder
 
     @property
     def group(self) -> Group:
@@ -178,7 +178,7 @@ class Trainer:
             raise UserError("evaluation needs data")
         rows = self.job.data.batch_eval
         source = self._prepared(source)
-        return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.transforms)
+        return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.work.transforms)
 
     def predict(self, x: Any) -> np.ndarray:
         """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
@@ -192,7 +192,7 @@ class Trainer:
                 f"predict takes samples of shape (rows, {', '.join(map(str, wanted))}), got {x.shape}{hint}"
             )
         batch = self._prepared(Arrays(x)).gather(np.arange(len(x)))
-        for transform in self._loop.transforms:
+        for transform in self._loop.work.transforms:
             batch = transform(batch, [slice(0, len(x))], [])
         return next(iter(outputs_of(self.model, self._loop.state, batch, self.job.run.seed).values()))
 

@@ -18,7 +18,7 @@ def install() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _record)
     # A flag that only this process reads must not swallow the signals sent to a child that it forks.
-    os.register_at_fork(after_in_child=_reset)
+    os.register_at_fork(after_in_child=reset)
 
 
 def _record(number: int, frame: Any) -> None:
@@ -28,7 +28,8 @@ def _record(number: int, frame: Any) -> None:
     received.add(number)
 
 
-def _reset() -> None:
+def reset() -> None:
+    """Give the handlers installed here back to the system."""
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is _record:
             signal.signal(number, signal.SIG_DFL)

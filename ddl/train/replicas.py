@@ -1,6 +1,6 @@
-"""Comparing the replicas: a rank whose state differs from the others' is found, and healed where a majority agrees.
+"""Compare the replicas: a rank whose state differs from the majority's is found and gets the majority's state.
 
-How often this happens, and what becomes of a job without a majority, is loop.py's."""
+How often this happens, and what happens without a majority, is decided in loop.py."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import numpy as np
 
 from ddl.arrays import Device
 from ddl.comm import Group
-from ddl.fault.recover import Recoverable
+from ddl.fault.work import Recoverable
 
 
 def compare(group: Group, work: Recoverable, kind: str, digest: str, replica: str) -> list[int] | None:
-    """Identities of the ranks that held another state than the majority, and now hold the majority's.
+    """Identities of the ranks whose state differed from the majority's, which they hold now.
 
-    kind, digest: this rank's hardware and a hash of its state. replica: equal on ranks that share one, which have one
-    vote together: that of more than half of them. None, on all ranks, where no majority agrees. Ranks of
-    different hardware round differently: there all take the state of the first rank's kind, and those are named whose
-    own is further from it than rounding explains. Called by all workers. Raises PeerLost."""
-    told = group.gather_objects((kind, digest, replica))
-    digests = [digest for _, digest, _ in told]
+    kind, digest: this rank's hardware and a hash of its state. replica: equal on ranks that share a replica; they have
+    one vote together, that of more than half of them. None, on all ranks, if no majority agrees. Different hardware
+    rounds differently: then all ranks take the state of the first rank's kind, and those are named whose own state was
+    further from it than rounding explains. Called by all workers. Raises PeerLost."""
+    states = group.gather_objects((kind, digest, replica))
+    digests = [digest for _, digest, _ in states]
     if len(set(digests)) == 1:
         return []
-    first = told[0][0]
+    first = states[0][0]
     voters: dict[str, list[int]] = {}
-    for rank, (_, _, shared) in enumerate(told):
+    for rank, (_, _, shared) in enumerate(states):
         voters.setdefault(shared, []).append(rank)
-    votes = [_vote([digests[rank] for rank in ranks]) for ranks in voters.values() if told[ranks[0]][0] == first]
+    votes = [_vote([digests[rank] for rank in ranks]) for ranks in voters.values() if states[ranks[0]][0] == first]
     cast = [vote for vote in votes if vote is not None]
     if not cast:
         return None
     majority = max(cast, key=cast.count)
-    root = next(rank for rank, (kind, digest, _) in enumerate(told) if (kind, digest) == (first, majority))
+    root = next(rank for rank, (kind, digest, _) in enumerate(states) if (kind, digest) == (first, majority))
     meta, arrays = _received(group, work, root)
-    if all(kind == first for kind, _, _ in told):
+    if all(kind == first for kind, _, _ in states):
         agrees = [digest == majority for digest in digests]
     else:
         agrees = group.gather_objects(_is_near(work.flat_arrays(), arrays))
@@ -52,7 +52,7 @@ def compare(group: Group, work: Recoverable, kind: str, digest: str, replica: st
 
 
 def _vote(values: Sequence[Any]) -> Any:
-    """What more than half of them are; None where nothing is."""
+    """The value of more than half of them; None if there is none."""
     common = max(values, key=values.count)
     return common if 2 * values.count(common) > len(values) else None
 
@@ -83,7 +83,7 @@ def _is_near(own: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
 
 
 def hardware(device: Device) -> str:
-    """What decides how numbers are rounded here: ranks with the same value can agree bit for bit."""
+    """The hardware that decides how numbers are rounded: ranks with the same value can agree bit for bit."""
     if device.is_gpu:
         return f"gpu {device.xp.cuda.Device(device.index).compute_capability}"
     with contextlib.suppress(OSError):

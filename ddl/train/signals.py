@@ -1,6 +1,6 @@
-"""What signals and clocks ask of the next step: to end, to save.
+"""What signals and clocks ask of the next step: to stop, to save a checkpoint.
 
-Handlers set flags and nothing else, so no step is ever torn by one; the ranks agree on what to do in the step's sum."""
+Handlers only set flags, so a signal never interrupts a step halfway; ranks agree on the request in the step's sum."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from typing import Any
 
 from ddl.train import early_signals
 
+HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
+
 
 @dataclass
-class Wishes:
-    """What signals and clocks ask of the next step; a signal handler may set them at any time."""
+class StepRequest:
+    """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time.
+
+    checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory.
+    keep_best: also save a checkpoint whenever the validation loss is the lowest so far."""
 
     stop: bool = False
     checkpoint_every_s: float = 0.0
     checkpoint_every_steps: int = 0
     checkpoint_every_epochs: int = 0
-    replica: bool = False  # the first rank of each node keeps a copy in its memory
-    keep_best: bool = False  # a checkpoint whenever the validation loss is the best so far
+    in_memory: bool = False
+    keep_best: bool = False
     last_checkpoint: float = field(default_factory=time.monotonic)
 
     def checkpoint_due(self) -> bool:
@@ -31,29 +36,59 @@ class Wishes:
 
 
 class Signals:
-    """While inside: USR1, USR2, TERM, HUP and INT ask for a checkpoint and a good end; a second TERM or INT ends at
-    once. What arrived since the program began counts as well. HUP stays ignored where it was (nohup).
+    """Within ``with``: USR1, USR2, TERM, HUP and INT request a checkpoint and the end of the job; a second TERM or INT
+    ends the process at once. Signals received since the program began count as well; HUP stays ignored where it was
+    (nohup). Processes that this one forks keep the handlers it had before."""
 
-    Handlers set a flag and nothing else, so no step is ever torn by one."""
-
-    def __init__(self, wishes: Wishes):
-        self.wishes = wishes
+    def __init__(self, request: StepRequest):
+        self.request = request
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (*early_signals.STOP_SIGNALS, signal.SIGINT):
+            for number in HANDLED:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._wish)
-            self.wishes.stop |= bool(early_signals.received)
+                    self._before[number] = signal.signal(number, self._on_signal)
+            self.request.stop |= bool(early_signals.received)
+            _installed.append(self)
         return self
 
-    def _wish(self, number: int, frame: Any) -> None:
-        if self.wishes.stop and number in (signal.SIGTERM, signal.SIGINT):
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.request.stop and number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.wishes.stop = True
+        self.request.stop = True
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self in _installed:
+            _installed.remove(self)
+
+
+_installed: list[Signals] = []
+
+
+# A forked child must not inherit the handlers: a flag that only the parent reads would swallow ``Process.terminate``.
+# The signals are blocked during the fork, so that one that comes early waits until the child has its own handlers.
+_blocked: list[set[int | signal.Signals]] = []
+
+
+def _before_fork() -> None:
+    if _installed:
+        _blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED))
+
+
+def _after_fork() -> None:
+    if _blocked:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _blocked.pop())
+
+
+def _after_fork_in_child() -> None:
+    while _installed:
+        _installed[-1].__exit__()
+    early_signals.reset()  # what was installed before may be the handlers of the program's first lines
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -1,43 +1,41 @@
-"""One training step: compute own shards, sum over ranks, commit.
+"""One training step: compute this rank's shards, sum the gradients over all ranks, commit.
 
-The loop around it is loop.py's; what a failure means is fault's."""
+The loop around it is in loop.py; a failure propagates as PeerLost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddl.arrays import Arena, Array, FlatBuffer, host
 from ddl.comm import Group
-from ddl.data import Loader, Order
+from ddl.data import Loader
 from ddl.kernels.cache_flush import flush
 from ddl.kernels.sparse_rows import TouchedRows
 from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
-from ddl.optim import Groups, gradient_scale
+from ddl.optim import gradient_scale
 from ddl.parallel import GradientSum, Total
 from ddl.train.state import State
+from ddl.train.task import Task
+
+if TYPE_CHECKING:
+    from ddl.train.services import Services
 
 # The float64 header that travels with the gradients; step metrics follow.
-WEIGHT, LOSS, SAMPLES, STOP, CHECKPOINT, FENCED, FIXED = range(7)
-
-Span = Callable[[str], AbstractContextManager[None]]
-
-
-def no_span(name: str) -> AbstractContextManager[None]:
-    """Nobody traces."""
-    return nullcontext()
+WEIGHT, LOSS, SAMPLES, STOP, CHECKPOINT, LEASE_LOST, FIXED = range(7)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a committed step tells: the same on every rank.
+    """The result of a committed step: the same on every rank.
 
-    loss and metrics are means over the step's weight; they are NaN where the step was skipped."""
+    loss and metrics are means over the step's weight; they are NaN if the step was skipped.
+    checkpoint, lease_lost: whether any rank asked for a checkpoint, or lost the right to write the run folder."""
 
     step: int
     epoch: int
@@ -50,36 +48,30 @@ class Outcome:
     skipped: bool
     bad_shards: tuple[int, ...]
     checkpoint: bool
-    fenced: bool = False
+    lease_lost: bool = False
 
 
 class Step:
     """The step of one rank in one generation: bound to a group, a plan's shards and the state it commits to.
 
-    shards: those that this rank computes. parts: micro-batches per step (gradient accumulation)."""
+    shards: those that this rank computes."""
 
     def __init__(
         self,
-        model: Model,
+        task: Task,
         state: State,
-        optimizer: Groups,
-        lr: Callable[[int], float],
-        order: Order,
         loader: Loader,
         shards: Sequence[int],
         group: Group,
         total: GradientSum,
-        *,
-        seed: int,
-        parts: int = 1,
-        clip_norm: float = 0.0,
-        span: Span = no_span,
-        beat: Callable[[int, str], None] = lambda step, phase: None,
+        services: Services,
     ):
-        self.model, self.state, self.optimizer, self.lr = model, state, optimizer, lr
-        self.order, self.loader, self.shards, self.group, self.total = order, loader, list(shards), group, total
-        self.parts, self.clip_norm, self.span, self.beat = parts, clip_norm, span, beat
-        self.context = Context(training=True, seed=seed, arena=Arena(state.device.xp), span=span)
+        model = task.model
+        self.model, self.state, self.optimizer, self.lr = model, state, task.optimizer, task.lr
+        self.order, self.loader, self.shards, self.group, self.total = task.order, loader, list(shards), group, total
+        self.parts, self.clip_norm = task.parts, task.clip_norm
+        self.span, self.beat = services.span, services.beat
+        self.context = Context(training=True, seed=task.seed, arena=Arena(state.device.xp), span=services.span)
         self.metrics = list(model.step_metrics)
         self.by_rows = model.by_rows
         self.synchronised = model.synchronised
@@ -87,8 +79,8 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
-        # Sums of averages travel behind the gradients and are none; frozen parameters have gradients that nobody uses.
-        self._norm_differs = bool(model.averages) or optimizer.frozen
+        # What is summed also contains averages, which are no gradients, and gradients of frozen parameters.
+        self._norm_differs = bool(model.averages) or task.optimizer.frozen
         self._shares = bool(total.replicas)  # the ranks of a node update one replica
         if self._shares:
             state.lodge(*total.replicas)
@@ -99,16 +91,17 @@ class Step:
     def header_length(model: Model) -> int:
         return FIXED + len(model.step_metrics)
 
-    def run(self, stop: bool = False, checkpoint: bool = False, fenced: bool = False) -> Outcome:
+    def run(self, stop: bool = False, checkpoint: bool = False, lease_lost: bool = False) -> Outcome:
         """Compute, sum and commit the next step. Raises PeerLost with the state untouched.
 
-        stop, checkpoint: this rank's wishes; fenced: it may write no more. The outcome says what any rank said."""
+        stop, checkpoint: this rank's requests; lease_lost: it may no longer write the run folder. They are summed in
+        the header, so that all ranks act on them after the same step."""
         progress = self.state.progress
         step = progress.step
         epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
         header = self.total.header
         header[:] = 0
-        header[STOP], header[CHECKPOINT], header[FENCED] = stop, checkpoint, fenced
+        header[STOP], header[CHECKPOINT], header[LEASE_LOST] = stop, checkpoint, lease_lost
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
@@ -122,7 +115,7 @@ class Step:
             return self._commit(step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
 
     def _prepare(self, places: Sequence[slice], summed: Total) -> None:
-        """This rank's share of the replica that the commit may turn to; of no use where the step will be skipped."""
+        """Compute this rank's share of the replica that the commit will switch to, unless the step is skipped."""
         weight, progress = float(summed.header[WEIGHT]), self.state.progress
         if not 0 < weight < math.inf:
             return
@@ -134,21 +127,21 @@ class Step:
         lr, updates = self.lr(progress.step), progress.step - progress.skipped
         length = self.state.layout.length
         new, old = ((it.params.flat, it.slots) for it in (self.state.coming, self.state.replica))
-        with np.errstate(all="ignore"):  # what is not finite is skipped in the commit, which knows of all shares
+        with np.errstate(all="ignore"):  # the commit skips a sum that is not finite; here only a share of it is known
             for place in places:
                 self.group.probe("step.prepare")
-                if self.total.flushes:  # until they turned to the other bank, all ranks of the node read this one
+                if self.total.flushes:  # until the last commit all ranks of the node read this replica: it is in caches
                     flush(new[0], min(place.start, length), min(place.stop, length))
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:
-        """The squared norm of what is trained. squared_norm: of all that was summed."""
+        """The squared norm of the gradients of trained parameters. squared_norm: of everything that was summed."""
         return self.optimizer.squared_norm(gradient[: self.state.layout.length]) if self._norm_differs else squared_norm
 
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
-        """Gradients of the sum over this rank's shards into ``total.local``, their sums into ``header``."""
+        """Write the summed gradients of this rank's shards to ``total.local``, and the sums of its header."""
         local = self.total.local
-        if not self.shards:  # more ranks than shards: this one only takes part in the sums
+        if not self.shards:  # more ranks than shards: this one only takes part in the sum
             self._clear(local)
             return
         for part in range(self.parts):
@@ -182,12 +175,12 @@ class Step:
                         del written[name]
 
     def _clear(self, target: FlatBuffer) -> None:
-        """No gradient at all."""
+        """Zero all gradients."""
         target.flat[...] = 0
         target.views.zero_outside.update({name: np.empty(0, np.int64) for name in self.by_rows})
 
     def _sum_over_ranks(self, x: Array) -> Array:
-        """What synchronised layers ask for in forward and backward; nothing else uses the group meanwhile."""
+        """The sum that synchronised layers use in forward and backward; nothing else uses the group meanwhile."""
         total = np.ascontiguousarray(host(x))
         self.group.native_allreduce(total)
         return self.state.device.array(total)
@@ -195,24 +188,24 @@ class Step:
     def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
         ctx, written, announced = self.context, target.views.zero_outside, set()
 
-        def heard(names: Sequence[str | TouchedRows]) -> None:
+        def on_complete(names: Sequence[str | TouchedRows]) -> None:
             for name in names:
                 if isinstance(name, TouchedRows) and name.name in self.by_rows:
-                    # A copy: they may be the batch's own tokens, whose memory the next one takes.
+                    # A copy: the rows may be the batch's own tokens, whose memory the next batch reuses.
                     written[name.name] = name.rows.astype(np.int64).reshape(-1)
                     announced.add(name.name)
             if announce is not None:
                 announce([str(name) for name in names])
 
-        ctx.begin(segments, shards, step, part, heard)
+        ctx.begin(segments, shards, step, part, on_complete)
         if self.state.device.is_gpu:
             batch = {name: self.state.device.array(value) for name, value in batch.items()}
-        found = self.model.loss_and_gradients(
+        result = self.model.loss_and_gradients(
             self.state.params.views, self.state.averages.views, batch, target.views, ctx
         )
-        for name in written.keys() - announced:  # of these nothing is known in this step
+        for name in written.keys() - announced:  # their rows are unknown in this step, so they travel as a whole
             del written[name]
-        return found
+        return result
 
     def _scratch_buffer(self) -> FlatBuffer:
         if self._scratch is None:
@@ -221,12 +214,12 @@ class Step:
         return self._scratch
 
     def _find_bad_shards(self, step: int, epoch: int, step_in_epoch: int) -> tuple[int, ...]:
-        """Which shards made the sum non-finite: every rank computes its own one by one and all compare.
+        """The shards whose gradients are not finite: every rank computes its own one by one, and all exchange them.
 
-        Costs a step; it runs only after a non-finite sum, on every rank, since all see the same sum."""
+        Costs a step, and runs only after a sum that is not finite, which every rank sees."""
         scratch, bad = self._scratch_buffer(), []
         if self.synchronised:
-            # Its shards cannot be computed one by one; a rank's own sum tells at least whose they are.
+            # Synchronised layers need all ranks, so shards cannot be computed alone; each rank checks its own sum.
             finite = bool(np.isfinite(self.total.local.flat).all())
             return tuple(sorted(s for own in self.group.gather_objects([] if finite else self.shards) for s in own))
         for shard in self.shards:
@@ -250,7 +243,7 @@ class Step:
         bad: tuple[int, ...],
         skipped: bool,
     ) -> Outcome:
-        """Law 2: everything changes here, and nothing in here can wait for or hear of another rank."""
+        """Change parameters, slots, averages and counters together. Nothing here communicates, so it cannot be torn."""
         progress, state = self.state.progress, self.state
         weight, samples, lr = float(header[WEIGHT]), int(header[SAMPLES]) if not skipped else 0, self.lr(step)
         norm = math.nan
@@ -291,5 +284,5 @@ class Step:
             skipped=skipped,
             bad_shards=bad,
             checkpoint=bool(header[CHECKPOINT]),
-            fenced=bool(header[FENCED]),
+            lease_lost=bool(header[LEASE_LOST]),
         )

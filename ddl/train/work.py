@@ -1,12 +1,13 @@
-"""What one rank trains, and what it trains with in its generation: all that a recovery has to save or to make anew.
+"""What a rank trains, bound to a generation: its task, state, shards, loader and gradient sums.
 
-When a step is made of it, and what comes after a failure, is loop.py's."""
+Recovery saves and rebinds it (``Recoverable`` in fault/work.py); the order of steps, evaluations and checkpoints is
+loop.py's."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,42 +15,28 @@ from ddl.arrays import Device, host
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
-from ddl.fault.decision import Death
+from ddl.fault.work import Recoverable
 from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
+from ddl.train.services import Services
 from ddl.train.state import Progress, State
-from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Span, Step, no_span
+from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
 
-if TYPE_CHECKING:  # the run log is handed in: this room does not know where it is kept
-    from ddl.run.log import Journal
-
-# From so many bytes of parameters and so many ranks on a node on they update one replica together. 2 ranks on 2 cores
-# were as fast with a replica each; on 4 ranks it took 7 to 10 % off the step of an MLP of 2 MiB, and a fifth off that
-# of a text classifier, whose update is most of its step.
+QUIET_S = 2.0  # a communication thread may need so long to leave MPI after this rank's own code has raised
+# Ranks of a node share one replica from this size and number of ranks on. 2 ranks on 2 cores were as fast without
+# sharing; with 4 ranks sharing made the step of an MLP of 2 MiB 7 to 10 % faster, and that of a text classifier, whose
+# update is most of its step, by a fifth.
 SHARDED_BYTES, SHARDED_RANKS = 1 << 20, 3
 
 
-class Work:
-    """A task with its state on this rank, bound to a generation: its group, plan, shards and sums (what
-    ``fault.recover.Recoverable`` asks for).
+class Work(Recoverable):
+    """A task with its state on this rank, bound to a generation: its group, plan, loader, gradient sums and step.
 
-    state: fresh or restored, equal on all workers. journal: goes with the state, so that any rank can take it up.
-    beat: told (step, phase) whenever this rank gets somewhere. last: what the newest committed step came to."""
+    state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
-    def __init__(
-        self,
-        task: Task,
-        group: Group,
-        device: Device,
-        state: State,
-        journal: Journal,
-        *,
-        beat: Callable[[int, str], None] = lambda step, phase: None,
-        span: Span = no_span,
-    ):
-        self.task, self.group, self.device, self.state, self.journal = task, group, device, state, journal
-        self.beat, self.span = beat, span
+    def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
+        self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
         self.plan = assign(task.order.shards, group.size)
         self.step: Step | None = None
         self.loader: Loader | None = None
@@ -63,16 +50,16 @@ class Work:
         return [host(flat) for flat in self.state.flat_arrays()]
 
     def meta(self) -> dict[str, Any]:
-        return {"progress": self.state.progress.to_json(), "journal": self.journal.to_json(), "last": self.last}
+        return {"progress": self.state.progress.to_json(), "log": self.services.log.to_json(), "last": self.last}
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
         self.state.assign(arrays)
         self.state.progress.become(Progress.from_json(meta["progress"]))
-        self.journal.become(meta["journal"])
+        self.services.log.become(meta["log"])
         self.last = meta["last"]
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
-        """Bind to a generation. The error of a shard that some rank cannot open is returned on every rank."""
+        """Bind to a generation. If a rank cannot open one of its shards, every rank returns its error."""
         self.detach()
         task, shards = self.task, plan.shards_of(group.rank)
         if task.model.synchronised and group.size > task.order.shards:
@@ -81,11 +68,11 @@ class Work:
             )
         problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
         unknown = task.normalise != "none" and self.state.progress.normalise is None
-        told = group.gather_objects((problem, unknown))
-        for found, _ in told:
-            if found is not None:
-                return found
-        if any(lacks for _, lacks in told):
+        answers = group.gather_objects((problem, unknown))
+        for error, _ in answers:
+            if error is not None:
+                return error
+        if any(lacks for _, lacks in answers):
             parts = group.gather_objects(moments(task.train, task.order, shards))
             every = {shard: sums for part in parts for shard, sums in part.items()}
             self.state.progress.normalise = combine(every, task.normalise, task.dtype).to_json()
@@ -108,29 +95,14 @@ class Work:
             bucket_mib=task.bucket_mib,
             overlap="off" if task.model.synchronised else task.overlap,
             tuning=task.tuning,
-            # Sums of averages lie behind the gradients and come with those of the first layers as well as of the last.
+            # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
             order=[*reversed(list(task.model.params)), *task.model.averages],
             by_rows=task.model.by_rows,
             gpu=task.gpu,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
-            span=self.span,
+            span=self.services.span,
         )
-        self.step = Step(
-            task.model,
-            self.state,
-            task.optimizer,
-            task.lr,
-            task.order,
-            self.loader,
-            shards,
-            group,
-            self.total,
-            seed=task.seed,
-            parts=task.parts,
-            clip_norm=task.clip_norm,
-            span=self.span,
-            beat=self.beat,
-        )
+        self.step = Step(task, self.state, self.loader, shards, group, self.total, self.services)
         return None
 
     def detach(self) -> None:
@@ -141,7 +113,7 @@ class Work:
         self.state.leave()
 
     def _updates_shares(self, group: Group) -> bool:
-        """Whether the ranks of a node should update one replica together; the same on all ranks."""
+        """Whether the ranks of a node should share one replica; the same on all ranks."""
         most = max(len(ranks) for ranks in group.nodes)
         if self.task.sharded == "off" or not self.task.optimizer.is_elementwise or most == 1:
             return False
@@ -149,25 +121,25 @@ class Work:
 
     @property
     def transforms(self) -> list[Normalise]:
-        """What evaluation, prediction and training all do to a batch."""
+        """What training, evaluation and prediction all do to a batch."""
         known = self.state.progress.normalise
         return [] if known is None else [Normalise.from_json(known)]
 
     def epoch_means(self) -> dict[str, Any]:
-        """Loss and metrics of the running epoch, as summed step by step."""
+        """Loss and metrics of the current epoch, from the sums of its steps."""
         sums = self.state.progress.epoch_sums
         if not sums or not sums[WEIGHT]:
             return {}
         metrics = dict(zip(self.task.model.step_metrics, sums[FIXED:], strict=True))
         return {"loss": sums[LOSS] / sums[WEIGHT], **self.task.model.metric_values(metrics, sums[WEIGHT])}
 
-    def describe(self, error: Exception) -> Death:
-        me, shards = self.group.me, frozenset(self.plan.shards_of(self.group.rank))
-        return Death(me.identity, me.host, "exception", self.state.progress.step, shards, repr(error))
+    def is_quiet(self) -> bool:
+        """Waits for the communication thread. If all ranks raised, on at least one of them it soon becomes quiet."""
+        return self.total is None or self.total.is_quiet(QUIET_S)
 
 
 def tried(action: Callable[[], None]) -> DdlError | None:
-    """What an action failed with, which may be code of the user's or this machine's alone; None when it did not."""
+    """Run ``action`` and return its error, wrapped in UserCodeError if it is not a UserError; None if it succeeded."""
     try:
         action()
     except UserError as error:

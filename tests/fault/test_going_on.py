@@ -56,7 +56,7 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_line(jobs, killed, calm):
     os.truncate(largest, largest.stat().st_size // 2)
     again = jobs.run(folder=killed.folder)
     assert again.status == 0 and again.is_exact(), again.said
-    assert any(newest.name in line["message"] and "passed over" in line["message"] for line in again.of("warning"))
+    assert any(newest.name in line["message"] and "skipped" in line["message"] for line in again.of("warning"))
     assert again.of("start")[-1]["step"] == int(before.name[5:])
     assert again.summary["parameters_sha256"] == calm.summary["parameters_sha256"]
 
@@ -96,7 +96,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm, left):
         assert sorted(ended.losses) == list(range(1, 31))
         told = [line["message"] for line in ended.of("warning")]
         full = [message for message in told if "the disk is full" in message]
-        assert full and "those before are untouched" in full[0]
+        assert full and "earlier ones are untouched" in full[0]
         assert left or any(message.startswith("metrics.jsonl waits in memory") for message in told)
         assert ended.of("checkpoint")[0]["step"] == 4
         assert ended.of("checkpoint")[-1]["step"] == 30

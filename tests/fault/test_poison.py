@@ -19,14 +19,14 @@ import os, sys
 from ddl.train.loop import Loop
 from ddl.train.__main__ import main
 
-after_step = Loop._after_step
+advance = Loop.advance
 
-def flipping(self, outcome):
-    if outcome.step == 6 and os.environ["OMPI_COMM_WORLD_RANK"] in os.environ["FLIP"].split(","):
+def flipping(self):
+    advance(self)
+    if self.state.progress.step == 5 and os.environ["OMPI_COMM_WORLD_RANK"] in os.environ["FLIP"].split(","):
         self.state.params.flat[17] *= 1.0000001
-    after_step(self, outcome)
 
-Loop._after_step = flipping
+Loop.advance = flipping
 raise SystemExit(main())
 """
 

@@ -86,14 +86,14 @@ import os, signal
 from ddl.train.loop import Loop
 from ddl.train.__main__ import main
 
-after_step = Loop._after_step
+advance = Loop.advance
 
-def mortal(self, outcome):
-    if outcome.step == 12 and self.group.me.identity == 4:
+def mortal(self):
+    if self.state.progress.step == 12 and self.group.me.identity == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    after_step(self, outcome)
+    advance(self)
 
-Loop._after_step = mortal
+Loop.advance = mortal
 raise SystemExit(main())
 """
 

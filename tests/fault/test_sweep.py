@@ -125,7 +125,7 @@ PARTS = {
     ),
     "evaluation": Part(passed("evaluate.batch*3 job.gather+"), EPOCH),
     "end": Part(
-        passed("evaluate.batch*3 job.gather+ evaluate.batch*6 job.gather+ end.checkpoint end.summary end.barrier")
+        passed("evaluate.batch*3 job.gather+ end.checkpoint evaluate.batch*6 job.gather+ end.summary end.barrier")
         + passed("job.gather+ end.agree job.agree+"),
         LAST,
         leads=("end.summary",),
@@ -144,7 +144,7 @@ TOO_LATE_TO_TELL = {"job.agree.done"}
 
 
 @dataclass(frozen=True)
-class Death:
+class ScriptedKill:
     """One rank's, at the ``nth`` passing of a point."""
 
     point: str
@@ -162,7 +162,7 @@ class Drill:
     """A job and all that befalls it."""
 
     ranks: int
-    deaths: list[Death]
+    deaths: list[ScriptedKill]
     words: tuple[str, ...] = ()
     before: str = ""
 
@@ -176,25 +176,25 @@ class Drill:
         return {str(death) for death in self.deaths if death.step is None and not death.point.startswith("checkpoint")}
 
 
-def deaths(part: str, leader: bool) -> list[Death]:
+def deaths(part: str, leader: bool) -> list[ScriptedKill]:
     """All that are tried in a part; what other parts have tried already is left out."""
     tried = PARTS[part].tried(leader)
     known = "step" if part in OTHERWISE else {"recovery, with a spare": "recovery"}.get(part)
     if known is not None:
         same = PARTS[known].tried(leader)
         tried = [at for at in tried if at not in same or at[0].startswith("allreduce.barrier")]
-    return [Death(point, nth, PARTS[part].step) for point, nth in tried]
+    return [ScriptedKill(point, nth, PARTS[part].step) for point, nth in tried]
 
 
-def struck(some: list[Death], victims: Sequence[int]) -> list[Death]:
+def struck(some: list[ScriptedKill], victims: Sequence[int]) -> list[ScriptedKill]:
     return [replace(death, rank=rank) for death, rank in zip(some, victims, strict=False)]
 
 
-def chunks(found: list[Death], size: int) -> list[list[Death]]:
+def chunks(found: list[ScriptedKill], size: int) -> list[list[ScriptedKill]]:
     return [found[i : i + size] for i in range(0, len(found), size)]
 
 
-def packed(leader: bool) -> list[list[Death]]:
+def packed(leader: bool) -> list[list[ScriptedKill]]:
     """The deaths of the plain parts by job: one at the start, then steps and evaluations, the end last."""
     starts, ends = deaths("start", leader), deaths("end", leader)
     between = [(death, offset) for part, offset in (("step", 2), ("evaluation", 0)) for death in deaths(part, leader)]
@@ -215,7 +215,9 @@ def drills() -> dict[str, Drill]:
     """name -> job; see the top of the file."""
     made: dict[str, Drill] = {}
 
-    def add(name: str, some: list[Death], victims: Sequence[int], ranks: int, part: str, before: str = "") -> None:
+    def add(
+        name: str, some: list[ScriptedKill], victims: Sequence[int], ranks: int, part: str, before: str = ""
+    ) -> None:
         alone = f"{some[0].point}:{some[0].nth}"
         number = sum(known.startswith(f"{name}-") for known in made)
         made[f"{name}-{alone if FULL else number}"] = Drill(ranks, struck(some, victims), PARTS[part].words, before)

@@ -32,6 +32,11 @@ def broken_model(*args, **options):
     from ddl.models.zoo import mlp
     return mlp(*args, **options)
 
+def crash_natively(outcome):
+    if outcome.step == 15:
+        import ctypes
+        ctypes.string_at(0)
+
 def long_once(outcome):
     if outcome.step == 5:
         import time
@@ -55,6 +60,17 @@ def test_an_exception_costs_one_rank(jobs, calm):
     assert ended.said.count("InjectedError: injected") == 1 and "Traceback" in ended.said
     (failure,) = ended.of("failure")
     assert "InjectedError" in failure["error"]
+
+
+def test_the_same_native_crash_on_a_second_rank_ends_the_job(jobs):
+    """A callback that crashes would otherwise kill every leader in turn, and leave no rank to report it."""
+    (jobs.folder / "mistakes.py").write_text(USER_CODE)
+    ended = jobs.run("--train.callbacks", '["mistakes:crash_natively"]')
+    assert ended.summary["status"] == "failed" and ended.summary["exit_status"] == 1, ended.said
+    assert ended.lost == [(0, "crash"), (1, "crash")]
+    assert "rank 1 crashed (Segmentation fault) at step 15 in callback" in ended.summary["error"]
+    assert "Segmentation fault" in ended.said and "crash_natively" in ended.said
+    assert ended.seconds < 60
 
 
 def test_the_same_exception_on_a_second_rank_stops_the_job(jobs):

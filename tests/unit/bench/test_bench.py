@@ -189,7 +189,7 @@ def test_a_case_trains_on_its_own_batches(name, tmp_path):
     assert loop.state.progress.samples == 2 * CASES[name].batch
     assert not np.array_equal(loop.state.params.flat, before) and np.isfinite(loop.state.params.flat).all()
     loop.close()
-    loop.journal.close()
+    loop.log.close()
 
 
 def test_steps_in_turns_counts_every_rank_the_same(monkeypatch):

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import pytest
 
-from ddl.checkpoint import Fence, Store
+from ddl.checkpoint import RunFolderLease, Store
 from ddl.checkpoint.lease import owner_of
 from ddl.checkpoint.store import ARRAYS, STATE
-from ddl.errors import CheckpointError, Fenced
+from ddl.errors import CheckpointError, LeaseLost
 
 
 def arrays_of(step):
@@ -144,7 +144,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, monkeypatch, failing
         return write(fd, bytes(data)[:50])  # a disk may also take less than it is given
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(CheckpointError, match="the disk is full; those before are untouched"):
+    with pytest.raises(CheckpointError, match="the disk is full; earlier ones are untouched"):
         save(store, 2)
     monkeypatch.undo()
     assert steps_in(tmp_path) == [1]
@@ -213,23 +213,23 @@ def test_the_first_checkpoint_is_never_seen_half(tmp_path):
 
 
 def test_an_older_launch_is_refused(tmp_path):
-    old = Store(tmp_path / "c", fence=Fence(tmp_path, "first"))
+    old = Store(tmp_path / "c", lease=RunFolderLease(tmp_path, "first"))
     save(old, 1)
-    new = Store(tmp_path / "c", fence=Fence(tmp_path, "second"))
-    with pytest.raises(Fenced, match="belongs to generation 0 of launch second"):
+    new = Store(tmp_path / "c", lease=RunFolderLease(tmp_path, "second"))
+    with pytest.raises(LeaseLost, match="belongs to generation 0 of launch second"):
         save(old, 2)
     save(new, 3)
     assert steps_in(tmp_path / "c") == [1, 3]
 
 
 def test_an_older_generation_is_refused(tmp_path):
-    old, new = Fence(tmp_path, "job"), Fence(tmp_path, "job", 0)
+    old, new = RunFolderLease(tmp_path, "job"), RunFolderLease(tmp_path, "job", 0)
     new.advance(1, leader=2)
-    with pytest.raises(Fenced):
+    with pytest.raises(LeaseLost):
         old.check()
-    with pytest.raises(Fenced):
-        Fence(tmp_path, "job", 0)
-    with pytest.raises(Fenced):
+    with pytest.raises(LeaseLost):
+        RunFolderLease(tmp_path, "job", 0)
+    with pytest.raises(LeaseLost):
         old.advance(1, leader=0)  # the other side of a partition, too late
     new.check()
     new.advance(2, leader=3)
@@ -238,18 +238,18 @@ def test_an_older_generation_is_refused(tmp_path):
 
 def test_two_launches_at_once_end_with_one_owner(tmp_path):
     """Both read the same file before either wrote: whoever wrote last owns the folder."""
-    first = Fence(tmp_path, "first")
-    second = Fence(tmp_path / "elsewhere", "second")
+    first = RunFolderLease(tmp_path, "first")
+    second = RunFolderLease(tmp_path / "elsewhere", "second")
     second.folder = tmp_path
     second._write()
     second.check()
-    with pytest.raises(Fenced):
+    with pytest.raises(LeaseLost):
         first.check()
 
 
 def test_a_new_leader_of_an_older_launch_cannot_claim_the_folder_back(tmp_path):
-    older = Fence(tmp_path, "older")
-    Fence(tmp_path, "newer")
-    with pytest.raises(Fenced):
-        Fence(tmp_path, "older", 1, 2, older.owner.serial)
+    older = RunFolderLease(tmp_path, "older")
+    RunFolderLease(tmp_path, "newer")
+    with pytest.raises(LeaseLost):
+        RunFolderLease(tmp_path, "older", 1, 2, older.owner.serial)
     assert owner_of(tmp_path).launch == "newer"

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from ddl.checkpoint import Fence, Store, Writer, newer_of, open_replica
+from ddl.checkpoint import RunFolderLease, Store, Writer, newer_of, open_memory_checkpoint
 from ddl.checkpoint.memory import FOLDER_VARIABLE
-from ddl.errors import CheckpointError, Fenced
+from ddl.errors import CheckpointError, LeaseLost
 
 
 class Gate:
@@ -96,12 +96,12 @@ def test_a_failed_write_is_told_and_training_goes_on(tmp_path):
 
 
 def test_a_fenced_writer_stops_at_the_next_checkpoint(tmp_path):
-    fence = Fence(tmp_path, "old")
-    with Writer(Store(tmp_path / "c", fence=fence)) as writer:
-        Fence(tmp_path, "new")
+    fence = RunFolderLease(tmp_path, "old")
+    with Writer(Store(tmp_path / "c", lease=fence)) as writer:
+        RunFolderLease(tmp_path, "new")
         writer.submit(1, {"x": np.zeros(1)}, {})
         assert writer._is_idle_within(60.0)
-        with pytest.raises(Fenced):
+        with pytest.raises(LeaseLost):
             writer.submit(2, {"x": np.zeros(1)}, {})
     assert Store(tmp_path / "c").newest() is None
 
@@ -134,12 +134,12 @@ def test_a_closed_writer_takes_nothing(tmp_path):
 
 
 def test_without_a_supervisor_there_is_no_replica():
-    assert open_replica({}) is None
+    assert open_memory_checkpoint({}) is None
 
 
 def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
     disk = Store(tmp_path / "disk")
-    replica = open_replica({FOLDER_VARIABLE: str(tmp_path / "memory")})
+    replica = open_memory_checkpoint({FOLDER_VARIABLE: str(tmp_path / "memory")})
     assert newer_of(disk, None) is newer_of(disk, replica) is disk
     with Writer(disk, replica) as writer:
         writer.submit(1, {"x": np.zeros(1)}, {})

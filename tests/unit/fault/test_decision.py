@@ -2,11 +2,11 @@
 
 import pytest
 
-from ddl.fault.decision import Action, Death, Situation, decide, fatal_error, has_quorum, repeated_error
+from ddl.fault.decision import Action, RankDeath, Situation, decide, fatal_death, has_quorum, repeated_death
 
 
 def exception(identity, step, shards, error="ValueError: x"):
-    return Death(identity, "host", "exception", step, frozenset(shards), error, "traceback")
+    return RankDeath(identity, "host", "exception", step, frozenset(shards), error, "traceback")
 
 
 def situation(last, alive, confirmed=(), **changes):
@@ -59,7 +59,7 @@ def test_an_exception_before_the_first_commit_ends_the_job():
 
 
 def test_a_crash_before_the_first_commit_does_not():
-    dead = Death(1, "host", "crash")
+    dead = RankDeath(1, "host", "crash")
     assert decide(situation([0, 1], [0], [1], committed=0, deaths=[dead])) is Action.CONTINUE
 
 
@@ -71,20 +71,41 @@ def test_the_same_shard_failing_at_the_same_step_again_stops_the_job():
     first, second = exception(1, 9, [4, 5], "ValueError: x"), exception(2, 9, [2, 5], "KeyError: y")
     now = situation([0, 2], [0], [2], deaths=[second], history=[first])
     assert decide(now) is Action.FAIL
-    assert fatal_error(now) is second
+    assert fatal_death(now) is second
 
 
 def test_the_same_error_on_two_ranks_at_once_stops_the_job():
-    assert repeated_error([exception(1, 3, [0]), exception(2, 3, [1])], []) is not None
+    assert repeated_death([exception(1, 3, [0]), exception(2, 3, [1])], []) is not None
 
 
 def test_different_errors_of_different_shards_do_not():
-    assert repeated_error([exception(2, 9, [1], "KeyError: y")], [exception(1, 9, [4])]) is None
+    assert repeated_death([exception(2, 9, [1], "KeyError: y")], [exception(1, 9, [4])]) is None
 
 
-def test_crashes_never_count_as_errors_of_the_user():
-    crash = Death(1, "host", "crash", 9, frozenset([4]))
-    assert repeated_error([crash], [crash]) is None
+def test_crashes_without_a_trace_never_count_as_errors_of_the_user():
+    crash = RankDeath(1, "host", "crash", 9, frozenset([4]))
+    assert repeated_death([crash], [crash]) is None
+
+
+def native(identity, step=15, phase="callback", error="Segmentation fault"):
+    return RankDeath(identity, "host", "crash", step, error=error, phase=phase)
+
+
+def test_a_native_crash_at_the_same_step_and_phase_on_a_second_rank_ends_the_job():
+    first, second = native(0), native(1)
+    assert decide(situation([0, 1, 2], [1, 2], [0], deaths=[first])) is Action.CONTINUE
+    now = situation([1, 2], [2], [1], deaths=[second], history=[first])
+    assert decide(now) is Action.FAIL and fatal_death(now) is second
+
+
+@pytest.mark.parametrize("other", [native(1, step=16), native(1, phase="compute"), native(1, error=""), native(0)])
+def test_other_native_crashes_do_not(other):
+    assert repeated_death([other], [native(0)]) is None
+
+
+@pytest.mark.parametrize(("recoveries", "action"), [(0, Action.CONTINUE), (1, Action.CONTINUE), (2, Action.FAIL)])
+def test_the_second_recovery_in_a_row_that_finds_nobody_dead_ends_the_job(recoveries, action):
+    assert decide(situation([0, 1], [0, 1], without_death=recoveries)) is action
 
 
 def test_different_errors_on_all_who_are_left_end_the_job():

@@ -1,4 +1,4 @@
-"""Recovery on thread-ranks: whoever dies, wherever, the survivors hold the newest state and all shards."""
+"""Recovery on thread-ranks: wherever a rank dies, the survivors hold the newest state and all shards."""
 
 import contextlib
 import itertools
@@ -8,14 +8,16 @@ import pytest
 
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.data import assign
-from ddl.errors import PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.recover import Recovery, Settings, detection_s
+from ddl.errors import CommError, PeerLost, QuorumLost, Stop, UserCodeError
+from ddl.fault.driver import Driver
+from ddl.fault.recover import RecoverySettings, detection_s
+from ddl.fault.work import Program, Recoverable
 
 SHARDS, STEPS = 12, 4
 
 
-class Counting:
-    """Work whose right answer is known: every step adds, over all shards, (shard + 1) * (step + 1)."""
+class Counting(Recoverable):
+    """State whose right value is known: every step adds, over all shards, (shard + 1) * (step + 1)."""
 
     def __init__(self):
         self.value, self.step, self.shards = np.zeros(3), 0, []
@@ -35,7 +37,6 @@ class Counting:
     def attach(self, group, plan):
         group.barrier()
         self.shards = plan.shards_of(group.rank)
-        return None
 
     def advance(self, group):
         total = np.full(3, sum(shard + 1.0 for shard in self.shards) * (self.step + 1))
@@ -44,39 +45,29 @@ class Counting:
         self.value, self.step = self.value + total, self.step + 1
 
 
+class Count(Program):
+    """Steps of ``Counting`` until STEPS. before_step(step, group): called before each."""
+
+    def __init__(self, group, settings, before_step):
+        self.work, self.before_step = Counting(), before_step
+        self.driver = Driver(self, group, assign(SHARDS, group.size), settings)
+
+    def run(self):
+        while self.work.step < STEPS:
+            self.before_step(self.work.step, self.driver.group)
+            self.work.advance(self.driver.group)
+        self.driver.group.barrier()
+
+
 def right_value(steps):
     return sum(range(1, SHARDS + 1)) * sum(range(1, steps + 1))
 
 
-def job(group, settings=None):
-    work = Counting()
-    recovery = Recovery(work, assign(SHARDS, group.size), group, settings or Settings())
-    attached = group.is_spare
-    reports = []
-    while True:
-        agreed = False
-        try:
-            if group.is_spare:
-                group.wait_as_spare()
-            else:
-                if not attached:
-                    work.attach(group, assign(SHARDS, group.size))
-                    attached = True
-                while work.step < STEPS:
-                    work.advance(group)
-                group.barrier()
-                if group.is_leader:
-                    group.release_spares()
-            agreed = True
-            if group.agree(1):
-                return work, group, reports, recovery
-            raise PeerLost([], group.generation, "end")
-        except PeerLost as lost:
-            group, report = recovery.recover(group, lost, agreed)
-            reports.append(report)
-            if report.refusal is not None:
-                return report.refusal
-            attached = True
+def job(group, settings=None, before_step=lambda step, group: None):
+    """(state, group, reports) at the end, or the error that ended the job early on all ranks."""
+    program = Count(group, settings, before_step)
+    failure = program.driver.run()
+    return failure or (program.work, program.driver.group, program.driver.reports)
 
 
 def check(results):
@@ -85,7 +76,7 @@ def check(results):
         assert not isinstance(result, BaseException), repr(result)
     workers = [r for r in done if not r[1].is_spare]
     assert all((work.value == right_value(STEPS)).all() for work, *_ in workers)
-    # Whoever dies after the agreement on the end leaves its shards with nobody, and nobody needs them.
+    # The shards of a rank that dies after the agreement on the end are not reassigned.
     died_after_the_end = any(isinstance(r, Killed) and str(r).endswith("agree.done") for r in results)
     if workers and not died_after_the_end:
         held = sorted(shard for work, *_ in workers for shard in work.shards)
@@ -143,7 +134,7 @@ def test_a_dead_spare_is_let_go():
 
 
 def test_below_the_minimum_all_survivors_stop():
-    results = run_ranks(3, lambda g: job(g, Settings(min_ranks=3)), death=Death(1, 20))
+    results = run_ranks(3, lambda g: job(g, RecoverySettings(min_ranks=3)), death=Death(1, 20))
     assert all(isinstance(r, Stop | Killed) for r in results)
 
 
@@ -158,7 +149,7 @@ def test_the_report_names_the_dead_and_what_moved():
 
 def test_an_error_before_the_first_commit_ends_the_job_everywhere():
     note = {"kind": "exception", "step": 0, "error": "ValueError: bad", "traceback": "Traceback ..."}
-    settings = Settings(notes=lambda identity: note)
+    settings = RecoverySettings(notes=lambda identity: note)
     results = run_ranks(3, lambda g: job(g, settings), death=Death(2, 2))
     survivors = [r for r in results if not isinstance(r, Killed)]
     assert all(isinstance(r, UserCodeError) and "ValueError: bad" in str(r) for r in survivors)
@@ -215,7 +206,7 @@ def test_only_what_the_survivors_do_together_has_the_short_limit():
     limits = [Limits() for _ in range(3)]
     results = run_ranks(
         3,
-        lambda group: job(group, Settings(recovering=limits[group.rank].recovering)),
+        lambda group: job(group, RecoverySettings(recovering=limits[group.rank].recovering)),
         death=Death(2, 4),
         probe=lambda rank: limits[rank].probe,
     )
@@ -227,3 +218,27 @@ def test_only_what_the_survivors_do_together_has_the_short_limit():
         assert where["recovery.agree"] == "meet" and where["recovery.shrink"] == ""
         assert where["recover.agree"] == "" and where["recovery.barrier"] == "read"
     assert limits[2].seen == []
+
+
+def failing_call(steps):
+    """A call that fails once in each of ``steps`` on rank 1 although no rank has died."""
+    left = list(steps)
+
+    def before_step(step, group):
+        if group.me.identity == 1 and left and step == left[0]:
+            left.pop(0)
+            raise PeerLost([], group.generation, "job.native") from OSError("MPI_ERR_TRUNCATE: message truncated")
+
+    return before_step
+
+
+def test_an_mpi_error_without_a_death_is_recovered_once():
+    results = check(run_ranks(3, lambda group: job(group, before_step=failing_call([1, 2]))))
+    assert all([report.deaths for report in reports] == [[], []] for *_, reports in results)
+
+
+def test_the_second_mpi_error_in_a_row_without_a_death_ends_the_job_with_rank_and_call():
+    for failure in run_ranks(3, lambda group: job(group, before_step=failing_call([2, 2]))):
+        assert isinstance(failure, CommError) and failure.exit_status == 1
+        assert "MPI_ERR_TRUNCATE: message truncated in job.native on rank 1" in str(failure)
+        assert "came back at step 2" in str(failure)

@@ -22,7 +22,6 @@ from ddl.optim import OPTIMIZERS, Groups
 from ddl.parallel import GradientSum, reducer
 from ddl.parallel.staging import Direct, Staged
 from ddl.run import plots
-from ddl.run.log import Journal
 from ddl.run.trained import outputs_of
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
@@ -149,10 +148,10 @@ def trained(group, shape, network, optimizer, on_gpu, poisoned=(), **changes):
         **changes,
     )
     where = device("auto", group.rank) if group.rank in on_gpu else Device()
-    loop = Loop(task, group, where, State(model, task.optimizer.slots, "float32", 0, where), Journal(task))
+    loop = Loop(task, group, where, State(model, task.optimizer.slots, "float32", 0, where))
     loop.start(group)
     try:
-        problem = loop.run()
+        problem = loop.train()
         assert problem is None, problem
     finally:
         loop.close()
@@ -203,7 +202,7 @@ def test_pictures_are_those_of_the_cpu(cupy):
     reconstructed, drawn = [], []
     for where in (Device(), Device(0)):
         states = [State(model, (), "float32", 0, where) for model in models]
-        loop = SimpleNamespace(task=SimpleNamespace(test=source), transforms=(), state=states[0])
+        loop = SimpleNamespace(task=SimpleNamespace(test=source), work=SimpleNamespace(transforms=()), state=states[0])
         reconstructed.append(plots._reconstructions(loop, models[0]))
         drawn.append(plots.samples(models[1], states[1], 3, seed=1))
     assert np.allclose(*reconstructed, atol=1e-6) and np.allclose(*drawn, atol=1e-6)

@@ -13,9 +13,10 @@ from ddl.comm.threads import Killed, run_ranks
 from ddl.data import Arrays, Order
 from ddl.models import build
 from ddl.optim import Groups
-from ddl.run.log import Journal
+from ddl.run.log import RunLog
 from ddl.train.loop import Loop
-from ddl.train.signals import Wishes
+from ddl.train.services import Services
+from ddl.train.signals import StepRequest
 from ddl.train.state import State
 from ddl.train.task import Task
 
@@ -47,13 +48,13 @@ def _train(group, model=None, source=None, loss=None, optimizer=None, sinks=(), 
         prefetch=0,
         algorithm=algorithm,
     )
-    log = Journal(task, lambda: sinks)
+    log = RunLog(task, lambda: sinks)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
-    loop = Loop(task, group, Device(), state, log, wishes=Wishes())
+    loop = Loop(task, group, Device(), state, Services(log), request=StepRequest())
     if group.is_leader:
         log.lead()
     try:
-        failure = loop.run()
+        failure = loop.train()
     finally:
         loop.close()
         log.close()

@@ -16,10 +16,11 @@ from ddl.models import MLP
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups
 from ddl.run.folder import RunFolder
-from ddl.run.log import Journal
+from ddl.run.log import RunLog
+from ddl.run.services import JobServices
 from ddl.run.setup import announce, set_up
 from ddl.train.loop import Loop
-from ddl.train.signals import Wishes
+from ddl.train.signals import StepRequest
 from ddl.train.state import State
 from ddl.train.task import Task
 
@@ -52,42 +53,38 @@ def job_of(settings: str) -> Job:
 
 
 def train_whole(group, settings=None, recovery=None, stop=False, respawn=False, **changes):
-    """One rank's job: (loop, failure). settings: of a job, by name; stop: a wish to end; changes: of its task."""
+    """One rank's job: (loop, failure). settings: of a job, by name; stop: a request to end; changes: of its task."""
     task = make_task(**changes)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     job = job_of(json.dumps(settings or {}))
-    journal = Journal(task)
-    folder = RunFolder(job, journal, journal.warn)
+    log = RunLog(task)
+    folder = RunFolder(job, log, log.warn)
     loop = Loop(
         task,
         group,
         Device(),
         state,
-        journal,
-        wishes=Wishes(stop, checkpoint_every_steps=2),
-        claim=folder.hold,
-        look=folder.look,
-        open_writer=lambda: folder.open_writer(loop.group),
-        announce=lambda: announce(loop, job, Device(), "threads"),
+        JobServices(log, folder, lambda: announce(loop, log, job, "threads")),
+        request=StepRequest(stop, checkpoint_every_steps=2),
         recovery=recovery,
         respawn=respawn,
     )
     before = group.members
-    group, problem = survive(group, lambda group: set_up(group, loop, folder, job.checkpoint.resume, journal.warn))
+    group, problem = survive(group, lambda group: set_up(group, loop, folder, job.checkpoint.resume, log.warn))
     if problem is not None:
         return loop, problem
     left = [member.identity for member in group.members]
-    journal.lost_at_start([member for member in before if member.identity not in left], state.progress.step)
+    log.lost_at_start([member for member in before if member.identity not in left], state.progress.step)
     loop.start(group)
     try:
         if group.is_leader:
-            journal.lead()
+            log.lead()
             group.probe("setup.announce")
-            announce(loop, job, Device(), "threads")
-        return loop, loop.run()
+            announce(loop, log, job, "threads")
+        return loop, loop.train()
     finally:
         loop.close()
-        journal.close()
+        log.close()
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 
+import numpy as np
 import pytest
 
-from ddl.checkpoint import Fence
+from ddl.checkpoint import RunFolderLease, Store
 from ddl.comm.threads import Death, Killed, ThreadGroup, run_ranks
-from ddl.errors import CheckpointError, Fenced, PeerLost
+from ddl.data import Arrays
+from ddl.errors import CheckpointError, DataError, Diverged, LeaseLost, PeerLost
 
 SETTINGS = {"run.dir": "run", "checkpoint.keep": 1}
 
@@ -84,10 +87,10 @@ def test_what_another_start_may_get_around_leaves_no_word(whole_job):
 def test_a_launch_whose_folder_was_taken_enters_nothing_more(whole_job):
     def take_over(outcome):
         if outcome.step == 3:
-            Fence("run", "a newer launch")
+            RunFolderLease("run", "a newer launch")
 
     results = run_ranks(2, lambda group: whole_job(group, SETTINGS, callbacks=[take_over]))
-    assert all(isinstance(failure, Fenced) for _, failure in results)
+    assert all(isinstance(failure, LeaseLost) for _, failure in results)
     assert recorded() == [0, 1, 2]
     assert not os.path.exists("run/summary.json")
 
@@ -118,3 +121,48 @@ def test_a_long_evaluation_shows_that_the_job_goes_on(whole_job, monkeypatch):
 
     run_ranks(1, lambda group: whole_job(group, SETTINGS, evaluate_rows=5), probe=lambda rank: probe)
     assert len(changed) > 9 and all(changed)
+
+
+def saved_steps():
+    return [entry.step for entry in Store("run/checkpoints").entries()]
+
+
+class Poisoned(Arrays):
+    """A test split that cannot be read."""
+
+    def gather(self, indices):
+        raise DataError("column x3 holds a value that is not finite")
+
+
+def test_a_test_split_that_cannot_be_read_costs_the_evaluation_and_not_the_training(whole_job):
+    x = np.zeros((5, 5))
+    changes = {"test": Poisoned(x, np.zeros(5, np.int64)), "total_steps": 3}
+    for _, failure in run_ranks(2, lambda group: whole_job(group, SETTINGS, **changes)):
+        assert isinstance(failure, DataError)
+    assert saved_steps() == [3]
+
+
+def test_the_last_step_is_saved_once(whole_job):
+    settings = {**SETTINGS, "checkpoint.keep": 3}
+    run_ranks(2, lambda group: whole_job(group, settings, total_steps=8))
+    assert saved_steps() == [4, 6, 8]
+
+
+def test_a_checkpoint_folder_that_is_deleted_is_created_again(whole_job):
+    def delete(outcome):
+        if outcome.step == 5:
+            shutil.rmtree("run/checkpoints", ignore_errors=True)  # the writer may be in it
+
+    results = run_ranks(2, lambda group: whole_job(group, SETTINGS, callbacks=[delete]))
+    assert [failure for _, failure in results] == [None, None] and saved_steps()[-1] == 9
+
+
+def test_a_run_that_skips_every_step_fails(whole_job):
+    def make_nan(batch, segments, generators):
+        return {**batch, "x": batch["x"] * np.nan}
+
+    results = run_ranks(2, lambda group: whole_job(group, SETTINGS, augment=[make_nan], total_steps=3))
+    for loop, failure in results:
+        assert isinstance(failure, Diverged) and "all 3 steps were skipped" in str(failure)
+        assert loop.exit_status(failure) == 1
+    assert (summary()["status"], summary()["exit_status"]) == ("failed", 1)

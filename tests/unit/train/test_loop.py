@@ -10,14 +10,13 @@ from ddl.arrays import Device, Layout
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError, Diverged, UserCodeError
-from ddl.fault.recover import Settings
+from ddl.fault.recover import RecoverySettings
 from ddl.models import MLP
 from ddl.models import build as build_model
 from ddl.nn import BatchNorm, Dense, Dropout, ReLU, Sequential
 from ddl.optim import Adam, Groups, Momentum
-from ddl.run.log import Journal
 from ddl.train.loop import Loop
-from ddl.train.signals import Wishes
+from ddl.train.signals import StepRequest
 from ddl.train.state import State
 from ddl.train.task import Task
 
@@ -56,11 +55,10 @@ def task(optimizer=None, steps=7, **changes):
 def train(group, make=task, recovery=None, **changes):
     work = make(**changes)
     state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
-    journal = Journal(work)
-    wishes = Wishes()
-    loop = Loop(work, group, Device(), state, journal, wishes=wishes, recovery=recovery)
+    request = StepRequest()
+    loop = Loop(work, group, Device(), state, request=request, recovery=recovery)
     try:
-        failure = loop.run()
+        failure = loop.train()
     finally:
         loop.close()
     return loop, failure
@@ -168,25 +166,19 @@ def test_too_many_skipped_steps_in_a_row_end_the_job():
 
 
 def damaged(group, where):
-    """A training whose rank ``where`` changes a parameter behind everybody's back after step 2."""
-
-    def damage(outcome):
-        if outcome.step == 2:
-            marked["loop"].state.params.flat[0] += 1
-
-    marked = {}
+    """A training in which the ranks ``where`` change a parameter after step 2."""
     work = task(check_every=4, steps=6)
     state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
-    loop = marked["loop"] = Loop(work, group, Device(), state, Journal(work))
-    after = loop._after_step
+    loop = Loop(work, group, Device(), state)
+    advance = loop.advance
 
-    def after_step(outcome):
-        if group.rank in where:
-            damage(outcome)
-        after(outcome)
+    def advance_and_damage():
+        advance()
+        if group.rank in where and state.progress.step == 2:
+            state.params.flat[0] += 1
 
-    loop._after_step = after_step
-    return loop, loop.run()
+    loop.advance = advance_and_damage
+    return loop, loop.train()
 
 
 def test_a_replica_that_differs_is_healed_from_the_majority():
@@ -202,29 +194,32 @@ def test_two_equal_halves_stop_the_job():
 
 def test_the_same_exception_twice_ends_the_job():
     note = {"kind": "exception", "step": 3, "error": "ValueError: x", "traceback": "T"}
-    settings = Settings(notes=lambda identity: note)
+    settings = RecoverySettings(notes=lambda identity: note)
     results = run_ranks(3, lambda g: train(g, recovery=settings), death=[Death(1, 70), Death(2, 110)])
     survivors = [r for r in results if not isinstance(r, Killed)]
     assert survivors and all(isinstance(r[1], UserCodeError) for r in survivors)
 
 
-def test_a_wish_to_stop_ends_all_ranks_at_the_same_step():
+def test_a_request_to_stop_ends_all_ranks_at_the_same_step():
     def stopping(group):
         work = task(steps=1000)
         state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
-        wishes = Wishes()
+        request = StepRequest()
 
-        def wish(outcome):
-            wishes.stop = outcome.step >= 5
+        loop = Loop(work, group, Device(), state, request=request)
+        advance = loop.advance
 
-        loop = Loop(work, group, Device(), state, Journal(work), wishes=wishes)
-        after = loop._after_step
-        loop._after_step = lambda outcome: (after(outcome), wish(outcome) if group.rank == 1 else None)
-        return loop, loop.run()
+        def advance_and_ask():
+            advance()
+            if group.rank == 1:
+                request.stop = state.progress.step >= 5
+
+        loop.advance = advance_and_ask
+        return loop, loop.train()
 
     results = run_ranks(3, stopping)
     assert {loop.status for loop, _ in results} == {"stopped"}
-    assert {loop.state.progress.step for loop, _ in results} == {6}  # wished after step 5, agreed in step 6
+    assert {loop.state.progress.step for loop, _ in results} == {6}  # requested after step 5, agreed in step 6
 
 
 def test_momentum_is_the_same_on_three_ranks():

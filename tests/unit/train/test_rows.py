@@ -15,7 +15,6 @@ from ddl.nn.losses import CrossEntropy
 from ddl.optim import Adam, Groups
 from ddl.parallel import reducer
 from ddl.parallel.sparse_rows import Touched
-from ddl.run.log import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task
@@ -62,9 +61,9 @@ def trained(group, network, *, steps=5, words=WORDS, **changes):
         **{**defaults, **changes},
     )
     state = State(model, task.optimizer.slots, "float32", 0, Device())
-    loop = Loop(task, group, Device(), state, Journal(task))
+    loop = Loop(task, group, Device(), state)
     try:
-        problem = loop.run()
+        problem = loop.train()
         assert problem is None, problem
     finally:
         loop.close()

@@ -15,7 +15,6 @@ from ddl.errors import ConfigError
 from ddl.models import build as build_model
 from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Rule
 from ddl.parallel import reducer, sums
-from ddl.run.log import Journal
 from ddl.train import step
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
@@ -57,10 +56,10 @@ def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoil
         sharded=sharded,
         **{"total_steps": STEPS, **changes},
     )
-    loop = Loop(task, group, Device(), State(model, task.optimizer.slots, dtype, 0, Device()), Journal(task))
+    loop = Loop(task, group, Device(), State(model, task.optimizer.slots, dtype, 0, Device()))
     if said is not None:
-        loop.journal.warn = said.append
-    failure = loop.run()
+        loop.log.warn = said.append
+    failure = loop.train()
     assert failure is None, failure
     return loop
 
@@ -76,7 +75,7 @@ def assert_same(loops, others):
         assert mine.keys() == theirs.keys()
         for name in mine:
             assert mine[name].tobytes() == theirs[name].tobytes(), name
-        assert loop.last == other.last or loop.last.skipped
+        assert loop.work.last == other.work.last or loop.work.last.skipped
 
 
 def both(size, **how):
@@ -85,7 +84,7 @@ def both(size, **how):
     shared, own = (run_ranks(size, partial(train, sharded=word, **how), nodes=nodes) for word in ("on", "off"))
     for loop, wanted in ((shared[0], True), (own[0], False)):
         assert not isinstance(loop, BaseException), repr(loop)
-        assert bool(loop.total.replicas) is wanted
+        assert bool(loop.work.total.replicas) is wanted
     return shared, own
 
 
@@ -141,31 +140,31 @@ def test_the_replica_is_one_and_outlives_its_sharing():
         after = bits(loop)
         assert all(before[name].tobytes() == after[name].tobytes() for name in before)
     for loop in loops:
-        loop.take_over([np.zeros_like(flat) for flat in loop.state.flat_arrays()], loop.meta())
+        loop.work.take_over([np.zeros_like(flat) for flat in loop.state.flat_arrays()], loop.work.meta())
         assert not np.shares_memory(arrays[0], loop.state.params.flat)
     assert arrays[0].any()
 
 
 def test_one_rank_and_ranks_of_one_a_node_have_a_replica_each():
-    assert not run_ranks(1, train)[0].total.replicas
-    assert not run_ranks(2, train, nodes=[0, 1])[0].total.replicas
+    assert not run_ranks(1, train)[0].work.total.replicas
+    assert not run_ranks(2, train, nodes=[0, 1])[0].work.total.replicas
 
 
 def test_where_memory_cannot_be_shared_all_goes_on():
     shared, own = (run_ranks(2, partial(train, sharded=word), can_share=False) for word in ("on", "off"))
     assert_same(shared, own)
-    assert not shared[0].total.replicas
+    assert not shared[0].work.total.replicas
 
 
 def test_small_models_and_two_ranks_are_left_alone():
-    assert not run_ranks(3, partial(train, sharded="auto"))[0].total.replicas
+    assert not run_ranks(3, partial(train, sharded="auto"))[0].work.total.replicas
 
 
 def test_large_models_on_three_ranks_are_not(monkeypatch):
     monkeypatch.setattr("ddl.train.work.SHARDED_BYTES", 16)
-    assert not run_ranks(2, partial(train, sharded="auto"))[0].total.replicas
-    assert run_ranks(3, partial(train, sharded="auto"))[0].total.replicas
-    assert not run_ranks(3, partial(train, sharded="auto", optimizer=LAMB(lr=0.01)))[0].total.replicas
+    assert not run_ranks(2, partial(train, sharded="auto"))[0].work.total.replicas
+    assert run_ranks(3, partial(train, sharded="auto"))[0].work.total.replicas
+    assert not run_ranks(3, partial(train, sharded="auto", optimizer=LAMB(lr=0.01)))[0].work.total.replicas
 
 
 def test_an_optimizer_that_looks_at_layers_is_refused():
@@ -222,7 +221,7 @@ class Clamped(SGD):
 
 def test_what_a_users_optimizer_does_besides_is_done():
     for loop in run_ranks(3, partial(train, optimizer=Clamped(lr=0.5))):
-        assert not loop.total.replicas and np.abs(loop.state.params.flat).max() <= 0.05
+        assert not loop.work.total.replicas and np.abs(loop.state.params.flat).max() <= 0.05
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -267,12 +266,14 @@ def test_what_a_rank_flushes_of_the_coming_replica_is_its_own_share(monkeypatch,
         return
     steps = {}
     for flat, start, stop in gone:
-        written = next(k for k, replica in enumerate(loops[0].total.replicas) if np.shares_memory(flat, replica[0]))
+        written = next(
+            k for k, replica in enumerate(loops[0].work.total.replicas) if np.shares_memory(flat, replica[0])
+        )
         assert 0 <= start <= stop <= flat.size  # averages of the network are no parameters
         steps.setdefault(written, []).append((start, stop))
     length = loops[0].state.layout.length
     shares = sorted(
-        (min(share.start, length), min(share.stop, length)) for loop in loops for share in loop.total.shares
+        (min(share.start, length), min(share.stop, length)) for loop in loops for share in loop.work.total.shares
     )
     times = (STEPS - 1) // 2  # a replica; the first step knows of nothing yet
     assert {replica: sorted(cuts) for replica, cuts in steps.items()} == dict.fromkeys((0, 1), sorted(shares * times))

@@ -9,7 +9,6 @@ from ddl.comm.threads import run_ranks
 from ddl.data import Arrays, Order
 from ddl.models import build as build_model
 from ddl.optim import OPTIMIZERS, Groups
-from ddl.run.log import Journal
 from ddl.train.loop import Loop
 from ddl.train.state import State
 from ddl.train.task import Task
@@ -105,9 +104,9 @@ def after_steps(group, inputs, network, optimizer, loss="cross_entropy", steps=3
         callbacks=[outcomes.append],
     )
     state = State(model, task.optimizer.slots, "float32", 0, Device())
-    loop = Loop(task, group, Device(), state, Journal(task))
+    loop = Loop(task, group, Device(), state)
     try:
-        assert loop.run() is None
+        assert loop.train() is None
     finally:
         loop.close()
     return state, outcomes

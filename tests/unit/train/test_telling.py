@@ -8,7 +8,7 @@ import pytest
 
 from ddl.comm.threads import Death, Killed, run_ranks
 from ddl.errors import Diverged, JobEnded, Stop
-from ddl.fault.recover import Settings
+from ddl.fault.recover import RecoverySettings
 
 STEPS, PER_EPOCH = 5, 4
 SETTINGS = {"run.dir": "run"}
@@ -74,7 +74,7 @@ def test_the_last_step_before_too_few_are_left_is_told(whole_job):
         if outcome.step == 3 and heard.count(3) == 1:
             raise Killed("in a callback")
 
-    few = Settings(min_ranks=3)
+    few = RecoverySettings(min_ranks=3)
     results = run_ranks(3, lambda g: whole_job(g, SETTINGS, recovery=few, callbacks=[callback]))
     assert all(isinstance(failure, Stop) for _, failure in results[1:])
     assert heard == [1, 2, 3, 3] and [event["step"] for event in events("step")] == [1, 2, 3]
@@ -96,7 +96,7 @@ def test_memory_that_is_shared_or_not_asked_for_is_not_worth_a_word(whole_job):
 
 @pytest.mark.parametrize("spares", [1, 2])
 def test_spares_end_with_the_status_of_the_job(spares, whole_job, monkeypatch):
-    few = Settings(min_ranks=3)
+    few = RecoverySettings(min_ranks=3)
     results = run_ranks(2, lambda g: whole_job(g, SETTINGS), spares=spares)
     assert [failure for _, failure in results] == [None] * (2 + spares)
     monkeypatch.setattr("ddl.train.loop.compare", lambda *_: None)  # no majority holds the same state
@@ -110,7 +110,7 @@ def test_spares_end_with_the_status_of_the_job(spares, whole_job, monkeypatch):
 
 def test_a_spare_ends_with_75_when_the_job_is_asked_to_stop(whole_job):
     results = run_ranks(2, lambda g: whole_job(g, SETTINGS, stop=g.rank == 1), spares=1)
-    assert [loop.status_of(failure) for loop, failure in results] == [Stop.exit_status] * 3
+    assert [loop.exit_status(failure) for loop, failure in results] == [Stop.exit_status] * 3
 
 
 class Listener:

@@ -7,7 +7,7 @@ import pytest
 
 from ddl.data import Order
 from ddl.metrics import JobStarted, Warned, read_lines
-from ddl.run.log import Journal
+from ddl.run.log import RunLog
 
 START = JobStarted(
     name="n",
@@ -28,8 +28,8 @@ START = JobStarted(
 
 
 @pytest.fixture
-def journal(tmp_path):
-    found = Journal(SimpleNamespace(order=Order(12, 2, 4, 0)))
+def run_log(tmp_path):
+    found = RunLog(SimpleNamespace(order=Order(12, 2, 4, 0)))
     found._say = found.warn
     found.folder, found.launch = tmp_path, "old"
     found.lead()
@@ -37,32 +37,32 @@ def journal(tmp_path):
 
 
 @pytest.mark.parametrize("then", [0, errno.ENOSPC, errno.EIO])
-def test_a_leader_whose_folder_is_another_launchs_writes_nothing_that_waited(journal, disk, tmp_path, then):
-    journal.warn("before")
+def test_a_leader_whose_folder_is_another_launchs_writes_nothing_that_waited(run_log, disk, tmp_path, then):
+    run_log.warn("before")
     disk.room = 0
-    journal.started(START)
-    journal.warn("waits")
+    run_log.started(START)
+    run_log.warn("waits")
     disk.room, disk.code = (0, then) if then else (1 << 30, 0)
-    journal.fall_silent()
-    assert not journal.leads
+    run_log.fall_silent()
+    assert not run_log.leads
     assert [line["message"] for line in read_lines(tmp_path / "metrics.jsonl")] == ["before"]
     assert (tmp_path / "ledger.jsonl").read_text() == ""
 
 
-def test_a_start_that_waits_has_been_told(journal, disk):
-    assert not journal.has_started
+def test_a_start_that_waits_has_been_told(run_log, disk):
+    assert not run_log.has_started
     disk.room = 0
-    journal.started(START)
-    assert journal.has_started
+    run_log.started(START)
+    assert run_log.has_started
 
 
 @pytest.mark.parametrize("then", [0, errno.ENOSPC, errno.EIO])
-def test_closing_writes_what_it_can_and_ends_no_job(journal, disk, tmp_path, then):
+def test_closing_writes_what_it_can_and_ends_no_job(run_log, disk, tmp_path, then):
     disk.room = 0
-    journal.started(START)
-    journal.emit(Warned("waits"))
+    run_log.started(START)
+    run_log.emit(Warned("waits"))
     disk.room, disk.code = (0, then) if then else (1 << 30, 0)
-    journal.close()
+    run_log.close()
     told = [line["event"] for line in read_lines(tmp_path / "metrics.jsonl")]
     assert (told[0] == "start" and "waits" in str(read_lines(tmp_path / "metrics.jsonl"))) if then == 0 else not told
     assert ("old" in (tmp_path / "ledger.jsonl").read_text()) is (then == 0)

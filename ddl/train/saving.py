@@ -1,0 +1,100 @@
+"""Checkpoints of a training loop: on which ranks, of which step, and what happens if one cannot be written.
+
+When a checkpoint is due is loop.py's; the writing is ddl/checkpoint's."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from ddl.checkpoint import Writer
+from ddl.comm import Group
+from ddl.errors import CheckpointError, LeaseLost
+from ddl.train.signals import StepRequest
+from ddl.train.work import Work
+
+
+class Saving:
+    """The checkpoints of one rank. ``save`` is called on all ranks at the same steps.
+
+    The leader writes to disk and, if copies in memory are kept, the first rank of each node to its memory.
+    lease_lost: set on a leader that may no longer write the run folder; the next step informs the other ranks."""
+
+    def __init__(self, work: Work, request: StepRequest):
+        self.work, self.request = work, request
+        self.lease_lost: LeaseLost | None = None
+        self._writer: Writer | None = None
+        self._group = work.group  # of the last ``save``
+        self._saved: tuple[int, float] | None = None  # (step, score) of the newest checkpoint, on every rank
+        self._problem: CheckpointError | None = None  # why the newest could not even be begun
+
+    def lose_lease(self, error: LeaseLost) -> None:
+        self.lease_lost = error
+        self.work.services.log.fall_silent()
+
+    def recovered(self) -> None:
+        """A leader may have died while it wrote: what this rank believes to be saved may not be."""
+        self._saved = None
+
+    def save(self, group: Group) -> None:
+        """Begin to write the state, unless the same step has been saved with the same score; a background thread
+        finishes. The time until the next checkpoint that is due by the clock starts again."""
+        self.request.last_checkpoint = time.monotonic()
+        progress = self.work.state.progress
+        # The store keeps the highest score, and the validation loss should be low.
+        validated = progress.validated_at == progress.step
+        score = -progress.results["validation"]["loss"] if validated else math.nan
+        improved = math.isfinite(score) and self.request.keep_best
+        if self._saved is not None and self._saved[0] == progress.step and (self._saved[1] == score or not improved):
+            return
+        self._group, self._saved = group, (progress.step, score)
+        self._submit(score)
+
+    def wait(self) -> None:
+        """Until the newest checkpoint is written. One that failed is tried again, since room may have been made.
+
+        Raises CheckpointError if that fails as well, LeaseLost if a newer generation holds the run folder."""
+        for attempt in (1, 2):
+            try:
+                if self._problem is not None:
+                    raise self._problem
+                if self._writer is not None:
+                    self._writer.wait()
+                return
+            except CheckpointError:
+                if attempt == 2:
+                    raise
+                self._submit(self._saved[1] if self._saved is not None else math.nan)
+            except LeaseLost as error:
+                self.lose_lease(error)
+                raise
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _submit(self, score: float) -> None:
+        work, group, services = self.work, self._group, self.work.services
+        keeps_copy = self.request.in_memory and group.rank == group.local_ranks[0]
+        self._problem = None
+        if not (group.is_leader or keeps_copy):
+            return
+        if self._writer is not None and group.is_leader and self._writer.store is None:
+            self._writer.close()  # it wrote to memory only, and this rank has become the leader since
+            self._writer = None
+        progress = work.state.progress
+        meta = {"progress": progress.to_json(), **work.task.settings}
+        try:
+            if self._writer is None:
+                self._writer = services.open_writer(group)
+                if self._writer is None:
+                    return
+                self._writer.beat = lambda: services.beat(progress.step, "checkpoint")
+            with services.span("checkpoint"):
+                named = work.state.to_named()
+                self._writer.submit(progress.step, named, meta, score if math.isfinite(score) else None)
+        except LeaseLost as error:
+            self.lose_lease(error)
+        except OSError as error:  # the run folder cannot be claimed
+            self._problem = CheckpointError(f"a checkpoint was not written: {error}")
+            services.log.warn(str(self._problem))
