@@ -26,17 +26,21 @@ from ddl.errors import DataError
 @dataclass(frozen=True)
 class Known:
     """fields: of the training part. learned: what its source says of itself: columns, words, characters, classes.
-    names: what classes are called, where they have names."""
+    names: of the classes, if they have names. notes: for the
+    banner."""
 
     fields: Mapping[str, Field]
     learned: Mapping[str, Any]
     names: Sequence[str] = ()
     target: Target | None = None
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, source: Source, names: Sequence[str] = (), target: Target | None = None) -> Known:
         """What is to be kept of the training part."""
-        return cls(dict(source.fields), as_source(source).learned(), tuple(names), target)
+        return cls(
+            dict(source.fields), as_source(source).learned(), tuple(names), target, tuple(as_source(source).notes)
+        )
 
     def to_json(self) -> dict[str, Any]:
         fields = {  # a user's own source may have counted with NumPy
@@ -51,6 +55,7 @@ class Known:
             "fields": fields,
             "learned": dict(self.learned),
             "names": [str(name) for name in self.names],
+            "notes": list(self.notes),
             "target": None if self.target is None else self.target.to_json(),
         }
 
@@ -73,7 +78,7 @@ class Known:
 def data_lines(known: Mapping[str, Any]) -> list[str]:
     """What was decided when the data were read, for the banner. known: as ``Known.to_json`` returns it."""
     target = known.get("target")
-    notes = list(known.get("learned", {}).get("notes", ()))
+    notes = list(known.get("notes", ()))
     return notes + ([] if target is None else [f"y: {target['reason']}"])
 
 

@@ -33,6 +33,7 @@ class Source:
     Opening a source reads little more than headers. It raises DataError with file and offset for a damaged file."""
 
     names: Sequence[str] = ()  # names of the classes of "y", by class number; () if they have none
+    notes: Sequence[str] = ()  # what was decided or left out on opening, one line each, printed at the start
     is_cheap = False  # gathering is a copy in memory: no thread reads ahead
     is_sequential = False  # neighbouring samples continue one text: fractions split it into runs, not at random
     reads_from_start = False  # reaching a sample takes reading all before it
@@ -102,6 +103,10 @@ class Wrapper(Source):
         return self.source.names
 
     @property
+    def notes(self) -> Sequence[str]:  # type: ignore[override]
+        return self.source.notes
+
+    @property
     def is_cheap(self) -> bool:  # type: ignore[override]
         return self.source.is_cheap
 
@@ -144,7 +149,7 @@ class Wrapper(Source):
 
 _MEMBERS = (
     *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels"),
-    *("names", "is_cheap", "is_sequential"),
+    *("names", "notes", "is_cheap", "is_sequential"),
 )
 
 

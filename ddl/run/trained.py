@@ -16,7 +16,7 @@ from ddl.checkpoint import Store
 from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
-from ddl.data import Inputs, Known, Normalise, Source
+from ddl.data import Inputs, Known, Normalise, Source, compare
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers
 from ddl.nn import Context
@@ -110,8 +110,13 @@ class Trained:
                 f"run {str(self.folder)!r}: its own {name} split cannot be opened: {error}; --input FILE evaluates on "
                 "other samples"
             ) from error
-        if found["data"] != self._knowledge["data"] or found["samples"] != self._knowledge["samples"]:
-            raise ConfigError(f"run {str(self.folder)!r}: its data are not those any more that it was trained on")
+        wrong, changed = compare(self._knowledge["data"], found["data"])
+        if found["samples"] != self._knowledge["samples"]:
+            wrong.append(f"there were {self._knowledge['samples']} samples and are {found['samples']}")
+        if wrong or changed:
+            raise ConfigError(
+                f"run {str(self.folder)!r}: its data changed since training: {'; '.join(wrong + changed)}"
+            )
         source: Source | None = getattr(splits, name)
         if source is None:
             raise ConfigError(f"run {str(self.folder)!r} has no {name} split")

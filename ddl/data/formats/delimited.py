@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddl.data.formats.csv_head import DECIMAL_COMMA, decoded, is_number, read_head, split_cells
-from ddl.data.formats.text_lines import LineIndex
+from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
@@ -55,7 +55,7 @@ class Delimited(Source):
         by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
         head = read_head(path, True if by_name and header is None else header, delimiter, decimal)
         self.has_header, self.columns, self._delimiter = head.has_header, head.columns, head.delimiter
-        self._head, self._has_decimal_comma = head, head.decimal == ","
+        self._has_decimal_comma = head.decimal == ","
         if like is not None:
             self._features, self._targets = self._matched(like, is_labelled=targets != [])
         else:
@@ -69,6 +69,7 @@ class Delimited(Source):
             raise DataError(f"{len(self._features)} features cannot be reshaped to {self._shape}", path)
         self._distinct: set[str] = set()
         self._lines = LineIndex(path, int(self.has_header), self._check)
+        self.notes = (str(head), *blank_note(self._lines))
         self._number(self._classes(target_kind))
 
     def _text(self, line: bytes, number: int) -> str:
@@ -163,7 +164,6 @@ class Delimited(Source):
             "features": self._features,
             "targets": self._targets,
             "names": list(self.names),
-            "notes": [str(self._head)],
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:

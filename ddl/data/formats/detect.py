@@ -48,6 +48,8 @@ class Request:
 
 # Arrays: x in one file, targets in another, or both in one archive.
 
+MOST_NOTES = 5  # lines about files that are not read
+
 LABELS = re.compile(r"label|target|idx1|(^|[_.-])y([_.-]|$)", re.IGNORECASE)
 X_NAMES = ("x", "images", "data", "features", "inputs", "arr_0")
 Y_NAMES = ("y", "labels", "targets", "target", "label", "arr_1")
@@ -303,12 +305,15 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
         raise ConfigError(f"no format is called {format!r}; there are {['auto', *FORMATS]}")
     paths = expand(pattern)
     name = format
+    skipped: list[str] = []
     if format == "auto":
-        name, paths = _common_format(paths)
+        name, paths, skipped = _common_format(paths)
     opener = FORMATS[name]
     by_role = _roles(paths)
     if by_role is None:
-        return opener(paths, request)
+        opened = opener(paths, request)
+        _add_notes(opened["train"] if isinstance(opened, dict) else opened, skipped)
+        return opened
     parts: Parts = {}
     for role in sorted(by_role, key=lambda role: role != "train"):
         own = by_role[role]
@@ -316,7 +321,14 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
         if isinstance(source, dict):
             raise DataError("an archive that has its own splits among files for each split", own[0])
         parts[role] = source
+    _add_notes(parts["train"], skipped)
     return parts
+
+
+def _add_notes(source: Source, skipped: Sequence[str]) -> None:
+    """Name the files of a folder that are not read; many of them in one line."""
+    more = [f"{len(skipped) - MOST_NOTES} more files are not read"] if len(skipped) > MOST_NOTES else []
+    source.notes = (*source.notes, *skipped[:MOST_NOTES], *more)
 
 
 def columns_of(train: Source) -> Mapping[str, Any] | None:
@@ -325,20 +337,26 @@ def columns_of(train: Source) -> Mapping[str, Any] | None:
     return learned if learned.get("kind") == "columns" else None
 
 
-def _common_format(paths: list[Path]) -> tuple[str, list[Path]]:
+def _common_format(paths: list[Path]) -> tuple[str, list[Path], list[str]]:
+    """(format, files of it, a line for each file that is not read)."""
     if len(paths) == 1:
-        return detect(paths[0]), paths
-    found: dict[str, list[Path]] = {}
+        return detect(paths[0]), paths, []
+    by_format: dict[str, list[Path]] = {}
+    skipped = []
     for path in paths:
         try:
-            found.setdefault(detect(path), []).append(path)
-        except DataError:
-            continue  # a folder may hold other things; a file that is named is not passed over
-    if len(found) > 1:
-        found.pop("text", None)  # read-me files
-    if len(found) != 1:
-        raise DataError(f"files of formats {sorted(found) or 'unknown'}: name one in data.format", paths[0].parent)
-    return next(iter(found.items()))
+            by_format.setdefault(detect(path), []).append(path)
+        except DataError as error:  # a folder may hold other things
+            skipped.append(f"not read: {error}")
+    if len(by_format) > 1:  # read-me files
+        skipped += [f"not read: {path}: text among files of another format" for path in by_format.pop("text", [])]
+    if len(by_format) != 1:
+        reasons = "".join(f"; {line}" for line in skipped[:MOST_NOTES])
+        raise DataError(
+            f"files of formats {sorted(by_format) or 'unknown'}: name one in data.format{reasons}", paths[0].parent
+        )
+    ((format, own),) = by_format.items()
+    return format, own, skipped
 
 
 def _roles(paths: Sequence[Path]) -> dict[str, list[Path]] | None:

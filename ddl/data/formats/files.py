@@ -97,6 +97,7 @@ class Concat(Source):
             for name, f in first.items()
         }
         self.names = tuple(self.sources[0].names)
+        self.notes = tuple(dict.fromkeys(note for source in self.sources for note in source.notes))
         self.is_sequential = self.sources[0].is_sequential
         self.reads_from_start = any(source.reads_from_start for source in self.sources)
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddl.data.formats.npy import first_bytes
-from ddl.data.formats.text_lines import LineIndex, clean
+from ddl.data.formats.text_lines import LineIndex, blank_note, clean
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
@@ -31,6 +31,7 @@ class Texts(Protocol):
     """Texts by number, and their classes; without names there are none, and the class of each is 0."""
 
     names: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -45,6 +46,8 @@ class Texts(Protocol):
 
 class TextList:
     """Texts that lie in memory."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, texts: Sequence[str], classes: Sequence[int], names: Sequence[str]):
         self.texts, self.classes, self.names = list(texts), list(classes), tuple(names)
@@ -79,6 +82,7 @@ class RecordLines:
             raise DataError("classes are partly texts and partly numbers", path)
         self.names = tuple(map(str, sorted(found)))  # type: ignore[type-var]
         self._code = {name: place for place, name in enumerate(self.names)}
+        self.notes = tuple(blank_note(self._lines))
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -180,6 +184,7 @@ class LabelledText(Source):
         if length < 1 or vocabulary <= RESERVED:
             raise DataError(f"texts of {length} tokens from a vocabulary of {vocabulary}")
         self._texts, self.length, self._most, self._is_hashed = texts, length, vocabulary, hashed
+        self.notes = texts.notes
         self._number: dict[str, int] | None = None
         self._kept = (Held([]), self._empty(0))
 

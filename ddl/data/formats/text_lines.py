@@ -4,6 +4,7 @@ What stands in a line is csv's and JSONL's own matter: delimited.py, labelled_te
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,9 @@ BOM = b"\xef\xbb\xbf"
 
 
 class LineIndex:
-    """The lines of a file, without ``skip`` of them at its head; empty lines may stand at its end only.
+    """The lines of a file, without ``skip`` of them at its head; blank lines are no samples.
+
+    blank_lines: how many were skipped, but for those at the end of the file.
 
     check: called with (line number in the file from 1, line) for every line, in the one pass that builds the index."""
 
@@ -25,17 +28,17 @@ class LineIndex:
         first_bytes(path)
         self.path, self.skip = path, skip
         self._offsets: list[int] = []
-        count = offset = 0
-        blank: int | None = None
+        self._blanks: list[int] = []  # for each blank line the row that follows it
+        count = offset = pending = 0
         with open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 line = clean(raw, number)
                 if number > skip:
                     if not line.strip():
-                        blank = number if blank is None else blank
+                        pending += 1
                     else:
-                        if blank is not None:
-                            raise DataError("an empty line before the end", path, blank, "line")
+                        self._blanks += [count] * pending
+                        pending = 0
                         if b"\0" in line:
                             raise DataError("a zero byte: not a text file", path, number, "line")
                         check(number, line)
@@ -45,14 +48,14 @@ class LineIndex:
                 offset += len(raw)
         if not count:
             raise DataError("no samples in the file", path, skip + 1, "line")
-        self._count = count
+        self._count, self.blank_lines = count, len(self._blanks)
 
     def __len__(self) -> int:
         return self._count
 
     def line_number(self, row: int) -> int:
         """The number in the file, from 1, of a line by its number from 0 after the head."""
-        return row + 1 + self.skip
+        return row + 1 + self.skip + bisect_right(self._blanks, row)
 
     def read(self, rows: np.ndarray) -> Iterator[bytes]:
         """These lines (ascending numbers), without their ends."""
@@ -63,11 +66,10 @@ class LineIndex:
                 if at < 0 or block * STRIDE > at:
                     file.seek(self._offsets[block])
                     at = block * STRIDE
-                while at < row:
-                    file.readline()
-                    at += 1
-                raw = file.readline()
-                at += 1
+                raw = b""
+                while at <= row:
+                    raw = file.readline()
+                    at += 1 if raw.strip() or not raw else 0
                 if not raw:
                     raise DataError("became shorter while it was used", self.path, self.line_number(row), "line")
                 yield clean(raw, self.line_number(row))
@@ -77,3 +79,9 @@ def clean(raw: bytes, number: int) -> bytes:
     """A line without its end, and the first without a byte-order mark."""
     line = raw.rstrip(b"\r\n")
     return line.removeprefix(BOM) if number == 1 else line
+
+
+def blank_note(lines: LineIndex) -> list[str]:
+    """The line for the banner, if there is anything to say."""
+    count = lines.blank_lines
+    return [f"{lines.path.name}: {count} blank line{'' if count == 1 else 's'} skipped"] if count else []

@@ -157,7 +157,10 @@ BAD = {
         lambda d: write_csv(d / "a.csv", [[1, 2.5 + i] for i in range(5)] + [[1, ""]]),
         r"a.csv, line 6: '' in column '1' is no number",
     ),
-    "csv: a line between": (lambda d: write(d / "a.csv", "1,2\n\n3,4\n"), r"a.csv, line 2: an empty line"),
+    "csv: an error after a blank line": (
+        lambda d: write(d / "a.csv", "1.5,2\n\n3,4\nx,6\n"),
+        r"a.csv, line 4: 'x' in column '0' is no number",
+    ),
     "csv: an open quote": (lambda d: write(d / "a.csv", '1,2\n"3,4\n5,6\n'), r"a.csv, line 2: a quoted cell"),
     "csv: zero bytes": (lambda d: write(d / "a.csv", b"1,2\n3\0,4\n"), r"a.csv, line 2: a zero byte"),
     "csv: another encoding": (

@@ -240,3 +240,26 @@ def test_text_is_windows_of_characters(tmp_path, monkeypatch):
 )
 def test_formats_are_told_by_name_and_content(tmp_path, name, content, format):
     assert detect(write(tmp_path / name, content)) == format
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path):
+    lines = [f"{i},{i % 2}\n" for i in range(200)]
+    lines[150:150] = ["\n", "  \n"]
+    lines[3:3] = ["\r\n"]
+    source = opened(write(tmp_path / "a.csv", "".join(lines) + "\n\n")).train
+    assert source.notes[-1] == "a.csv: 3 blank lines skipped"
+    pick = np.array([199, 2, 3, 150, 149])
+    source.hold([range(200)])
+    assert source.gather(pick)["x"][:, 0].tolist() == pick.tolist()
+    texts = '{"text": "a b", "label": 0}\n\n{"text": "b", "label": 1}\n'
+    from_json = opened(write(tmp_path / "b.jsonl", texts)).train
+    assert from_json.notes == ("b.jsonl: 1 blank line skipped",) and from_json.labels().tolist() == [0, 1]
+
+
+def test_each_file_of_a_folder_that_is_not_read_is_named_with_its_reason(tmp_path):
+    write_csv(tmp_path / "a.csv", [[i, i % 2] for i in range(9)])
+    write(tmp_path / "images.gz", "<html>not found</html>")
+    write(tmp_path / "readme.txt", "about")
+    notes = "\n".join(opened(tmp_path).train.notes)
+    assert "images.gz, byte 0: its format is not recognised" in notes
+    assert "readme.txt: text among files of another format" in notes

@@ -133,7 +133,7 @@ def test_the_own_split_is_the_one_of_training(here, table, capsys):
     assert {name: found[name] for name in ("loss", "accuracy", "samples")} == summary["test"]
     with open(here / "train.csv", "a") as file:
         file.write("up,1,2,3\n")
-    assert "not those any more" in refused(capsys, evaluate)
+    assert "its data changed since training: there were" in refused(capsys, evaluate)
 
 
 def test_a_checkpoint_of_before_asks_the_training_data(here, table):
