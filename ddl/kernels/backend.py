@@ -17,6 +17,7 @@ import numpy as np
 
 from ddl.arrays.namespace import Array, namespace_of
 from ddl.errors import ConfigError
+from ddl.kernels import compile_cache
 
 LINE = 64  # bytes of a cache line, and of the vectors that compiled loops are written for
 
@@ -32,7 +33,7 @@ def use_compiled(mode: str) -> None:
     if mode not in ("auto", "on", "off"):
         raise ConfigError(f"compiled = {mode!r} is unknown; known are auto, on, off")
     if mode == "on" and not _numba_is_there():
-        raise ConfigError("compiled = 'on' needs Numba: pip install 'ddl-mpi[fast]'")
+        raise ConfigError("compiled = 'on' needs Numba (pip install 'ddl-mpi[fast]') and NUMBA_DISABLE_JIT unset")
     _wanted = mode
 
 
@@ -50,8 +51,8 @@ def _numba_is_there() -> bool:
     global _available
     if _available is None:
         try:
-            importlib.import_module("numba")
-            _available = True
+            numba = importlib.import_module("numba")
+            _available = not numba.config.DISABLE_JIT and compile_cache.prepare(numba)
         except ImportError:
             _available = False
     return _available

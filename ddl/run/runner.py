@@ -25,7 +25,8 @@ from ddl.fault import inject, startup
 from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
 from ddl.fault.watchdog import Heartbeat, read_note, start_companion
-from ddl.kernels.backend import use_compiled
+from ddl.kernels import compile_cache
+from ddl.kernels.backend import is_compiled, use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
 from ddl.run.agreement import disagreement, essentials
@@ -141,6 +142,8 @@ class Runner:
 
         The error is returned, not raised: all ranks exchange it, since they would wait in MPI for one that ended."""
         use_compiled(self.job.train.compiled)
+        if is_compiled() or compile_cache.notes:
+            self._warnings += compile_cache.notes
         try:
             if self.job.fault.respawn and fault_tolerance()[0] and not can_respawn():
                 raise ConfigError(
