@@ -41,7 +41,7 @@ BAD = {
         ["--optim.groups", '[{match = "*", lrr = 1}]'],
         "no setting 'lrr'; did you",
     ),
-    "freezing what there is not": (["--model.freeze", "no*"], "no parameter matches 'no*'"),
+    "freezing parameters that do not exist": (["--model.freeze", "no*"], "no parameter matches 'no*'"),
     # names and code of the user's own
     "an unknown model": (["--model.name=cnm"], "model.name = 'cnm' is unknown; did you mean 'cnn'?"),
     "an unknown loss": (
@@ -88,7 +88,7 @@ BAD = {
     # folders
     "a run folder that cannot be made": (["--run.dir=x.npy/run"], "run.dir = 'x.npy/run' cannot be used"),
     "a run folder that is a file": (["--run.dir=x.npy"], "[run] dir: x.npy is not a folder"),
-    "a run that must not go on": (["--run.dir=run", "--checkpoint.resume=none"], "holds a run already"),
+    "a finished run that must not be resumed": (["--run.dir=run", "--checkpoint.resume=none"], "holds a run already"),
     "another seed than the checkpoint's": (["--run.dir=run", "--run.seed=3"], "was made with seed = 0, this job has 3"),
     "another batch than the checkpoint's": (["--run.dir=run", "--train.global_batch=32"], "this job has"),
     "another model than the checkpoint's": (["--run.dir=run", "--model.options.hidden=[8]"], "does not fit this model"),
@@ -210,7 +210,7 @@ def test_the_good_run_is_still_good_after_all_of_them(ended, folder):
 def test_under_mpirun_the_line_comes_once_and_every_rank_has_status_2(case, flags, folder, tmp_path):
     words, told = UNDER_MPIRUN[case]
     words = [word.replace("NEW", str(tmp_path / "new")) for word in words]
-    # mpirun's own status proves nothing where deaths are survived, so each rank tells its own.
+    # mpirun's own status proves nothing where deaths are survived, so each rank prints its own.
     shell = ("bash", "-c", '"$0" "$@"; echo "status $?"')
     done = train(folder, *words, launcher=("mpirun", *flags, "-n", "2", *shell))
     assert done.stdout.split() == ["status", "2"] * 2, done.stdout + done.stderr

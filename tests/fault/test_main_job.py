@@ -20,7 +20,8 @@ def test_it_reaches_its_accuracy_on_four_ranks(main_job):
     job = main_job(4)
     assert job.status == 0 and job.summary["status"] == "finished", job.said
     assert job.summary["test"]["samples"] == TEST_IMAGES
-    assert job.summary["test"]["accuracy"] >= 0.97  # the standard error on 359 images is 0.8 points
+    # One image is 0.28 points of accuracy, and which images are in the test part counts: the loss says more.
+    assert job.summary["test"]["accuracy"] >= 0.97 and job.summary["test"]["loss"] <= 0.06
     assert job.summary["ranks_started"] == job.summary["ranks_finished"] == 4
     for name in ("config.toml", "metrics.jsonl", "ledger.jsonl", "checkpoints"):
         assert (job.folder / name).exists()
