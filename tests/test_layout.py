@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "registry": {"errors", "wording"},
     "arrays": {"errors"},
     "kernels": {"errors", "arrays"},
-    "config": {"errors", "environment", "wording"},
+    "config": {"errors", "environment", "registry", "wording"},
     "metrics": {"errors", "version", "jsonlines", "output", "wording"},
     "launcher": {"errors", "environment", "config", "metrics"},
     "data": {"errors", "arrays", "jsonlines", "registry"},

@@ -21,6 +21,7 @@ from typing import Any
 
 from ddl.config.check import check
 from ddl.config.sections import SECTIONS, Job, public_names
+from ddl.config.trust import NAMING, is_of_another_user, refuse_code
 from ddl.config.values import ALIASES, find_setting, guess, read_value, read_word, spell, tomllib, types_of
 from ddl.environment import launched_rank, refuse
 from ddl.errors import ConfigError
@@ -34,7 +35,7 @@ digits. The command line takes precedence over the job file, the file over the d
 the resolved settings as a job file."""
 _HINTS = """Lists are written as a TOML array or with commas; tables as {key = value} or --model.options.key value.
 Your own model, data source, loss, metric or callback is named as "package.module:Name". --trace and --chaos are short
-for --metrics.trace and --fault.chaos."""
+for --metrics.trace and --fault.chaos. --trust runs code that is named in the config.toml of another user's run."""
 
 
 def load(argv: Sequence[str], ranks: int | None = None) -> Job:
@@ -42,8 +43,10 @@ def load(argv: Sequence[str], ranks: int | None = None) -> Job:
 
     argv: without the program's name. ranks: as for ``check``. Raises ConfigError, whose message is one line.
     ``--help`` and ``--print_config`` are handled by ``load_or_exit``."""
-    path, words = _split(argv)
+    path, words = _split([word for word in argv if word != "--trust"])
     values = {} if path is None else _from_file(Path(path))
+    if path is not None and "--trust" not in argv and is_of_another_user(Path(path)):
+        refuse_code(_changed(Job(), values), NAMING, f"{path}, of another user's run,")
     for name, keys, text in words:
         if not keys:
             values[name] = _located(name, read_word(name, text), Path.cwd())
