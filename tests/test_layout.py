@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "environment": set(),
     "jsonlines": set(),
     "output": set(),
+    "reading": set(),
     "wording": set(),
     "registry": {"errors", "wording"},
     "arrays": {"errors"},
@@ -34,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "comm": {"errors", "environment", "arrays"},
     "collectives": {"errors", "wording", "registry", "arrays", "kernels", "comm"},
     "parallel": {"errors", "arrays", "kernels", "comm", "collectives"},
-    "checkpoint": {"errors", "arrays"},
+    "checkpoint": {"errors", "arrays", "reading"},
     "fault": {"errors", "environment", "arrays", "data", "comm", "checkpoint"},
     "train": {
         *(

@@ -52,13 +52,13 @@ def pieces_of(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
         yield data[start : start + CHUNK_BYTES]
 
 
-def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe) -> dict[str, Any]:
+def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe, mode: int = 0o644) -> dict[str, Any]:
     """Write a new file and bring it to the disk; returns {"bytes", "sha256"} of what was written.
 
     Raises OSError (a full disk, for one); what was written so far is left for the caller to remove."""
     digest, total = hashlib.sha256(), 0
     probe("checkpoint.open")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         probe("checkpoint.open.done")
         for piece in pieces:

@@ -68,6 +68,8 @@ class Store:
     keep: how many of the newest are kept. keep_best: the one with the highest score is kept as well.
     say: called with a line about each checkpoint that was skipped. probe: called at every system call."""
 
+    mode = 0o644  # of the files
+
     def __init__(
         self,
         folder: str | Path,
@@ -94,7 +96,7 @@ class Store:
             if match is None:
                 continue  # unfinished, or not a checkpoint
             try:
-                state = read_state(path)
+                state = self._state(path)
                 readable.append(Entry(path, state["step"], state["serial"], state["score"]))
             except CheckpointError as error:
                 broken.append(Entry(path, int(match[1]), problem=str(error)))
@@ -139,8 +141,11 @@ class Store:
         raise CheckpointError(f"no checkpoint in {self.folder} can be used: {reasons}")
 
     def _read(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        state = read_state(path)
+        state = self._state(path)
         return read_file(path / ARRAYS, state["files"][ARRAYS]), state["meta"]
+
+    def _state(self, path: Path) -> dict[str, Any]:
+        return read_state(path)
 
     # Writing.
 
@@ -197,9 +202,9 @@ class Store:
     ) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         self.probe("checkpoint.mkdir")
-        aside.mkdir()
+        aside.mkdir(self.mode | (self.mode & 0o444) >> 2)
         self.probe("checkpoint.mkdir.done")
-        files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe)}
+        files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe, self.mode)}
         # Through JSON once, so that the checksum is that of the values that a reader gets.
         state = json.loads(
             json.dumps(
@@ -207,7 +212,7 @@ class Store:
             )
         )
         text = json.dumps({**state, "sha256": _digest(state)}, indent=1).encode()
-        write_file(aside / STATE, iter([memoryview(text)]), self.probe)
+        write_file(aside / STATE, iter([memoryview(text)]), self.probe, self.mode)
         sync_folder(aside, self.probe)
 
     def _publish(self, aside: Path, step: int) -> Path:

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from ddl.config.folder import run_folder
 from ddl.errors import EX_TEMPFAIL, EX_USAGE, ConfigError
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
-    SHARED_MEMORY,
     Filter,
     Host,
     command_line,
@@ -36,10 +34,10 @@ from ddl.launcher.mpirun import (
     segments,
     sweep,
 )
+from ddl.launcher.replica import Replica, remove_stale_replicas
 
 REPLICA_VARIABLE = "DDL_REPLICA"
 EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
-HOST = os.uname().nodename
 SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
@@ -169,13 +167,14 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
-        self._replica = SHARED_MEMORY / f"ddl-replica-{HOST}-{os.getpid()}" if job.checkpoint.replica else None
+        self._replica: Replica | None = None
 
     def run(self) -> int:
         """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
         failed_at: list[int] = []
         try:
             remove_stale_replicas()
+            self._make_replica()
             while not self.asked:
                 ended = self._launch(len(failed_at), tuple(failed_at))
                 verdict = decide(ended)
@@ -199,8 +198,8 @@ class Supervisor:
             return EX_TEMPFAIL
         finally:
             if self._replica is not None:
-                shutil.rmtree(self._replica, ignore_errors=True)
-                self._remove_replicas(self._id(len(failed_at)))
+                self._replica.remove()
+                self._remove_replicas(self._id(len(failed_at)), self._replica.path)
 
     def ask_to_stop(self, number: int, frame: object = None) -> None:
         """SIGUSR1: the ranks write a checkpoint and end. Between two launches there is nothing to write."""
@@ -218,7 +217,7 @@ class Supervisor:
         return f"{self.name}-{attempt}"
 
     def _environ(self, launch: str) -> dict[str, str]:
-        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica)}
+        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
         return {**os.environ, LAUNCH_VARIABLE: launch, **replica}
 
     def _command(self, attempt: int) -> list[str]:
@@ -238,7 +237,7 @@ class Supervisor:
         )
 
     def _has_state(self) -> bool:
-        replica = self._replica is not None and any(self._replica.glob("step_*"))
+        replica = self._replica is not None and any(self._replica.path.glob("step_*"))
         return replica or any((self.folder / "checkpoints").glob("step_*"))
 
     def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
@@ -383,11 +382,18 @@ class Supervisor:
                 return bool(self.asked)  # nobody will need to know
             return b"swept" in probe.stdout.read()
 
-    def _remove_replicas(self, launch: str) -> None:
+    def _make_replica(self) -> None:
+        if self.job.checkpoint.replica:
+            try:
+                self._replica = Replica()
+            except OSError as error:
+                self._say(f"no checkpoint is kept in memory: {error}")
+
+    def _remove_replicas(self, launch: str, folder: Path) -> None:
         """Those on other hosts, by way of mpirun; one that does not answer keeps its own."""
         if len(self.hosts) < 2:
             return
-        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(self._replica)]
+        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(folder)]
         hosts = [replace(host, slots=1) for host in self.hosts]
         words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=EXPORTED[2:])
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -416,11 +422,3 @@ class Supervisor:
 def _end_with_parent() -> None:
     """In the new process: mpirun gets SIGTERM when the supervisor ends in a way that it cannot notice."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def remove_stale_replicas(folder: Path = SHARED_MEMORY) -> None:
-    """Remove replicas whose supervisor is gone; of one on another host nothing is known here."""
-    for path in folder.glob(f"ddl-replica-{HOST}-*") if folder.is_dir() else ():
-        pid = path.name.removeprefix(f"ddl-replica-{HOST}-")
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            shutil.rmtree(path, ignore_errors=True)

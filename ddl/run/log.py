@@ -64,7 +64,7 @@ class RunLog(Reporter):
     ):
         self.task, self._sinks, self._jsonl = task, sinks, jsonl
         self._say: Callable[[str], None] = say or (lambda message: None)
-        self.launch = ""
+        self.launch = self.run = ""  # the ids of this launch, and of the run that it belongs to
         self.on_known: Callable[[], None] = lambda: None  # called when launch and folder are known
         self.folder: Path | None = None
         self.ranks_started = 0
@@ -87,6 +87,7 @@ class RunLog(Reporter):
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch,
+            "run": self.run,
             "folder": None if self.folder is None else str(self.folder),
             "ranks_started": self.ranks_started,
             "began": self.began,
@@ -95,7 +96,7 @@ class RunLog(Reporter):
         }
 
     def become(self, values: Mapping[str, Any]) -> None:
-        self.launch, self.ranks_started = values["launch"], values["ranks_started"]
+        self.launch, self.run, self.ranks_started = values["launch"], values["run"], values["ranks_started"]
         self.folder = None if values["folder"] is None else Path(values["folder"])
         self.began, self.serial = values["began"], values["serial"]
         self.failures = [Failure(**failure) for failure in values["failures"]]

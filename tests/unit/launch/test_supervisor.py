@@ -9,19 +9,36 @@ import sys
 import pytest
 
 from ddl.launch import from_words, main
-from ddl.launcher.supervisor import Ended, decide, last_step, remove_stale_replicas
+from ddl.launcher.replica import Replica, remove_stale_replicas
+from ddl.launcher.supervisor import Ended, decide, last_step
 
 
-def test_replicas_of_dead_supervisors_are_removed(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    here, live = os.uname().nodename, os.getpid()
-    # What another host's supervisor has here is its own affair: its number says nothing on this host.
-    for name in (f"{here}-{gone.pid}", f"{here}-{live}", f"elsewhere-{gone.pid}"):
-        (tmp_path / f"ddl-replica-{name}").mkdir()
+def test_the_folder_of_a_memory_checkpoint_is_private_and_cannot_be_guessed(tmp_path):
+    one, two = Replica(tmp_path), Replica(tmp_path)
+    for made in (one, two):
+        assert made.path.stat().st_mode & 0o777 == 0o700
+    parts = {made.path.name.rpartition("-")[2] for made in (one, two)}
+    assert len(parts) == 2 and all(len(part) == 32 for part in parts)  # 128 random bits
+    one.remove()
+    assert [path.name for path in tmp_path.iterdir()] == [two.path.name]
+
+
+def test_only_folders_that_no_living_supervisor_has_locked_are_removed(tmp_path):
+    code = "import sys, pathlib; from ddl.launcher.replica import Replica; Replica(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    (stale,) = tmp_path.iterdir()
+    held = Replica(tmp_path)
+    os.utime(held.path, (0, 0))  # age alone removes nothing
+    prefix = held.path.name.removesuffix(held.path.name.rpartition("-")[2])
+    kept = {held.path.name, "ddl-replica-elsewhere-1", f"{prefix}link"}
+    (tmp_path / "ddl-replica-elsewhere-1").mkdir()  # a supervisor on another host has locked it there
+    (tmp_path / f"{prefix}link").symlink_to(tmp_path / "ddl-replica-elsewhere-1")
+    if os.geteuid() == 0:
+        (tmp_path / f"{prefix}other").mkdir()
+        os.chown(tmp_path / f"{prefix}other", 12345, -1)
+        kept.add(f"{prefix}other")
     remove_stale_replicas(tmp_path)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {f"ddl-replica-{here}-{live}", f"ddl-replica-elsewhere-{gone.pid}"}
+    assert {path.name for path in tmp_path.iterdir()} == kept and stale.name not in kept
 
 
 def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
