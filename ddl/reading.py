@@ -45,8 +45,11 @@ def take(values: Mapping[str, Any], name: str, *kinds: type, least: float | None
     if name not in values:
         raise ValueError(f"{name} is missing")
     value = values[name]
-    is_number = type(value) in (int, float)
-    if type(value) not in kinds or (is_number and not (math.isfinite(value) and (least is None or value >= least))):
+    is_right = type(value) in kinds
+    if is_right and type(value) in (int, float):
+        is_right = abs(value) < 1 << 63 if type(value) is int else math.isfinite(value)
+        is_right &= least is None or value >= least
+    if not is_right:
         raise ValueError(f"{name} is {_short(value)}")
     return value
 

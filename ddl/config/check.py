@@ -32,6 +32,13 @@ def check(job: Job, ranks: int | None = None) -> Job:
     return job
 
 
+def check_values(job: Job) -> Job:
+    """``check``, but only that each value is within its limits, whatever files there are."""
+    for error in _single_values(job):
+        raise ConfigError(error)
+    return job
+
+
 def _get(job: Job, name: str) -> Any:
     section, key = name.split(".")
     return getattr(getattr(job, section), key)

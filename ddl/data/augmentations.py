@@ -35,7 +35,7 @@ def _parse(spec: str | Mapping[str, Any]) -> tuple[str, list[float], dict[str, A
             raise ConfigError(f"an augmentation needs a name: {options}")
         return str(options.pop("name")), [], options
     name, _, values = spec.partition(":")
-    if QUALIFIED.fullmatch(spec) or not values:
+    if not values or (name not in TRANSFORMS and QUALIFIED.fullmatch(spec)):
         return spec, [], {}
     try:
         return name, [int(v) if v.strip().isdigit() else float(v) for v in values.split(",")], {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -35,6 +34,7 @@ from ddl.launcher.mpirun import (
     sweep,
 )
 from ddl.launcher.replica import Replica, remove_stale_replicas
+from ddl.reading import parse_object, read_regular, take
 
 REPLICA_VARIABLE = "DDL_REPLICA"
 EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
@@ -100,26 +100,24 @@ def decide(now: Ended) -> Verdict:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty when there is none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
+        return parse_object(read_regular(path))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def last_step(folder: Path) -> int:
     """The newest committed step that metrics.jsonl or the ledger tells of; -1 where none does."""
     for name, first in (("metrics.jsonl", 0), ("ledger.jsonl", 1)):  # the ledger counts from 0
         try:
-            with open(folder / name, "rb") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - (1 << 16), 0))
-                lines = file.read().splitlines()
+            lines = read_regular(folder / name, 1 << 16).splitlines()
         except OSError:
             continue
         for line in reversed(lines):
-            with contextlib.suppress(ValueError, TypeError):
-                told = json.loads(line)
+            with contextlib.suppress(ValueError):
+                told = parse_object(line)
                 if told.get("event", "step") == "step" and "step" in told:
-                    return int(told["step"]) + first
+                    step: int = take(told, "step", int)
+                    return step + first
     return -1
 
 

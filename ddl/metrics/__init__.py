@@ -17,7 +17,7 @@ from ddl.metrics.events import (
 )
 from ddl.metrics.hub import Hub, Sink
 from ddl.metrics.jsonl import JsonLines, read_lines
-from ddl.metrics.summary import Failure, Samples, Summary, versions, write_summary
+from ddl.metrics.summary import Failure, Samples, Summary, read_summary, versions, write_summary
 from ddl.metrics.trace import Trace, merge
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Warned",
     "merge",
     "read_lines",
+    "read_summary",
     "versions",
     "write_summary",
 ]

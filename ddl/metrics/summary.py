@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ddl.errors import DataError
 from ddl.metrics.jsonl import plain
+from ddl.reading import parse_object, read_regular, take
 from ddl.version import __version__
 
 
@@ -90,6 +92,21 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
         os.fsync(file.fileno())
     os.replace(aside, path)
     return path
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """What ``write_summary`` wrote; empty where there is no summary. Raises DataError for anything else."""
+    path = Path(folder) / "summary.json"
+    try:
+        summary = parse_object(read_regular(path))
+        take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    except ValueError as error:
+        raise DataError(f"not a summary: {error}", path) from error
+    return summary
 
 
 def versions(mpi: str = "") -> dict[str, str]:

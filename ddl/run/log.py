@@ -329,6 +329,7 @@ def _last_reported(folder: Path, jsonl: bool) -> tuple[int, int]:
     """(the last step in the files of a run, the last that they have as the end of an epoch); -1 if there is none."""
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
     lines = read_lines(path, TAIL_BYTES) if path.exists() else []
+    lines = [line for line in lines if type(line.get("start", line.get("step"))) is int]
     if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs
         told = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
         return next(told, -1), -1

@@ -4,15 +4,16 @@ What a checkpoint contains is decided in ddl/train, how it is stored in ddl/chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.checkpoint import Store, newer_of, open_memory_checkpoint, owner_of
-from ddl.data import compare
+from ddl.data import Known, Normalise, compare
 from ddl.errors import CheckpointError, ConfigError
+from ddl.reading import take
 from ddl.train.state import Progress, State
 from ddl.train.task import Task
 
@@ -29,23 +30,45 @@ def resume(state: State, task: Task, setting: str, folder: Path, say: Callable[[
             path = Path(setting)
             inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
             is_store = inner.name == "checkpoints"
-            arrays, meta = Store(inner if is_store else inner.parent, say=say).load(None if is_store else inner)
+            arrays, meta = Store(inner if is_store else inner.parent, say=say).load(
+                None if is_store else inner, understand
+            )
         else:
             disk, owner = Store(folder / "checkpoints", say=say), owner_of(folder)
             memory = open_memory_checkpoint(owner.run, say=say) if owner is not None and owner.run else None
             if memory is not None and newer_of(disk, memory) is memory:
                 try:
-                    restore(state, *memory.load(), task, say)
+                    restore(state, *memory.load(check=understand), task, say)
                     return True
                 except (CheckpointError, ConfigError) as error:
                     say(f"the checkpoint in memory was skipped: {error}")
             if disk.newest() is None:
                 return False
-            arrays, meta = disk.load()
+            arrays, meta = disk.load(check=understand)
     except CheckpointError as error:
         raise ConfigError(f"checkpoint.resume = {setting!r}: {error}") from error
     restore(state, arrays, meta, task, say)
     return True
+
+
+def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if ``meta`` is not what training saves: whoever reads a checkpoint checks it by this."""
+    try:
+        progress = Progress.from_json(take(meta, "progress", dict))
+        if progress.normalise is not None:
+            known = Normalise.from_json(progress.normalise)
+            if not np.isfinite(np.array([known.mean, known.scale], np.float64)).all():
+                raise ValueError("normalise is not finite")
+        for name in ("shards", "samples", "global_batch", "seed"):
+            take({name: 0, **meta}, name, int)
+        take({"shuffle": True, **meta}, "shuffle", bool)
+        if "knowledge" in meta:
+            knowledge = take(meta, "knowledge", dict)
+            Known.from_json(take(knowledge, "data", dict))
+            take(knowledge, "options", dict), take(knowledge, "samples", dict)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"its meta data cannot be understood: {reason}") from error
 
 
 def restore(

@@ -22,6 +22,7 @@ from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.run.plots import samples
+from ddl.run.resume import understand
 from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
@@ -73,10 +74,10 @@ class Trained:
             refuse_code(self.job, OPENING, f"run {str(run)!r}")
         store = Store(self.folder / "checkpoints", say=say)
         try:
-            path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
+            path = None if checkpoint == "newest" else store.best() if checkpoint == "best" else Path(checkpoint)
             if path is None and checkpoint == "best":
                 raise CheckpointError("no checkpoint was evaluated, so none is the best")
-            arrays, meta = store.load(path)
+            arrays, meta = store.load(path, understand)
         except CheckpointError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         knowledge = meta.get("knowledge")
