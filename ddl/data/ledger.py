@@ -31,6 +31,7 @@ from ddl.jsonlines import Lines
 from ddl.reading import parse_object, read_regular, take
 
 COUNTS = ("expected", "used", "missing", "repeated", "skipped")
+MOST_SAMPLES = 1 << 40  # a ledger with more is damaged
 NAMED = 8  # how many samples or steps a problem names
 
 
@@ -138,6 +139,8 @@ def _entry(line: Mapping[str, Any], plans: dict[str, tuple[int, ...]]) -> Start 
     launch, generation = take(line, "launch", str), take(line, "generation", int)
     if "start" in line:
         numbers = {name: take(line, name, int) for name in ("samples", "shards", "global_batch", "seed")}
+        if numbers["samples"] > MOST_SAMPLES:
+            raise ValueError(f"samples is {numbers['samples']}")
         order = Order(**numbers, shuffle=take(line, "shuffle", bool))
         plans.pop(launch, None)
         return Start(launch, generation, take(line, "start", int), order)

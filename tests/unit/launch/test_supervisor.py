@@ -125,6 +125,13 @@ def test_the_last_step_is_found_behind_half_a_line(tmp_path):
     assert last_step(tmp_path) == 7
 
 
+@pytest.mark.parametrize("step", ["1e999", "-1", '"7"', "NaN", "[" * 9999, "1" * 5000, "null"])
+def test_a_step_that_cannot_be_is_passed_over(tmp_path, step):
+    right, wrong = '{"event": "step", "step": 7}', f'{{"event": "step", "step": {step}}}'
+    (tmp_path / "metrics.jsonl").write_text(f"{right}\n{wrong}\n")
+    assert last_step(tmp_path) == 7
+
+
 def test_both_sides_of_the_environment_use_the_same_names(monkeypatch):
     """The supervisor may not import the rooms that read what it sets."""
     from ddl.checkpoint.memory import FOLDER_VARIABLE
