@@ -37,6 +37,10 @@ from ddl.launcher.replica import Replica, remove_stale_replicas
 from ddl.reading import parse_object, read_regular, take
 
 REPLICA_VARIABLE = "DDL_REPLICA"
+# Where Open MPI 5 has options, older versions and other MPIs would refuse them; variables mean nothing to the others.
+OLDER_OPEN_MPI = {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+if os.geteuid() == 0:
+    OLDER_OPEN_MPI |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
 SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
 GRACE_S = 15.0  # for mpirun to end once the job has
@@ -216,7 +220,7 @@ class Supervisor:
 
     def _environ(self, launch: str) -> dict[str, str]:
         replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
-        return {**os.environ, LAUNCH_VARIABLE: launch, **replica}
+        return {**os.environ, **OLDER_OPEN_MPI, LAUNCH_VARIABLE: launch, **replica}
 
     def _command(self, attempt: int) -> list[str]:
         words = [*self.words, "--run.dir", str(self.folder)]
