@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from ddl.config import Job, check
 from ddl.config.folder import run_folder
+from ddl.environment import REGAINS_VARIABLE
 from ddl.errors import EX_TEMPFAIL, EX_USAGE, ConfigError
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
@@ -38,7 +39,8 @@ from ddl.launcher.mpirun import (
 )
 
 REPLICA_VARIABLE = "DDL_REPLICA"
-EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
+OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
+SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
 HOST = os.uname().nodename
 SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
 GRACE_S = 15.0  # for mpirun to end once the job has
@@ -194,7 +196,12 @@ class Supervisor:
                         return EX_TEMPFAIL
                 if not self.asked:
                     left = self.restarts - len(failed_at)
-                    self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
+                    self._say(
+                        f"{verdict.reason}; starting again on {_count(self.ranks, 'rank')} "
+                        f"({_count(left, 'restart')} left)"
+                    )
+                    if self.job.fault.respawn and not self._regains(len(failed_at)):
+                        self._say("fault.respawn: a rank lost from here on is not regained (--restarts)")
             self._say(f"ended by {self.asked} before the job was started{' again' if failed_at else ''}")
             return EX_TEMPFAIL
         finally:
@@ -217,9 +224,14 @@ class Supervisor:
     def _id(self, attempt: int) -> str:
         return f"{self.name}-{attempt}"
 
-    def _environ(self, launch: str) -> dict[str, str]:
+    def _environ(self, attempt: int) -> dict[str, str]:
         replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica)}
-        return {**os.environ, LAUNCH_VARIABLE: launch, **replica}
+        own = {LAUNCH_VARIABLE: self._id(attempt), REGAINS_VARIABLE: str(self._regains(attempt))}
+        return {**os.environ, **own, **replica}
+
+    def _regains(self, attempt: int) -> int:
+        """How often ranks may still be regained; the last restart is kept for a launch that is lost."""
+        return max(self.restarts - attempt - 1, 0)
 
     def _command(self, attempt: int) -> list[str]:
         words = [*self.words, "--run.dir", str(self.folder)]
@@ -233,8 +245,8 @@ class Supervisor:
             self.ranks,
             self.hosts,
             tolerant=self.job.fault.tolerance != "off",
-            exported=EXPORTED,
-            environ=self._environ(self._id(attempt)),
+            exported=(*OWN, *SHARED),
+            environ=self._environ(attempt),
         )
 
     def _has_state(self) -> bool:
@@ -247,7 +259,7 @@ class Supervisor:
         overdue_s = 0.0
         with subprocess.Popen(
             self._command(attempt),
-            env=self._environ(launch),
+            env=self._environ(attempt),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -368,7 +380,7 @@ class Supervisor:
 
     def _answers(self, host: Host, launch: str) -> bool:
         sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch]
-        words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=EXPORTED[2:])
+        words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=SHARED)
         deadline = time.monotonic() + PROBE_S
         try:
             probe = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -389,7 +401,7 @@ class Supervisor:
             return
         sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(self._replica)]
         hosts = [replace(host, slots=1) for host in self.hosts]
-        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=EXPORTED[2:])
+        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=SHARED)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S)
 
@@ -411,6 +423,10 @@ class Supervisor:
 
     def _say(self, line: str) -> None:
         print(f"ddl.launch: {line}", file=sys.stderr, flush=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _end_with_parent() -> None:
