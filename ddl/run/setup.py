@@ -46,6 +46,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
             folder.claim(group)
             group.probe("setup.claim.done")
             # Identities are the ranks at launch, some of which may have died by now.
+            log.first_step = state.progress.step
             log.ranks_started = 1 + max(group.newest_identity, *(member.identity for member in group.members))
             message = work.meta()
         except UserError as error:

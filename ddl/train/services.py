@@ -62,7 +62,7 @@ class Reporter:
     def end(
         self, state: State, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
     ) -> DdlError | None:
-        """Write the summary. ranks: at the end. Returns why that failed, or None."""
+        """Write the summary. ranks: at the end. Returns why the job has failed, or None."""
         return None
 
     def close(self) -> None:

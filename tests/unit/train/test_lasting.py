@@ -159,3 +159,14 @@ def test_a_job_whose_lost_rank_is_to_be_regained_stops_at_a_checkpoint(whole_job
     assert isinstance(results.pop(1), Killed)
     assert [loop.exit_status(failure) for loop, failure in results] == [75, 75]
     assert summary()["status"] == "stopped" and 0 < saved_steps()[-1] == summary()["steps"] < 9
+
+
+def test_the_third_launch_in_a_row_that_is_stopped_at_its_first_step_fails(whole_job):
+    def status(**changes):
+        ((loop, failure),) = run_ranks(1, lambda group: whole_job(group, SETTINGS, total_steps=20, **changes))
+        return loop.exit_status(failure), summary()["status"], summary()["early_stops"]
+
+    assert [status(stop=True) for _ in range(2)] == [(75, "stopped", 1), (75, "stopped", 2)]
+    assert [status(stop=True) for _ in range(2)] == [(1, "failed", 3), (1, "failed", 4)]
+    assert saved_steps()[-1] == 4  # each has saved its step
+    assert status() == (0, "finished", 0)
