@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddl.train import early_signals
+from ddl import early_signals
 
 HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
 
