@@ -38,6 +38,31 @@ def test_a_spare_that_dies_costs_nothing(jobs, calm):
     assert_calm(ended, calm)
 
 
+def test_a_signal_during_a_recovery_stops_the_job_at_a_checkpoint(jobs):
+    (jobs.folder / "signalled.py").write_text(SIGNALLED)
+    ended = jobs.run("--fault.spares", "1", n=4, program=("signalled.py",), chaos="kill rank 1 at step 5")
+    assert ended.status == 75 and ended.summary["status"] == "stopped", ended.said
+    assert (ended.lost, ended.summary["ranks_finished"]) == ([(1, "crash")], 3)
+
+
+SIGNALLED = """
+import os, signal
+from ddl import early_signals
+from ddl.fault.recover import Recovery
+
+settle = Recovery._settle
+
+def signalled(self, *words):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return settle(self, *words)
+
+Recovery._settle = signalled
+early_signals.install()
+from ddl.train.__main__ import main
+raise SystemExit(main())
+"""
+
+
 def test_without_a_worker_the_spares_start_nothing_of_their_own(jobs):
     ended = jobs.run("--fault.spares", "1", n=3, chaos="kill ranks 0,1 at step 5 point step.load")
     assert ended.status == 75, ended.said
