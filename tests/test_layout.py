@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "environment": set(),
+    "early_signals": set(),
     "jsonlines": set(),
     "output": set(),
     "wording": set(),
@@ -41,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
             "errors",
             "wording",
             "environment",
+            "early_signals",
             "registry",
             "arrays",
             "kernels",
@@ -61,7 +63,7 @@ ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
 LIGHT: dict[str, set[str]] = {
-    "launch": {"config", "errors", "launcher", "environment", "metrics", "output"},
+    "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
     "doctor": {"errors", "environment", "launcher", "metrics", "output"},
     "__main__": {"wording", "version", "output"},
 }

@@ -38,9 +38,9 @@ ACTS = {
 _CALLS = {  # what a group is used for: where that is, and the calls that a job then makes
     "job": ("outside the sum of a step", "barrier native broadcast gather share spare agree revoke shrink"),
     "allreduce": ("in the sum of a step", "barrier native stream"),
-    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink refill"),
+    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink"),
 }
-_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
+_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 
 POINTS: dict[str, str] = {

@@ -18,6 +18,12 @@ from typing import Any
 from ddl.metrics.jsonl import plain
 from ddl.version import __version__
 
+EARLY_STOPS = 3  # so many launches in a row that a signal ended before their second step: the next will end the same
+TOO_EARLY = (
+    f"a signal has ended {EARLY_STOPS} launches in a row before they could train: raise the job's time limit (sbatch "
+    "--time), or send the signal later (its lead is the number in sbatch --signal=B:USR1@SECONDS)"
+)
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -73,6 +79,7 @@ class Summary:
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str = ""  # why it ended, when it did not finish
     exit_status: int = 0  # what each rank ended with
+    early_stops: int = 0  # launches in a row, up to this one, that a signal ended before their second step
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = plain(asdict(self))
@@ -90,6 +97,16 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
         os.fsync(file.fileno())
     os.replace(aside, path)
     return path
+
+
+def early_stops(folder: str | Path) -> int:
+    """``early_stops`` of the summary in ``folder``; 0 if there is none that can be read."""
+    try:
+        found = json.loads((Path(folder) / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return 0
+    count = found.get("early_stops") if isinstance(found, dict) else 0
+    return count if isinstance(count, int) else 0
 
 
 def versions(mpi: str = "") -> dict[str, str]:
