@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ddl.errors import DataError
 from ddl.metrics.jsonl import plain
+from ddl.reading import parse_object, read_regular, take
 from ddl.version import __version__
 
 EARLY_STOPS = 3  # so many launches in a row that a signal ended before their second step: the next will end the same
@@ -102,11 +104,24 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
 def early_stops(folder: str | Path) -> int:
     """``early_stops`` of the summary in ``folder``; 0 if there is none that can be read."""
     try:
-        found = json.loads((Path(folder) / "summary.json").read_bytes())
-    except (OSError, ValueError):
+        return int(take({"early_stops": 0, **read_summary(folder)}, "early_stops", int))
+    except (DataError, ValueError):
         return 0
-    count = found.get("early_stops") if isinstance(found, dict) else 0
-    return count if isinstance(count, int) else 0
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """What ``write_summary`` wrote; empty where there is no summary. Raises DataError for anything else."""
+    path = Path(folder) / "summary.json"
+    try:
+        summary = parse_object(read_regular(path))
+        take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    except ValueError as error:
+        raise DataError(f"not a summary: {error}", path) from error
+    return summary
 
 
 def versions(mpi: str = "") -> dict[str, str]:

@@ -67,7 +67,7 @@ class RunLog(Reporter):
     ):
         self.task, self._sinks, self._jsonl = task, sinks, jsonl
         self._say: Callable[[str], None] = say or (lambda message: None)
-        self.launch = ""
+        self.launch = self.run = ""  # the ids of this launch, and of the run that it belongs to
         self.on_known: Callable[[], None] = lambda: None  # called when launch and folder are known
         self.folder: Path | None = None
         self.ranks_started = self.first_step = 0
@@ -90,6 +90,7 @@ class RunLog(Reporter):
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch,
+            "run": self.run,
             "folder": None if self.folder is None else str(self.folder),
             "ranks_started": self.ranks_started,
             "first_step": self.first_step,
@@ -99,7 +100,7 @@ class RunLog(Reporter):
         }
 
     def become(self, values: Mapping[str, Any]) -> None:
-        self.launch, self.ranks_started = values["launch"], values["ranks_started"]
+        self.launch, self.run, self.ranks_started = values["launch"], values["run"], values["ranks_started"]
         self.first_step = values["first_step"]
         self.folder = None if values["folder"] is None else Path(values["folder"])
         self.began, self.serial = values["began"], values["serial"]
@@ -340,6 +341,7 @@ def _last_reported(folder: Path, jsonl: bool) -> tuple[int, int]:
     """(the last step in the files of a run, the last that they have as the end of an epoch); -1 if there is none."""
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
     lines = read_lines(path, TAIL_BYTES) if path.exists() else []
+    lines = [line for line in lines if type(line.get("start", line.get("step"))) is int]
     if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs
         told = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
         return next(told, -1), -1

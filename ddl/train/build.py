@@ -283,8 +283,11 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
 
     def take(state: Any) -> list[str]:
         # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        skipped: list[str] = []
+        is_store = folder.name == "checkpoints"
         try:
-            arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+            store = Store(folder if is_store else folder.parent, say=skipped.append)
+            arrays, _ = store.load(None if is_store else folder)
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
@@ -308,7 +311,8 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        return [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        anew = [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        return skipped + anew
 
     return take
 

@@ -16,6 +16,7 @@ import numpy as np
 from ddl.arrays import Array, Device, FlatBuffer, Layout, aligned, host
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
+from ddl.reading import take
 
 
 @dataclass
@@ -58,11 +59,24 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """JSON has no NaN: what is null in results and sums was a value that is not finite."""
-        known = copy.deepcopy(dict(values))
+        """JSON has no NaN: what is null in results and sums was a value that is not finite.
+
+        Raises ValueError where ``values`` are not what ``to_json`` returns."""
+        known = {**cls().__dict__, **copy.deepcopy(dict(values))}
+        if unknown := set(known) - set(cls().__dict__):
+            raise ValueError(f"{min(unknown)} is unknown")
+        take(values, "step", int)
+        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale"):
+            take(known, name, int)
+        for name in ("evaluated_at", "validated_at", "tested_at"):
+            take(known, name, int, least=-1)
+        take(known, "best", int, float, type(None), least=None)
+        take(known, "ended", bool), take(known, "stopping", bool)
+        take(known, "epoch_sums", list), take(known, "normalise", dict, type(None))
+        for part in take(known, "results", dict):
+            take(known["results"], part, dict)
         for name in ("epoch_sums", "results"):
-            if name in known:
-                known[name] = _numbers(known[name])
+            known[name] = _numbers(known[name])
         return cls(**known)
 
 
