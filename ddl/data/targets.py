@@ -6,7 +6,7 @@ readers in data/formats; which network and loss suit a kind is decided in models
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,13 @@ SETTING = 'data.target_kind ("classes", "values", "probabilities" or "multilabel
 class Target:
     """What "y" is, and how it is delivered. kind: one of KINDS but "auto". reason: why, for the banner.
 
-    labels: the stored number of each class; () if the stored number is the class. is_one_hot: stored as rows with a
-    single 1."""
+    labels: the stored number or text of each class; () if the stored number is the class. is_one_hot: stored as rows
+    with a single 1."""
 
     kind: str
     reason: str
     field: Field
-    labels: tuple[float, ...] = ()
+    labels: tuple[float, ...] | tuple[str, ...] = ()
     is_one_hot: bool = False
 
     def __str__(self) -> str:
@@ -64,13 +64,17 @@ class Target:
         return bool(self.labels) or not is_same or field.size != self.field.size
 
     def _names(self) -> tuple[str, ...]:
-        return tuple(f"{label:g}" for label in self.labels)
+        return tuple(map(_text, self.labels))
 
     def convert(self, y: np.ndarray) -> np.ndarray:
         """Stored targets (n, ...) as delivered, (n, *field.shape). Raises DataError naming the first that cannot be."""
         if self.is_one_hot and y.ndim == 2:
             y = y.argmax(axis=1)
         y = y.reshape(len(y), *self.field.shape)
+        is_text = bool(self.labels) and isinstance(self.labels[0], str)
+        if len(y) and is_text != (y.dtype.kind == "U"):
+            own, known = ("a number", "texts") if is_text else ("a text", "numbers")
+            raise DataError(f"target {_text(y.flat[0])} is {own}, those of the training part are {known}")
         if self.kind != "classes" or not len(y):
             return y.astype(self.field.dtype, copy=False)
         if self.labels:
@@ -81,8 +85,9 @@ class Target:
             numbers, size = y.astype(np.int64), self.field.size
             is_wrong = (numbers != y) | (numbers >= size if size is not None else False)
         if is_wrong.any():
-            known_text = _shown(np.asarray(self.labels)) if self.labels else f"0 to {(self.field.size or 1) - 1}"
-            raise DataError(f"target {y[is_wrong].flat[0]:g} is none of the training part's classes, {known_text}")
+            known_text = _listed(self.labels) if self.labels else f"0 to {(self.field.size or 1) - 1}"
+            wrong = _text(y[is_wrong].flat[0])
+            raise DataError(f"target {wrong} is none of the training part's classes, {known_text}")
         return numbers
 
 
@@ -134,6 +139,8 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
         raise ConfigError(f"data.target_kind = {wanted!r} does not go with loss {loss!r}")
     if source.names:
         return _named(source, field, loss, wanted)
+    if field.dtype.kind == "U":
+        return _texts(source, field, loss, wanted)
     if field.size is not None and field.shape not in ((), (1,)):
         return Target("classes", f"a class number at each of {field.shape} positions", field)
     if wanted == "values" or (wanted == "auto" and loss in OF_VALUES):
@@ -157,17 +164,36 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
 
 def _named(source: Source, field: Field, loss: str, wanted: str) -> Target:
     names = list(source.names)
-    listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    _check_names(names, loss, wanted)
+    numbers = [_number(name) for name in names]
+    labels = () if None in numbers or numbers == list(range(len(names))) else tuple(numbers)
+    what = "texts" if None in numbers else "whole numbers"
+    return Target("classes", f"{_count(len(names))}, from the {what} {_listed(names)}", field, labels)  # type: ignore[arg-type]
+
+
+def _texts(source: Source, field: Field, loss: str, wanted: str) -> Target:
+    """Stored texts, each different one a class."""
+    if math.prod(field.shape) != 1:
+        raise DataError(f"targets are texts of shape {field.shape}, where one text a sample is a class")
+    names = np.unique(source.labels()).tolist()
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"the target has over {MOST_CLASSES} classes: {len(names)} different texts")
+    if "" in names:
+        raise DataError("some samples have no target: it is the empty text")
+    _check_names(names, loss, wanted)
+    reason = f"{_count(len(names))}, from the texts {_listed(names)}"
+    return Target("classes", reason, Field((), np.dtype(np.int64), len(names)), tuple(names))
+
+
+def _check_names(names: Sequence[str], loss: str, wanted: str) -> None:
+    """Raises ConfigError where named classes do not go with the loss or the setting."""
+    listed = _listed(names)
     if loss in OF_VALUES or wanted not in ("auto", "classes"):
         raise ConfigError(
             f"loss {loss!r} needs numbers; y holds {len(names)} classes, {listed}: set model.loss = 'auto'"
         )
     if loss == BINARY and len(names) != 2:
         raise ConfigError(f"loss {loss!r} needs two classes; y holds {len(names)}, {listed}: set model.loss = 'auto'")
-    numbers = [_number(name) for name in names]
-    labels = () if None in numbers or numbers == list(range(len(names))) else tuple(numbers)
-    what = "texts" if None in numbers else "whole numbers"
-    return Target("classes", f"{_count(len(names))}, from the {what} {listed}", field, labels)  # type: ignore[arg-type]
 
 
 def _number(text: str) -> float | None:
@@ -276,6 +302,15 @@ def _count(classes: int) -> str:
 
 def _labels(distinct: np.ndarray) -> tuple[float, ...]:
     return tuple(float(label) for label in distinct)
+
+
+def _text(label: Any) -> str:
+    return str(label) if isinstance(label, str) else f"{label:g}"
+
+
+def _listed(labels: Sequence[Any]) -> str:
+    shown = ", ".join(repr(label) if isinstance(label, str) else _text(label) for label in labels[:5])
+    return shown + (", ..." if len(labels) > 5 else "")
 
 
 def _shown(values: np.ndarray) -> str:

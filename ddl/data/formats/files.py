@@ -78,7 +78,7 @@ class FileSource(Source):
 
     def labels(self) -> np.ndarray:
         if self._labels is None:
-            raise DataError("the samples have no class numbers")
+            return Source.labels(self)
         return self._labels.astype(np.int64)
 
 
@@ -93,7 +93,11 @@ class Concat(Source):
                 raise DataError(f"files differ in their samples: {dict(first)} and {dict(source.fields)}")
         self._edges = np.concatenate([[0], np.cumsum([len(source) for source in self.sources])])
         self._fields = {
-            name: Field(f.shape, f.dtype, max(s.fields[name].size or 0 for s in self.sources) or None)
+            name: Field(
+                f.shape,
+                np.result_type(*(s.fields[name].dtype for s in self.sources)),
+                max(s.fields[name].size or 0 for s in self.sources) or None,
+            )
             for name, f in first.items()
         }
         self.names = tuple(self.sources[0].names)
@@ -168,7 +172,10 @@ def pair(
 
     x: floating values and bytes (images; those without channels get an axis for one) are delivered as ``dtype``,
     other whole numbers as int64 tokens below ``size``. shape: what a sample of x is reshaped to.
-    y: whole numbers not below 0, one a sample, are classes; anything else are values, (n, k) at least."""
+    y: whole numbers not below 0, one a sample, are classes; texts are named classes; anything else are values, (n, k)
+    at least."""
+    if x.dtype.kind == "U":
+        raise DataError(f"the samples are of {x.dtype}, not of numbers", x.path)
     is_image = x.dtype == np.uint8 and size is None
     delivered = dtype if is_image or x.dtype.kind == "f" else np.dtype(np.int64)
     sample = x.shape[1:] if shape is None else tuple(shape)
@@ -193,5 +200,6 @@ def pair(
     if x.shape[0] != y.shape[0]:
         raise DataError(f"{y.shape[0]} targets for the {x.shape[0]} samples of {x.path}", y.path)
     # Whole numbers stay as they are until the kind of the target is decided (targets.py).
-    columns["y"] = Column(y, Field(y.shape[1:] or (1,), dtype if y.dtype.kind == "f" else np.dtype(np.int64)), same)
+    kept = {"f": dtype, "U": y.dtype.newbyteorder("=")}.get(y.dtype.kind, np.dtype(np.int64))
+    columns["y"] = Column(y, Field(y.shape[1:] or (1,), kept), same)
     return FileSource(columns)
