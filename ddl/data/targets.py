@@ -73,14 +73,14 @@ class Target:
         y = y.reshape(len(y), *self.field.shape)
         is_text = bool(self.labels) and isinstance(self.labels[0], str)
         if len(y) and is_text != (y.dtype.kind == "U"):
-            own, known = ("a number", "texts") if is_text else ("a text", "numbers")
-            raise DataError(f"target {_text(y.flat[0])} is {own}, those of the training part are {known}")
+            own, others = ("a number", "texts") if is_text else ("a text", "numbers")
+            raise DataError(f"target {_text(y.flat[0])} is {own}, those of the training part are {others}")
         if self.kind != "classes" or not len(y):
             return y.astype(self.field.dtype, copy=False)
         if self.labels:
             known = np.asarray(self.labels)
             numbers = np.minimum(np.searchsorted(known, y), len(known) - 1)
-            is_wrong = known[numbers] != y
+            is_wrong = np.asarray(known[numbers] != y)
         else:
             numbers, size = y.astype(np.int64), self.field.size
             is_wrong = (numbers != y) | (numbers >= size if size is not None else False)

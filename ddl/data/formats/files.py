@@ -89,8 +89,9 @@ class Concat(Source):
         self.sources = list(sources)
         first = self.sources[0].fields
         for source in self.sources[1:]:
-            if {n: f.shape for n, f in source.fields.items()} != {n: f.shape for n, f in first.items()}:
-                raise DataError(f"files differ in their samples: {dict(first)} and {dict(source.fields)}")
+            for name in sorted({*first, *source.fields}):
+                if (one := _described(first.get(name))) != (other := _described(source.fields.get(name))):
+                    raise DataError(f"files differ: {name} is {one} in the first and {other} in another")
         self._edges = np.concatenate([[0], np.cumsum([len(source) for source in self.sources])])
         self._fields = {
             name: Field(
@@ -144,6 +145,13 @@ class Concat(Source):
 
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels() for source in self.sources])
+
+
+def _described(field: Field | None) -> str:
+    if field is None:
+        return "absent"
+    kind = {"f": "floating-point numbers", "U": "texts"}.get(field.dtype.kind, "whole numbers")
+    return f"{kind} of shape {field.shape}"
 
 
 def whole(rows: Rows) -> np.ndarray:

@@ -66,6 +66,29 @@ def test_a_column_that_is_missing_is_named(tmp_path):
         open_dataset("files", path=table(tmp_path / "one.csv", "aby"), validation=0.0, test=str(tmp_path / "two.csv"))
 
 
+TWICE = ["a", "a", "y"]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"), [(["a", "y", "a"], "ayb"), (["y", "a", "a"], "yab"), (["a", "b", "y"], "aby")]
+)
+def test_columns_of_one_name_in_another_order_are_refused(tmp_path, names, order):
+    train = str(write_csv(tmp_path / "one.csv", rows("aby"), TWICE))
+    test = str(write_csv(tmp_path / "two.csv", rows(order), names))
+    with pytest.raises(DataError, match=r"two\.csv, line 1: several columns are called 'a', so they cannot be matched"):
+        open_dataset("files", path=train, validation=0.0, test=test)
+
+
+def test_columns_of_one_name_in_the_same_order_are_matched(tmp_path):
+    train = str(write_csv(tmp_path / "one.csv", rows("aby"), TWICE))
+    test = str(write_csv(tmp_path / "two.csv", rows("aby"), TWICE))
+    splits = open_dataset("files", path=train, validation=0.0, test=test)
+    assert np.array_equal(x_of(splits.test), WANTED)
+    known = Known.of(splits.train, splits.names, splits.target)
+    new = str(write_csv(tmp_path / "new.csv", rows("ab"), TWICE[:2]))
+    assert np.array_equal(x_of(Inputs().open(new, known)), WANTED)
+
+
 def record(source, names=(), target=None):
     return {**Known.of(source, names, target).to_json(), "fingerprint": fingerprint(source)}
 
