@@ -47,6 +47,15 @@ class Target:
     def from_json(cls, values: Mapping[str, Any], field: Field) -> Target:
         return cls(values["kind"], values["reason"], field, tuple(values["labels"]), values["one_hot"])
 
+    @property
+    def loss(self) -> str | None:
+        """The loss that this kind asks for, where it does not follow from the field."""
+        if self.kind == "multilabel":
+            return BINARY
+        if self.kind == "probabilities":
+            return BINARY if math.prod(self.field.shape) == 1 else CROSS_ENTROPY
+        return None
+
     def apply(self, source: Source) -> Source:
         """``source`` with "y" delivered as this kind. Raises DataError for a target that this kind does not have."""
         field = source.fields.get("y")
@@ -69,6 +78,9 @@ class Target:
     def convert(self, y: np.ndarray) -> np.ndarray:
         """Stored targets (n, ...) as delivered, (n, *field.shape). Raises DataError naming the first that cannot be."""
         if self.is_one_hot and y.ndim == 2:
+            wrong = (y.max(axis=1) != 1) | (np.count_nonzero(y, axis=1) != 1)
+            if wrong.any():
+                raise DataError(f"the targets are rows with a single 1, but one is {y[wrong][0].tolist()}")
             y = y.argmax(axis=1)
         y = y.reshape(len(y), *self.field.shape)
         is_text = bool(self.labels) and isinstance(self.labels[0], str)
@@ -265,19 +277,21 @@ def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) ->
     is_binary = bool(((y == 0) | (y == 1)).all())
     x = source.fields["x"]
     is_tokens = x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
-    if wanted == "multilabel" or (wanted == "auto" and loss == BINARY):
+    is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
+    is_whole = y.dtype.kind != "f"
+    are_labels = loss == "auto" and is_row and is_binary and is_whole and not is_tokens and not is_one_hot
+    if wanted == "multilabel" or (wanted == "auto" and (loss == BINARY or are_labels)):
         distinct = np.unique(y)
         if distinct[-1] > 1 or distinct.tolist() == [-1, 1]:
             raise ConfigError(
                 f"several labels a sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
             )
         return Target("multilabel", f"{y.shape[1:]} labels a sample, each 0 to 1", floats)
-    is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
-    if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or y.dtype.kind != "f"))):
+    if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or is_whole))):
         classes = y.shape[1]
         field = Field((), np.dtype(np.int64), classes)
         return Target("classes", f"{_count(classes)}, from rows with a single 1", field, is_one_hot=True)
-    if wanted == "probabilities" or (loss == CROSS_ENTROPY and y.dtype.kind == "f"):
+    if wanted == "probabilities" or (loss == CROSS_ENTROPY and not is_whole):
         if (y < 0).any() or not np.allclose(y.sum(axis=-1), 1, atol=1e-2):
             example = _shown(y.reshape(-1, y.shape[-1])[0])
             raise ConfigError(

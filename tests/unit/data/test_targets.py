@@ -40,6 +40,9 @@ def opened(tmp_path, y, **options):
         (THIRDS / 2, "binary_cross_entropy", "probabilities", THIRDS[:, None] / 2, "from 0 to 1"),
         (np.eye(3)[THIRDS] * 0.7 + 0.1, "cross_entropy", "probabilities", np.eye(3)[THIRDS] * 0.7 + 0.1, "3 classes"),
         ((X > 0) * 1, "binary_cross_entropy", "multilabel", X > 0, "labels a sample"),
+        ((X > 0) * 1, "auto", "multilabel", X > 0, "labels a sample"),
+        (X > 0, "auto", "multilabel", X > 0, "labels a sample"),
+        (np.eye(3, dtype=int)[THIRDS], "binary_cross_entropy", "multilabel", np.eye(3)[THIRDS], "labels a sample"),
     ],
 )
 def test_the_kind_follows_from_the_targets_and_the_loss(tmp_path, y, loss, kind, expected, reason):
@@ -70,6 +73,13 @@ def test_the_kind_follows_from_the_targets_and_the_loss(tmp_path, y, loss, kind,
 def test_targets_outside_the_losss_domain_are_refused_with_the_setting(tmp_path, y, loss, kind, message):
     with pytest.raises(ConfigError, match=message):
         opened(tmp_path, y, loss=loss, target_kind=kind)
+
+
+def test_a_row_without_a_single_1_is_refused_where_the_others_have_one():
+    target = decide(Arrays(X, np.eye(3, dtype=int)[THIRDS]))
+    for row in ([0, 0, 0], [1, 1, 0], [0, 0, 2]):
+        with pytest.raises(DataError, match="rows with a single 1, but one is"):
+            target.apply(Arrays(X[:1], np.array([row])))
 
 
 def test_the_setting_decides_where_numbers_are_ambiguous(tmp_path):
