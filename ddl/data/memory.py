@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -71,6 +72,9 @@ class Arrays(Source):
 
     def targets(self) -> np.ndarray | None:
         return self.arrays.get("y")
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return list(self.arrays.values())
 
     def labels(self) -> np.ndarray:
         return self.arrays["y"]

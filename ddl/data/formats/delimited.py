@@ -237,6 +237,9 @@ class Delimited(Source):
         pieces = np.array_split(every, max(1, len(every) // PARSED_AT_ONCE))
         return np.concatenate([self._numbers(list(self._lines.read(rows)), rows, self._targets) for rows in pieces])
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return [self.path]
+
     def hold(self, ranges: Sequence[range]) -> None:
         (old, had), held = self._kept, Held(ranges)
         if held.ranges == old.ranges:

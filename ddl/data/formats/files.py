@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,10 @@ class FileSource(Source):
             return self._labels
         return whole(self._columns["y"].rows) if "y" in self._columns else None
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        paths: dict[Path, None] = dict.fromkeys(column.rows.path for column in self._columns.values())
+        return [*paths, *([] if self._labels is None else [self._labels])]
+
     def labels(self) -> np.ndarray:
         if self._labels is None:
             return Source.labels(self)
@@ -142,6 +147,9 @@ class Concat(Source):
     def targets(self) -> np.ndarray | None:
         stored = [source.targets() for source in self.sources]
         return None if any(part is None for part in stored) else np.concatenate(stored)  # type: ignore[arg-type]
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return [part for source in self.sources for part in source.content()]
 
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels() for source in self.sources])
