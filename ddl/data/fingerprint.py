@@ -21,8 +21,9 @@ MOST_BYTES = 128 * 2**20  # larger data are not hashed whole: a change in 10 % o
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Hashes of sampled samples, field by field, and of everything where that is cheap, as plain JSON values; afterwards
-    the source holds nothing.
+    """Hashes of sampled samples, field by field, and of everything where that is cheap, as plain JSON values.
+
+    Afterwards the source holds nothing.
 
     A source that is read from its beginning on, such as a gzip file, is sampled there."""
     count = min(ROWS, len(source))
