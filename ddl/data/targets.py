@@ -29,23 +29,26 @@ class Target:
     """What "y" is, and how it is delivered. kind: one of KINDS but "auto". reason: why, for the banner.
 
     labels: the stored number or text of each class; () if the stored number is the class. is_one_hot: stored as rows
-    with a single 1."""
+    with a single 1. spread: of values, the mean squared distance from their means; 0 if all targets are the same."""
 
     kind: str
     reason: str
     field: Field
     labels: tuple[float, ...] | tuple[str, ...] = ()
     is_one_hot: bool = False
+    spread: float | None = None
 
     def __str__(self) -> str:
         return f"y: {self.reason}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "reason": self.reason, "labels": list(self.labels), "one_hot": self.is_one_hot}
+        values = {"kind": self.kind, "reason": self.reason, "labels": list(self.labels), "one_hot": self.is_one_hot}
+        return values if self.spread is None else {**values, "spread": self.spread}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], field: Field) -> Target:
-        return cls(values["kind"], values["reason"], field, tuple(values["labels"]), values["one_hot"])
+        labels, spread = tuple(values["labels"]), values.get("spread")
+        return cls(values["kind"], values["reason"], field, labels, values["one_hot"], spread)
 
     @property
     def loss(self) -> str | None:
@@ -157,9 +160,10 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
         return Target("classes", f"a class number at each of {field.shape} positions", field)
     if wanted == "values" or (wanted == "auto" and loss in OF_VALUES):
         why = "data.target_kind" if wanted == "values" else f"loss {loss!r}"
-        return _values(source, field, f"values, because of {why}")
+        return _values(field, _stored(source), f"values, because of {why}")
     if wanted == "auto" and field.dtype.kind == "f" and loss not in (CROSS_ENTROPY, BINARY):
-        return _values(source, field, "values, from floating-point numbers" + _whole_hint(_stored(source)))
+        stored = _stored(source)
+        return _values(field, stored, "values, from floating-point numbers" + _whole_hint(stored))
     stored = _stored(source)
     if stored is None and field.shape in ((), (1,)) and field.dtype.kind == "f" and loss != BINARY:
         stored = source.labels()
@@ -215,9 +219,10 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _values(source: Source, field: Field, reason: str) -> Target:
+def _values(field: Field, stored: np.ndarray | None, reason: str) -> Target:
     dtype = field.dtype if field.dtype.kind == "f" else np.dtype(np.float64)
-    return Target("values", reason, Field(field.shape, dtype))
+    spread = None if stored is None else float(stored.astype(np.float64).var(axis=0).mean())
+    return Target("values", reason, Field(field.shape, dtype), spread=spread)
 
 
 def _whole_hint(stored: np.ndarray | None) -> str:
@@ -307,7 +312,8 @@ def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) ->
 def _classes(distinct: np.ndarray, what: str, labels: tuple[float, ...], size: int) -> Target:
     absent = size - len(distinct)
     reason = f"{_count(size)}, from {what} {_shown(distinct)}" + (f" ({absent} of them do not occur)" if absent else "")
-    return Target("classes", reason, Field((), np.dtype(np.int64), size), labels)
+    spread = 0.0 if len(distinct) == 1 else None
+    return Target("classes", reason, Field((), np.dtype(np.int64), size), labels, spread=spread)
 
 
 def _count(classes: int) -> str:

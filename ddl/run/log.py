@@ -44,6 +44,7 @@ from ddl.train.services import Reporter
 from ddl.train.state import Progress, State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
+from ddl.train.verdict import doubt
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
@@ -270,6 +271,9 @@ class RunLog(Reporter):
     ) -> DdlError | None:
         progress, order = state.progress, self.task.order
         wall = time.time() - self.began
+        warning = doubt(self.task, progress) if status == "finished" and failure is None else ""
+        if warning:
+            self.warn(warning)
         summary = Summary(
             status=status,
             launch=self.launch,
@@ -288,6 +292,7 @@ class RunLog(Reporter):
             samples_per_s=samples_per_s,
             wall_s=round(wall, 3),
             versions=versions(),
+            warning=warning,
             error="" if failure is None else str(failure),
             exit_status=failure.exit_status if failure else Stop.exit_status if status == "stopped" else 0,
         )
