@@ -79,6 +79,7 @@ class Summary:
     samples_per_s: float = 0.0
     wall_s: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    warning: str = ""  # why it has probably learned nothing, although it finished
     error: str = ""  # why it ended, when it did not finish
     exit_status: int = 0  # what each rank ended with
     early_stops: int = 0  # launches in a row, up to this one, that a signal ended before their second step

@@ -47,6 +47,7 @@ from ddl.train.services import Reporter
 from ddl.train.state import Progress, State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
+from ddl.train.verdict import doubt
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
@@ -282,6 +283,9 @@ class RunLog(Reporter):
             early = early_stops(self.folder) + (status == "stopped" and failure is None and not self.failures)
             if status == "stopped" and early >= EARLY_STOPS:
                 status, failure = "failed", DdlError(TOO_EARLY)
+        warning = doubt(self.task, progress) if status == "finished" and failure is None else ""
+        if warning:
+            self.warn(warning)
         summary = Summary(
             status=status,
             launch=self.launch,
@@ -300,6 +304,7 @@ class RunLog(Reporter):
             samples_per_s=samples_per_s,
             wall_s=round(wall, 3),
             versions=versions(),
+            warning=warning,
             error="" if failure is None else str(failure),
             exit_status=failure.exit_status if failure else Stop.exit_status if status == "stopped" else 0,
             early_stops=early,

@@ -86,7 +86,7 @@ class Trained:
         self._knowledge = knowledge
         self.known = Known.from_json(knowledge["data"])
         try:
-            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target)
         except ConfigError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.device = Device()

@@ -115,7 +115,8 @@ class Trainer:
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
-        self.model = build_model(model, self.data.fields, loss, metrics)
+        suggested = None if self._target is None else self._target.loss
+        self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
 

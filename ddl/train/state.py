@@ -24,7 +24,8 @@ class Progress:
     """How far training has come: small values that travel as JSON.
 
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
-    epoch_sums: header sums of the running epoch. results: metrics by split, as last evaluated.
+    epoch_sums: header sums of the running epoch. early_sums: loss and weight of the task's early steps.
+    results: metrics by split, as last evaluated.
     best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
     normalise: statistics of the training data, once they are known."""
 
@@ -34,6 +35,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     epoch_sums: list[float] = field(default_factory=list)
+    early_sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluated_at: int = -1
     validated_at: int = -1
