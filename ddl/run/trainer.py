@@ -135,6 +135,8 @@ class Trainer:
         finally:
             if runner.has_started:
                 session.hold(runner.group, runner.heartbeat)
+            if runner.loop is not None:
+                runner.loop.keep_state()
         if self._runner.failure is not None:
             raise self._refused(self._runner.failure)
         folder = self.folder
@@ -227,7 +229,7 @@ class Trainer:
         if isinstance(self.optimizer, str):
             return build_groups(job, self.model)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
-        return Groups(layout, self.optimizer, self.rules, freeze=job.model.freeze)
+        return Groups(layout, self.optimizer, self.rules, freeze=[*job.model.freeze, *self.model.frozen])
 
     def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
         if isinstance(self.schedule, str):
