@@ -20,7 +20,7 @@ from ddl.arrays import Layout, host
 from ddl.comm import Group
 from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide, needs_precision
+from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.models import build as build_model
@@ -320,4 +320,4 @@ def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
         if len(data) not in (1, 2):
             raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
         return Arrays(*data)
-    return data
+    return as_known(data)

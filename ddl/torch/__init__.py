@@ -5,6 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('ddl.torch needs PyTorch: pip install "ddl-mpi[torch]"', name="torch") from error
 
+from ddl.torch.data import Dataset
 from ddl.torch.model import Model
 
-__all__ = ["Model"]
+__all__ = ["Dataset", "Model"]
