@@ -60,7 +60,8 @@ ROOMS: dict[str, set[str]] = {
 ROOMS["run"] = set(ROOMS) - {"launcher"}
 ROOMS["elastic"] = {"errors", "environment", "arrays", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
-ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
+ROOMS["torch"] = {"errors", "registry", "arrays", "kernels", "data", "nn", "models"}
+ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "torch"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
@@ -73,7 +74,7 @@ FOREIGN = {  # package -> the only places that may import it
     "cupy": {"arrays", "kernels"},
     "cupyx": {"arrays", "kernels"},
     "mpi4py": {"comm", "bench.stock_mpi"},
-    "torch": {"models", "bench"},
+    "torch": {"torch", "bench"},
     "jax": {"models"},
     "numba": {"kernels"},
 }
