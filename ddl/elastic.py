@@ -164,12 +164,8 @@ class _Script:
     def __init__(self, hang_timeout_s: float):
         session = current()
         if session is None:
-            # Before MPI: a process that has started MPI should not fork.
-            heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
-            heartbeat.wait(True)
-            group = mpi.start()
-            group.waits = heartbeat.wait
-            session = hold(group, heartbeat)
+            session = join(hang_timeout_s)
+            session.heartbeat.wait(True)
         self._session = session
         self._function: _Function[Any] | None = None
         self.heartbeat = session.heartbeat or Heartbeat(session.group.me.identity)
