@@ -73,8 +73,8 @@ def build(
     if foreign is not None:
         if "y" not in fields:
             raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
-        chosen = loss or suggested or default_loss(fields["y"])
-        adapted: Model = foreign(made, chosen, _default_metrics(chosen, fields["y"]) if metrics is None else metrics)
+        for_y: str | Loss = loss or suggested or default_loss(fields["y"])
+        adapted: Model = foreign(made, for_y, _default_metrics(for_y, fields["y"]) if metrics is None else metrics)
         return adapted
     if _is_model(made):
         if loss is not None or metrics is not None:
