@@ -5,7 +5,8 @@ objects in train/build.py; training is train/loop.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddl.comm import Group, unconnected
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.data import data_lines
+from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
 from ddl.run.folder import RunFolder
@@ -41,6 +43,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
             folder.claim(group)
             group.probe("setup.claim.done")
             # Identities are the ranks at launch, some of which may have died by now.
+            log.first_step = state.progress.step
             log.ranks_started = 1 + max(group.newest_identity, *(member.identity for member in group.members))
             message = work.meta()
         except UserError as error:
@@ -56,6 +59,15 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
         group.broadcast(flat, 0)
     work.take_over(received, message)
     return None
+
+
+def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
+    """Which command's exit status is the job's; "" where that is a matter of course."""
+    if REGAINS_VARIABLE in environment:
+        return "the exit status of ddl.launch is the job's"
+    if launched_size(environment) is None:
+        return ""
+    return "mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json"
 
 
 def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
@@ -83,6 +95,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             steps_per_epoch=task.order.steps_per_epoch,
             step=loop.state.progress.step,
             tolerance=f"{survived} ({survival})",
+            status=_trusted_status(),
             versions=versions(library_version()),
             data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
         )

@@ -22,7 +22,9 @@ from ddl.data import (
     Known,
     Mixup,
     Order,
+    Source,
     Splits,
+    Target,
     auto_shards,
     class_weights,
     fingerprint,
@@ -57,7 +59,7 @@ def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
-    model = model_of(job, splits.train.fields, knowledge["options"])
+    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
@@ -77,14 +79,15 @@ def build_task(job: Job) -> Task:
     )
 
 
-def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) -> Model:
-    """The job's model for data with these fields. options: as ``knowledge_of`` has them."""
+def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
+    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
     return build_model(
         job.model.name,
         fields,
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
+        suggested=None if target is None else target.loss,
     )
 
 
@@ -130,8 +133,12 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
         )
+    model = objects["model"]
+    if model.dtype not in (None, job.train.dtype):
+        raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    model.check(_first_samples(splits.train))
     samples = order.global_batch // (order.shards * job.train.accumulate)
-    least = objects["model"].samples_per_shard
+    least = model.samples_per_shard
     if samples < least:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
@@ -168,6 +175,14 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         },
         **{"initial": start_from(job), **objects},
     )
+
+
+def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
+    """A batch of a few samples; afterwards the source holds nothing."""
+    source.hold([range(min(count, len(source)))])
+    batch = source.gather(np.arange(min(count, len(source))))
+    source.hold([])
+    return batch
 
 
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
@@ -224,7 +239,7 @@ def build_groups(job: Job, model: Model) -> Groups:
         own = _optimizer(optim, name, float(wanted.get("lr", lr)), wanted)
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
-    return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
+    return Groups(layout, main, rules, no_decay=no_decay, freeze=[*job.model.freeze, *model.frozen])
 
 
 def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
@@ -291,7 +306,7 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
-        for kind, views in (("params", state.params.views), ("averages", state.averages.views)):
+        for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
                 found = arrays.get(f"{kind}/{name}")
                 if found is None:
@@ -323,7 +338,7 @@ def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
-        views = {**state.params.views, **state.averages.views}
+        views = {**state.params.views, **state.buffers}
         for name, value in values.items():
             if name not in views:
                 raise ConfigError(f"initial: the model has no parameter {name!r}; {instead(name, views, 'it has')}")
