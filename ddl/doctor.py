@@ -68,7 +68,7 @@ def gpu() -> list[Finding]:
     from ddl.arrays.namespace import gpu_count
 
     count = gpu_count()
-    return [Finding("GPU", count > 0, f"{count} CUDA device(s); ranks of a node take them in turn")]
+    return [Finding("GPU", count > 0, f"{counted(count, 'CUDA device')}; ranks of a node take them in turn")]
 
 
 def memory() -> list[Finding]:

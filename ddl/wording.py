@@ -55,7 +55,14 @@ SYNONYMS: Mapping[str, str] = {
 
 def counted(number: int, noun: str) -> str:
     """ "1 rank", "4 ranks", "12,345 samples"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def numbered(noun: str, numbers: Iterable[int]) -> str:
+    """ "rank 3", "ranks 3 and 4"; "an unknown rank" where there are none."""
+    known = sorted(numbers)
+    return f"{noun}{'s' * (len(known) > 1)} {listed(known, 'and')}" if known else f"an unknown {noun}"
 
 
 def listed(names: Iterable[object], last: str = "or") -> str:

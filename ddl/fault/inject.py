@@ -27,7 +27,7 @@ from ddl.arrays import generator
 from ddl.comm import Probe
 from ddl.environment import job_size
 from ddl.errors import ConfigError
-from ddl.wording import instead, listed
+from ddl.wording import counted, instead, listed
 
 ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",
@@ -140,7 +140,7 @@ def _parse_fault(line: str, ranks: int | None) -> list[Fault]:
     if match is None or not (match["step"] or match["point"]):
         raise ConfigError(
             f'fault.chaos: cannot read "{line}"; a fault is "ACT rank R at step S", "ACT rank R at point NAME:COUNT" '
-            f"or both, ACT one of {sorted(ACTS)}"
+            f"or both, ACT one of {listed(sorted(ACTS))}"
         )
     act, point, count = match["act"], match["point"], int(match["count"] or 1)
     if act not in ACTS:
@@ -177,7 +177,7 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
         raise ConfigError(f"fault.chaos: random:{text}: {error}") from error
     if not 1 <= kills < max(ranks, 2) or last < 2:
         raise ConfigError(
-            f"fault.chaos: random:{text}: 1 to {ranks - 1} of {ranks} ranks can be lost, in 2 steps or more"
+            f"fault.chaos: random:{text}: 1 to {ranks - 1} of {counted(ranks, 'rank')} can be lost, in 2 steps or more"
         )
     draw = generator(seed, "chaos", ranks, kills, last)
     victims = draw.permutation(ranks)[:kills]

@@ -21,6 +21,7 @@ from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
+from ddl.wording import counted, numbered
 
 
 def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
@@ -104,6 +105,6 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
         log.warn(line)
     if group.size > task.order.shards:
         log.warn(
-            f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "
-            "have nothing to compute (data.shards)"
+            f"{group.size} ranks for {counted(task.order.shards, 'shard')}: "
+            f"{numbered('rank', range(task.order.shards, group.size))} have nothing to compute (data.shards)"
         )
