@@ -55,7 +55,7 @@ SYNONYMS: Mapping[str, str] = {
 
 def counted(number: int, noun: str) -> str:
     """ "1 rank", "4 ranks", "12,345 samples"."""
-    ending = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("nch", "tch", "ss")) else "s"
     return f"{number:,} {noun}{ending}"
 
 
