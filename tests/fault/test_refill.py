@@ -1,4 +1,4 @@
-"""The places of the dead are taken: by spare ranks, or by new processes; the state comes from a survivor."""
+"""Dead ranks are replaced, by spares or by new processes, which get the state from a survivor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_spare_that_dies_costs_nothing(jobs, calm):
     assert_calm(ended, calm)
 
 
-def test_without_a_worker_the_spares_start_nothing_of_their_own(jobs):
+def test_spares_do_not_start_training_when_every_worker_is_dead(jobs):
     ended = jobs.run("--fault.spares", "1", n=3, chaos="kill ranks 0,1 at step 5 point step.load")
     assert ended.status == 75, ended.said
     assert not ended.summary
@@ -66,7 +66,7 @@ def test_new_processes_replace_the_dead(script, jobs, calm):
 
 
 def test_the_dead_are_replaced_where_all_ranks_are_needed(jobs, calm):
-    """A replacement is launched alone: neither the minimum nor a random script may mistake that for the job's size."""
+    """A replacement is launched as one process; fault.min_ranks and random scripts still use the job's size."""
     words = ("--fault.respawn", "true", "--fault.min_ranks", "3")
     ended = jobs.run(*words, chaos="random:seed=3,kills=1,steps=20", flags=RECOVERABLE)
     assert_calm(ended, calm)
@@ -100,7 +100,7 @@ raise SystemExit(main())
 
 @pytest.mark.parametrize("victim", ["kill rank 0 at point recover.refill", "kill rank 2 at point recovery.refill.done"])
 def test_a_death_while_a_replacement_is_started_ends_well(victim, jobs, calm):
-    """At the worst nobody comes out of the start in time, and the supervisor begins anew."""
+    """In the worst case no rank finishes the start in time, and the supervisor relaunches the job."""
     ended = jobs.supervised(
         *("--fault.respawn", "true", "--fault.recovery_timeout_s", "10", "--checkpoint.every_steps", "4"),
         chaos=f"kill rank 1 at step 5; {victim}",
