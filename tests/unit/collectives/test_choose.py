@@ -1,4 +1,4 @@
-"""The choice of an algorithm depends only on its arguments, so all ranks choose alike."""
+"""The choice of an algorithm depends only on its arguments, so all ranks make the same one."""
 
 import pytest
 

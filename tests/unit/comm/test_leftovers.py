@@ -1,4 +1,4 @@
-"""What Open MPI's ranks leave in shared memory goes at the agreed end, and nothing else does."""
+"""At the agreed end, exactly the shared memory files left by Open MPI's ranks are removed."""
 
 import os
 from pathlib import Path
@@ -35,11 +35,11 @@ def left_of(machine, *names):
     return sorted(path.name for path in memory.iterdir())
 
 
-def test_what_this_job_has_mapped_goes(machine):
+def test_files_that_this_job_has_mapped_are_removed(machine):
     assert left_of(machine, f"sm_segment.h.{MINE}.ab120001.0", f"sm_segment.h.{MINE}.ab120001.1") == []
 
 
-def test_what_a_dead_rank_of_the_same_mpirun_left_goes(machine):
+def test_files_of_a_dead_rank_of_the_same_mpirun_are_removed(machine):
     assert left_of(machine, f"sm_segment.h.{MINE}.ab120002.4") == []
 
 
@@ -53,7 +53,7 @@ def test_what_a_dead_rank_of_the_same_mpirun_left_goes(machine):
         "ddl-replica-9",
     ],
 )
-def test_what_is_anybody_elses_stays(machine, name):
+def test_files_of_other_jobs_stay(machine, name):
     assert left_of(machine, name) == [name]
 
 

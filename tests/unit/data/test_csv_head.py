@@ -44,7 +44,7 @@ def x_of(splits):
         (",p,q,y\n" + "".join(f"{i * i},{i / 4},{-i},a{i % 2}\n" for i in range(6)), "header: yes", [1, 0.25, -1]),
     ],
 )
-def test_what_was_decided_is_stated(tmp_path, text, stated, x):
+def test_every_decision_about_the_header_is_reported(tmp_path, text, stated, x):
     splits = opened(tmp_path, text)
     assert stated in data_lines(Known.of(splits.train).to_json())[0]
     assert x_of(splits)[1].tolist() == x

@@ -1,4 +1,4 @@
-"""The supervisor's decision, its command line, and what it needs; it is seen at work in tests/jobs and tests/fault."""
+"""The supervisor's decisions, its command line and its requirements; tests/jobs and tests/fault run it on real jobs."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
         (["-n", "4", "--data.shards", "2"], "shards"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(words, said, capfd):
+def test_invalid_arguments_print_one_line_and_exit_with_status_2(words, said, capfd):
     assert main(words) == 2
-    told = capfd.readouterr().err
-    assert said in told and told.count("\n") == 1
+    printed = capfd.readouterr().err
+    assert said in printed and printed.count("\n") == 1
 
 
 def test_settings_keep_their_order_and_their_values():

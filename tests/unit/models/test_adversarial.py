@@ -1,4 +1,4 @@
-"""The GAN: each network's gradient is that of its own loss, noise belongs to shards, samples to their seed."""
+"""The GAN: each network gets the gradient of its own loss, shards determine the noise, and the seed the samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All ways to convolve say the same, to the rounding of their numbers, over several blocks of images."""
+"""All convolution algorithms agree, up to rounding, over several blocks of images."""
 
 import numpy as np
 import pytest

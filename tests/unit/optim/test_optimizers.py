@@ -247,7 +247,7 @@ def flat(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_groups_treat_each_name_as_told(kind, dtype, spelling):
+def test_a_group_applies_its_own_options_to_each_name(kind, dtype, spelling):
     base = with_decay(ALL[kind], 0.05)
     layout = Layout.of(LAYOUT.shapes, dtype)
     other = optim.Adam(lr=2 * base.lr)

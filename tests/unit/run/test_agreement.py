@@ -41,7 +41,7 @@ def test_all_ranks_name_the_first_difference(message):
     assert [str(error) for error in outcome(DIFFERENCES[message])] == [f"ranks disagree: {message}"] * 3
 
 
-def test_ranks_that_agree_or_differ_in_what_is_theirs_alone_may_train():
+def test_ranks_that_agree_or_differ_in_rank_specific_settings_may_train():
     assert outcome({}) == [None] * 3
     assert outcome(HARMLESS) == [None] * 3
 
