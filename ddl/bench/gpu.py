@@ -1,4 +1,4 @@
-"""One command for whoever has a GPU: all tests that need one, then each network's step against PyTorch on it.
+"""One command for users with a GPU: run all tests that need one, then time each network's step against PyTorch.
 
 ``python -m ddl.bench gpu``; needs the extras gpu and test, and PyTorch with CUDA."""
 

@@ -1,6 +1,6 @@
-"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo: what ours is measured against.
+"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo, as the peer of ours.
 
-Imported only where somebody asks for it."""
+Imported only on request."""
 
 from __future__ import annotations
 

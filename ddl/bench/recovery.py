@@ -1,7 +1,7 @@
-"""The cost of a death: how long the main job stands still when a rank is killed, against torchrun's restart of all.
+"""The cost of a death: how long the main job stalls when a rank is killed, against a restart of all by torchrun.
 
-``mpirun -n N python -m ddl.train``, the CNN on the digits, is struck from outside at a random moment of a step. The
-clock runs from SIGKILL to the next committed step, as metrics.jsonl tells, less an ordinary step of the same run."""
+A rank of ``mpirun -n N python -m ddl.train``, the CNN on the digits, is killed at a random moment of a step. The time
+from SIGKILL to the next committed step is read from metrics.jsonl, less an ordinary step of the same run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ddl.errors import DdlError
 from ddl.launcher.mpirun import LAUNCH_VARIABLE, command_line, find_mpirun, ranks
 from ddl.metrics import read_lines
 
-WARM, KILLED_AT, STEPS = 30, 90, 130  # steps: from the first on they are ordinary
+WARM, KILLED_AT, STEPS = 30, 90, 130  # steps; those from WARM on are ordinary
 LIMIT_S = 60.0
 TAIL_BYTES = 1 << 12
 
@@ -46,19 +46,19 @@ class Death:
 
 
 def death(lines: Sequence[dict[str, Any]], killed: float) -> Death:
-    """What metrics.jsonl tells of the death of a rank at the time ``killed``."""
+    """The cost of killing a rank at the time ``killed``, from the lines of metrics.jsonl."""
     place = next(number for number, line in enumerate(lines) if line["event"] == "recovery")
-    told = lines[place]
+    recovery = lines[place]
     before = [line["time"] for line in lines[:place] if line["event"] == "step" and line["time"] < killed]
     after = next(line["time"] for line in lines[place:] if line["event"] == "step")
-    phases = {name: seconds for name, seconds in told.get("phases", {}).items() if name != "detect"}
-    began = told["time"] - sum(phases.values())
-    parts = {"detect": began - killed, **phases, "first_step": after - told["time"]}
+    phases = {name: seconds for name, seconds in recovery.get("phases", {}).items() if name != "detect"}
+    began = recovery["time"] - sum(phases.values())
+    parts = {"detect": began - killed, **phases, "first_step": after - recovery["time"]}
     return Death(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])), parts)
 
 
 def ours(size: int, victim: int, folder: Path, threads: int, wait_s: float) -> Death:
-    """One main job; ``victim`` is killed ``wait_s`` after step KILLED_AT was told."""
+    """One main job; ``victim`` is killed ``wait_s`` after step KILLED_AT was reported."""
     settings = {"run.dir": str(folder), "train.steps": str(STEPS), "metrics.console_every_s": "0"}
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     mark = f"bench-{uuid.uuid4().hex[:8]}"
@@ -81,7 +81,7 @@ def ours(size: int, victim: int, folder: Path, threads: int, wait_s: float) -> D
 
 
 def _until(step: int, folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until that step is told, looking often enough and cheaply enough to disturb nobody."""
+    """Wait until metrics.jsonl reports that step, by reading only its end, which does not disturb the ranks."""
     deadline, path = time.monotonic() + LIMIT_S, folder / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
         lines = read_lines(path, TAIL_BYTES) if path.exists() else []
@@ -123,7 +123,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def rows(size: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator[Row]:
-    """Ours and the peer in turns, ``rounds`` deaths each, the leader's among ours; medians and the range."""
+    """Alternate between ours and the peer, ``rounds`` deaths each; ours include the leader's. Medians and the range."""
     found: list[Death] = []
     other: list[Death] = []
     moments = random.Random(0)

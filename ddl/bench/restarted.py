@@ -1,6 +1,6 @@
 """One rank of a PyTorch job under torchrun that is killed once: the peer of recovery.py.
 
-Trains the digits' network with DDP over Gloo, saves its state after every step and goes on from it."""
+Trains the digits' network with DDP over Gloo, saves its state after every step and resumes from it."""
 
 from __future__ import annotations
 

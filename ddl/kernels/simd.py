@@ -1,8 +1,8 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,misc,no-untyped-call"
-"""Vectors inside compiled loops: the numbers of one cache line at a time, added and multiplied together.
+"""Explicit SIMD vectors for Numba loops: one cache line of numbers is added or multiplied at a time.
 
-LLVM makes vectors of simple loops by itself; a loop that keeps a dozen running sums in registers has to say so. On a
-processor with shorter registers one of these vectors is several of its own. Only ``*_numba`` files use it."""
+LLVM vectorises simple loops by itself, but a loop that keeps a dozen running sums in registers needs explicit vectors.
+On a processor with shorter registers LLVM splits each vector into several. Only ``*_numba`` files use this."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Three ways to multiply an image's windows with a weight, forward and back, and which of them suits a layer.
+"""Three convolution algorithms, forward and backward, and the choice of one for a layer.
 
-The arithmetic is arrays' (windows.py, winograd.py, direct_conv.py); bias and activation are the layer's, in conv.py."""
+The arithmetic is in ddl/kernels (im2col.py, winograd.py, direct_conv.py); conv.py adds bias and activation."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def _group(x: Array, g: int, groups: int) -> Array:
 
 @dataclass(frozen=True)
 class Winograd:
-    """16 products for each 2 x 2 places, a few images at a time.
+    """16 products for each 2 x 2 output positions, a few images at a time.
 
-    tiles: of one image. Backward spreads the image again: reading back what was kept would take longer."""
+    tiles: per image. Backward spreads the image again, because reading a stored copy takes longer."""
 
     padding: Pair
     tiles: int
@@ -133,7 +133,7 @@ class Winograd:
         inputs, units = weight.shape[2:]
         each = 16 * self.tiles * (inputs + units) * weight.dtype.itemsize
         images = min(max(BLOCK_BYTES // each, -(-FEWEST_TILES // self.tiles), 1), max(batch, 1))
-        # One tile more than there are, lest all 16 parts of a tile fall into the same few lines of the cache.
+        # One extra tile keeps the stride from being a power of two: otherwise the 16 parts of a tile share cache sets.
         height = images * self.tiles + 1
         spread = ctx.empty((16, inputs, units), weight.dtype)
         winograd.spread_weights(weight, spread)

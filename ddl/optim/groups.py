@@ -1,6 +1,6 @@
 """Parameter groups: which optimizer, learning rate and weight decay each stretch of the flat buffer gets.
 
-The rules themselves are the optimizers'; names and places come from the Layout."""
+The update rules are in the optimizers; the Layout maps names to slices."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Run:
 
 
 class Groups:
-    """An optimizer for a whole layout: names with equal treatment that lie side by side are one run, one pass.
+    """An optimizer for a whole layout: adjacent parameters with equal treatment are updated in one pass, one run.
 
-    The first rule that matches a name decides; without one the job's optimizer does. ``no_decay`` names
-    parameters whose weight decay is 0, ``freeze`` those that never change. Raises ConfigError for a pattern
-    that matches no parameter."""
+    The first rule that matches a name applies, or else the job's optimizer. ``no_decay``: patterns of parameters
+    without weight decay. ``freeze``: patterns of parameters that never change. Raises ConfigError for a pattern that
+    matches no parameter."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Groups:
             last = runs[-1] if runs else None
             together = last is not None and (last.optimizer, last.lr_factor) == (chosen, factor)
             if last is not None and together and not (chosen is not None and chosen.layerwise):
-                # The gap between two names is zero in all arrays and stays so: one pass may run through it.
+                # The padding between two parameters is zero in all arrays and stays zero, so one pass may cross it.
                 runs[-1] = Run(slice(last.place.start, place.stop), (*last.names, name), chosen, factor)
             else:
                 runs.append(Run(place, (name,), chosen, factor))
@@ -101,12 +101,12 @@ class Groups:
         return any(run.optimizer is None for run in self.runs)
 
     def squared_norm(self, grads: Array) -> float:
-        """Of the gradients of what is trained."""
+        """Squared norm of the gradients of all trained parameters."""
         return sum(squares(grads[run.place]) for run in self.runs if run.optimizer is not None)
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether any stretch of the parameters can be updated without the rest, by rules that nobody has added to."""
+        """Whether any slice of the parameters can be updated alone: no rule is layerwise or overrides ``update``."""
         return all(run.optimizer is None or is_elementwise(run.optimizer) for run in self.runs)
 
     def update(

@@ -111,7 +111,7 @@ def test_a_remote_call_takes_its_turn_and_reports_its_own_time():
 def test_all_ranks_receive_the_leaders_message():
     def listen(group):
         bell = Bell(group)
-        found = [bell.tell(10.0 * group.rank + number) for number in range(3)]
+        found = [bell.ring(10.0 * group.rank + number) for number in range(3)]
         bell.close()
         return found
 
