@@ -1,8 +1,8 @@
-"""Files in shared memory that Open MPI's ranks have made and that nobody will remove once their maker was killed.
+"""Remove shared memory files of Open MPI that stay behind when the rank that made them is killed.
 
-A rank's is ``/dev/shm/sm_segment.HOST.UID.JOB.NUMBER``: JOB is 16 bits that all processes of one mpirun have in common
-and 16 bits that tell those it started from those that they have spawned. The launcher removes most of them at the end,
-but none of a spawned rank that died while it was started. ddl.launch cleans up a whole launch (launcher/mpirun.py)."""
+A rank's file is ``/dev/shm/sm_segment.HOST.UID.JOB.NUMBER``. The upper 16 bits of JOB are common to all processes of an
+mpirun; the lower 16 bits distinguish the ranks it started from ranks spawned later. The launcher removes most files at
+the end, but not those of a spawned rank that died while starting. launcher/mpirun.py cleans up a whole launch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SEGMENT = re.compile(r"sm_segment\..+\.(?P<uid>\d+)\.(?P<family>[0-9a-f]{1,4})(
 
 
 def remove_segments(folder: Path = SHARED_MEMORY, processes: Path = Path("/proc")) -> list[Path]:
-    """Remove what is left of this process's mpirun; to be called when none of its ranks will talk to a new one.
+    """Remove the files of this process's mpirun; call it when no rank will open another connection.
 
-    What this process has mapped is of its own job. A file of the same mpirun that it has not mapped goes where no
-    process has: its maker is dead."""
+    Files that this process has mapped belong to its job. Another file of the same mpirun is removed if no process has
+    mapped it, since then the rank that made it is dead."""
     ours = _mapped(processes / "self", folder)
     families = {match["family"] for path in ours if (match := _SEGMENT.fullmatch(path.name))}
     strange = []
@@ -35,13 +35,13 @@ def remove_segments(folder: Path = SHARED_MEMORY, processes: Path = Path("/proc"
         strange = [path for path in strange if path not in used]
     gone = sorted([*ours, *strange])
     for path in gone:
-        with contextlib.suppress(OSError):  # a neighbour was faster
+        with contextlib.suppress(OSError):  # another rank of the node was faster
             path.unlink()
     return gone
 
 
 def _mapped(process: Path, folder: Path) -> set[Path]:
-    """The segments that a process has mapped; none where it has ended or is somebody else's."""
+    """The segments that a process has mapped; none if it has ended or belongs to another user."""
     try:
         lines = (process / "maps").read_text(errors="replace").splitlines()
     except OSError:

@@ -17,7 +17,7 @@ from ddl.arrays import Device, device
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi, no_probe
-from ddl.comm.group import nobody_watches
+from ddl.comm.group import no_watchdog
 from ddl.config import Job
 from ddl.environment import launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
@@ -168,7 +168,7 @@ class Runner:
             if self.heartbeat is not None:
                 self.heartbeat.part()  # the companion watches until the process is gone
             mpi.finish(self.group, status)
-            self.group.waits = nobody_watches
+            self.group.waits = no_watchdog
         if self.heartbeat is not None:
             self.heartbeat.close()
 

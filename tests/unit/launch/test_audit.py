@@ -61,7 +61,7 @@ def test_the_summary_of_an_earlier_launch_is_not_asked(tmp_path):
 def test_skipped_steps_are_reported(tmp_path, capsys):
     write(tmp_path, range(3), skipped={1})
     assert main([str(tmp_path)]) == 0
-    assert "but for the skipped steps" in capsys.readouterr().out
+    assert "except in skipped steps" in capsys.readouterr().out
 
 
 def test_json_for_scripts(tmp_path, capsys):
