@@ -58,11 +58,6 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
     return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
 
 
-def can_respawn(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the launcher accepts processes spawned by a job without counting them as failed at the end."""
-    return bool(_recoverable(environment))
-
-
 def _recoverable(environment: Mapping[str, str]) -> str:
     """Why the launcher is recoverable; "" if it is not.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,10 @@ class Source:
         """Every sample's target as stored, before any conversion; None if reading them all is not cheap."""
         return None
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        """The files or arrays that hold all samples, to be hashed whole; none where that is unknown."""
+        return ()
+
     def labels(self) -> np.ndarray:
         """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
         pieces = []
@@ -143,12 +148,15 @@ class Wrapper(Source):
     def targets(self) -> np.ndarray | None:
         return self.source.targets()
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return self.source.content()
+
     def labels(self) -> np.ndarray:
         return self.source.labels()
 
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
     *("names", "notes", "is_cheap", "is_sequential"),
 )
 

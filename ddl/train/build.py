@@ -23,6 +23,7 @@ from ddl.data import (
     Mixup,
     Order,
     Splits,
+    Target,
     auto_shards,
     class_weights,
     fingerprint,
@@ -57,7 +58,7 @@ def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
-    model = model_of(job, splits.train.fields, knowledge["options"])
+    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
@@ -77,14 +78,15 @@ def build_task(job: Job) -> Task:
     )
 
 
-def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) -> Model:
-    """The job's model for data with these fields. options: as ``knowledge_of`` has them."""
+def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
+    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
     return build_model(
         job.model.name,
         fields,
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
+        suggested=None if target is None else target.loss,
     )
 
 
@@ -283,8 +285,11 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
 
     def take(state: Any) -> list[str]:
         # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
+        skipped: list[str] = []
+        is_store = folder.name == "checkpoints"
         try:
-            arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+            store = Store(folder if is_store else folder.parent, say=skipped.append)
+            arrays, _ = store.load(None if is_store else folder)
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
@@ -309,7 +314,7 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
         taken = f"{len(fitting)} of {total} arrays were taken, the others keep their initial values"
-        return [f"{problems}; {taken}"] if wrong else []
+        return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
 
