@@ -86,6 +86,20 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
     return builder(*given, **options)
 
 
+def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | None:
+    """What makes ddl's own kind of object from one of another framework, found by the names of its base classes.
+
+    table: "module.Class" -> "package.module:Name", which is imported only where it is needed. A class counts like its
+    objects. None for any other value."""
+    kind = value if inspect.isclass(value) else type(value)
+    for base in kind.__mro__:
+        name = table.get(f"{base.__module__}.{base.__qualname__}")
+        if name is not None:
+            adapter: Callable[..., Any] = resolve(name, {}, "adapter")
+            return adapter
+    return None
+
+
 def adapt(value: Any, contract: type[T]) -> T:
     """``value`` as a ``contract``: itself if its class inherits from it, else a wrapper.
 

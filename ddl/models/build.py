@@ -22,7 +22,7 @@ from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
-from ddl.registry import adapt, instantiate, resolve
+from ddl.registry import adapt, adapter_of, instantiate, resolve
 
 MODELS = {
     "linear": linear,
@@ -38,6 +38,9 @@ MODELS = {
     "layers": layers,
 }
 
+
+# Networks of other frameworks: base class -> what makes a Model of (network, loss, metrics).
+FOREIGN = {"torch.nn.modules.module.Module": "ddl.torch:Model"}
 
 OF_MEASUREMENTS = ("linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
 
@@ -66,6 +69,13 @@ def build(
     known = {key: settings.pop(key, None) for key in ("classes", "vocabulary") if key not in takes}
     problem = _problem(fields, loss or suggested, known.get("classes"), known.get("vocabulary"))
     made = _made(found, name, problem, settings)
+    foreign = adapter_of(made, FOREIGN)
+    if foreign is not None:
+        if "y" not in fields:
+            raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
+        for_y: str | Loss = loss or suggested or default_loss(fields["y"])
+        adapted: Model = foreign(made, for_y, _default_metrics(for_y, fields["y"]) if metrics is None else metrics)
+        return adapted
     if _is_model(made):
         if loss is not None or metrics is not None:
             raise ConfigError(f"model {name!r} brings its own loss and metrics: leave model.loss and model.metrics out")
@@ -79,7 +89,8 @@ def build(
 
 def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -> Any:
     """What the builder returns, or the object itself where it needs no building."""
-    if not inspect.isclass(found) and (_is_model(found) or _is_layer(found) or isinstance(found, Blueprint)):
+    is_made = _is_model(found) or _is_layer(found) or isinstance(found, Blueprint) or adapter_of(found, FOREIGN)
+    if not inspect.isclass(found) and is_made:
         if options:
             raise ConfigError(f"model {name!r} is an object and takes no options, got {sorted(options)}")
         return found

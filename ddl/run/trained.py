@@ -189,7 +189,7 @@ def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed
     rows = len(next(iter(batch.values())))
     context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
-    outputs = model.predict(state.params.views, state.averages.views, inputs, context)
+    outputs = model.predict(state.params.views, state.buffers, inputs, context)
     found = {name: np.array(host(value)) for name, value in outputs.items()}
     normalise = state.progress.normalise
     if normalise is not None and model.reconstructs:

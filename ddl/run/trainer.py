@@ -19,7 +19,7 @@ from ddl.arrays import Layout, host
 from ddl.comm import Group
 from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide, needs_precision
+from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
@@ -136,6 +136,8 @@ class Trainer:
         finally:
             if runner.has_started:
                 session.hold(runner.group, runner.heartbeat)
+            if runner.loop is not None:
+                runner.loop.keep_state()
         if self._runner.failure is not None:
             raise self._refused(self._runner.failure)
         folder = self.folder
@@ -228,7 +230,7 @@ class Trainer:
         if isinstance(self.optimizer, str):
             return build_groups(job, self.model)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
-        return Groups(layout, self.optimizer, self.rules, freeze=job.model.freeze)
+        return Groups(layout, self.optimizer, self.rules, freeze=[*job.model.freeze, *self.model.frozen])
 
     def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
         if isinstance(self.schedule, str):
@@ -319,4 +321,4 @@ def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
         if len(data) not in (1, 2):
             raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
         return Arrays(*data)
-    return data
+    return as_known(data)

@@ -22,6 +22,7 @@ from ddl.data import (
     Known,
     Mixup,
     Order,
+    Source,
     Splits,
     Target,
     auto_shards,
@@ -132,8 +133,12 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
         )
+    model = objects["model"]
+    if model.dtype not in (None, job.train.dtype):
+        raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    model.check(_first_samples(splits.train))
     samples = order.global_batch // (order.shards * job.train.accumulate)
-    least = objects["model"].samples_per_shard
+    least = model.samples_per_shard
     if samples < least:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
@@ -170,6 +175,14 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         },
         **{"initial": start_from(job), **objects},
     )
+
+
+def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
+    """A batch of a few samples; afterwards the source holds nothing."""
+    source.hold([range(min(count, len(source)))])
+    batch = source.gather(np.arange(min(count, len(source))))
+    source.hold([])
+    return batch
 
 
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
@@ -226,7 +239,7 @@ def build_groups(job: Job, model: Model) -> Groups:
         own = _optimizer(optim, name, float(wanted.get("lr", lr)), wanted)
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
-    return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
+    return Groups(layout, main, rules, no_decay=no_decay, freeze=[*job.model.freeze, *model.frozen])
 
 
 def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
@@ -293,7 +306,7 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
-        for kind, views in (("params", state.params.views), ("averages", state.averages.views)):
+        for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
                 found = arrays.get(f"{kind}/{name}")
                 if found is None:
@@ -325,7 +338,7 @@ def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
-        views = {**state.params.views, **state.averages.views}
+        views = {**state.params.views, **state.buffers}
         for name, value in values.items():
             if name not in views:
                 raise ConfigError(f"initial: the model has no parameter {name!r}; {instead(name, views, 'it has')}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, Device, FlatBuffer, Layout, aligned, host
+from ddl.arrays import Array, Device, FlatBuffer, Layout, Views, aligned, host
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
 from ddl.reading import take
@@ -104,7 +104,7 @@ class Replica:
 
 
 class State:
-    """Flat buffers on a device, and the progress.
+    """Flat buffers on a device, and the progress. buffers: averages and what the model keeps besides, by name.
 
     The replica is either in private memory, and an update overwrites it, or in memory shared by the ranks of a node
     (``lodge``). There it exists twice: one copy is committed, and in the other each rank prepares its share of the
@@ -114,6 +114,7 @@ class State:
         self.device = device
         self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
         average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
+        kept = model.kept
         self.progress = Progress()
         self._coming: Replica | None = None  # where the next one is prepared
         self._is_guest = False  # in memory of a node that has been left
@@ -123,10 +124,12 @@ class State:
                 params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in slots}
             )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
+            self._kept = {name: device.array(np.array(one.initial)) for name, one in kept.items()}
+            self.buffers = Views({**self.averages.views, **self._kept})
             for name, value in initial_values(model, seed).items():
                 self.params[name][...] = device.array(value)
             for name, average in model.averages.items():
-                self.averages[name][...] = average.initial
+                self.averages[name][...] = device.array(np.asarray(average.initial))
 
     @property
     def params(self) -> FlatBuffer:
@@ -138,7 +141,8 @@ class State:
 
     def flat_arrays(self) -> list[Array]:
         """Every array of the state, in a fixed order: what a rank that is behind receives."""
-        return [self.params.flat, self.averages.flat, *self.slots.values()]
+        kept = [array.reshape(-1) for array in self._kept.values()]
+        return [self.params.flat, self.averages.flat, *kept, *self.slots.values()]
 
     def assign(self, arrays: Sequence[np.ndarray]) -> None:
         """Hold what another rank's ``flat_arrays`` hold, on the host; in a shared replica also where the next is to
@@ -185,7 +189,7 @@ class State:
     def to_named(self) -> dict[str, np.ndarray]:
         """Host views or copies by name, as a checkpoint stores them: ``params/``, ``averages/``, ``<slot>/``."""
         named = {f"params/{name}": host(view) for name, view in self.params.views.items()}
-        named.update({f"averages/{name}": host(view) for name, view in self.averages.views.items()})
+        named.update({f"averages/{name}": host(view) for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             named.update({f"{slot}/{name}": host(view) for name, view in self.layout.views(flat).items()})
         return named
@@ -194,7 +198,7 @@ class State:
         """The inverse of ``to_named``; raises ValueError, changing nothing, when names or shapes differ."""
         self.own()
         targets = {f"params/{name}": view for name, view in self.params.views.items()}
-        targets.update({f"averages/{name}": view for name, view in self.averages.views.items()})
+        targets.update({f"averages/{name}": view for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             targets.update({f"{slot}/{name}": view for name, view in self.layout.views(flat).items()})
         if set(named) != set(targets):
