@@ -13,7 +13,7 @@ _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 REGAINS_VARIABLE = "DDL_REGAINS"
 """Set by ddl.launch: how often it will still start the whole job again because a rank was lost (``fault.respawn``)."""
-LINGER_S = 2.0  # how much later than others rank 0 may come to know of a mistake
+LINGER_S = 2.0  # how much later than other ranks rank 0 may find an error in the settings
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 

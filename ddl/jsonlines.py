@@ -84,7 +84,7 @@ class Lines:
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         status = os.fstat(self._file)
-        if not stat.S_ISREG(status.st_mode):  # nobody may be reading a FIFO
+        if not stat.S_ISREG(status.st_mode):  # a write to a FIFO without a reader would block
             raise OSError(errno.EINVAL, "it is not a regular file", str(self.path))
         size = status.st_size
         self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"

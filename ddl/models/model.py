@@ -156,7 +156,7 @@ class Measured(Model):
         return [name for m in self.metrics for name in _step_names(m)]
 
     def measured(self, outputs: Any, targets: Any, loss: float, training: bool) -> dict[str, Any]:
-        """The sums of a batch: of all metrics, or in training of those that are computed at every step."""
+        """The sums of a batch: of all metrics, or in training only of the metrics computed at every step."""
         sums: dict[str, Any] = {}
         for metric in self.metrics:
             if not training:

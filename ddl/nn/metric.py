@@ -85,8 +85,8 @@ def _ratio(part: float, whole: float) -> float:
 class OfChoices(Metric):
     """A metric that compares chosen classes with true ones.
 
-    by_label: each of a sample's labels is a yes or no of its own, as with binary cross-entropy, rather than one class
-    of which the targets are the probabilities."""
+    by_label: each label of a sample is a separate yes or no, as with binary cross-entropy; otherwise the targets are
+    the probabilities of one class."""
 
     by_label: bool = field(default=False, kw_only=True)
 

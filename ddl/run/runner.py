@@ -260,7 +260,7 @@ class Runner:
     def _strike(self, fault: inject.Fault) -> None:
         """Perform an injected fault, after an entry in the run folder if this rank knows it; a spare does not."""
         known = self.folder is not None and self.folder.path is not None
-        act = inject.told_in(self.folder.notes) if self.folder is not None and known else inject.perform
+        act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
     def _recovery_settings(self, state: State) -> RecoverySettings:

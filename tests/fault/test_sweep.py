@@ -333,7 +333,7 @@ def test_survivors_pass_exactly_the_points_in_parts(part, jobs):
 
 
 def test_no_point_of_a_job_on_one_node_is_left_out():
-    """What is not here: calls that only other algorithms, several nodes or a loop of the user's own make."""
+    """Not covered: calls made only by other algorithms, on several nodes, or by a user's own loop."""
     tried = {point for part in PARTS.values() for point in part.points}
     of_all_jobs = ("setup", "step", "evaluate", "checkpoint", "end", "recover")
     assert {point for point in POINTS if point.split(".")[0] in of_all_jobs} <= tried

@@ -204,7 +204,7 @@ def test_a_lost_host_is_left_out(play, capfd):
     first, second = (call["words"] for call in calls())
     assert first[first.index("--host") + 1] == "alive:2,dead:2" and first[first.index("-n") + 1] == "4"
     assert second[second.index("--host") + 1] == "alive:2" and second[second.index("-n") + 1] == "2"
-    assert "no answer from dead: going on without" in capfd.readouterr().err
+    assert "no answer from dead: continuing without" in capfd.readouterr().err
 
 
 def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
@@ -214,7 +214,7 @@ def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
     made, calls = play("step(attempt)", hosts=hosts, words=["--fault.min_ranks", "3"], restarts=5)
     assert made.run() == 75
     assert len(calls()) == 1
-    assert "2 ranks are too few to go on: [fault] min_ranks is 3" in capfd.readouterr().err
+    assert "2 ranks are too few to continue: [fault] min_ranks is 3" in capfd.readouterr().err
 
 
 def test_ranks_on_other_hosts_know_their_launch_and_their_replica(play):

@@ -70,7 +70,7 @@ def test_the_report_ends_with_the_problems():
         "B:",
         "    [ ] broken",
         "",
-        "1 thing(s) stand in the way of a job:",
+        "1 problem(s) would prevent a job:",
         "    broken",
     ]
 

@@ -113,7 +113,7 @@ BAD = {
     ),
     "idx: gzip of too much": (
         lambda d: write(d / "x-ubyte.gz", gzip.compress(idx_bytes(images(9, 4, 4)) + b"more")),
-        r"x-ubyte.gz, byte 160: its content goes on",
+        r"x-ubyte.gz, byte 160: its content continues",
     ),
     "idx: fewer labels": (
         lambda d: write_idx(d / "labels-idx1-ubyte", images(8)) and write_idx(d / "images-idx3-ubyte", images(9, 4, 4)),

@@ -139,7 +139,7 @@ def test_each_act_ends_a_process_as_its_name_says(act, status):
 def test_a_fault_is_recorded_even_when_it_kills_the_rank(tmp_path):
     code = (
         "import sys; from pathlib import Path; from ddl.fault.inject import *\n"
-        "act = told_in(Path(sys.argv[1]) / 'notes')\n"
+        "act = recorded_in(Path(sys.argv[1]) / 'notes')\n"
         "script = parse('raise rank 0 at point step.load; raise rank 0 at step 5; kill rank 0 at point step.sum:2')\n"
         "probe = script.probe(0, act=act)\n"
         "try: probe('step.load')\n"
