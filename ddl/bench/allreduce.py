@@ -30,7 +30,7 @@ from ddl.bench.measure import (
 from ddl.bench.stock_mpi import FORMS
 from ddl.bench.wire import Bell, both_ways, connect
 from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning
-from ddl.collectives.choose import Rule
+from ddl.collectives.choose import TuningRule
 from ddl.collectives.shared import workspace
 from ddl.comm import Group
 
@@ -163,7 +163,7 @@ def better_form(times: dict[str, list[float]], name: str) -> list[float]:
 
 def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
     """The rules that the measured rows imply: the fastest algorithm from each size at which it changes."""
-    rules: list[Rule] = []
+    rules: list[TuningRule] = []
     for nodes, ranks in sorted({(row["nodes"], row["ranks"]) for row in found}):
         rows = (row for row in found if (row["nodes"], row["ranks"]) == (nodes, ranks))
         here = [row for row in rows if row["peer"] == native_of(nodes)]
@@ -175,6 +175,6 @@ def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
             seconds = {row["algorithm"]: row["ours_s"] for row in at} | {"native": at[0]["peer_s"]}
             best = min(seconds, key=lambda name: seconds[name])
             if best != last:
-                rules.append(Rule(nodes, ranks, 0 if not last else nbytes, best))
+                rules.append(TuningRule(nodes, ranks, 0 if not last else nbytes, best))
                 last = best
     return Tuning(tuple(rules))

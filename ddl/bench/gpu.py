@@ -47,7 +47,7 @@ def main(seconds: float) -> int:
             loop = make_loop(name, group, Path(folder, name), device=Device(0))
             candidates: dict[str, Callable[[], object]] = {"ours": loop.advance}
             if has_torch:
-                candidates["torch"] = peers.Step(name, data_of(case, 1).arrays, case.batch, 1, device="cuda")
+                candidates["torch"] = peers.TorchStep(name, data_of(case, 1).arrays, case.batch, 1, device="cuda")
             times = steps_in_turns(candidates, group, seconds)
             loop.close()
             loop.log.close()

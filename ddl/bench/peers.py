@@ -111,7 +111,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Step:
+class TorchStep:
     """One rank's training steps of a network in PyTorch, on the samples of ``arrays`` in order.
 
     ranks: above 1 with DistributedDataParallel. fused: Adam in one pass, which is not PyTorch's default."""

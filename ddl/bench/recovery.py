@@ -33,8 +33,8 @@ TAIL_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
-class Death:
-    """What one death cost. stall_s: from SIGKILL to the next committed step; phases: its parts, in seconds."""
+class DeathCost:
+    """The cost of one death. stall_s: from SIGKILL to the next committed step; phases: its parts, in seconds."""
 
     stall_s: float
     step_s: float  # an ordinary step
@@ -45,7 +45,7 @@ class Death:
         return self.stall_s - self.step_s
 
 
-def death(lines: Sequence[dict[str, Any]], killed: float) -> Death:
+def death(lines: Sequence[dict[str, Any]], killed: float) -> DeathCost:
     """The cost of killing a rank at the time ``killed``, from the lines of metrics.jsonl."""
     place = next(number for number, line in enumerate(lines) if line["event"] == "recovery")
     recovery = lines[place]
@@ -54,10 +54,10 @@ def death(lines: Sequence[dict[str, Any]], killed: float) -> Death:
     phases = {name: seconds for name, seconds in recovery.get("phases", {}).items() if name != "detect"}
     began = recovery["time"] - sum(phases.values())
     parts = {"detect": began - killed, **phases, "first_step": after - recovery["time"]}
-    return Death(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])), parts)
+    return DeathCost(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])), parts)
 
 
-def ours(size: int, victim: int, folder: Path, threads: int, wait_s: float) -> Death:
+def ours(size: int, victim: int, folder: Path, threads: int, wait_s: float) -> DeathCost:
     """One main job; ``victim`` is killed ``wait_s`` after step KILLED_AT was reported."""
     settings = {"run.dir": str(folder), "train.steps": str(STEPS), "metrics.console_every_s": "0"}
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
@@ -91,7 +91,7 @@ def _until(step: int, folder: Path, process: subprocess.Popen[bytes]) -> None:
     raise DdlError(f"the job did not get to step {step}")
 
 
-def theirs(size: int, folder: Path, threads: int) -> Death:
+def theirs(size: int, folder: Path, threads: int) -> DeathCost:
     """One job under torchrun --max-restarts, with a checkpoint after every step, whose last rank is killed."""
     folder.mkdir(parents=True)
     program = ["-m", "ddl.bench.restarted", str(folder), str(STEPS), str(KILLED_AT)]
@@ -109,7 +109,7 @@ def theirs(size: int, folder: Path, threads: int) -> Death:
     finally:
         _end(process)
     before = [line["time"] for line in times if line["restarts"] == 0]
-    return Death(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])))
+    return DeathCost(after - killed, statistics.median(b - a for a, b in pairwise(before[WARM:])))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -124,8 +124,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def rows(size: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator[Row]:
     """Alternate between ours and the peer, ``rounds`` deaths each; ours include the leader's. Medians and the range."""
-    found: list[Death] = []
-    other: list[Death] = []
+    found: list[DeathCost] = []
+    other: list[DeathCost] = []
     moments = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
         for number in range(rounds):

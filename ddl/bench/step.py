@@ -162,7 +162,7 @@ def rows(
         if peers:
             arrays = data_of(CASES[name], 1).arrays
             for peer in peers:
-                candidates[peer] = torch_peers.Step(
+                candidates[peer] = torch_peers.TorchStep(
                     name, arrays, CASES[name].batch, group.size, fused=peer.endswith("fused")
                 )
         times = steps_in_turns(candidates, group, seconds)

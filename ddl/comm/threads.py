@@ -328,7 +328,7 @@ def _fill(x: Array, payload: Array) -> None:
     x.reshape(-1)[...] = payload.reshape(-1)
 
 
-class _Script:
+class _ScriptedDeaths:
     """Counts the kill points that one rank passes, and kills it at the scripted one."""
 
     def __init__(self, deaths: Sequence[Death], also: Probe):
@@ -367,7 +367,7 @@ def run_ranks(
     results: list[Any] = [None] * (size + spares)
 
     def live(rank: int) -> None:
-        script = _Script([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
+        script = _ScriptedDeaths([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
         group = ThreadGroup(job, world, rank, script)
         try:
             results[rank] = function(group)

@@ -16,7 +16,7 @@ from ddl.launcher.mpirun import SHARED_MEMORY
 PREFIX = f"ddl-replica-{os.uname().nodename}-"
 
 
-class Replica:
+class MemoryFolder:
     """A new folder that only this user can access, under a name that cannot be guessed. This process keeps a lock on
     it, so that no other process takes the folder for a stale one. Raises OSError."""
 

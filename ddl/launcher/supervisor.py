@@ -35,7 +35,7 @@ from ddl.launcher.mpirun import (
     segments,
     sweep,
 )
-from ddl.launcher.replica import Replica, remove_stale_replicas
+from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
 from ddl.launcher.verdict import Ended, decide, taken_over
 from ddl.metrics import EARLY_STOPS, TOO_EARLY, early_stops
 
@@ -75,7 +75,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
-        self._replica: Replica | None = None
+        self._replica: MemoryFolder | None = None
 
     def run(self) -> int:
         """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
@@ -332,7 +332,7 @@ class Supervisor:
     def _make_replica(self) -> None:
         if self.job.checkpoint.replica:
             try:
-                self._replica = Replica()
+                self._replica = MemoryFolder()
             except OSError as error:
                 self._say(f"no checkpoint is kept in memory: {error}")
 

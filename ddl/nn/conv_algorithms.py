@@ -25,7 +25,7 @@ Finish = Callable[[Array], None]  # on (rows, units) of the output, as soon as t
 Undo = Callable[[Array, Array], None]  # (dy, y): the same rows back
 
 
-class Way(Protocol):
+class ConvAlgorithm(Protocol):
     """x: (batch, height, width, inputs), contiguous. weight: (ky, kx, inputs / groups, units). y: (batch, rows,
     columns, units). ``finish`` and ``undo`` are called once for each row of y."""
 
@@ -36,22 +36,22 @@ class Way(Protocol):
     def backward(
         self, kept: Any, y: Array, dy: Array, weight: Array, dweight: Array, dx: Array | None, undo: Undo, ctx: Context
     ) -> None:
-        """Write dweight, and dx where it is wanted; dy is overwritten."""
+        """Write dweight, and dx unless it is None; dy is overwritten."""
         ...
 
 
-def choose(weight: Array, places: Pair, stride: Pair, padding: Pair, groups: int) -> Way:
-    """The fastest way, where loops are compiled; windows suit everything."""
+def choose(weight: Array, places: Pair, stride: Pair, padding: Pair, groups: int) -> ConvAlgorithm:
+    """The fastest algorithm for these sizes. Im2col handles every case, the others need compiled loops."""
     size, inputs, units = weight.shape[:2], weight.shape[2], weight.shape[3]
     lanes = LINE // weight.dtype.itemsize
     if groups == 1 and units % lanes == 0 and runs_compiled(weight):
         if prod(size) * inputs <= SHORT_WINDOW and prod(places) >= FEWEST_PLACES:
-            return Straight(stride, padding)
+            return DirectConvolution(stride, padding)
         tiles = prod(winograd.tiles_of(places))
         fewer = 16 * tiles <= 0.75 * 9 * prod(places)
         if size == (3, 3) and stride == (1, 1) and inputs % lanes == 0 and fewer:
             return Winograd(padding, tiles)
-    return Windows(stride, padding, groups)
+    return Im2col(stride, padding, groups)
 
 
 def _blocks(count: int, length: int) -> Iterator[slice]:
@@ -63,8 +63,8 @@ def _rows(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """One product of all windows, gathered, with the weight."""
+class Im2col:
+    """Gather all windows, then multiply them with the weight in one product."""
 
     stride: Pair
     padding: Pair
@@ -114,7 +114,7 @@ class Windows:
 
 
 def _group(x: Array, g: int, groups: int) -> Array:
-    """The g-th of equal parts of the last axis."""
+    """The g-th of ``groups`` equal parts of the last axis."""
     width = x.shape[-1] // groups
     return x if groups == 1 else x[..., g * width : (g + 1) * width]
 
@@ -177,8 +177,8 @@ class Winograd:
 
 
 @dataclass(frozen=True)
-class Straight:
-    """Over the pixels themselves, a few images at a time: for the first layer, whose inputs are few."""
+class DirectConvolution:
+    """Loop over the pixels without gathering windows, a few images at a time: for first layers, with few channels."""
 
     stride: Pair
     padding: Pair

@@ -217,7 +217,7 @@ def _errors(outputs: Array, targets: Array) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MAE(Metric):
+class MeanAbsoluteError(Metric):
     """The mean absolute error."""
 
     name: ClassVar[str] = "mae"
@@ -348,7 +348,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "precision": Precision,
     "recall": Recall,
     "f1": F1,
-    "mae": MAE,
+    "mae": MeanAbsoluteError,
     "rmse": RMSE,
     "r2": R2,
     "perplexity": Perplexity,

@@ -17,8 +17,7 @@ import numpy as np
 
 from ddl.arrays import Layout, host
 from ddl.comm import Group
-from ddl.config import Job, override
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings, override
 from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session

@@ -15,8 +15,7 @@ import numpy as np
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
-from ddl.config import Job
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
     Known,

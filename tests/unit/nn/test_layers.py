@@ -35,7 +35,7 @@ CONVOLUTIONS = [
     (nn.Conv2D(4, 1, bias=False), (2, 3, 3, 2)),
     (nn.Conv2D(4, 3, padding="same", groups=4), (1, 3, 3, 4)),
     (nn.Conv2D(2, 3, stride=3, padding=4), (1, 2, 2, 1)),
-    # Winograd's way, and straight over the pixels (convolve.py), for the compiled half of these tests.
+    # Winograd and direct convolution (conv_algorithms.py), for the compiled half of these tests.
     (nn.Conv2D(8, 3), (2, 6, 6, 8)),
     (nn.Conv2D(16, 3, padding="same"), (2, 5, 7, 8)),
     (nn.Conv2D(8, 3, padding=(1, 4), bias=False), (1, 4, 2, 16)),

@@ -9,7 +9,7 @@ import pytest
 
 import ddl
 from ddl.checkpoint import Store
-from ddl.collectives.choose import Rule, Tuning
+from ddl.collectives.choose import Tuning, TuningRule
 from ddl.errors import ConfigError, DdlError, Diverged, UserError
 
 RANDOM = np.random.default_rng(5)
@@ -117,7 +117,7 @@ def test_settings_reach_the_job(here):
 
 
 def test_a_measured_table_is_read_as_by_a_job(here):
-    Tuning((Rule(1, 1, 0, "ring"),)).save(here / "tuning.json")
+    Tuning((TuningRule(1, 1, 0, "ring"),)).save(here / "tuning.json")
     run = trainer({"comm.tuning": "tuning.json"})
     run.fit(steps=2)
     assert run._loop.task.tuning == Tuning.load(here / "tuning.json")
