@@ -1,4 +1,4 @@
-"""``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
+"""``python -m ddl.doctor``: examines this machine, explains the findings, and runs a self-test under mpirun.
 
 Works without mpi4py, and if MPI crashes: a separate process examines the library. launcher/mca_files.py writes MPI's
 parameter files (``--enable-fault-tolerance``)."""
@@ -141,7 +141,7 @@ def _mpirun(libraries: list[str], mpirun: str | None) -> list[Finding]:
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """What the launcher of this very process says."""
+    """Findings about this process's launcher."""
     from ddl.comm import fault_tolerance
 
     size = launched_size(environment)

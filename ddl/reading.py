@@ -1,6 +1,6 @@
 """Reading files that may hold anything: only regular files are opened, and JSON must be an object with known fields.
 
-Which files and fields there are is their owners' affair."""
+The modules that own the files define their fields."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One file of named arrays in the safetensors format, written call by call and checked when read.
 
-The format is the safetensors library's; bringing its bytes to the disk for certain is ours. Which files make a
-checkpoint, and when it counts, is store.py's."""
+The format is that of the safetensors library; this module makes sure that the bytes reach the disk. store.py defines
+the files of a checkpoint and when it counts."""
 
 from __future__ import annotations
 

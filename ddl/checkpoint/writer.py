@@ -1,6 +1,6 @@
 """A thread that writes checkpoints while training continues, from a copy taken between two steps.
 
-The files are store.py's; when a checkpoint is written is decided in ddl/train."""
+store.py writes the files; ddl/train decides when to write a checkpoint."""
 
 from __future__ import annotations
 

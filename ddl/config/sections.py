@@ -29,7 +29,7 @@ def setting(default: T, meaning: str, **limits: float) -> T:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What this run is called, where it is kept, and its seed."""
+    """The name, folder and seed of this run."""
 
     name: str = setting(
         "digits",

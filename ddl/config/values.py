@@ -138,7 +138,7 @@ def _convert_text(kind: Any, text: str) -> Any:
     if kind == _NAMES and not text.startswith("["):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is float:
-        return float(text)  # ".5" and "1." are no TOML, but anybody's number
+        return float(text)  # ".5" and "1." are not TOML, but users write them
     try:
         return _convert(kind, guess(text))
     except TypeError:

@@ -1,6 +1,6 @@
-"""Data that every machine has: a straight line with noise, and the sources of Python's own standard library.
+"""Data that every machine has: a straight line with noise, and the source code of Python's standard library.
 
-The bundled digits are digits.py's."""
+The bundled digits are in digits.py."""
 
 from __future__ import annotations
 

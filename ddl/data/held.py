@@ -1,6 +1,6 @@
-"""Runs of sample numbers: what a source holds, and where a held sample lies among the held.
+"""Ranges of sample numbers that a source holds, and the position of a held sample among them.
 
-Sources that read files use it; it reads nothing."""
+Sources that read files use it."""
 
 from __future__ import annotations
 

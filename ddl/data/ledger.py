@@ -135,7 +135,7 @@ def read(path: str | Path) -> list[Start | Record]:
 
 
 def _entry(line: Mapping[str, Any], plans: dict[str, tuple[int, ...]]) -> Start | Record:
-    """The entry that a line describes. Raises ValueError or ConfigError for what no ledger has."""
+    """The entry that a line describes. Raises ValueError or ConfigError for an invalid line."""
     launch, generation = take(line, "launch", str), take(line, "generation", int)
     if "start" in line:
         numbers = {name: take(line, name, int) for name in ("samples", "shards", "global_batch", "seed")}
@@ -251,7 +251,7 @@ def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: 
 
 
 def _epoch(epoch: int, surviving: Mapping[int, Record], order: Order, total: int, problems: list[str]) -> Counter[str]:
-    """The COUNTS of one epoch, of the first ``total`` steps; what is wrong joins ``problems``."""
+    """The COUNTS of one epoch, of the first ``total`` steps; errors are appended to ``problems``."""
     counts: Counter[str] = Counter()
     first = epoch * order.steps_per_epoch
     uses = np.zeros(order.samples, np.int64)
@@ -299,6 +299,6 @@ def _plan_problems(surviving: dict[int, Record], order: Order) -> list[str]:
 
 
 def _few(numbers: Sequence[int], total: int | None = None) -> str:
-    """The first of ``numbers``, and how many of ``total`` (by default of these) there are besides."""
+    """The first of ``numbers``, and how many more there are in ``total`` (default: their count)."""
     rest = (len(numbers) if total is None else total) - NAMED
     return ", ".join(map(str, numbers[:NAMED])) + (f" and {rest} more" if rest > 0 else "")

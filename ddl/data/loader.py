@@ -1,6 +1,6 @@
-"""Batches in order: gathers a rank's samples of each step, transforms them, and reads ahead where that pays.
+"""Load batches in order: gather a rank's samples of each step, transform them, and read ahead if that pays.
 
-Which samples those are is order.py's; what is done to them transforms.py's."""
+order.py chooses the samples; transforms.py transforms them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Loader:
         return self._make(key, self._slots[slot])
 
     def direct(self, epoch: int, step_in_epoch: int, part: int, shards: Sequence[int]) -> tuple[Batch, list[slice]]:
-        """The same rows for some of this rank's shards, in new arrays; what is read ahead stays."""
+        """The same rows for some of this rank's shards, in new arrays; batches read ahead stay valid."""
         indices, segments = self.order.indices(epoch, step_in_epoch, shards, part, self.parts)
         with draw_for(self.seed, epoch):
             batch: Any = self.source.gather(indices)

@@ -1,6 +1,6 @@
-"""Sources that lie in memory: arrays of the caller's, and a part of another source by sample numbers.
+"""Sources in memory: the caller's arrays, and a subset of another source by sample numbers.
 
-How parts are chosen is split.py's."""
+split.py chooses the parts of a dataset."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The order of samples: which samples a step takes from which shard, computed from (seed, epoch, step) alone.
 
-Fetching them is loader.py's; who computes a shard is shards.py's.
+loader.py loads them; shards.py assigns shards to ranks.
 
 Position p of an epoch belongs to shard p mod S and is the (p // S)-th of that shard. Step k takes the
 positions k*B up to (k+1)*B, so a step's share of any two shards differs by at most one sample, and

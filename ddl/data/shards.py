@@ -1,6 +1,6 @@
-"""Which rank computes which shard: pure arithmetic.
+"""Assign shards to ranks: pure arithmetic.
 
-Which samples a shard has, and in what order, is order.py's."""
+order.py defines the samples of a shard and their order."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def drawing() -> tuple[int, int] | None:
 
 @contextmanager
 def draw_for(seed: int, epoch: int) -> Iterator[None]:
-    """What is gathered inside is for training in this epoch."""
+    """Within this context, samples are gathered for training in this epoch."""
     token = _drawing.set((seed, epoch))
     try:
         yield

@@ -137,9 +137,9 @@ class _Retargeted(Wrapper):
 
 
 def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None) -> Target | None:
-    """What the targets of ``source``, the training part, are; None if it has none.
+    """The kind of the targets of ``source``, the training part; None if it has none.
 
-    loss: its name, "auto", or anything else for a loss of the user's. wanted: the setting data.target_kind.
+    loss: its name, "auto", or anything else for the user's own loss. wanted: the setting data.target_kind.
     classes: how many there are, if the job says so; -1 is then padding.
     Without either, whole numbers are classes and floating-point numbers are values.
     Raises ConfigError if the targets are outside the loss's domain, and names the setting that decides otherwise."""
@@ -167,7 +167,7 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
     stored = _stored(source)
     if stored is None and field.shape in ((), (1,)) and field.dtype.kind == "f" and loss != BINARY:
         stored = source.labels()
-    if stored is None:  # a source of the user's: what it declares counts, and the loss checks each batch
+    if stored is None:  # the user's own source: trust its declaration; the loss checks each batch
         kind = "values" if field.dtype.kind == "f" else "classes"
         return Target(kind, f"{kind}, as the source declares", field)
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():

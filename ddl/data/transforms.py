@@ -1,6 +1,6 @@
-"""Transforms of batches: augmentation, and the protocol that a user's own follow.
+"""Transforms of batches: augmentation, and the protocol for a user's own transforms.
 
-Normalisation by training statistics is normalise.py's; when they are called, loader.py's.
+normalise.py normalises by training statistics; loader.py calls the transforms.
 
 A transform is called as ``transform(batch, segments, generators)`` and returns a batch. batch: field ->
 (rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one a segment,

@@ -3,7 +3,7 @@
 MPI_Init returns once all ranks have called it, and mpi4py holds the GIL meanwhile, so no Python thread can watch it.
 Each rank therefore starts a small process, ``python -I -S startup.py ...``, that imports nothing of ddl. It writes the
 rank's announcement to a folder of this launch, reads those of the others, and kills its rank when one is missing. Once
-MPI has started, failures are fault/recover.py's."""
+MPI has started, fault/recover.py handles failures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
 
 
 def joining() -> None:
-    """Say that this rank enters MPI_Init. Waiting in MPI uses CPU time, so from here on that is no progress."""
+    """Announce that this rank enters MPI_Init, where CPU time is no sign of progress: waiting in MPI uses it too."""
     _send(b"j")
 
 

@@ -1,6 +1,6 @@
-"""The cores of a node, shared among its ranks: each rank's BLAS would take them all; and the kernels that suit them.
+"""Share a node's cores among its ranks, since each rank's BLAS would use them all; and choose matching kernels.
 
-How many ranks there are is environment.py's; a choice of the user's stands."""
+environment.py gives the number of ranks. The user's own settings are kept."""
 
 from __future__ import annotations
 

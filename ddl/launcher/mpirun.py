@@ -1,6 +1,6 @@
-"""mpirun as this project needs it: its command line, the noise it makes, and what it leaves behind.
+"""mpirun as this project needs it: its command line, filtering its output, and removing what it leaves behind.
 
-Works with mpi4py absent. When to start it, and what its end means, is launch.py's."""
+Works with mpi4py absent. supervisor.py decides when to start it."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def members(launch: str) -> list[int]:
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # it ended, or is somebody else's
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
@@ -199,7 +199,7 @@ def ranks(launch: str) -> dict[int, int]:
 
 
 def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
-    """Kill what is left of a launch on this host and see it gone; returns what would not go."""
+    """Kill the remaining processes of a launch on this host; returns the ones that did not end."""
     deadline = time.monotonic() + timeout_s
     while (left := members(launch)) and time.monotonic() < deadline:
         for pid in left:

@@ -189,7 +189,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes on what it decides
+            start_new_session=True,  # Ctrl-C reaches only this process, which decides what to pass on
             preexec_fn=_end_with_parent,
         ) as process:
             self._passed_on.clear()
@@ -224,7 +224,7 @@ class Supervisor:
     def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object, config: int) -> float:
         """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
-        # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
+        # Plots and the timeline are made after the summary; if a rank hangs there, its companion kills it.
         makes_more = self.job.metrics.plots or self.job.metrics.trace
         grace_s = GRACE_S + (self.job.fault.hang_timeout_s or self.deadline_s if makes_more else 0.0)
         while process.poll() is None and not self.must_end:
@@ -298,7 +298,7 @@ class Supervisor:
     # Between two launches.
 
     def _drop_dead_hosts(self, launch: str) -> bool:
-        """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends.
+        """Drop hosts on which nothing can be started; on the others, end the remaining processes of the launch.
 
         Whether there are fewer now."""
         if len(self.hosts) < 2:

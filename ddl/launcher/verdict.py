@@ -41,7 +41,7 @@ class Verdict:
 
 
 def taken_over(by: str) -> Verdict:
-    """What a supervisor does whose run folder belongs to another launch now."""
+    """The verdict for a supervisor whose run folder now belongs to another launch."""
     return Verdict(EX_TEMPFAIL, f"launch {by} has taken over the run folder, so this one ends")
 
 
@@ -59,7 +59,7 @@ def decide(now: Ended) -> Verdict:
         when = f"after step {step}; starting it again resumes there" if step else "before its first step"
         return Verdict(EX_TEMPFAIL, f"ended by {now.asked} {when}")
     if now.returncode == EX_USAGE and not now.progressed:
-        return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
+        return Verdict(EX_USAGE, "")  # the rank that found the error has printed it
     # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
     is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
     if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:

@@ -1,4 +1,4 @@
-"""What a builder of the zoo receives (Problem) and returns (Blueprint).
+"""The argument of a builder of the zoo (Problem) and its result (Blueprint).
 
 The builders are in zoo.py, sequence.py, transformer.py and adversarial.py; build.py chooses losses and metrics."""
 

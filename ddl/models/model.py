@@ -78,7 +78,7 @@ class Model:
 
     @property
     def kept(self) -> Mapping[str, Kept]:
-        """name -> buffer that is no average: a table or a counter; default: none."""
+        """name -> buffer other than an average: a table or a counter; default: none."""
         return {}
 
     @property

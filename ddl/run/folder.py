@@ -1,6 +1,6 @@
 """The run folder of one rank's job: choosing it, the right to write to it, and the paths in it.
 
-The settings that name the folder are interpreted in ddl/config; the log in it is log.py's."""
+ddl/config interprets the settings that name the folder; log.py writes the log in it."""
 
 from __future__ import annotations
 

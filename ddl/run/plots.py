@@ -1,6 +1,6 @@
-"""What of a trained run is worth a picture: its curves, its confusion matrix, what it draws or reconstructs.
+"""Choose the plots of a trained run: its curves, its confusion matrix, generated or reconstructed samples.
 
-How a picture is drawn is metrics/plots.py's."""
+metrics/plots.py draws them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _draw(loop: Loop, folder: Path):
     elif model.reconstructs:
         pairs = _reconstructions(loop, model)
         if pairs is not None:
-            # What comes out may go a little beyond what images hold: they set the scale.
+            # Outputs may slightly exceed the range of the images, which therefore set the scale.
             scale = float(pairs[::2].min()), float(pairs[::2].max())
             title = "held-out images, each with its reconstruction to the right"
             yield plots.grid(pairs, folder / "reconstructions.png", title=title, scale=scale)

@@ -1,7 +1,7 @@
 """Set-up of a job on all its ranks: choose the run folder, load the newest checkpoint, report the start.
 
 It is repeated when a rank dies during it, and the next leader continues what the previous one began. Settings become
-objects in train/build.py; training is train/loop.py's."""
+objects in train/build.py; train/loop.py trains."""
 
 from __future__ import annotations
 

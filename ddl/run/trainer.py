@@ -4,7 +4,7 @@
                       optimizer=ddl.optim.Adam(lr=1e-3), data=ddl.data.Arrays(x, y), global_batch=256)
     run.fit(epochs=10)
 
-The same script runs alone, under mpirun and under srun; what it does is what a job file does."""
+The same script runs alone, under mpirun and under srun; it does the same as a job file."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def _of_model(model: Any, loss: Any) -> dict[str, Any]:
 
 
 def _loss_name(loss: Any) -> str:
-    """The name of one of ddl's losses; "auto" for none, "" for a loss of the user's."""
+    """The name of one of ddl's losses; "auto" for none, "" for the user's own."""
     if loss is None or isinstance(loss, str):
         return loss or "auto"
     return next((name for name, made in LOSSES.items() if type(loss) is made), "")

@@ -1,4 +1,4 @@
-"""What is minimised and measured: losses of PyTorch as a sum and its weight, metrics as sums over samples.
+"""Losses of PyTorch as a sum and its weight, and metrics as sums over samples.
 
 ddl adds up shards of any size, so it needs the sum of a loss and what the mean divides by."""
 

@@ -32,7 +32,7 @@ raise SystemExit(main())
 """
 
 
-# Files with values that are not finite are refused, so it takes an augmentation of the user's to make some.
+# Files with nonfinite values are rejected, so an augmentation of the user has to produce them.
 SPOIL = """
 import numpy as np
 

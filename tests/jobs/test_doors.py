@@ -114,7 +114,7 @@ def test_training_starts_from_a_run_by_name_and_freezes_by_pattern(train):
     first = train("mlp", 2, *QUICK, "--train.epochs=10", name="first")
     source = f"--model.from={first.folder}"
     again = train("mlp", 2, *QUICK, source, "--train.epochs=1", "--optim.lr=1e-6", name="again")
-    assert again.summary["test"]["accuracy"] >= first.summary["test"]["accuracy"] - 0.01  # it did not begin anew
+    assert again.summary["test"]["accuracy"] >= first.summary["test"]["accuracy"] - 0.01  # not from scratch
     frozen = train("mlp", 2, *QUICK, source, "--train.epochs=1", '--model.freeze=["*"]', name="frozen")
     assert frozen.summary["parameters_sha256"] == first.summary["parameters_sha256"]
 

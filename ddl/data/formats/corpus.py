@@ -1,6 +1,6 @@
 """Language-model corpora: windows of bytes, characters or tokens over files read as one text.
 
-Classification of single lines is labelled_text.py's."""
+labelled_text.py classifies single lines."""
 
 from __future__ import annotations
 

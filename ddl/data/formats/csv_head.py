@@ -1,6 +1,6 @@
-"""How a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
+"""Detect how a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
 
-Decided from the first lines; an ambiguous file is refused with both readings. Reading rows is delimited.py's."""
+Decided from the first lines; an ambiguous file is rejected with both readings. delimited.py reads the rows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""CSV files: one sample a line, numbers in columns, one or more of them the target.
+"""CSV files: one sample per line, numbers in columns, one or more of them the target.
 
-Texts with a label are labelled_text.py's. A quoted cell may hold the delimiter, not a line's end."""
+labelled_text.py reads texts with a label. A quoted cell may contain the delimiter, but not a line break."""
 
 from __future__ import annotations
 

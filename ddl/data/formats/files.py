@@ -1,6 +1,6 @@
-"""Sources whose samples lie as rows in files: one array a field, and several sources one after another.
+"""Sources whose samples are rows of arrays in files, one array per field; and a source of several, one after another.
 
-Finding and opening the arrays is formats.py's."""
+The other files of this folder find and open the arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Column:
 
 
 class FileSource(Source):
-    """Fields read from rows of files; only what is held is in memory.
+    """Fields read from rows of files; only held samples are in memory.
 
     labels: class numbers (n,) that lie in memory, small as they are; they become the field "y"."""
 
@@ -163,7 +163,7 @@ def _described(field: Field | None) -> str:
 
 
 def whole(rows: Rows) -> np.ndarray:
-    """All of it, in memory: for what is small, as labels are."""
+    """The whole array in memory; for small arrays such as labels."""
     rows.hold([range(rows.shape[0])])
     values = rows.take(np.arange(rows.shape[0]))
     rows.hold([])

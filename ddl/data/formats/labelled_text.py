@@ -1,6 +1,6 @@
 """Text classification: a text and its class in each sample, tokenised, cut and padded to one length.
 
-Texts that are predicted rather than classified are corpus.py's."""
+corpus.py reads texts for language models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where an array begins in a file and how it is shaped: NumPy's .npy and .npz, and IDX (the format of MNIST's files).
+"""Find an array in a file: its offset, shape and dtype. NumPy's .npy and .npz, and IDX (the format of MNIST's files).
 
-Reading its rows is rows.py's; which arrays make a dataset is formats.py's."""
+rows.py reads the rows; detect.py decides which arrays make a dataset."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rows of an array in a file: mapped where they lie open, streamed where they are compressed.
+"""Rows of an array in a file: memory-mapped, or streamed if the file is compressed.
 
-What the rows mean, and where in a file they begin, is formats.py's."""
+npy.py and detect.py find the array in the file."""
 
 from __future__ import annotations
 
