@@ -1,6 +1,6 @@
 """From settings to objects: the one place where a job's configuration is read and becomes a task.
 
-What the settings may be is config's; what the objects do is their rooms'."""
+ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy as np
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
-from ddl.config import Job
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
     Known,
@@ -297,7 +296,7 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
     def take(state: Any) -> list[str]:
-        # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
         is_store = folder.name == "checkpoints"
         try:
@@ -320,14 +319,14 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
             for name in arrays
             if name.startswith("params/") and name.removeprefix("params/") not in state.params.views
         )
-        told = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
+        problems = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
         if wrong and (job.model.strict or not fitting):
-            raise ConfigError(told + ("; model.strict = false takes what matches" if fitting else ""))
+            raise ConfigError(problems + ("; model.strict = false takes what matches" if fitting else ""))
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        anew = [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
-        return skipped + anew
+        taken = f"{len(fitting)} of {total} arrays were taken, the others keep their initial values"
+        return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
 

@@ -1,4 +1,4 @@
-"""Start-up without MPI: whose absence ends a launch, after how long, and that the watcher process acts on it."""
+"""Start-up without MPI: which missing ranks end a launch, after how long, and that the watcher process acts on it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_only_the_absence_of_a_rank_ends_a_launch(states, still_s, lost):
     assert startup.lost_ranks(announced(states), 3, still_s, 60.0) == lost
 
 
-def test_the_reason_names_ranks_that_never_came_and_hosts_of_those_that_ended():
+def test_the_reason_names_missing_ranks_and_the_hosts_of_ended_ones():
     states = announced({0: "joining", 3: "ended"})
     assert startup.reason_of([1, 2, 3], states, 60.0) == (
         "ranks 1, 2 did not start within 60 s; rank 3 on a ended during start-up"
