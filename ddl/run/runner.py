@@ -98,6 +98,8 @@ class Runner:
 
     def run(self) -> int:
         job = self.job
+        if self._running is None:
+            startup.announce(job.fault.startup_timeout_s, job.run.dir)
         task, chaos, problem = self._make_task()
         if job.fault.tolerance != "off" and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
@@ -110,7 +112,6 @@ class Runner:
         try:
             self._check_joined()
             if self._running is None:
-                startup.announce(job.fault.startup_timeout_s, job.run.dir)
                 startup.joining()
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
             startup.joined()
