@@ -69,7 +69,7 @@ for name in $wanted; do
       part "ruff format" 120 ruff format --check .
       part mypy 600 mypy
       ;;
-    unit) part unit 1800 python -m pytest -q tests/unit tests/test_layout.py ;;
+    unit) part unit 1800 python -m pytest -q -n auto tests/unit tests/test_layout.py ;;
     mpi) for n in 1 2 3 4; do part "mpi on $n ranks" 600 bash -c "ranks $n"; done ;;
     jobs) part jobs 3600 python -m pytest -q tests/jobs ;;
     fault) part fault 7200 python -m pytest -q tests/fault ;;

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.arrays import generator
 from ddl.data.order import Order, Table
-from ddl.data.source import Batch, Source, as_source
+from ddl.data.source import Batch, Source, as_source, draw_for
 
 CLOSE_DEADLINE_S = 5.0
 
@@ -79,7 +79,7 @@ class Loader:
         self.source.hold([order.shard_range(shard) for shard in self.shards])
         self._tables: dict[int, Table] = {}
         cheap = self.source.is_cheap and all(getattr(t, "is_cheap", False) for t in self.transforms)
-        self.prefetch = 0 if cheap or not self.shards else prefetch
+        self.prefetch = 0 if cheap or self.source.stays_on_thread or not self.shards else prefetch
         self._slots: list[Slot] = []
         self._free: deque[int] = deque()  # numbers of slots that nobody uses
         self._given: deque[int] = deque()  # slots of the last two batches handed out
@@ -129,7 +129,8 @@ class Loader:
     def direct(self, epoch: int, step_in_epoch: int, part: int, shards: Sequence[int]) -> tuple[Batch, list[slice]]:
         """The same rows for some of this rank's shards, in new arrays; what is read ahead stays."""
         indices, segments = self.order.indices(epoch, step_in_epoch, shards, part, self.parts)
-        batch: Any = self.source.gather(indices)
+        with draw_for(self.seed, epoch):
+            batch: Any = self.source.gather(indices)
         return self._transformed(batch, segments, (epoch, step_in_epoch, part), shards), segments
 
     def close(self) -> bool:
@@ -176,7 +177,8 @@ class Loader:
             batch: Any = slot.views(len(indices))
             self.source.gather_into(indices, batch)
         else:
-            batch = self.source.gather(indices)
+            with draw_for(self.seed, epoch):
+                batch = self.source.gather(indices)
         return self._transformed(batch, segments, key, self.shards), segments
 
     def _transformed(self, batch: Any, segments: list[slice], key: Key, shards: Sequence[int]) -> Mapping[str, Any]:

@@ -10,16 +10,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ddl.reading import parse_object, read_regular, take
+
 TAIL_BYTES = 1 << 16
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty when there is none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
+        return parse_object(read_regular(path))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -34,24 +35,23 @@ def last_step(folder: Path) -> int:
     """The newest committed step that metrics.jsonl or the ledger tells of; -1 where none does."""
     for name, first in (("metrics.jsonl", 0), ("ledger.jsonl", 1)):  # the ledger counts from 0
         try:
-            with open(folder / name, "rb") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-                lines = file.read().splitlines()
+            lines = read_regular(folder / name, TAIL_BYTES).splitlines()
         except OSError:
             continue
         for line in reversed(lines):
-            with contextlib.suppress(ValueError, TypeError):
-                told = json.loads(line)
-                if told.get("event", "step") == "step" and "step" in told:
-                    return int(told["step"]) + first
+            with contextlib.suppress(ValueError):
+                found = parse_object(line)
+                if found.get("event", "step") == "step" and "step" in found:
+                    step: int = take(found, "step", int)
+                    return step + first
     return -1
 
 
 def steps_of(folder: Path, supervisor: str) -> int:
     """How many of the ledger's newest steps are of the launches of a supervisor."""
-    with contextlib.suppress(OSError), open(folder / "ledger.jsonl", "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-        return sum(b'"step"' in line and f'"{supervisor}-'.encode() in line for line in file)
+    with contextlib.suppress(OSError):
+        lines = read_regular(folder / "ledger.jsonl", TAIL_BYTES).splitlines()
+        return sum(b'"step"' in line and f'"{supervisor}-'.encode() in line for line in lines)
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from ddl.errors import EX_TEMPFAIL, ConfigError
 from ddl.launcher.evidence import config_written, last_step, owner_of, progress_of, read_json, steps_of, write_json
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
-    SHARED_MEMORY,
     Filter,
     Host,
     command_line,
@@ -37,13 +35,13 @@ from ddl.launcher.mpirun import (
     segments,
     sweep,
 )
+from ddl.launcher.replica import Replica, remove_stale_replicas
 from ddl.launcher.verdict import Ended, decide, taken_over
 from ddl.metrics import EARLY_STOPS, TOO_EARLY, early_stops
 
 REPLICA_VARIABLE = "DDL_REPLICA"
 OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
 SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-HOST = os.uname().nodename
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
 TICK_S = 0.1
@@ -77,13 +75,14 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
-        self._replica = SHARED_MEMORY / f"ddl-replica-{HOST}-{os.getpid()}" if job.checkpoint.replica else None
+        self._replica: Replica | None = None
 
     def run(self) -> int:
         """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
         failed_at: list[int] = []
         try:
             remove_stale_replicas()
+            self._make_replica()
             while not self.asked:
                 ended = self._launch(len(failed_at), tuple(failed_at))
                 verdict = decide(ended)
@@ -116,8 +115,8 @@ class Supervisor:
             return self._end_asked(f"ended by {self.asked} before the job was started{' again' if failed_at else ''}")
         finally:
             if self._replica is not None:
-                shutil.rmtree(self._replica, ignore_errors=True)
-                self._remove_replicas(self._id(len(failed_at)))
+                self._replica.remove()
+                self._remove_replicas(self._id(len(failed_at)), self._replica.path)
 
     def _end_asked(self, reason: str) -> int:
         """The status after a signal for which no rank has written a summary. Launches that a signal ends before they
@@ -152,7 +151,7 @@ class Supervisor:
         return f"{self.name}-{attempt}"
 
     def _environ(self, attempt: int) -> dict[str, str]:
-        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica)}
+        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
         own = {LAUNCH_VARIABLE: self._id(attempt), REGAINS_VARIABLE: str(self._regains(attempt))}
         return {**os.environ, **own, **replica}
 
@@ -177,7 +176,7 @@ class Supervisor:
         )
 
     def _has_state(self) -> bool:
-        replica = self._replica is not None and any(self._replica.glob("step_*"))
+        replica = self._replica is not None and any(self._replica.path.glob("step_*"))
         return replica or any((self.folder / "checkpoints").glob("step_*"))
 
     def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
@@ -330,11 +329,18 @@ class Supervisor:
                 return bool(self.asked)  # nobody will need to know
             return b"swept" in probe.stdout.read()
 
-    def _remove_replicas(self, launch: str) -> None:
+    def _make_replica(self) -> None:
+        if self.job.checkpoint.replica:
+            try:
+                self._replica = Replica()
+            except OSError as error:
+                self._say(f"no checkpoint is kept in memory: {error}")
+
+    def _remove_replicas(self, launch: str, folder: Path) -> None:
         """Those on other hosts, by way of mpirun; one that does not answer keeps its own."""
         if len(self.hosts) < 2:
             return
-        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(self._replica)]
+        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(folder)]
         hosts = [replace(host, slots=1) for host in self.hosts]
         words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=SHARED)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -367,11 +373,3 @@ def _count(number: int, noun: str) -> str:
 def _end_with_parent() -> None:
     """In the new process: mpirun gets SIGTERM when the supervisor ends in a way that it cannot notice."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def remove_stale_replicas(folder: Path = SHARED_MEMORY) -> None:
-    """Remove replicas whose supervisor is gone; of one on another host nothing is known here."""
-    for path in folder.glob(f"ddl-replica-{HOST}-*") if folder.is_dir() else ():
-        pid = path.name.removeprefix(f"ddl-replica-{HOST}-")
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            shutil.rmtree(path, ignore_errors=True)

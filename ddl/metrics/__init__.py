@@ -17,7 +17,17 @@ from ddl.metrics.events import (
 )
 from ddl.metrics.hub import Hub, Sink
 from ddl.metrics.jsonl import JsonLines, read_lines
-from ddl.metrics.summary import EARLY_STOPS, TOO_EARLY, Failure, Samples, Summary, early_stops, versions, write_summary
+from ddl.metrics.summary import (
+    EARLY_STOPS,
+    TOO_EARLY,
+    Failure,
+    Samples,
+    Summary,
+    early_stops,
+    read_summary,
+    versions,
+    write_summary,
+)
 from ddl.metrics.trace import Trace, merge
 
 __all__ = [
@@ -44,6 +54,7 @@ __all__ = [
     "early_stops",
     "merge",
     "read_lines",
+    "read_summary",
     "versions",
     "write_summary",
 ]

@@ -103,7 +103,8 @@ class GradientSum:
         self.replicas: list[list[Array]] = [] if self._shared is None else self._shared.replicas
         for copy in self.replicas:  # both copies: the second must also hold what no update ever writes
             for flat, shared in zip(replica, copy, strict=True):
-                for share in self.shares:
+                # What lies behind the gradients' length is frozen: there all ranks write the same.
+                for share in (*self.shares, slice(layout.length, None)):
                     shared[share] = flat[share]
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1

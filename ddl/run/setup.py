@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
-
 from ddl.comm import Group
 from ddl.comm.library import library_version
 from ddl.config import Job
@@ -21,28 +19,25 @@ from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
-from ddl.run.resume import find_checkpoint, restore
+from ddl.run.resume import resume
 from ddl.train.loop import Loop
 
 
-def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callable[[str], None]) -> DdlError | None:
+def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
     """Choose the run folder, acquire its lease and load the newest checkpoint: the leader reads, all receive.
 
-    resume: the setting. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's state
-    is then unchanged, and the survivors can repeat all of this."""
+    setting: checkpoint.resume. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's
+    state is then unchanged, and the survivors can repeat all of this."""
     log, state, work = folder.log, loop.state, loop.work
     message: DdlError | dict[str, Any] | None = None
-    arrays: dict[str, np.ndarray] | None = None
     folder.choose(group)
     if group.is_leader:
         try:
             assert folder.path is not None
-            arrays, meta = find_checkpoint(resume, folder.path, say)
-            if loop.task.initial is not None and arrays is None:
+            is_resumed = resume(state, loop.task, setting, folder.path, say)
+            if loop.task.initial is not None and not is_resumed:
                 for line in loop.task.initial(state):
                     say(line)
-            if arrays is not None:
-                restore(state, arrays, meta, loop.task, say)
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)

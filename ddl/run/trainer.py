@@ -8,7 +8,6 @@ The same script runs alone, under mpirun and under srun; what it does is what a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -20,9 +19,10 @@ from ddl.arrays import Layout, host
 from ddl.comm import Group
 from ddl.config import Job, override
 from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide, needs_precision
+from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
+from ddl.metrics import read_summary
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
@@ -115,7 +115,8 @@ class Trainer:
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
-        self.model = build_model(model, self.data.fields, loss, metrics)
+        suggested = None if self._target is None else self._target.loss
+        self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
 
@@ -135,11 +136,13 @@ class Trainer:
         finally:
             if runner.has_started:
                 session.hold(runner.group, runner.heartbeat)
+            if runner.loop is not None:
+                runner.loop.keep_state()
         if self._runner.failure is not None:
             raise self._refused(self._runner.failure)
         folder = self.folder
         if folder is not None:
-            self.summary = json.loads((folder / "summary.json").read_text())
+            self.summary = read_summary(folder)
         if self.summary.get("status") == "stopped":
             steps = self.summary["steps"]
             raise self._refused(Stop(f"training was asked to stop after step {steps}; fit() again goes on from there"))
@@ -227,7 +230,7 @@ class Trainer:
         if isinstance(self.optimizer, str):
             return build_groups(job, self.model)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
-        return Groups(layout, self.optimizer, self.rules, freeze=job.model.freeze)
+        return Groups(layout, self.optimizer, self.rules, freeze=[*job.model.freeze, *self.model.frozen])
 
     def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
         if isinstance(self.schedule, str):
@@ -318,4 +321,4 @@ def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
         if len(data) not in (1, 2):
             raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
         return Arrays(*data)
-    return data
+    return as_known(data)

@@ -22,7 +22,9 @@ from ddl.data import (
     Known,
     Mixup,
     Order,
+    Source,
     Splits,
+    Target,
     auto_shards,
     class_weights,
     fingerprint,
@@ -60,7 +62,7 @@ def build_task(job: Job) -> Task:
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
     startup.doing("building its model")
-    model = model_of(job, splits.train.fields, knowledge["options"])
+    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
@@ -80,14 +82,15 @@ def build_task(job: Job) -> Task:
     )
 
 
-def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) -> Model:
-    """The job's model for data with these fields. options: as ``knowledge_of`` has them."""
+def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
+    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
     return build_model(
         job.model.name,
         fields,
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
+        suggested=None if target is None else target.loss,
     )
 
 
@@ -133,8 +136,12 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
         )
+    model = objects["model"]
+    if model.dtype not in (None, job.train.dtype):
+        raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    model.check(_first_samples(splits.train))
     samples = order.global_batch // (order.shards * job.train.accumulate)
-    least = objects["model"].samples_per_shard
+    least = model.samples_per_shard
     if samples < least:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
@@ -171,6 +178,14 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         },
         **{"initial": start_from(job), **objects},
     )
+
+
+def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
+    """A batch of a few samples; afterwards the source holds nothing."""
+    source.hold([range(min(count, len(source)))])
+    batch = source.gather(np.arange(min(count, len(source))))
+    source.hold([])
+    return batch
 
 
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def build_groups(job: Job, model: Model) -> Groups:
         own = _optimizer(optim, name, float(wanted.get("lr", lr)), wanted)
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
-    return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
+    return Groups(layout, main, rules, no_decay=no_decay, freeze=[*job.model.freeze, *model.frozen])
 
 
 def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
@@ -286,12 +301,15 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
 
     def take(state: Any) -> list[str]:
         # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        skipped: list[str] = []
+        is_store = folder.name == "checkpoints"
         try:
-            arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+            store = Store(folder if is_store else folder.parent, say=skipped.append)
+            arrays, _ = store.load(None if is_store else folder)
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
-        for kind, views in (("params", state.params.views), ("averages", state.averages.views)):
+        for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
                 found = arrays.get(f"{kind}/{name}")
                 if found is None:
@@ -311,7 +329,8 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        return [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        anew = [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        return skipped + anew
 
     return take
 
@@ -322,7 +341,7 @@ def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
-        views = {**state.params.views, **state.averages.views}
+        views = {**state.params.views, **state.buffers}
         for name, value in values.items():
             if name not in views:
                 raise ConfigError(f"initial: the model has no parameter {name!r}; {instead(name, views, 'it has')}")

@@ -61,7 +61,7 @@ def evaluate(
             context = Context(segments=[slice(0, count)], shards=[0], arena=Arena(state.device.xp))
             batch = {name: state.device.array(value) for name, value in batch.items()}
             got_loss, got_weight, got = model.loss_and_gradients(
-                state.params.views, state.averages.views, batch, None, context
+                state.params.views, state.buffers, batch, None, context
             )
             loss, weight = loss + float(got_loss), weight + float(got_weight)
             for name, value in got.items():

@@ -100,6 +100,11 @@ class Loop(Program):
         self.work.detach()
         self.saving.close()
 
+    def keep_state(self) -> None:
+        """After ``close``: hold what was trained in memory that no other rank uses."""
+        self.state.own()
+        self._show()
+
     # The driver's calls.
 
     def run(self) -> None:
@@ -197,16 +202,21 @@ class Loop(Program):
     def _call(self, outcome: Outcome) -> None:
         # A phase of its own: ranks that crash in the same callback for the same step leave the same note.
         self.services.beat(outcome.step, "callback")
+        self._show()
         for callback in self.task.callbacks:
             callback(outcome)
         self._called = outcome.step
 
     def _call_epoch(self) -> None:
+        self._show()
         progress = self.state.progress
         splits = ("train", "validation") if progress.validated_at == progress.step else ("train",)
         for callback in self.task.callbacks:
             callback.on_epoch(self._epoch_of(progress.step), {s: dict(progress.results[s]) for s in splits})
         self._called_epoch = progress.step
+
+    def _show(self) -> None:
+        self.task.model.show(self.state.params.views, self.state.buffers)
 
     def _epoch_of(self, step: int) -> int:
         """The epoch, counted from 1, that ends with ``step`` or is broken off there."""
@@ -337,6 +347,7 @@ class Loop(Program):
         if self.group.is_leader and not isinstance(problem, LeaseLost):
             self.group.probe("end.summary")
             problem = self._write_summary(problem) or problem
+            self._show()
             for callback in self.task.callbacks:
                 callback.on_end({name: dict(values) for name, values in progress.results.items()})
         self.group.probe("end.barrier")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, Device, FlatBuffer, Layout, aligned, host
+from ddl.arrays import Array, Device, FlatBuffer, Layout, Views, aligned, host
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
+from ddl.reading import take
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Progress:
     """How far training has come: small values that travel as JSON.
 
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
-    epoch_sums: header sums of the running epoch. results: metrics by split, as last evaluated.
+    epoch_sums: header sums of the running epoch. early_sums: loss and weight of the task's early steps.
+    results: metrics by split, as last evaluated.
     best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
     normalise: statistics of the training data, once they are known."""
 
@@ -33,6 +35,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     epoch_sums: list[float] = field(default_factory=list)
+    early_sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluated_at: int = -1
     validated_at: int = -1
@@ -58,11 +61,24 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """JSON has no NaN: what is null in results and sums was a value that is not finite."""
-        known = copy.deepcopy(dict(values))
+        """JSON has no NaN: what is null in results and sums was a value that is not finite.
+
+        Raises ValueError where ``values`` are not what ``to_json`` returns."""
+        known = {**cls().__dict__, **copy.deepcopy(dict(values))}
+        if unknown := set(known) - set(cls().__dict__):
+            raise ValueError(f"{min(unknown)} is unknown")
+        take(values, "step", int)
+        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale"):
+            take(known, name, int)
+        for name in ("evaluated_at", "validated_at", "tested_at"):
+            take(known, name, int, least=-1)
+        take(known, "best", int, float, type(None), least=None)
+        take(known, "ended", bool), take(known, "stopping", bool)
+        take(known, "epoch_sums", list), take(known, "normalise", dict, type(None))
+        for part in take(known, "results", dict):
+            take(known["results"], part, dict)
         for name in ("epoch_sums", "results"):
-            if name in known:
-                known[name] = _numbers(known[name])
+            known[name] = _numbers(known[name])
         return cls(**known)
 
 
@@ -88,7 +104,7 @@ class Replica:
 
 
 class State:
-    """Flat buffers on a device, and the progress.
+    """Flat buffers on a device, and the progress. buffers: averages and what the model keeps besides, by name.
 
     The replica lies in memory of this rank's own, where an update writes over it; or in memory that the ranks of a
     node share, in two places: one holds what is committed, in the other they prepare what comes next, each rank its
@@ -98,6 +114,7 @@ class State:
         self.device = device
         self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
         average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
+        kept = model.kept
         self.progress = Progress()
         self._coming: Replica | None = None  # where the next one is prepared
         self._is_guest = False  # in memory of a node that has been left
@@ -107,10 +124,12 @@ class State:
                 params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in slots}
             )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
+            self._kept = {name: device.array(np.array(one.initial)) for name, one in kept.items()}
+            self.buffers = Views({**self.averages.views, **self._kept})
             for name, value in initial_values(model, seed).items():
                 self.params[name][...] = device.array(value)
             for name, average in model.averages.items():
-                self.averages[name][...] = average.initial
+                self.averages[name][...] = device.array(np.asarray(average.initial))
 
     @property
     def params(self) -> FlatBuffer:
@@ -122,7 +141,8 @@ class State:
 
     def flat_arrays(self) -> list[Array]:
         """Every array of the state, in a fixed order: what a rank that is behind receives."""
-        return [self.params.flat, self.averages.flat, *self.slots.values()]
+        kept = [array.reshape(-1) for array in self._kept.values()]
+        return [self.params.flat, self.averages.flat, *kept, *self.slots.values()]
 
     def assign(self, arrays: Sequence[np.ndarray]) -> None:
         """Hold what another rank's ``flat_arrays`` hold, on the host; in a shared replica also where the next is to
@@ -169,7 +189,7 @@ class State:
     def to_named(self) -> dict[str, np.ndarray]:
         """Host views or copies by name, as a checkpoint stores them: ``params/``, ``averages/``, ``<slot>/``."""
         named = {f"params/{name}": host(view) for name, view in self.params.views.items()}
-        named.update({f"averages/{name}": host(view) for name, view in self.averages.views.items()})
+        named.update({f"averages/{name}": host(view) for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             named.update({f"{slot}/{name}": host(view) for name, view in self.layout.views(flat).items()})
         return named
@@ -178,7 +198,7 @@ class State:
         """The inverse of ``to_named``; raises ValueError, changing nothing, when names or shapes differ."""
         self.own()
         targets = {f"params/{name}": view for name, view in self.params.views.items()}
-        targets.update({f"averages/{name}": view for name, view in self.averages.views.items()})
+        targets.update({f"averages/{name}": view for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             targets.update({f"{slot}/{name}": view for name, view in self.layout.views(flat).items()})
         if set(named) != set(targets):

@@ -91,3 +91,9 @@ def whole_job(tmp_path, monkeypatch):
     """``train_whole``, in a folder where its runs are the first."""
     monkeypatch.chdir(tmp_path)
     return train_whole
+
+
+@pytest.fixture
+def small_task():
+    """``make_task``."""
+    return make_task
