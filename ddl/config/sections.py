@@ -169,8 +169,11 @@ class FaultSettings:
     respawn: bool = setting(
         False, "after a rank's death, stop at a checkpoint and start again on all ranks (only with ddl.launch)"
     )
-    hang_timeout_s: float = setting(
-        120.0, "seconds without progress after which a rank counts as hung and is killed", above=0
+    hang_timeout_s: float | Literal["auto"] = setting(
+        "auto",
+        "seconds without progress after which a rank counts as hung and is killed; auto: 120, or never if tolerance is "
+        "off",
+        above=0,
     )
     recovery_timeout_s: float = setting(30.0, "seconds after which an unfinished recovery is abandoned", above=0)
     startup_timeout_s: float = setting(

@@ -77,7 +77,8 @@ class Watch:
         limit_s = hang_limit_s(slots)
         hangs = self.still_s > limit_s
         if slots[FIRST]:
-            hangs = self.idle_s > limit_s or self.still_s > max(limit_s, FIRST_S)
+            # A set-up may read a large checkpoint, for as long as that takes.
+            hangs = self.idle_s > limit_s or (self.still_s > max(limit_s, FIRST_S) and slots[STEP] >= 0)
         return "hang" if slots[HANG_MS] and hangs else ""
 
 

@@ -26,6 +26,8 @@ from ddl.fault.companion import PAGE_BYTES, PHASES_AT, PHASES_END, SLOTS, STACK_
 from ddl.reading import parse_object, read_regular, take
 
 REMEMBERED_STEPS = 21
+HANG_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 2.0
+BEFORE_STEPS = -1  # the step during set-up, when the first one has not begun
 NOT_FOR_THE_COMPANION = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -51,7 +53,8 @@ class Heartbeat:
         self._slots[page_of.RANK] = rank
         self._phases: dict[str, int] = {}
         self._phase, self._met = -1, set[int]()  # the current phase, and the phases seen in this generation
-        self._beats, self._step = 0, -1
+        self._beats, self._step = 0, BEFORE_STEPS
+        self._slots[page_of.STEP] = BEFORE_STEPS
         self._step_began_ns = 0
         self._durations_ns: deque[int] = deque(maxlen=REMEMBERED_STEPS)
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +66,7 @@ class Heartbeat:
     def companion_pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def limits(self, hang_timeout_s: float, recovery_timeout_s: float, stop_timeout_s: float = 2.0) -> None:
+    def limits(self, hang_timeout_s: float, recovery_timeout_s: float, stop_timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Change the limits; 0 switches one off."""
         for slot, limit_s in (
             (page_of.HANG_MS, hang_timeout_s),
@@ -209,7 +212,11 @@ class Heartbeat:
 
 
 def start_companion(
-    rank: int, *, hang_timeout_s: float = 120.0, recovery_timeout_s: float = 30.0, stop_timeout_s: float = 2.0
+    rank: int,
+    *,
+    hang_timeout_s: float = HANG_TIMEOUT_S,
+    recovery_timeout_s: float = 30.0,
+    stop_timeout_s: float = STOP_TIMEOUT_S,
 ) -> Heartbeat:
     """Start this rank's companion and return the heartbeat that it watches. Call it before MPI is imported: a process
     that has started MPI should not fork."""

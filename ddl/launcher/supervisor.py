@@ -226,7 +226,8 @@ class Supervisor:
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
         # Plots and the timeline are made after the summary; if a rank hangs there, its companion kills it.
         makes_more = self.job.metrics.plots or self.job.metrics.trace
-        grace_s = GRACE_S + (self.job.fault.hang_timeout_s or self.deadline_s if makes_more else 0.0)
+        hang_s = self.job.fault.hang_timeout_s
+        grace_s = GRACE_S + ((self.deadline_s if hang_s == "auto" else hang_s) if makes_more else 0.0)
         while process.poll() is None and not self.must_end:
             time.sleep(TICK_S)
             now = time.monotonic()

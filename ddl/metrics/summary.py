@@ -111,10 +111,11 @@ def early_stops(folder: str | Path) -> int:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """What ``write_summary`` wrote; empty where there is no summary. Raises DataError for anything else."""
+    """What ``write_summary`` wrote, or for a launch that never trained the launcher or the watcher of its start; empty
+    where there is no summary. Raises DataError for anything else."""
     path = Path(folder) / "summary.json"
     try:
-        summary = parse_object(read_regular(path))
+        summary = {"steps": 0, **parse_object(read_regular(path))}
         take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
     except FileNotFoundError:
         return {}

@@ -32,6 +32,7 @@ from ddl.data import (
     open_dataset,
 )
 from ddl.errors import CheckpointError, ConfigError
+from ddl.fault import startup
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
@@ -56,8 +57,10 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    startup.doing("opening its data")
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
+    startup.doing("building its model")
     model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train))
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch

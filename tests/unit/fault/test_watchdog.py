@@ -75,6 +75,12 @@ def test_limits_of_zero_switch_off():
     assert judge(1000, "S", RECOVERING=1)[0] == ""
 
 
+def test_a_set_up_may_last_as_long_as_it_computes_and_hangs_when_it_does_not():
+    words = {"HANG_MS": 2000, "FIRST": 1, "STEP": -1}
+    assert judge(10 * FIRST_S, cpu=lambda t: int(t) / 100, **words)[0] == ""
+    assert judge(FIRST_S, **words) == ("hang", pytest.approx(2.0, abs=0.15))
+
+
 def test_the_first_pass_of_a_phase_has_time_to_compile():
     """Two cores and many ranks: each gets a hundredth of a second of CPU now and then."""
     assert judge(FIRST_S - 1, HANG_MS=2000, FIRST=1, cpu=lambda t: int(t) / 100) == ("", FIRST_S - 1)
