@@ -19,9 +19,9 @@ LEDGER = "ledger.jsonl"
 
 
 def report(run: Path) -> Audit:
-    """The audit of a run folder. What its last launch's summary claims has to be in the ledger.
+    """The audit of a run folder. The ledger must contain all steps that the last launch's summary claims.
 
-    Raises DataError where there is no ledger, or where ledger or summary cannot be understood."""
+    Raises DataError if there is no ledger, or if the ledger or the summary is invalid."""
     entries, summary = read(run / LEDGER), read_summary(run)
     # A summary of another launch: a newer one is under way, or was killed.
     is_newest = bool(entries and summary) and summary["launch"] == entries[-1].launch

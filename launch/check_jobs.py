@@ -120,7 +120,7 @@ def gzip_of_each_file(run: Path) -> Figure:
 
 
 def bits_of(trained: Any, text: bytes, window: int) -> float:
-    """Bits in which the model writes ``text``: every byte once, each from at least half a window where there is one."""
+    """Bits in which the model writes ``text``: every byte once, each from at least half a window if there is one."""
     from ddl.nn import Context
 
     stream = np.frombuffer(b"\0" + text, np.uint8).astype(np.int64)

@@ -30,7 +30,7 @@ def no_probe(point: str) -> None:
 
 
 def prepare(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """Host copies that can be written byte by byte: contiguous and little-endian; no copy where they are already."""
+    """Host copies that can be written byte by byte: contiguous and little-endian; no copy if they are already."""
     ready = {}
     for name, array in arrays.items():
         array = host(array)

@@ -107,7 +107,7 @@ def _checked(name: str, shown: str, convert: Callable[[Any], Any]) -> Any:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """Raises TypeError where ``value`` is not of type ``kind``."""
+    """Raises TypeError if ``value`` is not of type ``kind``."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if _is_union(kind):
         for part in get_args(kind):

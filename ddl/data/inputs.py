@@ -70,7 +70,7 @@ class Known:
 
     @property
     def symbols(self) -> Any:
-        """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
+        """Converts text to the model's tokens and back (``encode``, ``decode``); None if the data is not text."""
         unit = self.learned.get("unit")
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
 

@@ -213,7 +213,7 @@ def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: 
     """Prove what happened to each sample, from the records alone.
 
     order: where the ledger has no start line. steps: how many the job says it committed; by default those
-    up to the last record. Raises DataError where neither gives the order."""
+    up to the last record. Raises DataError if neither gives the order."""
     surviving, own_order, problems = lineage(entries)
     order = order or own_order
     if order is None:

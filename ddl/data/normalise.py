@@ -55,7 +55,7 @@ def needs_precision(source: Source, measured: bool = False) -> bool:
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
     """shard -> (6, columns) float64: count, mean, sum of squares about the mean, least and most of x, and the
-    first sample that is not finite (infinity where there is none): ``combine`` raises for it, on every rank alike.
+    first sample that is not finite (infinity if there is none): ``combine`` raises for it, on every rank alike.
 
     Raises ConfigError, on every rank alike, where x is not made of measurements."""
     if not can_normalise(source.fields["x"]):
@@ -119,7 +119,7 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype:
     if kind == "all":
         total = _merge_all([total[:, column : column + 1] for column in range(total.shape[1])])
     deviation = np.sqrt(total[SQUARES] / total[COUNT])
-    # Rounding leaves a deviation where there is none.
+    # Rounding gives constant values a tiny deviation.
     flat = deviation <= 1e-12 * np.abs(total[MEAN])
     return Normalise(total[MEAN].tolist(), np.where(flat, 1.0, deviation).tolist(), dtype)
 
@@ -133,7 +133,7 @@ def _merge_all(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalise:
-    """(x - mean) / scale, in place, by column (the last axis) or for all where there is one column.
+    """(x - mean) / scale, in place, by column (the last axis) or for all if there is one column.
 
     dtype: of the result. x of another floating dtype is normalised in float64 and then cast; None keeps x's own."""
 

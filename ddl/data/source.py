@@ -104,7 +104,7 @@ class Source:
         return None
 
     def content(self) -> Sequence[Path | np.ndarray]:
-        """The files or arrays that hold all samples, to be hashed whole; none where that is unknown."""
+        """The files or arrays that hold all samples, to be hashed whole; none if that is unknown."""
         return ()
 
     def labels(self) -> np.ndarray:

@@ -202,7 +202,7 @@ def _texts(source: Source, field: Field, loss: str, wanted: str) -> Target:
 
 
 def _check_names(names: Sequence[str], loss: str, wanted: str) -> None:
-    """Raises ConfigError where named classes do not go with the loss or the setting."""
+    """Raises ConfigError if named classes do not go with the loss or the setting."""
     listed = _listed(names)
     if loss in OF_VALUES or wanted not in ("auto", "classes"):
         raise ConfigError(

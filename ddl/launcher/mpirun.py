@@ -33,7 +33,7 @@ class Host:
 
 
 def find_mpirun() -> str:
-    """mpirun of this environment, else of the PATH. Raises ConfigError where there is none."""
+    """The mpirun of this environment, else of the PATH. Raises ConfigError if there is none."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     found = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
     if found is None:

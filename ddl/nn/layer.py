@@ -103,7 +103,7 @@ def wide(x: Array) -> np.dtype:
 
 
 def contiguous(x: Array) -> Array:
-    """``x`` in C order; a copy only where it is not."""
+    """``x`` in C order; a copy only if it is not."""
     return x if x.flags.c_contiguous else namespace_of(x).ascontiguousarray(x)
 
 

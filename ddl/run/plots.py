@@ -77,7 +77,7 @@ def _undo(x: np.ndarray, normalise: Mapping[str, Any] | None) -> np.ndarray:
 
 
 def _reconstructions(loop: Loop, model: Model) -> np.ndarray | None:
-    """Held-out images, each beside what came out of it; None where samples are no images."""
+    """Held-out images, each beside its reconstruction; None if samples are not images."""
     source = loop.task.test or loop.task.validation or loop.task.train
     count = min(_PAIRS, len(source))
     source.hold([range(count)])

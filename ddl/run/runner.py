@@ -132,7 +132,7 @@ class Runner:
                 self._close()
 
     def _limits(self) -> dict[str, float]:
-        """The watchdog's. A rank that is stopped need not be lost soon where nobody would go on without it."""
+        """The watchdog's limits. Without fault tolerance a stopped rank need not be detected quickly."""
         fault, tolerant = self.job.fault, self.job.fault.tolerance != "off"
         hang_s = fault.hang_timeout_s
         if hang_s == "auto":

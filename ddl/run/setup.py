@@ -62,7 +62,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
 
 
 def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
-    """Which command's exit status is the job's; "" where that is a matter of course."""
+    """The command whose exit status is the job's; "" if that is obvious."""
     if REGAINS_VARIABLE in environment:
         return "the exit status of ddl.launch is the job's"
     if launched_size(environment) is None:

@@ -106,7 +106,7 @@ class Trained:
         return [] if known is None else [Normalise.from_json(known)]
 
     def split(self, name: str) -> Source:
-        """The run's own "train", "validation" or "test" samples. Raises ConfigError where it has none of that name, or
+        """The run's own "train", "validation" or "test" samples. Raises ConfigError if it has none of that name, or
         they cannot be had any more."""
         try:
             splits = build_data(self.job)
@@ -159,7 +159,7 @@ class Trained:
         return self.known.symbols or Numbers()
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
+        """``count`` samples of a generator, in the units of the data. Raises ConfigError if the model draws none."""
         if not self.model.generates:
             raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
         return samples(self.model, self.state, count, seed)

@@ -190,7 +190,7 @@ def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
-    Raises ConfigError where there are no classes to balance."""
+    Raises ConfigError if there are no classes to balance."""
     of_loss = job.model.options.get("loss", {})
     if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
         return job.model.options
@@ -287,7 +287,7 @@ def learning_rate(job: Job, total_steps: int, lr: float) -> Callable[[int], floa
 
 
 def start_from(job: Job) -> Callable[[Any], list[str]] | None:
-    """What copies ``model.from`` into a fresh state, by name; None where nothing is asked.
+    """A function that copies ``model.from`` into a new state, by name; None if the setting is empty.
 
     Strict: every parameter must be found with its shape. Otherwise what matches is taken, and what did not is
     returned in one line. Running averages are taken too if they match. Raises ConfigError that names mismatches."""

@@ -63,7 +63,7 @@ class Progress:
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
         """The inverse of ``to_json``. JSON has no NaN, so nonfinite results and sums were written as null.
 
-        Raises ValueError where ``values`` are not what ``to_json`` returns."""
+        Raises ValueError if ``values`` are not what ``to_json`` returns."""
         known = {**cls().__dict__, **copy.deepcopy(dict(values))}
         if unknown := set(known) - set(cls().__dict__):
             raise ValueError(f"{min(unknown)} is unknown")

@@ -299,7 +299,7 @@ def open_text(paths: Sequence[Path], window: int = 128, unit: str = "bytes") -> 
 
 def open_tokens(path: Path, window: int = 128, dtype: str = "uint16", vocabulary: int | None = None) -> Windows:
     """Windows over a file of token numbers, such as nanoGPT's train.bin. vocabulary: how many there are; found
-    by reading the file where it is not given."""
+    by reading the file if it is not given."""
     if dtype not in ("uint16", "uint32"):
         raise DataError(f"tokens are uint16 or uint32, not {dtype!r}", path)
     return Windows(Tokens(path, np.dtype(dtype).newbyteorder("<"), vocabulary), window, path)

@@ -151,7 +151,7 @@ class Delimited(Source):
         return self._text(cell, number).strip()
 
     def _classes(self, kind: str) -> tuple[str, ...]:
-        """The classes of the target by number; none where it is values."""
+        """The classes of the target by number; empty for values."""
         found = self._distinct
         if len(self._targets) != 1 or kind == "values":
             return ()
@@ -200,7 +200,7 @@ class Delimited(Source):
 
     @staticmethod
     def join(files: Sequence[Delimited]) -> None:
-        """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
+        """Number the classes of all files alike: those of any of them. Raises DataError if files differ in kind."""
         names = {_canonical(name) for file in files for name in file.names}
         ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
         for file in files:

@@ -66,7 +66,7 @@ class TextList:
 
 class RecordLines:
     """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number);
-    its class is None where there are no classes."""
+    its class is None if there are no classes."""
 
     def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int | None]], skip: int = 0):
         self.path, self._parse = path, parse
@@ -239,7 +239,7 @@ class LabelledText(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number tokens, and classes where there are any, as the one did who ``learned`` this."""
+        """Apply the numbering of tokens, and of classes if there are any, recorded in ``learned``."""
         if self.names:
             self._texts.like(tuple(learned["names"]))
         words = learned["words"]
