@@ -136,11 +136,13 @@ class _Retargeted(Wrapper):
         return Source.labels(self) if stored is None else self._target.convert(stored)
 
 
-def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None) -> Target | None:
+def decide(
+    source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None, measured: bool = False
+) -> Target | None:
     """What the targets of ``source``, the training part, are; None if it has none.
 
     loss: its name, "auto", or anything else for a loss of the user's. wanted: the setting data.target_kind.
-    classes: how many there are, if the job says so; -1 is then padding.
+    classes: how many there are, if the job says so; -1 is then padding. measured: whole numbers in x are no tokens.
     Without either, whole numbers are classes and floating-point numbers are values.
     Raises ConfigError if the targets are outside the loss's domain, and names the setting that decides otherwise."""
     if wanted not in KINDS:
@@ -175,7 +177,9 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
         raise DataError(f"the target of sample {bad} is not finite")
     if math.prod(stored.shape[1:]) == 1:
         return _one_number(stored.reshape(-1), loss, wanted, classes, field.size or 0)
-    return _row(source, stored, field, loss, wanted)
+    x = source.fields["x"]
+    is_tokens = not measured and x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
+    return _row(stored, field, loss, wanted, is_tokens)
 
 
 def _named(source: Source, field: Field, loss: str, wanted: str) -> Target:
@@ -276,12 +280,10 @@ def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, decl
     )
 
 
-def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) -> Target:
+def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -> Target:
     """Several stored numbers a sample."""
     is_row, floats = y.ndim == 2, Field(field.shape, field.dtype if field.dtype.kind == "f" else np.dtype(np.float64))
     is_binary = bool(((y == 0) | (y == 1)).all())
-    x = source.fields["x"]
-    is_tokens = x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
     is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
     is_whole = y.dtype.kind != "f"
     are_labels = loss == "auto" and is_row and is_binary and is_whole and not is_tokens and not is_one_hot
