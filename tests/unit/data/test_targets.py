@@ -192,7 +192,9 @@ def test_texts_that_cannot_be_classes_are_refused(y, loss, message):
 
 def test_texts_that_seldom_recur_are_no_classes(tmp_path):
     names = [f"name {number}" for number in range(30)]
-    with pytest.raises(DataError, match="y holds 30 different texts in 30 samples, 'name 0', .*: these are no classes"):
+    with pytest.raises(
+        DataError, match=r"y holds 30 different texts in 30 samples, 'name 0', .*: these are no classes"
+    ):
         decide(Arrays(np.zeros((30, 2)), names))
     path = write_csv(tmp_path / "a.csv", [[number, name] for number, name in enumerate(names)])
     with pytest.raises(DataError, match=r"a\.csv: y holds 30 different texts in 30 samples"):
