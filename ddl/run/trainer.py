@@ -108,8 +108,9 @@ class Trainer:
             **self._record(given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
-        self._target = decide(as_source(given["train"]), _loss_name(loss), self.job.data.target_kind)
         self._measured = isinstance(model, str) and model in OF_MEASUREMENTS
+        kind = self.job.data.target_kind
+        self._target = decide(as_source(given["train"]), _loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
