@@ -5,7 +5,6 @@ model and data uses ``ddl.Trainer``."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import FlatBuffer, Layout, aligned, host
-from ddl.collectives import Call, check_same_call, check_same_values, reduce_across_ranks, shadow_the_rest
+from ddl.collectives import Call, check_same_call, check_same_values, end_script, reduce_across_ranks, shadow_the_rest
 from ddl.collectives import allreduce as sum_in_place
-from ddl.comm import Group, ending
+from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault import session
 from ddl.optim import Groups, Optimizer, Rule, slot_dtype
@@ -25,33 +24,13 @@ from ddl.optim import Groups, Optimizer, Rule, slot_dtype
 def init() -> Group:
     """Join the ranks that mpirun or srun started; one rank without them. Called again, or after a Trainer, it changes
     nothing. A Trainer that comes after it works in the same group, in which no death is survived."""
-    global _ends_together
     joined = session.current()
     if joined is None:
         from ddl.comm import mpi
 
         joined = session.hold(mpi.start(tolerant="off"))
-    if not _ends_together:
-        _ends_together = True
-        atexit.register(end_together)  # runs before the session's own
+    joined.before_leaving = end_script
     return joined.group
-
-
-_ends_together = False
-
-
-def end_together() -> None:
-    """At the interpreter's end: a rank that still makes a call fails with the reason instead of waiting for ever."""
-    while True:
-        try:
-            check_same_call(group(), Call("ended its script"))
-            return
-        except ValueError:
-            continue  # the other rank has the same error: it ends by it, or catches it and calls again
-        except DdlError:
-            if group().tolerant:
-                return  # the session's end knows how to leave after a death
-            ending.leave(1)
 
 
 def group() -> Group:

@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
-ROOMS["elastic"] = {"errors", "environment", "arrays", "data", "comm", "collectives", "fault"}
+ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their

@@ -2,7 +2,14 @@
 
 from ddl.collectives.allreduce import allreduce
 from ddl.collectives.choose import Topology, Tuning, choose
-from ddl.collectives.contract import Call, check_same_call, check_same_values, reduce_across_ranks, shadow_the_rest
+from ddl.collectives.contract import (
+    Call,
+    check_same_call,
+    check_same_values,
+    end_script,
+    reduce_across_ranks,
+    shadow_the_rest,
+)
 from ddl.collectives.persistent import PersistentAllreduce
 from ddl.collectives.table import TABLE
 
@@ -16,6 +23,7 @@ __all__ = [
     "check_same_call",
     "check_same_values",
     "choose",
+    "end_script",
     "reduce_across_ranks",
     "shadow_the_rest",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from ddl.arrays import host
 from ddl.collectives.allreduce import allreduce
 from ddl.comm import Group
-from ddl.errors import CommError
+from ddl.errors import CommError, DifferentCalls
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,6 @@ class Call:
 
     def shadow(self, group: Group, contributors: int) -> None:
         """Take part on behalf of a rank that has left a ``join`` block: send zeros, and keep up with the others."""
-
-
-class _DifferentCalls(ValueError):
-    """The ranks made different calls; ``calls`` by rank."""
-
-    def __init__(self, calls: list[Call], number: int, one: int, other: int):
-        texts = f"rank {one} {calls[one].text}, rank {other} {calls[other].text}"
-        super().__init__(f"the ranks made different calls (call {number} of each): {texts}")
-        self.calls = calls
 
 
 LEFT = Call("left its ddl.join block")
@@ -64,34 +55,61 @@ def shadow_the_rest(group: Group) -> None:
         call.shadow(group, contributors)
 
 
+def end_script(group: Group) -> None:
+    """Called by each rank at its interpreter's end, while others may still make calls: those fail with the reason.
+
+    Returns when all ranks have ended. Raises PeerLost, and CommError where another rank has failed."""
+    while True:
+        try:
+            check_same_call(group, Call("ended its script"))
+            return
+        except ValueError:
+            continue  # the other rank has the same error: it ends by it, or catches it and calls again
+
+
 def _meet(group: Group, call: Call) -> tuple[Call, int]:
     """The call that all contributing ranks make, and their number: 0, and LEFT, if all have left."""
+    return _agreed(_exchange(group, call), group)
+
+
+def _exchange(group: Group, call: Call) -> list[Call]:
+    """The calls of all ranks, by rank. Raises DifferentCalls where a rank has ended by what another calls."""
     if group.size == 1:
-        return call, int(call != LEFT)
-    number = group.kept["calls"] = group.kept.get("calls", 0) + 1
+        return [call]
+    group.kept["calls"] = group.kept.get("calls", 0) + 1
     # Each rank fills one slot and leaves the others 0, so the sum shows all digests to every rank.
     # The top bit stays clear to keep the number positive.
     digests = np.zeros(group.size, np.int64)
     digests[group.rank] = int.from_bytes(blake2b(call.text.encode(), digest_size=8).digest(), "big") >> 1
     group.native_allreduce(digests)
     if (digests == digests[0]).all():
-        return call, group.size if call != LEFT else 0
+        return [call] * group.size
     try:
-        calls = group.gather_objects(call)
-    except CommError as error:  # a rank that has the answer already may have ended by it
-        raise ValueError(f"the ranks made different calls (call {number} of each): this rank {call.text}") from error
+        return group.gather_objects(call)
+    except CommError:  # a rank that has the answer already may have ended by it
+        raise _difference(group, f"this rank {call.text}") from None
+
+
+def _agreed(calls: list[Call], group: Group) -> tuple[Call, int]:
+    """What ``_meet`` returns, from the calls of all ranks."""
     active = [rank for rank, theirs in enumerate(calls) if theirs != LEFT]
-    left = next((rank for rank in range(group.size) if rank not in active), None)
+    if not active:
+        return LEFT, 0
     agreed = calls[active[0]]
-    for rank in active:
-        if calls[rank].text != agreed.text:
-            raise _DifferentCalls(calls, number, active[0], rank)
+    other = next((rank for rank in active if calls[rank].text != agreed.text), None)
+    if other is not None:
+        raise _difference(group, f"rank {active[0]} {agreed.text}, rank {other} {calls[other].text}")
+    left = next((rank for rank in range(len(calls)) if rank not in active), None)
     reason = agreed.why_not_shadowed()
     if agreed.root is not None and agreed.root not in active:
         left, reason = agreed.root, "the rank that all others receive from"
     if left is not None and reason:
         raise ValueError(f"rank {left} has left its ddl.join block: no {agreed.text} without it, {reason}")
     return agreed, len(active)
+
+
+def _difference(group: Group, calls: str) -> DifferentCalls:
+    return DifferentCalls(f"the ranks made different calls (call {group.kept['calls']} of each): {calls}")
 
 
 @dataclass(frozen=True)
@@ -107,13 +125,11 @@ def check_same_values(group: Group, values: Mapping[str, bytes | memoryview], wh
         return
     digests = tuple((name, blake2b(value, digest_size=16).hexdigest()) for name, value in sorted(values.items()))
     whole = blake2b(repr(digests).encode(), digest_size=8).hexdigest()
-    try:
-        _meet(group, _SameValues(f"compares {what} ({whole})", digests=digests))
-    except _DifferentCalls as error:
-        held = [dict(call.digests) for call in error.calls if isinstance(call, _SameValues)]
-        if len(held) < group.size:
-            raise
-        raise ValueError(f"ranks hold different {what}: {_minorities(held)}; {advice}") from None
+    calls = _exchange(group, _SameValues(f"compares {what} ({whole})", digests=digests))
+    held = [dict(call.digests) for call in calls if isinstance(call, _SameValues)]
+    if len(held) == group.size and any(mine != held[0] for mine in held):
+        raise ValueError(f"ranks hold different {what}: {_minorities(held)}; {advice}")
+    _agreed(calls, group)
 
 
 def _minorities(held: list[dict[str, str]]) -> str:

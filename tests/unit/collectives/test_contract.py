@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddl
-from ddl.collectives import reduce_across_ranks
+from ddl.collectives import end_script, reduce_across_ranks
 from ddl.comm.threads import run_ranks
 from ddl.optim import SGD, Momentum
 
@@ -220,7 +220,7 @@ def test_a_call_that_another_rank_does_not_make_before_its_end_fails_with_the_re
                 ddl.allreduce(np.ones(2))
         except ValueError as error:
             raised = str(error)
-        ddl.world.end_together()
+        end_script(ddl.world.group())
         return raised
 
     outcomes = on_ranks(3, script)
