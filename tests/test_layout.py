@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
-ROOMS["elastic"] = {"errors", "environment", "arrays", "data", "comm", "collectives", "fault"}
+ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models"}
 ROOMS["torch"] |= {"comm", "collectives", "fault"}  # for the process group
