@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
-ROOMS["elastic"] = {"errors", "environment", "arrays", "data", "comm", "collectives", "fault"}
+ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models"}
 ROOMS["torch"] |= {"comm", "collectives", "fault"}  # for the process group
@@ -68,7 +68,7 @@ ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
-    "doctor": {"errors", "environment", "launcher", "metrics", "output"},
+    "doctor": {"errors", "environment", "launcher", "metrics", "output", "wording"},
     "__main__": {"wording", "version", "output"},
 }
 FOREIGN = {  # package -> the only places that may import it

@@ -110,7 +110,7 @@ class GAN(Model):
     def loss_and_gradients(
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
-        """The loss is the sum of both losses; each network gets the gradient of its own loss only."""
+        """The loss is the sum of both losses; each network gets only its own loss's gradient."""
         x = batch["x"]
         rows, xp = len(x), namespace_of(x)
         state = Views({**params, **buffers}) if buffers else params
