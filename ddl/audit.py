@@ -38,9 +38,9 @@ def lines(found: Audit) -> list[str]:
         *found.problems,
     ]
     if found.is_exact and found.skipped:
-        report.append("exact: every sample was used once an epoch, except in skipped steps")
+        report.append("exact: every sample was used once per epoch, except in skipped steps")
     elif found.is_exact:
-        report.append("exact: every sample was used once an epoch")
+        report.append("exact: every sample was used once per epoch")
     else:
         report.append("NOT exact")
     return report
@@ -48,7 +48,7 @@ def lines(found: Audit) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the audit; status 0 when it is exact, 1 when it is not, 2 when there is nothing to audit."""
-    made = Parser("ddl.audit", "Proves from a run's ledger that every sample was used exactly once an epoch.")
+    made = Parser("ddl.audit", "Proves from a run's ledger that every sample was used exactly once per epoch.")
     made.add_argument("run", type=Path, help="a run's folder, as in runs/NAME")
     made.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
     options = made.parse_args(argv)

@@ -23,7 +23,7 @@ COUNT, MEAN, SQUARES, LEAST, MOST, BAD = range(6)
 
 
 def _columns(shape: tuple[int, ...]) -> int:
-    """Statistics a sample has: one a feature of a vector, one a channel of an image, one for all else."""
+    """Number of statistics: one per feature of a vector, one per channel of an image, else one for all."""
     return shape[-1] if len(shape) in (1, 3) else 1
 
 

@@ -3,7 +3,7 @@
 normalise.py normalises by training statistics; loader.py calls the transforms.
 
 A transform is called as ``transform(batch, segments, generators)`` and returns a batch. batch: field ->
-(rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one a segment,
+(rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one per segment,
 keyed by (seed, epoch, step, part, shard); every draw comes from its segment's, so that it does not depend on
 ranks. A transform that is to apply in evaluation too says ``training_only = False``; one that costs a few
 microseconds says ``is_cheap = True``."""

@@ -61,7 +61,7 @@ def parse_hosts(text: str, ranks: int) -> list[Host]:
 
 
 def read_hostfile(path: str | Path, ranks: int) -> list[Host]:
-    """mpirun's own format: a host a line, with ``slots=N`` where it is not an even share. Raises ConfigError."""
+    """mpirun's own format: one host per line, with ``slots=N`` where it is not an even share. Raises ConfigError."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:

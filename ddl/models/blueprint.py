@@ -64,7 +64,7 @@ class Problem:
                 raise ConfigError(f"loss {loss!r} needs the number of classes: set model.options.classes")
             if not is_whole and y.shape in ((), (1,)):
                 raise ConfigError(
-                    f"loss {loss!r} needs class numbers, or a row of probabilities a sample; targets are {y.dtype} "
+                    f"loss {loss!r} needs class numbers, or a row of probabilities per sample; targets are {y.dtype} "
                     f"of shape {y.shape} (data.target_kind)"
                 )
             if is_whole and classes == 1:

@@ -137,7 +137,7 @@ def _described(value: Any) -> str:
 
 
 class OfTensors(Metric):
-    """The mean of function(outputs, targets): a tensor of one value a sample or target, or a scalar, which is taken
+    """The mean of function(outputs, targets): a tensor of one value per sample or target, or a scalar, which is taken
     as the mean over the batch."""
 
     every_step: ClassVar[int] = 2

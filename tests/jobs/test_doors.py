@@ -160,7 +160,7 @@ def test_oversampling_shows_rare_classes_as_often_and_the_ledger_stays_exact(tra
     even = train("mlp", ranks, *RARE, '--model.metrics=["accuracy", "confusion"]', "--data.oversample=1").summary
     assert even["samples"]["used"] > plain["samples"]["used"]
     per_epoch = even["samples"]["used"] / even["epochs"]
-    assert per_epoch % 3 == 0  # three classes of one size, and each of these samples once an epoch
+    assert per_epoch % 3 == 0  # three classes of one size, and each of these samples once per epoch
     assert even["test"]["samples"] == plain["test"]["samples"]  # what is held out stays as it is
     found = [np.array(summary["test"]["confusion"])[2, 2] for summary in (plain, even)]
     assert found[1] > found[0]

@@ -188,7 +188,7 @@ def pair(
 
     x: floating values and bytes (images; those without channels get an axis for one) are delivered as ``dtype``,
     other whole numbers as int64 tokens below ``size``. shape: what a sample of x is reshaped to.
-    y: whole numbers not below 0, one a sample, are classes; texts are named classes; anything else are values, (n, k)
+    y: whole numbers not below 0, one per sample, are classes; texts are named classes; anything else are values, (n, k)
     at least."""
     if x.dtype.kind == "U":
         raise DataError(f"the samples are of {x.dtype}, not of numbers", x.path)

@@ -101,7 +101,7 @@ class RecordLines:
 
 
 def plain_lines(path: Path) -> RecordLines:
-    """One text a line, without classes."""
+    """One text per line, without classes."""
 
     def parse(line: bytes, number: int) -> tuple[str, None]:
         try:
@@ -113,7 +113,7 @@ def plain_lines(path: Path) -> RecordLines:
 
 
 def json_lines(path: Path, text: str = "text", label: str | None = "label") -> RecordLines:
-    """One JSON object a line, with a text and a class (a text or a whole number) under these keys; label: None
+    """One JSON object per line, with a text and a class (a text or a whole number) under these keys; label: None
     reads the texts alone."""
     kinds: dict[str, Any] = {text: str} if label is None else {text: str, label: (str, int)}
 
