@@ -92,8 +92,8 @@ class Inputs:
     """How files of new samples are read. format, columns, options: the job's, if the files do not determine them;
     columns are those of the targets, or the name of their array.
 
-    is_labelled: targets are read as well, and have to be there. targets: the file or columns that hold them, where
-    they are not where the job has them."""
+    is_labelled: targets are read too, and must exist. targets: the file or columns that hold them, if they differ from
+    the job's."""
 
     format: str = "auto"
     columns: str = ""

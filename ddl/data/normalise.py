@@ -28,12 +28,12 @@ def _columns(shape: tuple[int, ...]) -> int:
 
 
 def can_normalise(field: Field) -> bool:
-    """Whether x is made of measurements: floating numbers, not class or token numbers."""
+    """Whether x consists of measurements: floating-point numbers, not class or token numbers."""
     return field.dtype.kind == "f"
 
 
 def needs_precision(source: Source, measured: bool = False) -> bool:
-    """Whether some column of x varies little about a large mean, so that a cast to float32 would lose it.
+    """Whether some column of x varies little about a large mean, so that a cast to float32 would lose the differences.
 
     measured: whole numbers in x are measurements. Judged by sampled samples, the same on every rank; afterwards the
     source holds nothing."""
@@ -104,8 +104,8 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype:
     """The normalisation from the moments of all shards.
 
     kind: "feature" gives each feature of a vector and each channel of an image mean 0 and deviation 1, "all"
-    all values together, "unit" the range 0 .. 1 by the least and most of the training part. What never varies
-    becomes 0. Raises DataError naming a sample that is not finite."""
+    all values together, "unit" the range 0 .. 1 by the minimum and maximum of the training part. Constant values
+    become 0. Raises DataError naming a sample that is not finite."""
     if kind not in KINDS:
         raise DataError(f"no normalisation is called {kind!r}; there are {list(KINDS)}")
     if not all_moments:
@@ -162,7 +162,7 @@ class Normalise:
         return batch
 
     def undo(self, x: np.ndarray) -> np.ndarray:
-        """Values as they were before: what a reconstruction or a generated image is shown in."""
+        """Undo the normalisation, for example to show a reconstruction or a generated image."""
         return x * np.asarray(self.scale, x.dtype) + np.asarray(self.mean, x.dtype)
 
     def to_json(self) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Order:
         return np.argsort(raw, kind="stable")
 
     def table(self, epoch: int, shards: Sequence[int], parts: int = 1) -> Table:
-        """All of an epoch for these shards; a few are remembered."""
+        """The table of an epoch for these shards; the last few are cached."""
         key = (epoch, tuple(shards), parts)
         table = self._tables.get(key)
         if table is None:

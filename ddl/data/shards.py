@@ -15,7 +15,7 @@ AUTO_COUNTS = (120, 60, 48, 24, 12, 6, 4, 2, 1)
 
 
 def auto_shards(global_batch: int, samples: int) -> int:
-    """The number of shards of a job: depends on the batch and the dataset alone, never on ranks.
+    """The number of shards of a job: depends only on the batch and the dataset, never on ranks.
 
     The largest of AUTO_COUNTS that is at most half the global batch (two samples of each shard in a
     step, since statistics of one sample are worth nothing) and not above ``samples``; 1 at least.
@@ -29,7 +29,7 @@ def auto_shards(global_batch: int, samples: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who computes what in one generation. ``owners[shard]`` is the shard's rank."""
+    """The assignment of shards in one generation. ``owners[shard]`` is the shard's rank."""
 
     owners: tuple[int, ...]
 

@@ -93,10 +93,10 @@ class Source:
         return {}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number classes and words as the source that returned ``learned`` does. Raises DataError for unknown ones."""
+        """Apply the numbering of classes and words recorded in ``learned``. Raises DataError for unknown ones."""
 
     def exact(self) -> Source:
-        """The source with "x" in float64 where the stored numbers have more precision than what it delivers now."""
+        """The source with "x" in float64 if the stored numbers have more precision than the delivered ones."""
         return self
 
     def targets(self) -> np.ndarray | None:

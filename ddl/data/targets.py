@@ -52,7 +52,7 @@ class Target:
 
     @property
     def loss(self) -> str | None:
-        """The loss that this kind asks for, where it does not follow from the field."""
+        """The loss for this kind, if the field alone does not determine it."""
         if self.kind == "multilabel":
             return BINARY
         if self.kind == "probabilities":
@@ -346,7 +346,7 @@ def _is_whole_float(value: Any) -> bool:
 
 
 def _stored(source: Source) -> np.ndarray | None:
-    """All targets as stored, if they are small enough to be looked at."""
+    """All targets as stored, if they are few enough to examine."""
     field = source.fields["y"]
     if math.prod(field.shape) * field.dtype.itemsize * len(source) > MOST_BYTES:
         return None

@@ -4,9 +4,9 @@ normalise.py normalises by training statistics; loader.py calls the transforms.
 
 A transform is called as ``transform(batch, segments, generators)`` and returns a batch. batch: field ->
 (rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one per segment,
-keyed by (seed, epoch, step, part, shard); every draw comes from its segment's, so that it does not depend on
-ranks. A transform that is to apply in evaluation too says ``training_only = False``; one that costs a few
-microseconds says ``is_cheap = True``."""
+keyed by (seed, epoch, step, part, shard); every draw uses its segment's, so that it does not depend on
+ranks. A transform that also applies in evaluation sets ``training_only = False``; one that costs only a few
+microseconds sets ``is_cheap = True``."""
 
 from __future__ import annotations
 

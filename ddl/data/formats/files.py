@@ -18,7 +18,7 @@ from ddl.errors import DataError
 
 @dataclass(frozen=True)
 class Column:
-    """One field: the rows it is read from, and what is made of them. ``convert`` works on (n, ...) as stored."""
+    """One field: the rows it is read from, and their conversion. ``convert`` works on (n, ...) as stored."""
 
     rows: Rows
     field: Field
@@ -119,7 +119,7 @@ class Concat(Source):
         return int(self._edges[-1])
 
     def learned(self) -> dict[str, Any]:
-        """All files number classes and symbols alike."""
+        """Make all files use one numbering of classes and symbols."""
         return self.sources[0].learned()
 
     def exact(self) -> Source:

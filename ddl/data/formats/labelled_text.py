@@ -41,12 +41,12 @@ class Texts(Protocol):
         ...
 
     def like(self, names: tuple[str, ...]) -> None:
-        """Number the classes so."""
+        """Apply this class numbering."""
         ...
 
 
 class TextList:
-    """Texts that lie in memory."""
+    """Texts in memory."""
 
     notes: tuple[str, ...] = ()
     files: Sequence[Path] = ()
@@ -178,8 +178,8 @@ def _hashed(token: str, size: int) -> int:
 
 
 class LabelledText(Source):
-    """Samples are x (length,) token numbers with 0 after the end, lengths (how many are no padding), y the class where
-    there are classes.
+    """Samples are x (length,) token numbers with 0 after the end, lengths (without padding), and y, the class, if there
+    are classes.
 
     vocabulary: how many numbers there are at most. hashed: tokens are numbered by a hash and nothing is
     learned; otherwise the most frequent tokens of the training part get numbers and the rest is unknown (1)."""
@@ -212,7 +212,7 @@ class LabelledText(Source):
         return len(self._texts)
 
     def fit(self, indices: np.ndarray) -> None:
-        """Learn the vocabulary from these samples alone."""
+        """Learn the vocabulary from these samples only."""
         if self._is_hashed:
             return
         counts: Counter[str] = Counter()
@@ -229,7 +229,7 @@ class LabelledText(Source):
         return self._number
 
     def learned(self) -> dict[str, Any]:
-        """All that numbering a text takes, as JSON has it."""
+        """Everything needed to number a text, as JSON values."""
         words = None if self._is_hashed else list(self._fitted())  # in the order of their numbers
         return {
             "kind": "texts",
@@ -286,5 +286,5 @@ class LabelledText(Source):
         return np.fromiter((label for _, label in self._texts.read(np.arange(len(self)))), np.int64, len(self))
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """The texts themselves (ascending numbers): for comparisons with other methods."""
+        """The texts with these (ascending) numbers, for comparisons with other methods."""
         return [text for text, _ in self._texts.read(rows)]
