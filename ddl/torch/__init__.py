@@ -7,5 +7,6 @@ except ModuleNotFoundError as error:
 
 from ddl.torch.data import Dataset
 from ddl.torch.model import Model
+from ddl.torch.optimizers import Factors, translated
 
-__all__ = ["Dataset", "Model"]
+__all__ = ["Dataset", "Factors", "Model", "translated"]

@@ -47,6 +47,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "momentum": ("momentum", "nesterov"),
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),
+    "nadam": ("beta1", "beta2", "eps"),
+    "radam": ("beta1", "beta2", "eps"),
     "rmsprop": ("decay", "eps"),
     "adagrad": ("eps",),
     "lamb": ("beta1", "beta2", "eps"),
