@@ -216,7 +216,7 @@ class Trainer:
         return self._runner.loop
 
     def _task(self, job: Job) -> Task:
-        order = order_of(job, len(self.data))
+        order = order_of(job, len(self.data), self.model)
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
         splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
         groups = self._groups(job)

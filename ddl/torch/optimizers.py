@@ -65,8 +65,8 @@ def translated(optimizer: torch.optim.Optimizer, model: Any, scheduler: Any = No
     """ddl's optimizer for the first parameter group, and rules for the parameters of the others.
 
     model: the module, or its Model. scheduler: what sets this optimizer's rates, if that is an object of PyTorch; the
-    rates are then those before any schedule. Parameters of the module that the optimizer does not have are frozen. Raises ConfigError for an
-    optimizer, or an option, that ddl has no rule for."""
+    rates are then those before any schedule. Parameters of the module that the optimizer does not have are frozen.
+    Raises ConfigError for an optimizer, or an option, that ddl has no rule for."""
     module = model.module if isinstance(model, Model) else model
     if not isinstance(module, nn.Module):
         raise ConfigError("an optimizer of PyTorch goes with a torch.nn.Module: give the model as one")
