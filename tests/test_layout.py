@@ -56,7 +56,19 @@ ROOMS: dict[str, set[str]] = {
 ROOMS["run"] = set(ROOMS) - {"launcher"}
 ROOMS["elastic"] = {"errors", "environment", "arrays", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
-ROOMS["torch"] = {"errors", "registry", "arrays", "kernels", "data", "nn", "models", "optim"}
+ROOMS["torch"] = {
+    "errors",
+    "registry",
+    "arrays",
+    "kernels",
+    "data",
+    "nn",
+    "models",
+    "optim",
+    "comm",
+    "collectives",
+    "elastic",
+}
 ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "torch"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.

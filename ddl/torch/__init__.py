@@ -8,5 +8,6 @@ except ModuleNotFoundError as error:
 from ddl.torch.data import Dataset
 from ddl.torch.model import Model
 from ddl.torch.optimizers import Factors, translated
+from ddl.torch.state import State
 
-__all__ = ["Dataset", "Factors", "Model", "translated"]
+__all__ = ["Dataset", "Factors", "Model", "State", "translated"]
