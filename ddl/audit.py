@@ -4,7 +4,6 @@ The proof is data/ledger.py's; here it is told."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from ddl.data.ledger import Audit, audit, read
 from ddl.errors import EX_USAGE, DataError
 from ddl.launcher.arguments import Parser
+from ddl.metrics import read_summary
 from ddl.output import protect_output
 
 LEDGER = "ledger.jsonl"
@@ -21,13 +21,11 @@ LEDGER = "ledger.jsonl"
 def report(run: Path) -> Audit:
     """The audit of a run folder. What its last launch's summary claims has to be in the ledger.
 
-    Raises DataError where there is no ledger, or one that cannot be understood."""
-    entries, steps = read(run / LEDGER), None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        summary = json.loads((run / "summary.json").read_bytes())
-        if entries and summary["launch"] == entries[-1].launch:  # else a newer launch is under way, or was killed
-            steps = int(summary["steps"])
-    return audit(entries, steps=steps)
+    Raises DataError where there is no ledger, or where ledger or summary cannot be understood."""
+    entries, summary = read(run / LEDGER), read_summary(run)
+    # A summary of another launch: a newer one is under way, or was killed.
+    is_newest = bool(entries and summary) and summary["launch"] == entries[-1].launch
+    return audit(entries, steps=summary["steps"] if is_newest else None)
 
 
 def lines(found: Audit) -> list[str]:

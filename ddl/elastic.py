@@ -26,13 +26,12 @@ import numpy as np
 
 from ddl.comm import Group, ending, mpi
 from ddl.data import Order, Plan, assign
-from ddl.environment import launched_rank
 from ddl.errors import DdlError, JobEnded, UserError
 from ddl.fault.decision import RankDeath
 from ddl.fault.driver import Driver
 from ddl.fault.recover import Leaves, RecoverySettings, Report
-from ddl.fault.session import current, hold
-from ddl.fault.watchdog import Heartbeat, start_companion
+from ddl.fault.session import current, hold, join
+from ddl.fault.watchdog import Heartbeat
 from ddl.fault.work import Program, Recoverable
 
 T = TypeVar("T")
@@ -211,12 +210,7 @@ class _Script:
     def __init__(self, hang_timeout_s: float):
         session = current()
         if session is None:
-            # Before MPI: a process that has started MPI should not fork.
-            heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
-            heartbeat.wait(True)
-            group = mpi.start()
-            group.waits = heartbeat.wait
-            session = hold(group, heartbeat)
+            session = join(hang_timeout_s)
         self._session = session
         self._function: _Function[Any] | None = None
         self.heartbeat = session.heartbeat or Heartbeat(session.group.me.identity)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-RANKS_VARIABLE = "DDL_RANKS"
-"""Tells a process that replaces a dead one how many ranks the job was started with: its own launch is of a few."""
+REGAINS_VARIABLE = "DDL_REGAINS"
+"""Set by ddl.launch: how often it will still start the whole job again because a rank was lost (``fault.respawn``)."""
 LINGER_S = 2.0  # how much later than others rank 0 may come to know of a mistake
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
@@ -36,7 +36,7 @@ def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
 
 def job_size(environment: Mapping[str, str] = os.environ) -> int:
     """How many ranks the job was started with; 1 when nothing launched this process."""
-    return _number((RANKS_VARIABLE,), environment) or launched_size(environment) or 1
+    return launched_size(environment) or 1
 
 
 def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:

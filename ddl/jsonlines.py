@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,10 @@ class Lines:
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        size = os.fstat(self._file).st_size
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):  # nobody may be reading a FIFO
+            raise OSError(errno.EINVAL, "it is not a regular file", str(self.path))
+        size = status.st_size
         self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def _flush(self, waited: bool) -> OSError | None:

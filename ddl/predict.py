@@ -30,6 +30,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--input", help="samples in any format that training reads (.npy, .npz, .csv, ...)")
     parser.add_argument("--output", help="where outputs go: .npy, .npz or .csv")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
+    parser.add_argument("--trust", action="store_true", help="run the code that the run names (package.module:Name)")
     parser.add_argument("--prompt", help="what a language model goes on with: a text, or the numbers of tokens")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to generate after the prompt")
     parser.add_argument(
@@ -89,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace, group: Any) -> str:
     from ddl.run.trained import Trained, local_rank, together
 
-    say = partial(complain, "ddl.predict")
-    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say))
+    say, trust = partial(complain, "ddl.predict"), arguments.trust
+    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
     if arguments.prompt is not None:
         from ddl.models import generate
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from ddl.wording import instead, listed
 
 T = TypeVar("T")
 UNNAMED = "(python) "
+QUALIFIED = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d]\w*(\.\w+)*")  # "package.module:Name"
 
 
 def described(value: Any) -> str:
@@ -41,6 +43,8 @@ def resolve(name: str, table: Mapping[str, Any], setting: str, others: Iterable[
             hint = instead(name, [*table, *others])
             raise ConfigError(f'{setting} = {name!r} is unknown; {hint} (your own is "package.module:Name")')
         return table[name]
+    if not QUALIFIED.fullmatch(name):
+        raise ConfigError(f'{setting} = {name!r} must be a known name or "package.module:Name"')
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -3,7 +3,7 @@
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
 from ddl.comm.group import Group, Member, NodeMemory, Probe, no_probe
-from ddl.comm.preflight import EAGER_BYTES, can_respawn, fault_tolerance
+from ddl.comm.preflight import EAGER_BYTES, fault_tolerance
 
 __all__ = [
     "EAGER_BYTES",
@@ -11,7 +11,6 @@ __all__ = [
     "Member",
     "NodeMemory",
     "Probe",
-    "can_respawn",
     "fault_tolerance",
     "no_probe",
 ]

@@ -8,7 +8,7 @@ Kill points. Every call passes ``<doing>.<call>`` before it begins and ``<doing>
 returned; ``doing`` is what the group is used for at the time (``group.doing``: "job", "allreduce", ...),
 ``call`` one of
 
-    send receive exchange stream barrier native broadcast gather share agree revoke shrink refill
+    send receive exchange stream barrier native broadcast gather share agree revoke shrink
 
 ``stream.message`` comes before each message of a stream, and an algorithm adds ``block`` before each block that it
 sums in shared memory."""
@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.errors import CommError, JobEnded
+from ddl.errors import JobEnded
 
 Probe = Callable[[str], None]
 """Called with the name of a kill point each time execution passes it; fault injection listens there."""
@@ -71,7 +71,7 @@ def kill_points(call: str) -> Callable[[_Method], _Method]:
 
 @dataclass(frozen=True)
 class Member:
-    """A process of the job. ``identity`` is its rank at launch (replacements get new numbers) and never changes."""
+    """A process of the job. ``identity`` is its rank at launch and never changes."""
 
     identity: int
     host: str
@@ -120,7 +120,7 @@ class Group(ABC):
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
     why_not_shared: str = ""  # what the last ``share`` that gave None failed with, where anybody knows
-    newest_identity: int = -1  # the highest that any earlier member had: identities are not used twice
+    newest_identity: int = -1  # the highest that any earlier member had
     is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
 
@@ -265,21 +265,11 @@ class Group(ABC):
         many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned.
         Raises JobEnded when a member has ended the job."""
         self._counted(_GOES_ON | _STATUS)
-        return self._handed_on(self._next(self.size if workers is None else workers))
-
-    def _handed_on(self, group: Group) -> Group:
-        """``group``, the next generation, with what outlives a generation."""
+        group = self._next(self.size if workers is None else workers)
         group.doing, group.element_limit, group.waits = self.doing, self.element_limit, self.waits
         known = [member.identity for member in (*self.members, *group.members)]
         group.newest_identity = max(self.newest_identity, *known)
         return group
-
-    def refill(self, count: int) -> Group:
-        """The next generation with ``count`` new processes behind the members, all of them workers; called by all.
-
-        The new processes run this program again, and their ``start`` returns this same group. Takes a
-        second or two. Raises CommError where processes cannot be started."""
-        raise CommError("this group cannot start processes")
 
     def end_job(self, status: int) -> None:
         """Make every member's next ``agree`` or ``shrink`` raise JobEnded with ``status``; other calls PeerLost.

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any, Literal
 
-from ddl.comm import checked, ending, leftovers, preflight, threads
+from ddl.comm import checked, ending, preflight, threads
 from ddl.comm.group import Group, Probe, no_probe
 from ddl.comm.mpi_group import MpiGroup, agree_over, quietly, sealed
 from ddl.comm.topology import this_process
@@ -51,9 +51,6 @@ def start(
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False
-    parent = MPI.Comm.Get_parent()
-    if parent != MPI.COMM_NULL:
-        return _join(MPI, parent, wanted, probe, node)
     for comm in (world, MPI.COMM_SELF):
         comm.Set_errhandler(MPI.ERRORS_RETURN)
     if not _all_want(MPI, world, wanted) and wanted:
@@ -64,17 +61,6 @@ def start(
         raise UserError(f"fault.spares = {spares} leaves no worker of {world.Get_size()} processes")
     me = this_process(world.Get_rank(), node)
     group = sealed(MPI, _first(MPI, world, wanted), me, world.Get_size() - spares, 0, wanted, probe)
-    _report_every_end(group)
-    return group
-
-
-def _join(mpi: Any, parent: Any, tolerant: bool, probe: Probe, node: str | None) -> Group:
-    """The other side of ``refill``: the group that this process was started for."""
-    wider = parent.Merge(high=True)
-    generation, first = wider.bcast(None, root=0)
-    parent.Disconnect()
-    me = this_process(first + mpi.COMM_WORLD.Get_rank(), node)
-    group = sealed(mpi, wider, me, wider.Get_size(), generation, tolerant, probe)
     _report_every_end(group)
     return group
 
@@ -144,7 +130,6 @@ def finish(group: Group, status: int = 0) -> None:
         return
     if preflight.library_is_tolerant():
         _meet(group)
-        leftovers.remove_segments()
         ending.leave(status)
     group.close()
     group._mpi.Finalize()

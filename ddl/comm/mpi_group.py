@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,15 +19,9 @@ import numpy as np
 from ddl.arrays import Array
 from ddl.comm import checked, device_memory, preflight, shared_memory
 from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
-from ddl.environment import RANKS_VARIABLE, job_size
 from ddl.errors import CommError, PeerLost
 
 SPARE_POLL_S = 0.02
-INHERITED = (
-    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"),
-    *("OMPI_MCA_mpi_yield_when_idle", "PYTHONPATH"),
-)
-"""Variables that a replacement gets from those that start it."""
 RELEASE_TAG = 7
 _abandoned: list[tuple[Any, ...]] = []  # requests of aborted generations, with their arrays
 
@@ -304,22 +297,6 @@ class MpiGroup(Group):
     def _next(self, workers: int) -> Group:
         smaller = self._everyone.Shrink()
         return sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
-
-    @kill_points("refill")
-    @_translated
-    def refill(self, count: int) -> Group:
-        everyone = self._everyone
-        # They are a job of their own to the launcher, so they would take the whole machine for theirs.
-        same = [f"{name}={os.environ[name]}" for name in INHERITED if name in os.environ]
-        same.append(f"{RANKS_VARIABLE}={job_size()}")
-        between = everyone.Spawn("env", [*same, sys.executable, *sys.orig_argv[1:]], maxprocs=count, root=0)
-        wider = between.Merge(high=False)
-        newest = max(self.newest_identity, *(member.identity for member in self.members))
-        wider.bcast((self.generation + 1, newest + 1), root=0)
-        between.Disconnect()
-        size = len(self.members) + count
-        group = sealed(self._mpi, wider, self._me, size, self.generation + 1, self.tolerant, self.probe)
-        return self._handed_on(group)
 
     def close(self) -> None:
         for memory in self._memory:

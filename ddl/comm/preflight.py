@@ -58,11 +58,6 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
     return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
 
 
-def can_respawn(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the launcher takes processes that a job starts for part of it, and not for a failure at the end."""
-    return bool(_recoverable(environment))
-
-
 def _recoverable(environment: Mapping[str, str]) -> str:
     """What made the launcher recoverable, in words; "" when nothing did.
 

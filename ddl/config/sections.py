@@ -166,7 +166,9 @@ class Fault:
     )
     min_ranks: int = setting(1, "fewer survivors than this stop the job", least=1)
     spares: int = setting(0, "ranks that wait to replace a dead one", least=0)
-    respawn: bool = setting(False, "start a new process for each dead rank; must be ready within recovery_timeout_s")
+    respawn: bool = setting(
+        False, "after a rank's death, stop at a checkpoint and start again on all ranks (only with ddl.launch)"
+    )
     hang_timeout_s: float = setting(
         120.0, "seconds without progress after which a rank counts as hung and is killed", above=0
     )

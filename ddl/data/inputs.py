@@ -21,6 +21,7 @@ from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
 from ddl.data.targets import Target
 from ddl.errors import DataError
+from ddl.reading import take
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,22 @@ class Known:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Known:
-        fields = {
-            name: Field(tuple(f["shape"]), np.dtype(f["dtype"]), f["size"]) for name, f in values["fields"].items()
-        }
+        """Raises KeyError, TypeError or ValueError where ``values`` are not what ``to_json`` returns."""
+        fields = {name: _field(take(values["fields"], name, dict)) for name in take(values, "fields", dict)}
         target = values.get("target")  # checkpoints of earlier versions have none
         target = None if target is None else Target.from_json(target, fields["y"])
-        return cls(fields, values["learned"], tuple(values["names"]), target)
+        return cls(fields, take(values, "learned", dict), tuple(map(str, take(values, "names", list))), target)
 
     @property
     def symbols(self) -> Any:
         """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
         unit = self.learned.get("unit")
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
+
+
+def _field(values: Mapping[str, Any]) -> Field:
+    shape = [take({"shape": length}, "shape", int) for length in take(values, "shape", list)]
+    return Field(tuple(shape), np.dtype(take(values, "dtype", str)), take(values, "size", int, type(None)))
 
 
 def data_lines(known: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,7 +45,7 @@ class Arrays(Source):
         if not lengths["x"]:
             raise DataError("an array of no samples")
         for name, value in self.arrays.items():
-            if value.dtype.kind not in "biuf":
+            if value.dtype.kind not in ("biufU" if name == "y" else "biuf"):
                 raise DataError(f"array {name!r} is of {value.dtype}, not of numbers")
         self.names = tuple(names)
         self._fields = {name: _field(name, value) for name, value in self.arrays.items()}
@@ -72,6 +73,9 @@ class Arrays(Source):
     def targets(self) -> np.ndarray | None:
         return self.arrays.get("y")
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return list(self.arrays.values())
+
     def labels(self) -> np.ndarray:
         return self.arrays["y"]
 
@@ -79,6 +83,8 @@ class Arrays(Source):
 def _native(value: Any) -> np.ndarray:
     """``value``, anything that NumPy can read, as a contiguous array in the byte order of this machine."""
     array = np.asarray(value)
+    if array.dtype == object and all(isinstance(one, str) for one in array.flat):
+        array = array.astype(str)  # a column of pandas
     # ascontiguousarray would make a one-element array of a scalar.
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,10 @@ class Source:
         """Every sample's target as stored, before any conversion; None if reading them all is not cheap."""
         return None
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        """The files or arrays that hold all samples, to be hashed whole; none where that is unknown."""
+        return ()
+
     def labels(self) -> np.ndarray:
         """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
         pieces = []
@@ -168,12 +173,15 @@ class Wrapper(Source):
     def targets(self) -> np.ndarray | None:
         return self.source.targets()
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return self.source.content()
+
     def labels(self) -> np.ndarray:
         return self.source.labels()
 
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
     *("names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from ddl.arrays import generator
 from ddl.comm import Probe
@@ -31,16 +32,18 @@ ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",
     "stop": "SIGSTOP: the process stands still and can be continued",
     "segv": "SIGSEGV: a crash in native code",
+    "abort": "SIGABRT from inside malloc, whose lock is held: heap corruption",
     "exit": "os._exit(0) without a word",
+    "quit": "sys.exit(0), as in code of the user's",
     "raise": "an exception in what looks like code of the user's",
     "hang": "sleeps for ever and beats no more",
 }
 _CALLS = {  # what a group is used for: where that is, and the calls that a job then makes
     "job": ("outside the sum of a step", "barrier native broadcast gather share spare agree revoke shrink"),
     "allreduce": ("in the sum of a step", "barrier native stream"),
-    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink refill"),
+    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink"),
 }
-_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
+_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 
 POINTS: dict[str, str] = {
@@ -202,15 +205,29 @@ def perform(fault: Fault) -> None:
         raise InjectedError(f"injected: {fault}")
     if fault.act == "exit":
         os._exit(0)
+    if fault.act == "quit":
+        raise SystemExit(0)
     if fault.act == "hang":
         while True:
             time.sleep(1000)
+    if fault.act == "abort":
+        free_twice()
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}[fault.act]
     if number == signal.SIGSEGV:
         # A real crash is not held up by anybody's handler. By the C library, which does it in every thread: a
         # checkpoint's points lie in its writer's.
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
     os.kill(os.getpid(), number)
+
+
+def free_twice() -> NoReturn:
+    """End this process as the C library does when it finds the heap corrupted."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    block = library.malloc(1 << 14)  # large enough that free takes the lock before it finds the mistake
+    library.free(block)
+    library.free(block)
+    raise AssertionError("this C library does not notice a double free")
 
 
 @dataclass

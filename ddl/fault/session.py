@@ -10,8 +10,9 @@ import sys
 from dataclasses import dataclass
 
 from ddl.comm import Group, ending, mpi
+from ddl.environment import launched_rank
 from ddl.errors import DdlError, UserCodeError
-from ddl.fault.watchdog import Heartbeat
+from ddl.fault.watchdog import Heartbeat, start_companion
 
 
 @dataclass
@@ -55,6 +56,17 @@ _session: Session | None = None
 def current() -> Session | None:
     """The session of this process; None before it has joined a group."""
     return _session
+
+
+def join(hang_timeout_s: float) -> Session:
+    """Join the job with fault tolerance; this process must not have joined it before. It counts as waiting for others
+    (``Heartbeat.wait``) until its caller says that it works."""
+    # Before MPI: a process that has started MPI should not fork.
+    heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
+    heartbeat.wait(True)
+    group = mpi.start()
+    group.waits = heartbeat.wait
+    return hold(group, heartbeat)
 
 
 def hold(group: Group, heartbeat: Heartbeat | None = None) -> Session:

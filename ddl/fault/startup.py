@@ -41,11 +41,11 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
     timeout_s: seconds after the last sign of progress when a launch without all its ranks ends; 0: never.
     run_dir: the run folder, where it is known; notes and the summary go there. Does nothing on a second call, in a
     job of one process, or where the launcher gives its ranks no common name."""
-    from ddl.environment import RANKS_VARIABLE, launched_rank, launched_size
+    from ddl.environment import launched_rank, launched_size
 
     global _watcher
     size, folder = launched_size() or 1, announcements_folder(run_dir)
-    if _watcher is not None or size < 2 or not timeout_s or folder is None or RANKS_VARIABLE in os.environ:
+    if _watcher is not None or size < 2 or not timeout_s or folder is None:
         return
     launch = os.environ.get("DDL_LAUNCH") or os.environ["PMIX_NAMESPACE"]
     words = [folder, str(launched_rank()), str(size), str(timeout_s), run_dir and os.path.abspath(run_dir), launch]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import mmap
 import os
 import re
@@ -24,6 +23,7 @@ from typing import Any
 
 from ddl.fault import companion as page_of
 from ddl.fault.companion import PAGE_BYTES, PHASES_AT, PHASES_END, SLOTS, STACK_SIGNAL, write_note
+from ddl.reading import parse_object, read_regular, take
 
 REMEMBERED_STEPS = 21
 NOT_FOR_THE_COMPANION = {
@@ -251,9 +251,13 @@ def _memory_file(name: str) -> int:
 
 
 def read_note(folder: str | Path, rank: int) -> dict[str, Any] | None:
-    """The note about a rank's death, or None if there is none."""
+    """The note about a rank's death, or None if there is none that can be read."""
     try:
-        note = json.loads((Path(folder) / f"rank-{rank}.json").read_text())
+        note = parse_object(read_regular(Path(folder) / f"rank-{rank}.json"))
+        for name in {"kind", "error", "traceback", "stack", "phase"} & set(note):
+            take(note, name, str)
+        take({"step": -1, **note}, "step", int, least=-1)
+        take({"after_s": 0, **note}, "after_s", int, float)
     except (OSError, ValueError):
         return None
-    return note if isinstance(note, dict) else None
+    return note

@@ -85,9 +85,6 @@ class Program:
         """The rank belongs to the next generation. failed: number of the generation that lost a rank;
         owners: shard -> identity of the rank that computed it there."""
 
-    def warn(self, message: str) -> None:
-        """Show one line to the user."""
-
     def seconds_since_commit(self) -> float:
         """Seconds since every rank of this generation was last known to be alive."""
         return float("inf")

@@ -45,6 +45,7 @@ class JobStarted(Event):
     steps_per_epoch: int
     step: int = 0
     tolerance: str = ""  # what is and what is not survived, in one line
+    status: str = ""  # which command's exit status is the job's, in one line
     versions: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[str] = ()
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ddl.jsonlines import Lines
 from ddl.metrics.events import Event
+from ddl.reading import parse_object, read_regular
 
 _AS_THEY_ARE = (int, str, bool)
 
@@ -60,17 +62,11 @@ class JsonLines:
 
 
 def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The events of a file; lines that a kill cut short are passed over. tail_bytes: only its end."""
+    """The events of a file; lines that a kill cut short are passed over. tail_bytes: only its end.
+
+    Raises OSError."""
     found = []
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0 if tail_bytes is None else max(size - tail_bytes, 0))
-        text = file.read().decode(errors="replace")
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
+    for line in read_regular(path, tail_bytes).split(b"\n"):
+        with suppress(ValueError):
+            found.append(parse_object(line.decode()))
     return found

@@ -15,8 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ddl.errors import DataError
 from ddl.metrics.jsonl import plain
+from ddl.reading import parse_object, read_regular, take
 from ddl.version import __version__
+
+EARLY_STOPS = 3  # so many launches in a row that a signal ended before their second step: the next will end the same
+TOO_EARLY = (
+    f"a signal has ended {EARLY_STOPS} launches in a row before they could train: raise the job's time limit (sbatch "
+    "--time), or send the signal later (its lead is the number in sbatch --signal=B:USR1@SECONDS)"
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,10 @@ class Summary:
     samples_per_s: float = 0.0
     wall_s: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    warning: str = ""  # why it has probably learned nothing, although it finished
     error: str = ""  # why it ended, when it did not finish
     exit_status: int = 0  # what each rank ended with
+    early_stops: int = 0  # launches in a row, up to this one, that a signal ended before their second step
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = plain(asdict(self))
@@ -90,6 +100,29 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
         os.fsync(file.fileno())
     os.replace(aside, path)
     return path
+
+
+def early_stops(folder: str | Path) -> int:
+    """``early_stops`` of the summary in ``folder``; 0 if there is none that can be read."""
+    try:
+        return int(take({"early_stops": 0, **read_summary(folder)}, "early_stops", int))
+    except (DataError, ValueError):
+        return 0
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """What ``write_summary`` wrote; empty where there is no summary. Raises DataError for anything else."""
+    path = Path(folder) / "summary.json"
+    try:
+        summary = parse_object(read_regular(path))
+        take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    except ValueError as error:
+        raise DataError(f"not a summary: {error}", path) from error
+    return summary
 
 
 def versions(mpi: str = "") -> dict[str, str]:

@@ -126,6 +126,6 @@ class Blueprint:
     target: the field that the loss compares with; "x" makes an autoencoder."""
 
     network: Layer
-    loss: str | None = None
+    loss: Any = None
     metrics: Sequence[str] | None = None
     target: str = "y"

@@ -21,8 +21,8 @@ from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn.context import Context
-from ddl.nn.losses import LOSSES, CrossEntropy
-from ddl.nn.metric import METRICS, BitsPerByte, Metric, Perplexity
+from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
+from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
 from ddl.registry import adapt, adapter_of, instantiate, resolve
 
 MODELS = {
@@ -55,6 +55,7 @@ def build(
     metrics: Sequence[str | Metric] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    suggested: str | None = None,
 ) -> Model:
     """The Model for data with these fields.
 
@@ -63,14 +64,15 @@ def build(
     with the model and the targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values.
     options: the builder's; besides ``classes`` and ``vocabulary`` where the data does not tell them, and ``loss``, a
     table of the loss's own options. seed: of the initial values that another framework draws when it makes a network.
-    Raises ConfigError, in one line, for whatever does not fit together."""
+    suggested: the loss that the kind of the targets asks for where neither ``loss`` nor the model names one. Raises
+    ConfigError, in one line, for whatever does not fit together."""
     settings = dict(options or {})
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
     found = resolve(model, MODELS, "model.name") if isinstance(model, str) else model
     takes = set(inspect.signature(found).parameters) if callable(found) else set()
     known = {key: settings.pop(key, None) for key in ("classes", "vocabulary") if key not in takes}
-    problem = _problem(fields, loss, known.get("classes"), known.get("vocabulary"))
+    problem = _problem(fields, loss or suggested, known.get("classes"), known.get("vocabulary"))
     for framework in SEEDS.keys() & sys.modules.keys() if isinstance(model, str) else ():
         resolve(SEEDS[framework], {}, "seed")(seed)
     made = _made(found, name, problem, settings)
@@ -78,8 +80,8 @@ def build(
     if foreign is not None:
         if "y" not in fields:
             raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
-        chosen = loss or default_loss(fields["y"])
-        adapted: Model = foreign(made, chosen, _default_metrics(chosen, fields["y"]) if metrics is None else metrics)
+        for_y: str | Loss = loss or suggested or default_loss(fields["y"])
+        adapted: Model = foreign(made, for_y, _default_metrics(for_y, fields["y"]) if metrics is None else metrics)
         return adapted
     if _is_model(made):
         if loss is not None or metrics is not None:
@@ -88,7 +90,8 @@ def build(
     blueprint = made if isinstance(made, Blueprint) else Blueprint(made)
     if not _is_layer(blueprint.network):
         raise ConfigError(f"model {name!r} is a {type(blueprint.network).__name__}, neither a Model nor a network")
-    return _supervised(blueprint, problem, name, loss, metrics, of_loss)
+    chosen = loss or blueprint.loss or suggested
+    return _supervised(replace(blueprint, loss=chosen), problem, name, metrics, of_loss)
 
 
 def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -> Any:
@@ -128,14 +131,13 @@ def _supervised(
     blueprint: Blueprint,
     problem: Problem,
     name: str,
-    loss: str | Loss | None,
     metrics: Sequence[str | Metric] | None,
     of_loss: Mapping[str, Any],
 ) -> Model:
     target = problem.fields.get(blueprint.target)
     if target is None:
         raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
-    chosen = loss or blueprint.loss or default_loss(target)
+    chosen = blueprint.loss or default_loss(target)
     of_metrics = metrics if metrics is not None else blueprint.metrics
     if of_metrics is None:
         of_metrics = _default_metrics(chosen, target)
@@ -192,7 +194,10 @@ def _tried(action: Callable[[], object], what: str, shapes: str) -> None:
 
 
 def _fitting(metric: Metric, loss: Loss) -> Metric:
-    """Perplexity and bits a byte are read off the loss, where that is a plain cross-entropy."""
+    """Perplexity and bits a byte are read off the loss, where that is a plain cross-entropy; with binary cross-entropy
+    each label is a decision of its own."""
+    if isinstance(metric, OfChoices) and isinstance(loss, BinaryCrossEntropy):
+        return replace(metric, by_label=True)
     if isinstance(metric, (Perplexity, BitsPerByte)):
         if isinstance(loss, CrossEntropy):
             return replace(metric, of_outputs=bool(loss.label_smoothing or loss.class_weights))

@@ -36,7 +36,11 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
     values["the number of steps"] = task.total_steps
     knowledge = task.settings.get("knowledge", {})
     values |= {f"the number of {name} samples": count for name, count in knowledge.get("samples", {}).items()}
-    values |= {f"the data's {name}": value for name, value in knowledge.get("data", {}).items()}
+    data = dict(knowledge.get("data", {}))
+    hashes = data.pop("fingerprint", {})
+    values |= {f"the data's {name}": value for name, value in data.items()}
+    values["the hash of the training data"] = hashes.get("all", "")
+    values["the hash of sampled training data"] = hashes.get("hashes", {})
     return values | {f"the shape of parameter {name}": shape for name, (shape, _) in task.model.params.items()}
 
 

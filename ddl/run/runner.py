@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 from ddl.arrays import Device, device
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.memory import FOLDER_VARIABLE
-from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi, no_probe
+from ddl.comm import Group, Member, ending, fault_tolerance, mpi, no_probe
 from ddl.comm.group import nobody_watches
 from ddl.config import Job
-from ddl.environment import launched_rank, launched_size, linger
+from ddl.environment import REGAINS_VARIABLE, launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
 from ddl.fault import inject, startup
 from ddl.fault.recover import RecoverySettings, survive
@@ -72,6 +72,7 @@ class Runner:
             checkpoint_every_epochs=job.checkpoint.every_epochs,
             keep_best=job.checkpoint.keep_best,
             in_memory=job.checkpoint.replica and bool(os.environ.get(FOLDER_VARIABLE)),
+            all_ranks=job.fault.respawn and bool(self._regains),
         )
         self._in_script = in_script
         self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
@@ -79,12 +80,16 @@ class Runner:
         self.group: Group
         self.failure: DdlError | None = None
         self.loop: Loop | None = None
-        self._joins = False  # this process was started to replace one that died
         self.log: RunLog | None = None
         self.folder: RunFolder | None = None
         self._lost: list[Member] = []  # during set-up
         self._trace: Trace | None = None
         self._warnings: list[str] = []
+
+    @property
+    def _regains(self) -> int | None:
+        """How often the supervisor still starts all ranks again because one was lost; None without a supervisor."""
+        return int(os.environ[REGAINS_VARIABLE]) if REGAINS_VARIABLE in os.environ else None
 
     @property
     def has_started(self) -> bool:
@@ -111,7 +116,6 @@ class Runner:
             startup.joined()
         except UserError as error:
             return self._refuse(error)
-        self._joins = self._running is None and self.group.generation > 0
         if self.heartbeat is not None:
             self.group.waits = self.heartbeat.wait
             if self._running is not None:
@@ -145,17 +149,16 @@ class Runner:
         if is_compiled() or compile_cache.notes:
             self._warnings += compile_cache.notes
         try:
-            if self.job.fault.respawn and fault_tolerance()[0] and not can_respawn():
+            if self.job.fault.respawn and self._regains is None:
                 raise ConfigError(
-                    "fault.respawn is true, but this mpirun would call the job a failure for it: start it with "
-                    "`python -m ddl.launch`, or in an environment that `python -m ddl.doctor "
-                    "--enable-fault-tolerance` has prepared"
+                    "fault.respawn is true, but mpirun cannot regain a lost rank: where the new process dies as it "
+                    "starts, MPI_Comm_spawn and MPI_Comm_connect never return on the others (Open MPI 5.0, 5 of 5 "
+                    "trials); start the job with `python -m ddl.launch`, which starts all ranks again at a checkpoint"
                 )
             if self.job.metrics.tensorboard:
                 writer_class()  # checked now, on every rank: each may become the leader
             task = self.make_task(self.job)
-            ranks = None if self.job.fault.respawn else launched_size() or 1  # new ranks get higher numbers
-            return task, inject.parse(self.job.fault.chaos, ranks, task.total_steps), None
+            return task, inject.parse(self.job.fault.chaos, launched_size() or 1, task.total_steps), None
         except UserError as error:
             return None, inject.Script(), error
         except Exception as error:
@@ -205,7 +208,6 @@ class Runner:
             JobServices(log, folder, self._announce, self.heartbeat, self._trace),
             request=self.request,
             recovery=self._recovery_settings(state),
-            respawn=self.job.fault.respawn,
         )
         if self._running is not None:
             self.group.probe = no_probe  # faults that were scripted for the previous run are over
@@ -213,13 +215,12 @@ class Runner:
             # -1 during set-up: a fault at step 0 is meant for the first step.
             step: Callable[[], int] = lambda: state.progress.step if loop.driver.is_running else -1  # noqa: E731
             self.group.probe = chaos.probe(self.group.me.identity, step, self._strike)
-        if not self._joins:  # a new rank receives all of that in its first recovery
-            resume = self.job.checkpoint.resume
-            problem = self._survive(lambda group: set_up(group, loop, folder, resume, self._say))
+        resume = self.job.checkpoint.resume
+        problem = self._survive(lambda group: set_up(group, loop, folder, resume, self._say))
         if problem is not None:
             return self._refuse(problem)
         log.lost_at_start(self._lost, state.progress.step)
-        loop.start(self.group, self._joins)
+        loop.start(self.group)
         if self.group.is_leader:
             log.lead()
             self.group.probe("setup.announce")
@@ -237,10 +238,6 @@ class Runner:
     def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:
         """On every rank the problem that keeps any of them from starting: its own, another rank's, or essentials
         (``mine``) that differ."""
-        if self._joins and problem is not None:
-            raise problem
-        if self._joins:
-            return None
         return self._survive(lambda group: disagreement(group, problem, mine or {}), problem)
 
     def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
@@ -339,8 +336,8 @@ class Runner:
             status = error.exit_status
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
         print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
-        alone = self._joins or (self.loop is not None and self.loop.driver.is_running)
-        if group.tolerant and len(group.members) > 1 and alone:
+        is_training = self.loop is not None and self.loop.driver.is_running
+        if group.tolerant and len(group.members) > 1 and is_training:
             ending.die()
         self.end()
         mpi.fail(group, status)  # before the first step the others end as well

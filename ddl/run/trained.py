@@ -16,11 +16,13 @@ from ddl.checkpoint import Store
 from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
+from ddl.config.trust import OPENING, refuse_code
 from ddl.data import Inputs, Known, Normalise, Source, compare
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.run.plots import samples
+from ddl.run.resume import understand
 from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
@@ -51,7 +53,8 @@ class Trained:
     """The checkpoint holds all that outputs need: the data that the run was trained on may be gone.
 
     checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
-    on its node; None computes on the CPU. say: told which checkpoints were passed over.
+    on its node; None computes on the CPU. say: told which checkpoints were passed over. trust: import and run the code
+    that the run names; else such a run is refused. Everything else in a run is read as data and never executed.
     Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
 
     def __init__(
@@ -60,18 +63,21 @@ class Trained:
         checkpoint: str = "newest",
         local_rank: int | None = None,
         say: Callable[[str], None] = lambda message: None,
+        trust: bool = False,
     ):
         self.folder = Path(run)
         try:
             self.job: Job = read_config(self.folder / "config.toml")
         except (OSError, ConfigError) as error:
             raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
+        if not trust:
+            refuse_code(self.job, OPENING, f"run {str(run)!r}")
         store = Store(self.folder / "checkpoints", say=say)
         try:
-            path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
+            path = None if checkpoint == "newest" else store.best() if checkpoint == "best" else Path(checkpoint)
             if path is None and checkpoint == "best":
                 raise CheckpointError("no checkpoint was evaluated, so none is the best")
-            arrays, meta = store.load(path)
+            arrays, meta = store.load(path, understand)
         except CheckpointError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         knowledge = meta.get("knowledge")
@@ -80,7 +86,7 @@ class Trained:
         self._knowledge = knowledge
         self.known = Known.from_json(knowledge["data"])
         try:
-            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target)
         except ConfigError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.device = Device()

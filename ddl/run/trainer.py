@@ -8,7 +8,6 @@ The same script runs alone, under mpirun and under srun; what it does is what a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -23,6 +22,7 @@ from ddl.config import Optim as OptimSettings
 from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
+from ddl.metrics import read_summary
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
@@ -126,7 +126,8 @@ class Trainer:
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
-        self.model = build_model(model, self.data.fields, loss, metrics)
+        suggested = None if self._target is None else self._target.loss
+        self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
 
@@ -152,7 +153,7 @@ class Trainer:
             raise self._refused(self._runner.failure)
         folder = self.folder
         if folder is not None:
-            self.summary = json.loads((folder / "summary.json").read_text())
+            self.summary = read_summary(folder)
         if self.summary.get("status") == "stopped":
             steps = self.summary["steps"]
             raise self._refused(Stop(f"training was asked to stop after step {steps}; fit() again goes on from there"))

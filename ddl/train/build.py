@@ -24,6 +24,7 @@ from ddl.data import (
     Order,
     Source,
     Splits,
+    Target,
     auto_shards,
     class_weights,
     fingerprint,
@@ -60,7 +61,7 @@ def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
-    model = model_of(job, splits.train.fields, knowledge["options"])
+    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train), model)
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
@@ -80,8 +81,8 @@ def build_task(job: Job) -> Task:
     )
 
 
-def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) -> Model:
-    """The job's model for data with these fields. options: as ``knowledge_of`` has them."""
+def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
+    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
     return build_model(
         job.model.name,
         fields,
@@ -89,6 +90,7 @@ def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) 
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
         seed=job.run.seed,
+        suggested=None if target is None else target.loss,
     )
 
 
@@ -299,8 +301,11 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
 
     def take(state: Any) -> list[str]:
         # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        skipped: list[str] = []
+        is_store = folder.name == "checkpoints"
         try:
-            arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+            store = Store(folder if is_store else folder.parent, say=skipped.append)
+            arrays, _ = store.load(None if is_store else folder)
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
@@ -324,7 +329,8 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        return [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        anew = [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        return skipped + anew
 
     return take
 

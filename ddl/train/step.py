@@ -69,7 +69,7 @@ class Step:
         model = task.model
         self.model, self.state, self.optimizer, self.lr = model, state, task.optimizer, task.lr
         self.order, self.loader, self.shards, self.group, self.total = task.order, loader, list(shards), group, total
-        self.parts, self.clip_norm = task.parts, task.clip_norm
+        self.parts, self.clip_norm, self.early_steps = task.parts, task.clip_norm, task.early_steps
         self.span, self.beat = services.span, services.beat
         self.context = Context(training=True, seed=task.seed, arena=Arena(state.device.xp), span=services.span)
         self.metrics = list(model.step_metrics)
@@ -267,6 +267,9 @@ class Step:
             progress.skipped_in_row += 1
         else:
             progress.epoch_sums = [a + float(b) for a, b in zip(progress.epoch_sums, header, strict=True)]
+            if step < self.early_steps:
+                loss, early = progress.early_sums
+                progress.early_sums = [loss + float(header[LOSS]), early + weight]
             progress.skipped_in_row = 0
             progress.samples += samples
         progress.stopping = bool(header[STOP])

@@ -77,5 +77,10 @@ class Task:
         object.__setattr__(self, "model", adapt(self.model, Model))
 
     @property
+    def early_steps(self) -> int:
+        """The first epoch, or the first half of a run of less than two: the loss at the end is compared with theirs."""
+        return min(self.order.steps_per_epoch, max(self.total_steps // 2, 1))
+
+    @property
     def epochs(self) -> float:
         return self.total_steps / self.order.steps_per_epoch

@@ -193,13 +193,21 @@ class Jobs:
         return self._start(command, folder, environ or {}, limit_s)
 
     def supervised(
-        self, *words: str, n: int = 4, chaos: str = "", folder: Path | None = None, limit_s: float = LIMIT_S
+        self,
+        *words: str,
+        n: int = 4,
+        chaos: str = "",
+        folder: Path | None = None,
+        environ: dict[str, str] | None = None,
+        limit_s: float = LIMIT_S,
     ) -> Running:
         """The same under ddl.launch."""
         self.count += 1
         folder = folder or self.folder / f"run{self.count}"
         settings = [*QUICK, *words, "--run.dir", str(folder), *(["--chaos", chaos] if chaos else [])]
-        return self._start([sys.executable, "-m", "ddl.launch", "-n", str(n), *settings], folder, {}, limit_s)
+        return self._start(
+            [sys.executable, "-m", "ddl.launch", "-n", str(n), *settings], folder, environ or {}, limit_s
+        )
 
     def _start(self, command: list[str], folder: Path, environ: dict[str, str], limit_s: float) -> Running:
         defaults = {

@@ -38,4 +38,20 @@ def test_the_banner_tells_why_a_death_is_survived(launcher, words, told, tmp_pat
         text=True,
         timeout=100,
     )
-    assert f"a rank's death {told}" in " ".join(done.stdout.split()), done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"a rank's death {told}" in said, done.stdout + done.stderr
+    assert ("mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json" in said) == bool(
+        launcher
+    )
+
+
+def test_the_banner_names_ddl_launch_as_the_command_whose_status_counts(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.launch", "-n", "2", *SHORT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "the exit status of ddl.launch is the job's" in done.stdout, done.stdout + done.stderr

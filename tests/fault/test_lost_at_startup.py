@@ -64,7 +64,7 @@ def test_a_supervised_job_starts_again_when_a_rank_is_lost_at_its_start(tmp_path
 def test_a_signal_before_the_job_can_handle_it_stops_the_job_and_does_not_kill_it(tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from ddl.train import early_signals\n"
+        "from ddl import early_signals\n"
         "early_signals.install()\n"
         "os.kill(os.getpid(), signal.SIGUSR1)\n"
         "from ddl.train.__main__ import main\n"

@@ -350,6 +350,27 @@ def test_a_signal_ends_the_question_whether_a_host_answers(play, monkeypatch):
     assert len(made.hosts) == 2
 
 
+def test_the_third_launch_in_a_row_that_a_signal_ends_before_it_trains_fails(play, tmp_path, capfd):
+    """Each of them leaves a summary, though no rank has written one."""
+
+    def status(code):
+        made, _ = play(code)
+        command = made._command
+        made._command = lambda attempt: (made.end(signal.SIGTERM), command(attempt))[1]
+        return made.run(), json.loads((tmp_path / "run" / "summary.json").read_text())["status"]
+
+    assert [status("time.sleep(1000)") for _ in range(2)] == [(75, "stopped")] * 2
+    assert [status("time.sleep(1000)") for _ in range(2)] == [(1, "failed")] * 2
+    assert "raise the job's time limit (sbatch --time)" in capfd.readouterr().err
+
+
+def test_a_supervisor_whose_folder_another_launch_has_taken_ends_and_starts_nothing(play, capfd):
+    made, calls = play("step(5); (folder / 'owner.json').write_text(json.dumps({'launch': 'newer-0'})); sys.exit(75)")
+    assert made.run() == 75
+    assert len(calls()) == 1
+    assert capfd.readouterr().err == "ddl.launch: launch newer-0 has taken over the run folder, so this one ends\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_term_and_ctrl_c_leave_no_process(tmp_path, number):
     door, launch = started(tmp_path, WAITS)

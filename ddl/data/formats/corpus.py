@@ -103,7 +103,7 @@ class Bytes:
     size = 256
 
     def __init__(self, files: Files):
-        self.files, self.length = files, files.length
+        self.files, self.paths, self.length = files, files.paths, files.length
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return np.frombuffer(self.files.read(start, stop), np.uint8)
@@ -124,7 +124,7 @@ class Characters:
     One pass at the start counts characters, and finds bytes that are no text."""
 
     def __init__(self, files: Files):
-        self.files = files
+        self.files, self.paths = files, files.paths
         self._before = [0]  # characters before each piece of PIECE_BYTES
         decoder = codecs.getincrementaldecoder("utf-8")()
         for start in range(0, files.length, PIECE_BYTES):
@@ -191,7 +191,7 @@ class Tokens:
             raise DataError(
                 f"{bytes_} bytes are no whole number of {dtype} tokens: truncated, or of another type", path
             )
-        self.path, self.length = path, bytes_ // dtype.itemsize
+        self.path, self.paths, self.length = path, [path], bytes_ // dtype.itemsize
         if not self.length:
             raise DataError("the file is empty", path, 0)
         self._rows = MappedRows(path, 0, (self.length,), dtype)
@@ -255,6 +255,9 @@ class Windows(Source):
         """Learn the symbols from these samples alone."""
         self.symbols.fit([(r.start * self.window, r.stop * self.window + 1) for r in runs(indices)])
         self._kept = (Held([]), [])
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return list(self.symbols.paths)
 
     def learned(self) -> dict[str, Any]:
         """How text is cut and numbered, as JSON has it."""

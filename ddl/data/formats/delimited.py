@@ -60,8 +60,9 @@ class Delimited(Source):
             self._features, self._targets = self._matched(like, is_labelled=targets != [])
         else:
             self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
-            others = [at for at in range(int(head.has_index), len(self.columns)) if at not in self._targets]
-            self._features = others if features is None else [self._column(feature) for feature in features]
+            others = [at for at in range(len(self.columns)) if at not in self._targets]
+            measured = [at for at in others if at not in head.row_numbers] or others
+            self._features = measured if features is None else [self._column(feature) for feature in features]
         if not self._features:
             raise DataError("no column is left for x", path, 1, "line")
         self._shape = tuple(shape) if shape is not None else (len(self._features),)
@@ -69,8 +70,12 @@ class Delimited(Source):
             raise DataError(f"{len(self._features)} features cannot be reshaped to {self._shape}", path)
         self._distinct: set[str] = set()
         self._lines = LineIndex(path, int(self.has_header), self._check)
-        self.notes = (str(head), *blank_note(self._lines))
+        self.notes = (str(head), *self._left_out(head.row_numbers), *blank_note(self._lines))
         self._number(self._classes(target_kind))
+
+    def _left_out(self, row_numbers: Sequence[int]) -> list[str]:
+        names = [repr(self.columns[at]) for at in row_numbers if at not in (*self._features, *self._targets)]
+        return [f"column {', '.join(names)} only numbers the rows: left out (data.options.features)"] if names else []
 
     def _text(self, line: bytes, number: int) -> str:
         return decoded(line, self.path, number)
@@ -80,19 +85,31 @@ class Delimited(Source):
 
     def _column(self, target: str | int) -> int:
         if isinstance(target, str) and target in self.columns and self.has_header:
+            if self.columns.count(target) > 1:
+                raise DataError(f"{self.columns.count(target)} columns are called {target!r}", self.path, 1, "line")
             return self.columns.index(target)
         if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
         raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
-        """(features, targets) of this file: by name if both files name their columns, else by position.
+        """(features, targets) of this file: by name if both files name their columns, else by position. Where a name
+        occurs twice, names do not tell columns apart: they must be the same in the same order.
 
         A file without targets that has as many columns as there are features holds just these."""
         columns, features = like["columns"], list(like["features"])
         targets = list(like["targets"]) if is_labelled else []
         is_named = self.has_header and not isinstance(columns, int)
-        if is_named and len(set(columns)) == len(columns) and len(set(self.columns)) == len(self.columns):
+        twice = sorted(name for own in (self.columns, columns) if is_named for name in set(own) if own.count(name) > 1)
+        if twice and self.columns not in (columns, [columns[at] for at in features]):
+            raise DataError(
+                f"several columns are called {twice[0]!r}, so they cannot be matched with those of the training part, "
+                f"{columns}: rename them, or bring the columns in the same order",
+                self.path,
+                1,
+                "line",
+            )
+        if is_named and not twice:
             missing = [columns[at] for at in (*features, *targets) if columns[at] not in self.columns]
             if missing:
                 raise DataError(
@@ -219,6 +236,9 @@ class Delimited(Source):
         every = np.arange(len(self))
         pieces = np.array_split(every, max(1, len(every) // PARSED_AT_ONCE))
         return np.concatenate([self._numbers(list(self._lines.read(rows)), rows, self._targets) for rows in pieces])
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return [self.path]
 
     def hold(self, ranges: Sequence[range]) -> None:
         (old, had), held = self._kept, Held(ranges)

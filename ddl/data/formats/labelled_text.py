@@ -32,6 +32,7 @@ class Texts(Protocol):
 
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    files: Sequence[Path]
 
     def __len__(self) -> int: ...
 
@@ -48,6 +49,7 @@ class TextList:
     """Texts that lie in memory."""
 
     notes: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
 
     def __init__(self, texts: Sequence[str], classes: Sequence[int], names: Sequence[str]):
         self.texts, self.classes, self.names = list(texts), list(classes), tuple(names)
@@ -68,6 +70,7 @@ class RecordLines:
 
     def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int | None]], skip: int = 0):
         self.path, self._parse = path, parse
+        self.files: Sequence[Path] = [path]
         found: set[str | int] = set()
 
         def check(number: int, line: bytes) -> None:
@@ -274,6 +277,9 @@ class LabelledText(Source):
         held, kept = self._kept
         places = held.places(indices)
         return {name: values[places].astype(np.int64) for name, values in kept.items()}
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return list(self._texts.files)
 
     def labels(self) -> np.ndarray:
         return np.fromiter((label for _, label in self._texts.read(np.arange(len(self)))), np.int64, len(self))

@@ -49,9 +49,13 @@ def _npy_header(stream: BinaryIO, path: Path, start: int, what: str) -> tuple[in
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{what} is not a NumPy array: {error}", path, start) from error
     if dtype.hasobject:
-        raise DataError(f"{what} holds Python objects, which only pickle can read: refused", path, start)
-    if dtype.kind not in "biuf":
-        raise DataError(f"{what} is of {dtype}, not of numbers", path, start)
+        raise DataError(
+            f"{what} holds Python objects, which only pickle can read: refused (texts are saved by astype(str))",
+            path,
+            start,
+        )
+    if dtype.kind not in "biufU":
+        raise DataError(f"{what} is of {dtype}, neither numbers nor texts (str)", path, start)
     if not shape or not shape[0]:
         raise DataError(f"{what} has shape {shape}: no samples", path, start)
     return stream.tell() - begin, shape, dtype, by_column

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -134,12 +135,12 @@ def test_a_closed_writer_takes_nothing(tmp_path):
 
 
 def test_without_a_supervisor_there_is_no_replica():
-    assert open_memory_checkpoint({}) is None
+    assert open_memory_checkpoint("run", {}) is None
 
 
 def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
     disk = Store(tmp_path / "disk")
-    replica = open_memory_checkpoint({FOLDER_VARIABLE: str(tmp_path / "memory")})
+    replica = open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")})
     assert newer_of(disk, None) is newer_of(disk, replica) is disk
     with Writer(disk, replica) as writer:
         writer.submit(1, {"x": np.zeros(1)}, {})
@@ -148,3 +149,47 @@ def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
     assert newer_of(disk, replica) is replica
     assert (disk.newest_step(), replica.newest_step()) == (1, 3)
     assert len(replica.entries()) == 1
+
+
+def test_only_the_user_can_read_a_memory_checkpoint(tmp_path):
+    memory = open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")})
+    path = memory.save(1, {"x": np.zeros(1)}, {})
+    modes = {one.name: one.stat().st_mode & 0o777 for one in (memory.folder, path, *path.iterdir())}
+    assert modes == {"memory": 0o700, path.name: 0o700, "arrays.safetensors": 0o600, "state.json": 0o600}
+
+
+def test_a_memory_checkpoint_of_another_run_does_not_count(tmp_path):
+    environ = {FOLDER_VARIABLE: str(tmp_path / "memory")}
+    open_memory_checkpoint("theirs", environ).save(9, {"x": np.zeros(1)}, {})
+    memory = open_memory_checkpoint("mine", environ)
+    assert memory.newest_step() == -1
+    with pytest.raises(CheckpointError, match="it is of another run"):
+        memory.load()
+
+
+def open_to_all(folder):
+    folder.mkdir()
+    folder.chmod(0o750)
+
+
+def of_another_user(folder):
+    folder.mkdir(0o700)
+    os.chown(folder, 12345, -1)
+
+
+STRANGE = {
+    "open to others": open_to_all,
+    "another user's": of_another_user,
+    "a link": lambda folder: folder.symlink_to(folder.parent),
+    "a file": lambda folder: folder.touch(),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_memory_folder_that_is_not_the_users_alone_is_not_used(tmp_path, what):
+    if what == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    STRANGE[what](tmp_path / "memory")
+    said = []
+    assert open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")}, say=said.append) is None
+    assert len(said) == 1 and "this user alone" in said[0]

@@ -122,7 +122,10 @@ def test_random_faults_are_those_of_their_seed():
 
 @pytest.mark.parametrize(
     ("act", "status"),
-    [("kill", -signal.SIGKILL), ("segv", -signal.SIGSEGV), ("exit", 0), ("raise", 1)],
+    [
+        *(("kill", -signal.SIGKILL), ("segv", -signal.SIGSEGV), ("abort", -signal.SIGABRT)),
+        *(("exit", 0), ("quit", 0), ("raise", 1)),
+    ],
 )
 def test_an_act_is_what_it_says(act, status):
     script = f"parse('{act} rank 0 at point step.load')"
@@ -149,7 +152,7 @@ def test_faults_that_happened_are_told_even_by_those_who_die_of_them(tmp_path):
     assert told == ["raise rank 0 at point step.load:1", "kill rank 0 at point step.sum:2"]
 
 
-@pytest.mark.parametrize("act", ["kill", "segv", "exit"])
+@pytest.mark.parametrize("act", ["kill", "segv", "abort", "exit"])
 def test_a_fault_ends_the_process_from_any_thread(act):
     code = (
         "import threading, time; from ddl.fault.inject import *\n"
@@ -158,7 +161,7 @@ def test_a_fault_ends_the_process_from_any_thread(act):
         "time.sleep(60); print('lives')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    wanted = {"kill": -signal.SIGKILL, "segv": -signal.SIGSEGV, "exit": 0}[act]
+    wanted = {"kill": -signal.SIGKILL, "segv": -signal.SIGSEGV, "abort": -signal.SIGABRT, "exit": 0}[act]
     assert done.returncode == wanted and "lives" not in done.stdout, done.stderr
 
 

@@ -217,3 +217,11 @@ def test_an_exception_is_noted_so_that_two_alike_read_alike(tmp_path):
         (r, "exception", 4, [2, 3]) for r in (0, 1)
     ]
     assert read_note(tmp_path, 2) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"kind": 3}', '{"step": "x"}', '{"error": null}', '{"kind": "hang", "kind": "crash"}', "\\xff"]
+)
+def test_a_note_that_nobody_wrote_like_this_counts_as_none(tmp_path, text):
+    (tmp_path / "rank-1.json").write_text(text)
+    assert read_note(tmp_path, 1) is None

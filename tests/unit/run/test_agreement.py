@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ddl.comm.threads import run_ranks
@@ -39,6 +40,17 @@ def outcome(settings_of_rank_2, problem=None):
 @pytest.mark.parametrize("message", DIFFERENCES)
 def test_all_ranks_name_the_first_difference(message):
     assert [str(error) for error in outcome(DIFFERENCES[message])] == [f"ranks disagree: {message}"] * 3
+
+
+def test_a_single_row_that_differs_is_noticed(tmp_path):
+    x, y = np.arange(4000.0).reshape(1000, 4), np.arange(1000) % 2
+    np.savez(tmp_path / "usual.npz", x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=np.where(np.arange(1000)[:, None] == 500, 0, x), y=y)
+    usual, other = (
+        mine({"data.source": "files", "data.path": str(tmp_path / f"{name}.npz")}) for name in ("usual", "other")
+    )
+    errors = run_ranks(3, lambda group: disagreement(group, None, other if group.rank == 1 else usual))
+    assert all(str(error).startswith("ranks disagree: the hash of the training data is") for error in errors)
 
 
 def test_ranks_that_agree_or_differ_in_what_is_theirs_alone_may_train():

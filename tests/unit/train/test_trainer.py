@@ -275,3 +275,20 @@ def test_batch_norm_by_shards_of_too_few_samples_is_refused():
     with pytest.raises(ConfigError, match=r"16 samples.*data\.shards = 4"):
         trainer(model=normalised(sync=False), global_batch=64, shards=24).fit(steps=1)
     trainer(model=normalised(sync=False), global_batch=64, shards=4).fit(steps=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "loss"),
+    [
+        ("auto", lambda x: (x > 0).astype(int), "BinaryCrossEntropy"),
+        ("multilabel", lambda x: (x > 0) * 1.0, "BinaryCrossEntropy"),
+        ("probabilities", lambda x: 1 / (1 + np.exp(-4 * x[:, 0])), "BinaryCrossEntropy"),
+        ("probabilities", lambda x: np.exp(3 * x) / np.exp(3 * x).sum(axis=1, keepdims=True), "CrossEntropy"),
+    ],
+)
+def test_the_kind_of_the_targets_chooses_loss_and_accuracy(kind, make, loss):
+    x = np.random.default_rng(0).normal(size=(96, 3))
+    run = ddl.Trainer("linear", (x, make(x)), optimizer=ddl.optim.Adam(lr=0.05), settings={"data.target_kind": kind})
+    assert type(run.model.loss).__name__ == loss
+    assert run.fit(epochs=20)["train"]["accuracy"] > 0.9
+    assert run.evaluate((x, make(x)))["accuracy"] > 0.95

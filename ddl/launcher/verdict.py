@@ -1,0 +1,74 @@
+"""What the end of a launch means: a pure function from what is known of it to an exit status, or another start.
+
+supervisor.py carries it out; what a run folder tells about a launch is read in evidence.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddl.errors import EX_TEMPFAIL, EX_USAGE
+
+SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launch ended. returncode: mpirun's, which proves little. summary: that of this very launch, or empty.
+
+    step: the last that is known to be committed, -1 without one. failed_at: the same of the launches before
+    that failed. asked: the signal by which a person or the system asked the job to end, "" without one.
+    taken_over_by: the launch to which the run folder belongs now, if that is another one's."""
+
+    returncode: int
+    summary: dict[str, Any] = field(default_factory=dict)
+    step: int = -1
+    progressed: bool = False
+    failed_at: tuple[int, ...] = ()
+    restarts_left: int = 0
+    asked: str = ""
+    overdue_s: float = 0.0
+    hosts: int = 1
+    taken_over_by: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """status: what to end with; None: start again. reason: in words, for people."""
+
+    status: int | None
+    reason: str
+
+
+def taken_over(by: str) -> Verdict:
+    """What a supervisor does whose run folder belongs to another launch now."""
+    return Verdict(EX_TEMPFAIL, f"launch {by} has taken over the run folder, so this one ends")
+
+
+def decide(now: Ended) -> Verdict:
+    """Whether the job is done, beyond help, or to be started again."""
+    status, step = now.summary.get("status"), max(now.step, 0)
+    error = f": {now.summary['error']}" if now.summary.get("error") else ""
+    if status == "finished":
+        return Verdict(0, "finished")
+    if now.taken_over_by:
+        return taken_over(now.taken_over_by)
+    if status == "failed":
+        return Verdict(int(now.summary.get("exit_status") or 1), f"failed after step {step}{error}")
+    if now.asked:
+        when = f"after step {step}; starting it again goes on from there" if step else "before its first step"
+        return Verdict(EX_TEMPFAIL, f"ended by {now.asked} {when}")
+    if now.returncode == EX_USAGE and not now.progressed:
+        return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
+    # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
+    is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
+    if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:
+        return Verdict(1, "failed before its first step")  # a mistake in code, not the death of a machine
+    what = f"ended early after step {step}{error}" if status == "stopped" else f"lost after step {step}"
+    if now.overdue_s:
+        what = f"made no progress for {now.overdue_s:.0f} s after step {step} and was killed"
+    if (*now.failed_at, now.step)[-SAME_STEP:] == (now.step,) * SAME_STEP:
+        return Verdict(1, f"{what}, the {SAME_STEP}rd time at the same step: starting it again would not help")
+    if not now.restarts_left:
+        return Verdict(EX_TEMPFAIL if status == "stopped" else 1, f"{what}; no restart is left (--restarts)")
+    return Verdict(None, what)
