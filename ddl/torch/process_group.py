@@ -244,13 +244,18 @@ def join(timeout: timedelta) -> Group:
 
 def create(rank: int, size: int, timeout: timedelta) -> ProcessGroup:
     """The process group of all ranks; called by PyTorch. Raises ValueError for a group of some of them."""
-    global _steps
     group = join(timeout)
     if (rank, size) != (group.rank, group.size):
         raise ValueError(
             f'backend "ddl" has one group, of all {group.size} ranks that mpirun started, numbered as mpirun did; '
             f'rank {rank} of {size} was asked for. Make other groups with new_group(..., backend="gloo")'
         )
+    return of(group)
+
+
+def of(group: Group) -> ProcessGroup:
+    """The process group of all ranks of ``group``, which this process's session holds."""
+    global _steps
     if _steps is None:
         _steps = Steps(group)
         register_optimizer_step_pre_hook(_steps.before_step)
