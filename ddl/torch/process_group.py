@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group, ending, mpi
+from ddl.errors import JobEnded
 from ddl.fault import session
 from ddl.torch.steps import Steps
 
@@ -266,6 +267,8 @@ def _uncaught(error: BaseException) -> None:
     """An exception of the script ends the job, as it does under torchrun; only the loss of a rank is survived."""
     joined = session.current()
     assert joined is not None
+    if isinstance(error, JobEnded):
+        ending.leave(error.exit_status)
     sys.stderr = sys.__stderr__  # PyTorch's hook collects what is printed here, to print it after this has returned
     joined.end_if_refused(joined.refusal or error)
     ending.show(error)
