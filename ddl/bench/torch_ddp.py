@@ -4,6 +4,7 @@ ceiling: the step over Gloo divided by the step of the same network without any 
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,12 +35,12 @@ def rows(
     for name in models:
         arrays = data_of(CASES[name], 1).arrays
         for fused in (False, True):
-
-            def step(ranks: int, process_group: Any = None, fused: bool = fused) -> Callable[[], object]:
-                batch = CASES[name].batch
-                return peers.Step(name, arrays, batch, ranks, fused=fused, process_group=process_group)
-
-            candidates = {"ddl": step(group.size, ours), "gloo": step(group.size), "alone": step(1)}
+            make = functools.partial(peers.Step, name, arrays, CASES[name].batch, fused=fused)
+            candidates: dict[str, Callable[[], object]] = {
+                "ddl": make(group.size, process_group=ours),
+                "gloo": make(group.size),
+                "alone": make(1),
+            }
             times = steps_in_turns(candidates, group, seconds)
             medians = {candidate: statistics.median(found) for candidate, found in times.items()}
             more = {
