@@ -20,7 +20,7 @@ def library_version() -> str:
 
 @functools.cache
 def reports_deaths(mpi: Any) -> bool:
-    """Whether the library of the module ``mpi`` can tell its ranks of a death (ULFM).
+    """Whether the library of the module ``mpi`` reports the death of a rank to the others (ULFM).
 
     MPI libraries that cannot have some of ULFM's names and error codes as well, but not this one."""
     try:

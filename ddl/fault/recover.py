@@ -18,7 +18,7 @@ from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.decision import Action, Call, RankDeath, Situation, decide, fatal_death
+from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
 
 
@@ -105,7 +105,7 @@ class _Ballot:
     failure: DdlError | None
     has_state: bool
     history: tuple[RankDeath, ...]
-    call: Call | None
+    call: FailedCall | None
     without_death: tuple[tuple[int, int], int]
 
 
@@ -230,7 +230,7 @@ class Recovery:
                 self.raised, report.phases, self._without_death = None, phases, report.without_death
                 return group, report
 
-    def _settle(self, group: Group, last: Group, call: Call | None, lap: Callable, enter: Callable) -> Report:
+    def _settle(self, group: Group, last: Group, call: FailedCall | None, lap: Callable, enter: Callable) -> Report:
         """Everything between the shrink and the closing agreement. If it raises PeerLost it is run again."""
         alive = {member.identity for member in group.members}
         gone = [member for member in last.members if member.identity not in alive]
@@ -380,11 +380,11 @@ class Recovery:
         report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]
 
 
-def _failed_call(cause: PeerLost, me: Member) -> Call | None:
+def _failed_call(cause: PeerLost, me: Member) -> FailedCall | None:
     """The call whose error made this rank recover; None if another rank revoked the group or MPI reported a death."""
     if cause.ranks or cause.__cause__ is None:
         return None
     text = str(cause.__cause__)
     if "REVOKED" in text or "PROC_FAILED" in text:
         return None
-    return Call(me.identity, cause.doing, text)
+    return FailedCall(me.identity, cause.doing, text)

@@ -44,7 +44,7 @@ class Session:
     def _uncaught(self, error: BaseException) -> None:
         self.end_if_refused(error)
         if isinstance(error, DifferentCalls) and self.group.tolerant:
-            # No rank's fault alone: without this the others would take the death of this one for a loss and go on.
+            # No single rank is at fault: otherwise the others would take this rank for lost and keep training.
             ending.show(error)
             mpi.fail(self.group, error.exit_status)
         self._replaced(error)

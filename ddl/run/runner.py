@@ -132,7 +132,7 @@ class Runner:
                 self._close()
 
     def _limits(self) -> dict[str, float]:
-        """The watchdog's. A rank that is stopped need not be lost soon where nobody would go on without it."""
+        """The watchdog's. A stopped rank need not be given up soon if no rank could train without it."""
         fault, tolerant = self.job.fault, self.job.fault.tolerance != "off"
         hang_s = fault.hang_timeout_s
         if hang_s == "auto":
