@@ -1,8 +1,8 @@
 """The supervisor: starts mpirun, and starts it again from the newest state when it must.
 
 Works with mpi4py absent, since it has to outlive MPI. It believes no exit status of mpirun's, only the
-summary.json of the launch it started. launcher/mpirun.py builds mpirun's command line, filters its output and cleans up after
-it; launch.py parses the arguments."""
+summary.json of the launch it started. launcher/mpirun.py builds mpirun's command line, filters its output and cleans
+up after it; launch.py parses the arguments."""
 
 from __future__ import annotations
 
