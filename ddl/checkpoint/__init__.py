@@ -1,4 +1,4 @@
-"""Checkpoints: named arrays on disk and in a node's memory, there whole or not at all.
+"""Checkpoints: named arrays on disk and in a node's memory, each complete or absent.
 
 ddl/train defines the arrays and decides when to take a checkpoint."""
 

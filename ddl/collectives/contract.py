@@ -39,7 +39,7 @@ NAMED = 3  # so many names are listed of values that differ
 
 
 def check_same_call(group: Group, call: Call) -> int:
-    """How many ranks make this call: all except the ranks that have left a ``join`` block.
+    """How many ranks make this call: all, except the ranks that have left a ``join`` block.
 
     All workers call it, before any data is sent. It costs one allreduce of 8 bytes per rank; the calls themselves are
     exchanged only when they differ. Raises the same ValueError on every rank if the calls differ. Raises PeerLost."""
@@ -73,7 +73,7 @@ def _meet(group: Group, call: Call) -> tuple[Call, int]:
 
 
 def _exchange(group: Group, call: Call) -> list[Call]:
-    """The calls of all ranks, by rank. Raises DifferentCalls if a rank has ended its script while another calls."""
+    """The calls of all ranks, by rank. Raises DifferentCalls if a rank has ended before the call."""
     if group.size == 1:
         return [call]
     group.kept["calls"] = group.kept.get("calls", 0) + 1

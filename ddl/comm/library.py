@@ -20,7 +20,7 @@ def library_version() -> str:
 
 @functools.cache
 def reports_deaths(mpi: Any) -> bool:
-    """Whether the library of the module ``mpi`` can report a death to its ranks (ULFM).
+    """Whether the library of the module ``mpi`` reports the death of a rank to the others (ULFM).
 
     Libraries without ULFM may define some of its names and error codes, but not this one."""
     try:

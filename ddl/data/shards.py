@@ -14,17 +14,17 @@ from ddl.errors import ConfigError
 AUTO_COUNTS = (120, 60, 48, 24, 12, 6, 4, 2, 1)
 
 
-def auto_shards(global_batch: int, samples: int) -> int:
-    """The number of shards of a job: depends only on the batch and the dataset, never on ranks.
+def auto_shards(global_batch: int, samples: int, least: int = 2) -> int:
+    """The number of shards of a job: depends on the batch, the dataset and the model alone, never on ranks.
 
-    The largest of AUTO_COUNTS that is at most half the global batch (two samples of each shard in a
-    step, since statistics of one sample are worth nothing) and not above ``samples``; 1 at least.
+    The largest of AUTO_COUNTS that leaves each shard ``least`` samples of a step (two, since statistics of one sample
+    are worth nothing) and is not above ``samples``; 1 at least.
     Raises ConfigError for an empty batch or dataset."""
     if global_batch < 1 or samples < 1:
         raise ConfigError(f"a global batch of {global_batch} from {samples} samples is empty")
     # The batch cannot hold more than the dataset has.
-    half = min(global_batch, samples) // 2
-    return next((count for count in AUTO_COUNTS if count <= half), 1)
+    most = min(global_batch, samples) // least
+    return next((count for count in AUTO_COUNTS if count <= most), 1)
 
 
 @dataclass(frozen=True)

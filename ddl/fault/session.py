@@ -44,7 +44,7 @@ class Session:
     def _uncaught(self, error: BaseException) -> None:
         self.end_if_refused(error)
         if isinstance(error, DifferentCalls) and self.group.tolerant:
-            # An error of all ranks together: without this the others would recover from this one's death and continue.
+            # No single rank is at fault: otherwise the others would take this rank for lost and keep training.
             ending.show(error)
             mpi.fail(self.group, error.exit_status)
         self._replaced(error)

@@ -66,6 +66,30 @@ def adamw(p, g, mean, square, scale, kept, lr, keep1, add1, keep2, add2, unbias,
     return p, mean, square
 
 
+def nadam(p, g, mean, square, scale, decay, of_gradient, of_mean, keep1, add1, keep2, add2, unbias, eps):
+    d = g * scale
+    if decay != 0:
+        d += p * decay
+    mean *= keep1
+    mean += d * add1
+    square *= keep2
+    square += d * d * add2
+    p -= (d * of_gradient + mean * of_mean) / (np.sqrt(square) * unbias + eps)
+    return p, mean, square
+
+
+def radam(p, g, mean, square, scale, decay, plain, rectified, keep1, add1, keep2, add2, eps):
+    d = g * scale
+    if decay != 0:
+        d += p * decay
+    mean *= keep1
+    mean += d * add1
+    square *= keep2
+    square += d * d * add2
+    p -= mean * plain + mean / (np.sqrt(square) + eps) * rectified
+    return p, mean, square
+
+
 def rmsprop(p, g, square, scale, decay, lr, keep, add, eps):
     d = g * scale
     if decay != 0:

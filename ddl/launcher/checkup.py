@@ -59,7 +59,7 @@ def library(look: Callable[[], tuple[dict[str, Any], str]] = look_at_mpi) -> tup
 
 
 def _name_for_debians_mpich(folders: Iterable[str] | None = None) -> str:
-    """How to give Debian's MPICH the name under which mpi4py looks for it; "" where there is none."""
+    """How to give Debian's MPICH the name under which mpi4py looks for it; "" if it is not installed."""
     if folders is None:
         folders = [*filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")), *_FOLDERS]
     found = next((Path(folder, _DEBIANS_MPICH) for folder in folders if Path(folder, _DEBIANS_MPICH).exists()), None)
@@ -95,7 +95,7 @@ def launcher(
 
 
 def _death(can_report: bool, tried: Launcher) -> Finding:
-    """What becomes of a job whose rank is killed."""
+    """Finding about a job whose rank is killed."""
     if can_report and tried.survives and tried.tolerant:
         return Finding("Launcher", True, f"the death of a rank is survived: {tried.reason}")
     if can_report and tried.with_ft:

@@ -42,8 +42,8 @@ def share(environment: Mapping[str, str]) -> int | None:
 
 
 def choose_kernels(environment: MutableMapping[str, str] = os.environ, cpuinfo: str = "/proc/cpuinfo") -> None:
-    """Have OpenBLAS take its kernels of 256 bits on a Zen 4, whose vectors of 512 bits are two halves one after the
-    other: large products took 5 % less time than with those it takes by itself. Counts before NumPy is imported."""
+    """Make OpenBLAS use its 256-bit kernels on a Zen 4, which computes 512-bit vectors in two halves: large products
+    took 5 % less time than with the kernels that OpenBLAS chooses. Has an effect only before NumPy is imported."""
     try:
         with open(cpuinfo) as file:
             lines = [line.split(":", 1) for line in itertools.takewhile(str.strip, file)]
@@ -60,7 +60,7 @@ def _tell_openblas(threads: int) -> None:
         with open("/proc/self/maps") as file:
             paths = {line.split()[-1] for line in file if "openblas" in line and ".so" in line}
         libraries = [ctypes.CDLL(path) for path in sorted(paths)]
-    except OSError:  # no /proc, or a file that was replaced meanwhile: it costs speed and nothing else
+    except OSError:  # no /proc, or a file that was replaced meanwhile: this costs only speed
         return
     for library in libraries:
         for name in SETTERS:

@@ -1,4 +1,4 @@
-"""Find out what an MPI library and an mpirun can do, by trying it in separate processes.
+"""What an MPI library and an mpirun can do, found by trying it in separate processes.
 
 So a library that crashes, or that belongs to another mpirun, does not end the caller. checkup.py interprets the
 findings."""
@@ -71,7 +71,7 @@ class Tried:
 
 
 def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment without the variables of this process's launcher, so that a new process is a separate job."""
+    """The environment without the variables of this process's launcher: for starting a separate job."""
     return {k: v for k, v in environ.items() if not k.startswith(_LAUNCHERS) or k.startswith(_USERS)}
 
 

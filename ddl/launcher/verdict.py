@@ -34,7 +34,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Verdict:
-    """status: what to end with; None: start again. reason: in words, for people."""
+    """status: the exit status; None: start again. reason: a message for the user."""
 
     status: int | None
     reason: str
@@ -46,7 +46,7 @@ def taken_over(by: str) -> Verdict:
 
 
 def decide(now: Ended) -> Verdict:
-    """Whether the job is done, beyond help, or to be started again."""
+    """Whether the job is done, cannot succeed, or must be started again."""
     status, step = now.summary.get("status"), max(now.step, 0)
     error = f": {now.summary['error']}" if now.summary.get("error") else ""
     if status == "finished":
@@ -60,7 +60,7 @@ def decide(now: Ended) -> Verdict:
         return Verdict(EX_TEMPFAIL, f"ended by {now.asked} {when}")
     if now.returncode == EX_USAGE and not now.progressed:
         return Verdict(EX_USAGE, "")  # the rank that found the error has printed it
-    # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
+    # A launch that made no progress, or that ranks ended because others were lost, is worth another try.
     is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
     if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:
         return Verdict(1, "failed before its first step")  # a bug in code, not the death of a machine

@@ -116,7 +116,9 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "summary.json"
     try:
         summary = {"steps": 0, **parse_object(read_regular(path))}
-        take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
+        # A launch that ended before its ranks met has no steps.
+        filled = {"status": "", "steps": 0, **summary}
+        take(filled, "status", str), take(filled, "launch", str), take(filled, "steps", int)
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -25,8 +25,8 @@ def new_launch() -> str:
 
 
 class RunFolder:
-    """Folder and launch id are chosen once, by the first leader, and known to all workers before anything is written:
-    later leaders continue in the same folder, under the same id.
+    """The folder and the launch id. The first leader chooses them, and all workers know them before anything is
+    written, so that later leaders continue in the same folder, under the same id.
 
     say: called with a line about what was skipped or could not be written."""
 

@@ -72,7 +72,7 @@ def samples(model: Model, state: State, count: int, seed: int) -> np.ndarray:
 
 
 def _undo(x: np.ndarray, normalise: Mapping[str, Any] | None) -> np.ndarray:
-    """Values as they were before normalisation."""
+    """Undo the normalisation."""
     return x if normalise is None else Normalise.from_json(normalise).undo(x)
 
 

@@ -28,7 +28,7 @@ from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
 from ddl.nn.losses import LOSSES
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
-from ddl.registry import described
+from ddl.registry import adapter_of, described
 from ddl.run.runner import Runner
 from ddl.run.trained import outputs_of
 from ddl.train.build import (
@@ -44,6 +44,10 @@ from ddl.train.build import (
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
 from ddl.train.task import Task
+
+# Optimizers and schedules of other frameworks: base class -> what makes ddl's of them.
+_OPTIMIZERS = {"torch.optim.optimizer.Optimizer": "ddl.torch:translated"}
+_SCHEDULES = {"torch.optim.lr_scheduler.LRScheduler": "ddl.torch:Factors"}
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
 _OF_SCHEDULE = ("optim.warmup_steps", "optim.min_lr", "optim.step_every", "optim.step_factor")
@@ -79,7 +83,7 @@ class Trainer:
         data: Source | tuple[Any, Any],
         *,
         loss: Any = None,
-        optimizer: Optimizer | str | None = None,
+        optimizer: Optimizer | str | Any = None,
         rules: Sequence[Rule] = (),
         metrics: Sequence[Any] | None = None,
         validation: Source | tuple[Any, Any] | None = None,
@@ -98,7 +102,14 @@ class Trainer:
         given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
         if given["train"] is None:
             raise UserError("a Trainer needs data")
+        translate, factors = adapter_of(optimizer, _OPTIMIZERS), adapter_of(schedule, _SCHEDULES)
+        if translate is not None:
+            if rules:
+                raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
+            optimizer, rules = translate(optimizer, model, schedule)
         self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        if factors is not None:
+            self.schedule = factors(schedule)
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
         self.initial = initial
         self._check(settings or {})
@@ -178,7 +189,7 @@ class Trainer:
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them.
 
-        Raises ValueError, on every rank, where others call something else or with another number of samples."""
+        Raises ValueError, on every rank, if others call something else or with another number of samples."""
         source, loop = _source(data), self._loop
         if source is None:
             raise UserError("evaluation needs data")
@@ -210,7 +221,7 @@ class Trainer:
         return self._runner.loop
 
     def _task(self, job: Job) -> Task:
-        order = order_of(job, len(self.data))
+        order = order_of(job, len(self.data), self.model)
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
         splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
         groups = self._groups(job)
@@ -240,6 +251,7 @@ class Trainer:
         if isinstance(self.schedule, str):
             return learning_rate(job, total_steps, lr)
         factor = self.schedule
+        factor(max(total_steps - 1, 0))  # a schedule that does not cover all steps should fail now
         return lambda step: lr * factor(step)
 
     def _check(self, settings: Mapping[str, Any]) -> None:
@@ -282,8 +294,8 @@ class Trainer:
         return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
 
     def _prepared(self, source: Source) -> Source:
-        """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
-        else the numbers of tokens."""
+        """``source`` in the job's type. Bytes are images if they form rows and columns or are to be normalised, else
+        token numbers."""
         source = as_source(source)
         if self._target is not None:
             source = self._target.apply(source)

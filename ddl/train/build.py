@@ -48,6 +48,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "momentum": ("momentum", "nesterov"),
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),
+    "nadam": ("beta1", "beta2", "eps"),
+    "radam": ("beta1", "beta2", "eps"),
     "rmsprop": ("decay", "eps"),
     "adagrad": ("eps",),
     "lamb": ("beta1", "beta2", "eps"),
@@ -62,7 +64,7 @@ def build_task(job: Job) -> Task:
     knowledge = knowledge_of(job, splits)
     startup.doing("building its model")
     model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
-    order = order_of(job, len(splits.train))
+    order = order_of(job, len(splits.train), model)
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
     return assemble(
@@ -89,6 +91,7 @@ def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], 
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
+        seed=job.run.seed,
         suggested=None if target is None else target.loss,
     )
 
@@ -121,10 +124,10 @@ def augmentations(specs: Sequence[Any], fields: Mapping[str, Field], model: Mode
     ]
 
 
-def order_of(job: Job, samples: int) -> Order:
+def order_of(job: Job, samples: int, model: Model) -> Order:
     """The order of ``samples`` training samples."""
-    batch = job.train.global_batch
-    shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
+    batch, least = job.train.global_batch, max(model.samples_per_shard * job.train.accumulate, 2)
+    shards = auto_shards(batch, samples, least) if job.data.shards == "auto" else int(job.data.shards)
     return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
 
 
@@ -141,7 +144,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     model.check(_first_samples(splits.train))
     samples = order.global_batch // (order.shards * job.train.accumulate)
     least = model.samples_per_shard
-    if samples < least:
+    if samples < least and order.shards > 1:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
             f"BatchNorm(sync=True), data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "

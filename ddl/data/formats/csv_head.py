@@ -125,7 +125,7 @@ def _try_split(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(first: str, rest: Sequence[str]) -> str:
-    """The delimiter that cuts all lines into equally many cells; of several, the one with fewest others in its cells."""
+    """The delimiter that cuts all lines into equally many cells; of several, the one with fewest others in cells."""
 
     def remains(delimiter: str) -> tuple[bool, int, int]:
         rows = [_try_split(line, delimiter) for line in (first, *rest)]
