@@ -1,4 +1,4 @@
-"""Scripted deaths of ranks that are threads (threads.py): which rank dies, and at which of the kill points it passes."""
+"""Scripted deaths of ranks that are threads (threads.py): which rank dies, and at which of its kill points."""
 
 from __future__ import annotations
 
