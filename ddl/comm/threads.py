@@ -20,25 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ddl.arrays import Array
+from ddl.comm.deaths import Death, ScriptedDeaths
 from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
 
 WAIT_LIMIT_S = 20.0
 
 T = TypeVar("T")
-
-
-class Killed(BaseException):
-    """This rank is dead. A BaseException, so that no handler for errors catches it."""
-
-
-@dataclass(frozen=True)
-class Death:
-    """``rank`` (as launched) dies when it passes its ``count``-th kill point (from 1), of that name if one is given."""
-
-    rank: int
-    count: int
-    point: str | None = None
 
 
 class _Job:
@@ -328,24 +316,6 @@ def _fill(x: Array, payload: Array) -> None:
     x.reshape(-1)[...] = payload.reshape(-1)
 
 
-class _ScriptedDeaths:
-    """Counts the kill points that one rank passes, and kills it at the scripted one."""
-
-    def __init__(self, deaths: Sequence[Death], also: Probe):
-        self.deaths, self.also, self.passed = deaths, also, 0
-        self.named: dict[str, int] = {}
-
-    def __call__(self, point: str) -> None:
-        self.also(point)
-        self.passed += 1
-        self.named[point] = self.named.get(point, 0) + 1
-        for death in self.deaths:
-            if (self.passed if death.point is None else self.named.get(point, 0)) == death.count and (
-                death.point in (None, point)
-            ):
-                raise Killed(point)
-
-
 def run_ranks(
     size: int,
     function: Callable[[Any], T],
@@ -367,7 +337,7 @@ def run_ranks(
     results: list[Any] = [None] * (size + spares)
 
     def live(rank: int) -> None:
-        script = _ScriptedDeaths([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
+        script = ScriptedDeaths([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
         group = ThreadGroup(job, world, rank, script)
         try:
             results[rank] = function(group)

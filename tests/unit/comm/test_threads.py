@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from ddl.comm.threads import Death, Killed, alone, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import alone, run_ranks
 from ddl.errors import CommError, JobEnded, PeerLost
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ddl import elastic
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import Diverged, Stop, UserCodeError
 
 STEPS, SHARDS = 3, 6

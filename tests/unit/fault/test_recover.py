@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import assign
 from ddl.errors import CommError, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.driver import Driver

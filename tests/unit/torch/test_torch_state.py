@@ -12,7 +12,8 @@ from torch import nn
 
 import ddl.torch
 from ddl import elastic
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import Order
 from ddl.errors import UserError
 

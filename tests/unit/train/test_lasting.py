@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddl.checkpoint import RunFolderLease, Store
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import Arrays
 from ddl.errors import CheckpointError, DataError, Diverged, LeaseLost
 

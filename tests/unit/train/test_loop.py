@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ddl.arrays import Device, Layout
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError, Diverged, UserCodeError
 from ddl.fault.recover import RecoverySettings

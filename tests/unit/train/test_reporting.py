@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import Diverged, JobEnded, Stop
 from ddl.fault.recover import RecoverySettings
 

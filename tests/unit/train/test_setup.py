@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ddl.audit import report
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import ConfigError, DataError, JobEnded, UserCodeError
 from ddl.fault.recover import survive
 

@@ -8,7 +8,8 @@ import pytest
 
 from ddl import nn
 from ddl.arrays import Device, Layout, generator
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.config import Job, override
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
