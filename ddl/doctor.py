@@ -1,4 +1,4 @@
-"""``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
+"""``python -m ddl.doctor``: examines this machine, explains the findings, and runs a self-test under mpirun.
 
 Works without mpi4py, and if MPI crashes: separate processes examine the library and mpirun (launcher/probe.py).
 launcher/mca_files.py writes MPI's parameter files (``--enable-fault-tolerance``)."""

@@ -38,7 +38,7 @@ def parser() -> Parser:
     )
     made.add_argument("--restarts", type=int, default=10, help="how often to start again")
     made.add_argument("--host", default="", metavar="A[:N],B[:N]", help="hosts, and the ranks on each")
-    made.add_argument("--hostfile", default="", metavar="FILE", help="the same, a host a line")
+    made.add_argument("--hostfile", default="", metavar="FILE", help="the same, one host per line")
     made.add_argument(
         "--deadline",
         type=float,

@@ -89,7 +89,7 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
 def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | None:
     """What makes ddl's own kind of object from one of another framework, found by the names of its base classes.
 
-    table: "module.Class" -> "package.module:Name", which is imported only where it is needed. A class counts like its
+    table: "module.Class" -> "package.module:Name", which is imported only if it is needed. A class counts like its
     objects. None for any other value."""
     kind = value if inspect.isclass(value) else type(value)
     for base in kind.__mro__:

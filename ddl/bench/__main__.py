@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--mpirun", default="", metavar="WORDS", help="what starts the ranks, such as 'mpirun --host a:2,b:2'"
     )
     made.add_argument("--against", choices=("torch",), help="measure PyTorch with Gloo as well")
-    made.add_argument("--json", action="store_true", help="one object a line instead of a table")
+    made.add_argument("--json", action="store_true", help="one object per line instead of a table")
     made.add_argument("--plot", default="", metavar="FILE", help="draw a picture of the figures")
     made.add_argument("--save-tuning", default="", metavar="FILE", help="allreduce: the table for comm.tuning")
     return made

@@ -49,7 +49,7 @@ def row_text(row: Mapping[str, Any]) -> str:
     if "shares" in row:
         notes.append(" ".join(f"{name} {share:.0%}" for name, share in row["shares"].items()))
     if "range_s" in row:
-        notes.append(f"{' to '.join(map(time_text, row['range_s']))}, besides a step of {time_text(row['step_s'])}")
+        notes.append(f"{' to '.join(map(time_text, row['range_s']))}, plus a step of {time_text(row['step_s'])}")
     if row.get("peer_lost"):
         notes.append(f"{row['peer']} did not recover {row['peer_lost']} times")
     if "phases" in row:

@@ -51,7 +51,7 @@ class _Message:
 
 @dataclass
 class _World:
-    """What the members of one generation share."""
+    """State shared by the members of one generation."""
 
     members: list[Member]
     size: int
@@ -293,7 +293,7 @@ class ThreadGroup(Group):
 
 
 def _mapped(nbytes: int) -> np.ndarray:
-    """(nbytes,) uint8, all zero, of which only what is touched costs anything. A heap writes its zeros one by one."""
+    """(nbytes,) uint8, all zero. Mapped rather than taken from the heap, so that untouched pages cost nothing."""
     return np.frombuffer(mmap.mmap(-1, max(1, nbytes)), np.uint8, nbytes)
 
 

@@ -29,7 +29,7 @@ def setting(default: T, meaning: str, **limits: float) -> T:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What this run is called, where it is kept, and its seed."""
+    """The name, folder and seed of this run."""
 
     name: str = setting(
         "digits",
@@ -113,7 +113,7 @@ class OptimSettings:
     clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping", least=0)
     sharded: Literal["auto", "on", "off"] = setting(
         "auto",
-        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: where that is faster and the "
+        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: if that is faster and the "
         "optimizer is elementwise; off: one replica per rank",
     )
     groups: tuple[dict[str, Any], ...] = setting(
@@ -134,7 +134,7 @@ class TrainSettings:
     patience: int = setting(
         0, "evaluations without a better validation loss after which training ends; 0: never", least=0
     )
-    compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
+    compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: if it is installed")
     callbacks: tuple[str, ...] = setting(
         (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.Callback'
     )
@@ -144,12 +144,12 @@ class TrainSettings:
 class CommSettings:
     """How ranks compute and sum."""
 
-    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU if there is one")
     algorithm: str = setting(
         "auto", "how gradients are summed: auto (by bytes, ranks and nodes), native, ring, shared or hierarchical"
     )
     bucket_mib: float = setting(4.0, "size in MiB of the gradient buckets sent while backward runs", above=0)
-    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that is faster")
+    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: if that is faster")
     gpu: Literal["auto", "direct", "staged"] = setting(
         "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct where MPI supports it"
     )
@@ -162,7 +162,7 @@ class FaultSettings:
     """Fault tolerance: which failures training survives, and how."""
 
     tolerance: Literal["auto", "on", "off"] = setting(
-        "auto", "keep training when a rank dies; auto: where launcher and MPI support it; on: an error elsewhere"
+        "auto", "keep training when a rank dies; auto: if launcher and MPI support it; on: an error elsewhere"
     )
     min_ranks: int = setting(1, "fewer survivors than this stop the job", least=1)
     spares: int = setting(0, "ranks that wait to replace a dead one", least=0)

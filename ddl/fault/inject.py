@@ -214,8 +214,8 @@ def perform(fault: Fault) -> None:
         free_twice()
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}[fault.act]
     if number == signal.SIGSEGV:
-        # A real crash is not held up by anybody's handler. By the C library, which does it in every thread: a
-        # checkpoint's points lie in its writer's.
+        # A real crash bypasses Python's handlers. Reset the action through the C library, which works in any thread,
+        # unlike ``signal.signal``: a checkpoint's kill points are passed in its writer thread.
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
     os.kill(os.getpid(), number)
 

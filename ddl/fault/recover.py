@@ -95,7 +95,7 @@ class Leaves(Exception):
 
 @dataclass(frozen=True)
 class _Ballot:
-    """What each worker of a new generation sends to all others."""
+    """The information that each worker of a new generation sends to all others."""
 
     identity: int
     position: tuple[int, int]

@@ -42,9 +42,9 @@ class Hub:
                     self.say(f"{type(sink).__name__} writes no more: {error}")
 
     def close(self) -> None:
-        """Every sink, whatever becomes of the others; ``say`` hears of what could not be closed."""
+        """Close every sink, even if another fails; ``say`` gets a warning for each failure."""
         with self.lock:
-            while self.sinks:  # the last first: what it has to say as it closes, the console before it still hears
+            while self.sinks:  # in reverse, so that the console can still show the others' last warnings
                 sink = self.sinks.pop()
                 try:
                     sink.close()

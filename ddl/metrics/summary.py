@@ -112,7 +112,7 @@ def early_stops(folder: str | Path) -> int:
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
     """What ``write_summary`` wrote, or for a launch that never trained the launcher or the watcher of its start; empty
-    where there is no summary. Raises DataError for anything else."""
+    if there is no summary. Raises DataError for anything else."""
     path = Path(folder) / "summary.json"
     try:
         summary = {"steps": 0, **parse_object(read_regular(path))}

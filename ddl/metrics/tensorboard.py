@@ -14,7 +14,7 @@ from ddl.metrics.events import EpochDone, Event, Finished, StepDone
 
 
 def writer_class() -> Any:
-    """tensorboardX's writer. Raises ConfigError where the package is missing."""
+    """tensorboardX's writer. Raises ConfigError if the package is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:

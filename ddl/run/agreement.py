@@ -46,9 +46,9 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
 
 
 def disagreement(group: Group, problem: DdlError | None, mine: Mapping[str, Any]) -> DdlError | None:
-    """On all workers: the first rank's problem, or a ConfigError where their essentials differ, or None.
+    """On all workers: the first rank's problem, or a ConfigError if their essentials differ, or None.
 
-    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError where
+    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError if
     another rank's script does something else."""
     try:
         check_same_call(group, Call("starts to train"))

@@ -56,7 +56,7 @@ TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 class RunLog(Reporter):
     """Writes nothing until ``lead`` makes this rank the leader.
 
-    sinks: creates the listeners besides the files, such as a console. jsonl: write metrics.jsonl; the ledger and
+    sinks: creates further sinks, such as a console. jsonl: write metrics.jsonl; the ledger and
     summary.json are always written. Without a folder nothing is written to disk."""
 
     def __init__(

@@ -243,8 +243,8 @@ class Runner:
         return loop.exit_status(failure)
 
     def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:
-        """On every rank the problem that keeps any of them from starting: its own, another rank's, or essentials
-        (``mine``) that differ."""
+        """On every rank, the problem that keeps any rank from starting: its own, another rank's, or different
+        essentials (``mine``)."""
         return self._survive(lambda group: disagreement(group, problem, mine or {}), problem)
 
     def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
@@ -287,7 +287,7 @@ class Runner:
 
     @property
     def _newest_group(self) -> Group:
-        """That of set-up until training begins, then that of the loop."""
+        """The request of set-up until training begins, then that of the loop."""
         return self.loop.group if self.loop is not None and self.loop.driver.is_running else self.group
 
     @property
@@ -335,7 +335,7 @@ class Runner:
         return error.exit_status
 
     def _die(self, error: Exception) -> NoReturn:
-        """End this rank after an exception that is its alone; the others continue if that is possible."""
+        """End this rank after an exception that only it raised; the others continue if possible."""
         group, status = self._newest_group, 1
         if self._in_script and len(group.members) == 1:
             raise error

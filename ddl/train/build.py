@@ -97,7 +97,7 @@ def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], 
 
 
 def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
-    """What has been learned from the data before training, as JSON has it: a checkpoint keeps it, so that the model
+    """What was learned from the data before training, as JSON: a checkpoint keeps it, so that the model
     can be made, and new samples read, where the data are gone."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
@@ -132,7 +132,7 @@ def order_of(job: Job, samples: int, model: Model) -> Order:
 
 
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
-    """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
+    """A task made of objects and settings. objects: the Task's fields that are not plain settings."""
     resolve_algorithm(job.comm.algorithm)  # raises for an unknown name
     if job.optim.sharded == "on" and not objects["optimizer"].is_elementwise:
         raise ConfigError(
@@ -193,7 +193,7 @@ def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
-    Raises ConfigError where there are no classes to balance."""
+    Raises ConfigError if there are no classes to balance."""
     of_loss = job.model.options.get("loss", {})
     if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
         return job.model.options
@@ -248,7 +248,7 @@ def build_groups(job: Job, model: Model) -> Groups:
 
 
 def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
-    """What the schedule, clipping and the like are is one thing for all parameters: a group cannot have its own."""
+    """Raises ConfigError for a setting that a group does not have, such as the schedule, or that has the wrong type."""
     own = ("name", "lr", "weight_decay", *_OPTIONS.get(name, ()))
     unknown = sorted(set(wanted) - set(own))
     if unknown:
@@ -290,10 +290,10 @@ def learning_rate(job: Job, total_steps: int, lr: float) -> Callable[[int], floa
 
 
 def start_from(job: Job) -> Callable[[Any], list[str]] | None:
-    """What copies ``model.from`` into a fresh state, by name; None where nothing is asked.
+    """A function that copies ``model.from`` into a new state, by name; None if the setting is empty.
 
     Strict: every parameter must be found with its shape. Otherwise what matches is taken, and what did not is
-    returned in one line. Running averages come along where they match. Raises ConfigError that names what does not."""
+    returned in one line. Running averages are taken too if they match. Raises ConfigError that names mismatches."""
     if not job.model.from_:
         return None
     from ddl.checkpoint import Store

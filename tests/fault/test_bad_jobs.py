@@ -42,7 +42,7 @@ BAD = {
         "no setting 'lrr'; did you",
     ),
     "freezing parameters that do not exist": (["--model.freeze", "no*"], "no parameter matches 'no*'"),
-    # names and code of the user's own
+    # names in the settings, and the user's own code
     "an unknown model": (["--model.name=cnm"], "model.name = 'cnm' is unknown; did you mean 'cnn'?"),
     "an unknown loss": (
         ["--model.loss=crossentropy"],

@@ -1,4 +1,4 @@
-"""Every job of the catalogue learns, in a shortened form; what the whole ones reach is launch/check_jobs.py's."""
+"""Every job of the catalogue learns, in a shortened form; launch/check_jobs.py checks the results of whole jobs."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_the_same_step_failing_three_times_stops_it_and_the_notes_are_named(play
         notes = folder / "notes" / launch
         notes.mkdir(parents=True)
         note = dict(rank=2, host="h", step=7, time=1, kind="exception", error="ZeroDivisionError: x at m.py:3")
-        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback of the user's"}))
+        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback in user code"}))
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -120,7 +120,7 @@ def test_the_same_step_failing_three_times_stops_it_and_the_notes_are_named(play
     assert len(calls()) == 3
     printed = capfd.readouterr().err
     assert "the 3rd time at the same step" in printed
-    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in printed and "Traceback of the user's" in printed
+    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in printed and "Traceback in user code" in printed
 
 
 def test_failures_at_different_steps_use_up_the_restarts(play, capfd):

@@ -30,7 +30,7 @@ Parts = dict[str, Source]  # "train", and "validation" and "test" where the file
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings.
+    """A request to open files in a format. targets: a file or columns, depending on the format. options: its settings.
 
     target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For CSV files,
     whose targets are text; those of other formats are converted in targets.py.

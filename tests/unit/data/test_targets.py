@@ -39,10 +39,10 @@ def opened(tmp_path, y, **options):
         (X[:, 0], "auto", "values", X[:, :1], "from floating-point numbers"),
         (THIRDS / 2, "binary_cross_entropy", "probabilities", THIRDS[:, None] / 2, "from 0 to 1"),
         (np.eye(3)[THIRDS] * 0.7 + 0.1, "cross_entropy", "probabilities", np.eye(3)[THIRDS] * 0.7 + 0.1, "3 classes"),
-        ((X > 0) * 1, "binary_cross_entropy", "multilabel", X > 0, "labels a sample"),
-        ((X > 0) * 1, "auto", "multilabel", X > 0, "labels a sample"),
-        (X > 0, "auto", "multilabel", X > 0, "labels a sample"),
-        (np.eye(3, dtype=int)[THIRDS], "binary_cross_entropy", "multilabel", np.eye(3)[THIRDS], "labels a sample"),
+        ((X > 0) * 1, "binary_cross_entropy", "multilabel", X > 0, "labels per sample"),
+        ((X > 0) * 1, "auto", "multilabel", X > 0, "labels per sample"),
+        (X > 0, "auto", "multilabel", X > 0, "labels per sample"),
+        (np.eye(3, dtype=int)[THIRDS], "binary_cross_entropy", "multilabel", np.eye(3)[THIRDS], "labels per sample"),
     ],
 )
 def test_the_kind_follows_from_the_targets_and_the_loss(tmp_path, y, loss, kind, expected, reason):

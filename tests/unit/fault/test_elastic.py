@@ -109,7 +109,7 @@ def test_an_exception_on_one_rank_costs_that_rank(rank):
 @pytest.mark.parametrize("commits", [0, 1])
 def test_an_exception_on_every_rank_ends_all_alike(commits):
     results = run_ranks(3, wrong_job(lambda identity, now: now == commits))
-    # A rank may hear of the first exception in its call before, and raise only after that one has left.
+    # A rank may learn of the first exception in its previous call, and raise only after that rank has left.
     refused = [result for result in results if not isinstance(result, ValueError)]
     assert len(refused) >= 2
     for result in refused:

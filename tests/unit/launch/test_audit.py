@@ -26,7 +26,7 @@ def test_a_whole_run_is_exact(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "20 expected, 20 used, 0 missing, 0 repeated, 0 skipped" in printed
-    assert printed.endswith("exact: every sample was used once an epoch\n")
+    assert printed.endswith("exact: every sample was used once per epoch\n")
 
 
 def test_a_resume_counts_the_surviving_lineage(tmp_path, capsys):

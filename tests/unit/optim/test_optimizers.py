@@ -330,7 +330,7 @@ def test_float16_parameters_follow_the_float32_update(kind, xp):
     got = run(optimizer, half, gradients, scale=0.5, slots=slots, xp=xp).astype("float32")
     wanted = run(optimizer, p.astype("float32"), [g.astype("float32") for g in gradients], scale=0.5, xp=xp)
     assert np.isfinite(got).all()
-    # Storing a parameter rounds it by at most 2**-11 of its size, once a step; the largest one bounds them all.
+    # Storing a parameter rounds it by at most 2**-11 of its size, once per step; the largest one bounds them all.
     bound = len(gradients) * 2.0**-10 * max(np.abs(wanted).max(), np.abs(p).max())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=bound)
 

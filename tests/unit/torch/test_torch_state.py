@@ -159,7 +159,7 @@ def test_gradients_can_be_clipped_between_average_and_update(fresh, points):
     assert norm > 1e-3 and torch.equal(net.out.weight.grad, before) and state.commits == 1
 
 
-def test_mistakes_are_named(fresh, points):
+def test_invalid_arguments_are_named(fresh, points):
     net, optimizer, scheduler = parts(fresh)
     with pytest.raises(UserError, match="cannot be called 'update'"):
         ddl.torch.State(net, optimizer, update=1)

@@ -79,7 +79,7 @@ def test_an_exception_on_the_only_rank_is_in_the_summary(whole_job):
 
 def test_a_failure_that_a_restart_may_avoid_leaves_no_summary(whole_job):
     def trouble(outcome):
-        raise OSError("a disk of the user's")
+        raise OSError("the user's disk")
 
     (result,) = run_ranks(1, lambda group: whole_job(group, SETTINGS, callbacks=[trouble]))
     assert isinstance(result, OSError) and not os.path.exists("run/summary.json")

@@ -126,7 +126,7 @@ def test_tables_with_few_touched_rows(nodes, monkeypatch):
 def test_a_step_that_is_skipped_leaves_no_trace(clip_norm):
     shared, own = both(3, spoiled=[5], clip_norm=clip_norm)
     assert_same(shared, own)
-    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one an epoch
+    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one per epoch
     assert all(np.isfinite(value).all() for value in bits(shared[0]).values())
 
 

@@ -72,14 +72,14 @@ def test_an_optimizer_by_name_is_the_object():
 
 
 def test_augmentations_and_callbacks_by_name_are_the_objects(here, monkeypatch):
-    (here / "heard.py").write_text("steps = []\ndef hear(outcome):\n    steps.append(outcome.step)\n")
+    (here / "listener.py").write_text("steps = []\ndef on_step(outcome):\n    steps.append(outcome.step)\n")
     monkeypatch.syspath_prepend(here)
-    named = trainer(augment=["noise:0.3", "mixup"], callbacks=["heard:hear"])
+    named = trainer(augment=["noise:0.3", "mixup"], callbacks=["listener:on_step"])
     made = trainer(augment=[Noise(0.3), Mixup()])  # mixup gets the number of classes from the data
     for run in (named, made):
         run.fit(steps=4)
     assert same(named, made)
-    assert sys.modules["heard"].steps == [1, 2, 3, 4]
+    assert sys.modules["listener"].steps == [1, 2, 3, 4]
 
 
 def test_rules_give_a_gan_two_optimizers(here):
