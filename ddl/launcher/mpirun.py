@@ -1,6 +1,7 @@
-"""mpirun as this project needs it: its command line, the noise it makes, and what it leaves behind.
+"""mpirun as this project needs it: its command line, the noise it makes, and its processes.
 
-Works with mpi4py absent. When to start it, and what its end means, is launch.py's."""
+Works with mpi4py absent. When to start it, and what its end means, is supervisor.py's; the files it leaves behind are
+leftovers.py's."""
 
 from __future__ import annotations
 
@@ -207,28 +208,3 @@ def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     return left
-
-
-def segments(folder: Path = SHARED_MEMORY) -> set[Path]:
-    """The files that Open MPI's ranks of this user hold in shared memory."""
-    found = set()
-    for path in folder.glob("sm_segment.*") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.geteuid():
-                found.add(path)
-    return found
-
-
-def remove_segments(before: set[Path], folder: Path = SHARED_MEMORY) -> None:
-    """Remove the files that appeared since ``before`` and that no process has mapped: their ranks were killed."""
-    left = segments(folder) - before
-    if not left:
-        return
-    mapped = ""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                mapped += Path(entry.path, "maps").read_text()
-    for path in left:
-        if str(path) not in mapped:
-            path.unlink(missing_ok=True)
