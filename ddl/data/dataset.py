@@ -79,7 +79,7 @@ def open_dataset(
     normalize: str = "none",
     measured: bool = False,
 ) -> Splits:
-    """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
+    """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
     source: a name from SOURCES, "files" with ``path`` (a file, folder or pattern), or "package.module:Name": what it
     returns is a source, a dict of sources by part, or Splits. targets: a file of targets, or columns of a CSV file.
@@ -112,8 +112,10 @@ def open_dataset(
     if "train" not in parts:
         raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
     try:
-        target = decide(parts["train"], loss, target_kind, classes)
+        target = decide(parts["train"], loss, target_kind, classes, measured)
     except DataError as error:
+        if error.path is not None:
+            raise
         raise DataError(str(error), targets or path or None) from error
     request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:

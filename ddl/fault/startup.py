@@ -110,7 +110,7 @@ def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: f
     """The ranks because of which this launch has to end now; empty while the others still wait for them.
 
     announced: rank -> announcement. still_s: seconds since any announcement changed: as long as one rank makes
-    progress, those that stand still may be waiting for it."""
+    progress, the others may be waiting for it."""
     absent = [rank for rank in range(size) if rank not in announced or announced[rank]["state"] == ENDED]
     ended = any(rank in announced for rank in absent)
     if still_s <= (min(LOST_S, timeout_s) if ended else timeout_s):

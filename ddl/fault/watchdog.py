@@ -52,7 +52,7 @@ class Heartbeat:
         self._slots = self._page[: 8 * SLOTS].cast("q")
         self._slots[page_of.RANK] = rank
         self._phases: dict[str, int] = {}
-        self._phase, self._met = -1, set[int]()  # the present phase, and those that this generation has seen
+        self._phase, self._met = -1, set[int]()  # the current phase, and the phases seen in this generation
         self._beats, self._step = 0, BEFORE_STEPS
         self._slots[page_of.STEP] = BEFORE_STEPS
         self._step_began_ns = 0
@@ -111,7 +111,7 @@ class Heartbeat:
         """Around a recovery: if it takes longer than the limit, the companion kills this rank.
 
         part: "meet" until all live ranks take part, which may take as long as a step; "read" while shards are opened;
-        both have limits of their own."""
+        both have separate limits."""
         slots = self._slots
         slots[page_of.PART] = _PARTS[part]
         slots[page_of.RECOVERING] = time.monotonic_ns()
@@ -163,7 +163,7 @@ class Heartbeat:
             "time": time.time(),
             "kind": "exception",
             "step": step,
-            "shards": sorted(shards),  # a rank computes all of its own at once
+            "shards": sorted(shards),  # a rank computes all its shards at once, so any of them may be the cause
             "phase": self.phase,
             # Without addresses, so that two ranks that fail alike have the same text.
             "error": _ADDRESS.sub("0x", message) + location,

@@ -1,8 +1,8 @@
 """The supervisor: starts mpirun, and starts it again from the newest state when it must.
 
 Works with mpi4py absent, since it has to outlive MPI. It believes no exit status of mpirun's, only the
-summary.json of its own launch. mpirun's command line, noise and leftovers are launcher/mpirun.py's, the words of the
-command line launch.py's."""
+summary.json of the launch it started. launcher/mpirun.py builds mpirun's command line, filters its output and cleans
+up after it; launch.py parses the arguments."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ from ddl.launcher.mpirun import (
     find_mpirun,
     sweep,
 )
-from ddl.launcher.replica import Replica, remove_stale_replicas
+from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
 from ddl.launcher.verdict import Ended, decide, taken_over
 from ddl.metrics import EARLY_STOPS, TOO_EARLY, early_stops
 
 REPLICA_VARIABLE = "DDL_REPLICA"
+# Where Open MPI 5 has options, older versions and other MPIs would refuse them; variables mean nothing to the others.
+OLDER_OPEN_MPI = {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+if os.geteuid() == 0:
+    OLDER_OPEN_MPI |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
 SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE_S = 15.0  # for mpirun to end once the job has
@@ -74,7 +78,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
-        self._replica: Replica | None = None
+        self._replica: MemoryFolder | None = None
 
     def run(self) -> int:
         """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
@@ -91,7 +95,7 @@ class Supervisor:
                         return self._end_asked(verdict.reason)
                     if verdict.status and verdict.reason:
                         self._say(verdict.reason)
-                        if not ended.summary and not ended.taken_over_by:  # else the leader has told why
+                        if not ended.summary and not ended.taken_over_by:  # else the leader has printed the reason
                             self._show_notes(self._id(len(failed_at)))
                     return verdict.status
                 failed_at.append(ended.step)
@@ -99,7 +103,7 @@ class Supervisor:
                     try:
                         check(self.job, self.ranks)
                     except ConfigError as error:  # which was not one on all the hosts
-                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
+                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to continue: {error}")
                         return EX_TEMPFAIL
                 if not self.asked:
                     if owner := self._taken_over_by():
@@ -153,7 +157,7 @@ class Supervisor:
     def _environ(self, attempt: int) -> dict[str, str]:
         replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
         own = {LAUNCH_VARIABLE: self._id(attempt), REGAINS_VARIABLE: str(self._regains(attempt))}
-        return {**os.environ, **own, **replica}
+        return {**os.environ, **OLDER_OPEN_MPI, **own, **replica}
 
     def _regains(self, attempt: int) -> int:
         """How often ranks may still be regained; the last restart is kept for a launch that is lost."""
@@ -310,7 +314,7 @@ class Supervisor:
             lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
             self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
             self.hosts = alive
-            self._say(f"no answer from {', '.join(lost)}: going on without")
+            self._say(f"no answer from {', '.join(lost)}: continuing without")
         return some
 
     def _answers(self, host: Host, launch: str) -> bool:
@@ -327,13 +331,13 @@ class Supervisor:
                 time.sleep(TICK_S)
             if probe.poll() is None:
                 probe.kill()
-                return bool(self.asked)  # nobody will need to know
+                return bool(self.asked)  # a stop was requested, so the answer no longer matters
             return b"swept" in probe.stdout.read()
 
     def _make_replica(self) -> None:
         if self.job.checkpoint.replica:
             try:
-                self._replica = Replica()
+                self._replica = MemoryFolder()
             except OSError as error:
                 self._say(f"no checkpoint is kept in memory: {error}")
 

@@ -17,7 +17,7 @@ from ddl.arrays import Device, device
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.comm import Group, Member, ending, fault_tolerance, mpi, no_probe
-from ddl.comm.group import nobody_watches
+from ddl.comm.group import no_watchdog
 from ddl.config import Job
 from ddl.environment import REGAINS_VARIABLE, launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
@@ -133,7 +133,7 @@ class Runner:
                 self._close()
 
     def _limits(self) -> dict[str, float]:
-        """The watchdog's. A rank that is stopped need not be lost soon where nobody would go on without it."""
+        """The watchdog's. A stopped rank need not be given up soon if no rank could train without it."""
         fault, tolerant = self.job.fault, self.job.fault.tolerance != "off"
         hang_s = fault.hang_timeout_s
         if hang_s == "auto":
@@ -179,7 +179,7 @@ class Runner:
             if self.heartbeat is not None:
                 self.heartbeat.part()  # the companion watches until the process is gone
             mpi.finish(self.group, status)
-            self.group.waits = nobody_watches
+            self.group.waits = no_watchdog
         if self.heartbeat is not None:
             self.heartbeat.close()
 
@@ -270,7 +270,7 @@ class Runner:
     def _strike(self, fault: inject.Fault) -> None:
         """Perform an injected fault, after an entry in the run folder if this rank knows it; a spare does not."""
         known = self.folder is not None and self.folder.path is not None
-        act = inject.told_in(self.folder.notes) if self.folder is not None and known else inject.perform
+        act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
     def _recovery_settings(self, state: State) -> RecoverySettings:

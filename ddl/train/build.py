@@ -1,6 +1,6 @@
 """From settings to objects: the one place where a job's configuration is read and becomes a task.
 
-What the settings may be is config's; what the objects do is their rooms'."""
+ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy as np
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
-from ddl.config import Job
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
     Known,
@@ -49,6 +48,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "momentum": ("momentum", "nesterov"),
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),
+    "nadam": ("beta1", "beta2", "eps"),
+    "radam": ("beta1", "beta2", "eps"),
     "rmsprop": ("decay", "eps"),
     "adagrad": ("eps",),
     "lamb": ("beta1", "beta2", "eps"),
@@ -63,7 +64,7 @@ def build_task(job: Job) -> Task:
     knowledge = knowledge_of(job, splits)
     startup.doing("building its model")
     model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
-    order = order_of(job, len(splits.train))
+    order = order_of(job, len(splits.train), model)
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
     return assemble(
@@ -90,6 +91,7 @@ def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], 
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
+        seed=job.run.seed,
         suggested=None if target is None else target.loss,
     )
 
@@ -122,10 +124,10 @@ def augmentations(specs: Sequence[Any], fields: Mapping[str, Field], model: Mode
     ]
 
 
-def order_of(job: Job, samples: int) -> Order:
+def order_of(job: Job, samples: int, model: Model) -> Order:
     """The order of ``samples`` training samples."""
-    batch = job.train.global_batch
-    shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
+    batch, least = job.train.global_batch, max(model.samples_per_shard * job.train.accumulate, 2)
+    shards = auto_shards(batch, samples, least) if job.data.shards == "auto" else int(job.data.shards)
     return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
 
 
@@ -142,7 +144,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     model.check(_first_samples(splits.train))
     samples = order.global_batch // (order.shards * job.train.accumulate)
     least = model.samples_per_shard
-    if samples < least:
+    if samples < least and order.shards > 1:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
             f"BatchNorm(sync=True), data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "
@@ -300,7 +302,7 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
     def take(state: Any) -> list[str]:
-        # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
         is_store = folder.name == "checkpoints"
         try:
@@ -323,14 +325,14 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
             for name in arrays
             if name.startswith("params/") and name.removeprefix("params/") not in state.params.views
         )
-        told = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
+        problems = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
         if wrong and (job.model.strict or not fitting):
-            raise ConfigError(told + ("; model.strict = false takes what matches" if fitting else ""))
+            raise ConfigError(problems + ("; model.strict = false takes what matches" if fitting else ""))
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        anew = [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
-        return skipped + anew
+        taken = f"{len(fitting)} of {total} arrays were taken, the others keep their initial values"
+        return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
 

@@ -1,4 +1,4 @@
-"""How a job ends when nobody may go on, or is asked not to: status, words, and nothing left running."""
+"""How a job ends when no rank may continue, or a stop is requested: its status, its message, nothing left running."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ raise SystemExit(main())
 
 
 @pytest.mark.parametrize("late", ["stop", "hang"])
-def test_a_rank_that_stands_still_after_the_agreed_end_holds_nobody_up(late, jobs):
+def test_a_rank_that_hangs_after_the_agreed_end_does_not_block_the_others(late, jobs):
     (jobs.folder / "late.py").write_text(LATE)
     ended = jobs.run("--fault.hang_timeout_s", "3", program=("late.py",), environ={"LATE": late})
     assert ended.status == 0 and ended.summary["status"] == "finished" and ended.is_exact(), ended.said

@@ -1,4 +1,4 @@
-"""Start-up without MPI: whose absence ends a launch, after how long, and that the watcher process acts on it."""
+"""Start-up without MPI: which missing ranks end a launch, after how long, and that the watcher process acts on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def announced(states):
         ({0: "joining", 2: "joining"}, 59.0, []),
         ({0: "joining", 2: "joining"}, 61.0, [1]),
         ({0: "joining"}, 61.0, [1, 2]),
-        # A rank that makes progress changes its announcement; where none does, those that have not come to MPI hang.
+        # A rank that makes progress changes its announcement; if none does, the ranks that have not reached MPI hang.
         ({0: "joining", 1: "starting", 2: "joining"}, 59.0, []),
         ({0: "joining", 1: "starting", 2: "joining"}, 61.0, [1]),
         ({0: "starting", 1: "starting", 2: "starting"}, 61.0, [0, 1, 2]),

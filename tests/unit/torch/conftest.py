@@ -72,7 +72,7 @@ def trained():
         finally:
             torch.set_num_threads(threads_of_torch)
         for result in results:
-            if isinstance(result, BaseException):
+            if isinstance(result, BaseException) and not isinstance(result, Killed):
                 raise result
         return [result for result in results if not isinstance(result, Killed)]
 
