@@ -124,6 +124,7 @@ _NOISE = [
     r"OSC UCX component priority set inside component query failed",
     r"btl_tcp_(frag|endpoint)\.c.*(Connection reset|Broken pipe|readv failed)",
     r"PMIX ERROR: (PMIX_ERR_)?(LOST_CONNECTION|UNREACH|PROC_ABORTED)",
+    r"pmix_ptl_base: send_msg: write failed",  # the rank has ended already, as all do at the end
 ]
 _BLOCKS = [
     (

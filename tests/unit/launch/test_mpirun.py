@@ -95,6 +95,7 @@ def test_ordinary_lines_pass_as_they_are():
 
 def test_known_noise_is_silent_unless_asked_for():
     noise = "[warn] Epoll MOD(1) on fd 27 failed: Bad file descriptor\n[h:1] NBC_Progress: an error 75 was found\n"
+    noise += "[h:3] pmix_ptl_base: send_msg: write failed: Broken pipe (32) [sd = 25]\n"
     assert shown(noise) == ""
     assert shown(noise, verbose=True) == noise
 
