@@ -1,6 +1,6 @@
 """The command ``ddl VERB ...``, the same as ``python -m ddl.VERB ...``.
 
-Each verb is a door of its own; nothing is decided here."""
+Each verb is a separate module; this one only dispatches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main() -> int:
         print(f"ddl: there is no verb {verb}; {instead(verb, VERBS, 'there are')}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does: models of the user's own are found there
+        sys.path.insert(0, os.getcwd())  # as python -m does, so that the user's modules are found
     sys.argv = [f"ddl.{verb}", *rest]
     runpy.run_module(f"ddl.{verb}", run_name="__main__", alter_sys=True)
     return 0

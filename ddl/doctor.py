@@ -1,7 +1,7 @@
-"""``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
+"""``python -m ddl.doctor``: examines this machine, explains the findings, and runs a self-test under mpirun.
 
-Works without mpi4py, and where MPI crashes: library and mpirun are tried in processes of their own (launcher/probe.py).
-Writing MPI's parameter files (``--enable-fault-tolerance``) is launcher/mca_files.py's."""
+Works without mpi4py, and if MPI crashes: separate processes examine the library and mpirun (launcher/probe.py).
+launcher/mca_files.py writes MPI's parameter files (``--enable-fault-tolerance``)."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def threads(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     build = numpy.__config__.CONFIG.get("Build Dependencies", {}).get("blas", {}).get("name", "unknown")
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     said = [f"{name}={environment[name]}" for name in names if environment.get(name)]
-    wish = ", ".join(said) or "not set: ddl gives each rank its share of the cores"
+    threads = ", ".join(said) or "not set: ddl gives each rank its share of the cores"
     return [
         Finding("Threads", True, f"{cores} cores for this process"),
-        Finding("Threads", True, f"BLAS: {build}; threads {wish}"),
+        Finding("Threads", True, f"BLAS: {build}; threads {threads}"),
     ]
 
 
@@ -148,9 +148,9 @@ def report(findings: list[Finding]) -> str:
     wrong = [finding for finding in findings if finding.wrong]
     ends = [finding for finding in findings if finding.ends]
     if wrong:
-        verdict = "This stands in the way of a job:"
+        verdict = f"{counted(len(wrong), 'problem')} would prevent a job:"
     else:
-        verdict = "Jobs can run, but:" if ends else "Nothing stands in the way."
+        verdict = "Jobs can run, but:" if ends else "No problems found."
     lines += ["", verdict, *(f"    {finding.text}" for finding in wrong or ends)]
     return "\n".join(lines).lstrip("\n")
 

@@ -91,7 +91,7 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
 def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | None:
     """What makes ddl's own kind of object from one of another framework, found by the names of its base classes.
 
-    table: "module.Class" -> "package.module:Name", which is imported only where it is needed. A class counts like its
+    table: "module.Class" -> "package.module:Name", which is imported only if it is needed. A class counts like its
     objects. None for any other value."""
     kind = value if inspect.isclass(value) else type(value)
     for base in kind.__mro__:
@@ -103,10 +103,10 @@ def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | Non
 
 
 def adapt(value: Any, contract: type[T]) -> T:
-    """``value`` as a ``contract``: itself where its class inherits from it, else a wrapper.
+    """``value`` as a ``contract``: itself if its class inherits from it, else a wrapper.
 
-    The wrapper has the value's public members and the contract's defaults for those that the value lacks. This is the
-    only place that asks which members an object has."""
+    The wrapper has the value's public members, and the contract's defaults for members that the value lacks. Only this
+    function asks which members an object has."""
     if isinstance(value, contract):
         return value
     members: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What the loaded MPI library says of itself and can do. Which launcher started us is preflight.py's."""
+"""What the loaded MPI library reports about itself and can do. Which launcher started us is known in preflight.py."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def library_version() -> str:
 
 @functools.cache
 def reports_deaths(mpi: Any) -> bool:
-    """Whether the library of the module ``mpi`` can tell its ranks of a death (ULFM).
+    """Whether the library of the module ``mpi`` reports the death of a rank to the others (ULFM).
 
-    MPI libraries that cannot have some of ULFM's names and error codes as well, but not this one."""
+    Libraries without ULFM may define some of its names and error codes, but not this one."""
     try:
         ctypes.CDLL(mpi.__file__).MPIX_Comm_is_revoked  # noqa: B018 - whether it is there
     except (OSError, AttributeError):

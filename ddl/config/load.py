@@ -120,7 +120,7 @@ def override(job: Job, settings: Mapping[str, Any]) -> Job:
 
 
 def _implied(values: dict[str, Any]) -> dict[str, Any]:
-    """Add what the given settings imply: data.path means source "files", and a run is named after its data."""
+    """Add the settings that the given ones imply: data.path means source "files", and a run is named after its data."""
     if values.get("data.path") and "data.source" not in values:
         values["data.source"] = "files"
     source = values.get("data.source", Job().data.source)

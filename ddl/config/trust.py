@@ -1,6 +1,6 @@
 """Code that settings name ("package.module:Name"), and the refusal to run it for a finished run unless that is trusted.
 
-A job file is its user's own program, which may name any code. A finished run may come from somebody else."""
+A job file is its user's own program, which may name any code. A finished run may be another user's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddl.config.sections import Job
 from ddl.errors import ConfigError
 from ddl.registry import QUALIFIED
 
-# Every setting whose value may name code, and those that are needed to open a finished run.
+# Every setting whose value may name code, and the ones needed to open a finished run.
 NAMING = (
     *("data.source", "data.augment", "model.name", "model.loss", "model.metrics", "optim.name", "optim.groups"),
     *("comm.algorithm", "train.callbacks"),

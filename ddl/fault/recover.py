@@ -18,7 +18,7 @@ from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.decision import Action, Call, RankDeath, Situation, decide, fatal_death
+from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
 from ddl.wording import counted
 
@@ -49,7 +49,7 @@ class Report:
     moved: dict[int, list[int]] = field(default_factory=dict)  # identity -> shards it took over
     promoted: list[int] = field(default_factory=list)  # spares that became workers
     refusal: DdlError | None = None  # why all survivors must end the job
-    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row that found nobody dead
+    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row without a death
     detect_s: dict[int, float] = field(default_factory=dict)  # identity -> seconds from its death to this recovery
 
     @property
@@ -67,7 +67,7 @@ def kill_and_confirm(member: Member, timeout_s: float, node: str) -> bool:
     if member.pid == os.getpid():
         return True  # ranks are threads of this process: a thread that is gone has returned
     deadline = time.monotonic() + timeout_s
-    # The start time tells the process from a later one with the same pid.
+    # The start time distinguishes the process from a later one with the same pid.
     while (started := start_time(member.pid)) and (not member.started or started == member.started):
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)
@@ -96,7 +96,7 @@ class Leaves(Exception):
 
 @dataclass(frozen=True)
 class _Ballot:
-    """What each worker of a new generation sends to all others."""
+    """The information that each worker of a new generation sends to all others."""
 
     identity: int
     position: tuple[int, int]
@@ -106,7 +106,7 @@ class _Ballot:
     failure: DdlError | None
     has_state: bool
     history: tuple[RankDeath, ...]
-    call: Call | None
+    call: FailedCall | None
     without_death: tuple[tuple[int, int], int]
 
 
@@ -116,8 +116,8 @@ def survive(
     """Repeat an action that can be restarted from its beginning, such as set-up, until all workers have completed it.
 
     Returns the group of the survivors. action: returns on every worker why the job cannot begin, or None; spares do not
-    run it. mine: a problem that a spare found by itself. Ranks without a problem of their own get JobEnded with the
-    status of the others."""
+    run it. mine: a problem that a spare found by itself. Ranks that have no problem get JobEnded with the status
+    of the others."""
     while True:
         problem, done = mine if group.is_spare else None, 1
         try:
@@ -207,8 +207,8 @@ class Recovery:
             group.revoke()
             lap("revoke")
             enter("shrink")
-            # Every member leaves a generation through exactly one agreement: those that came to its regular end
-            # have passed it, and all others vote 0 here, so both kinds count the same calls.
+            # Every member leaves a generation through exactly one agreement: ranks that reached its regular end have
+            # passed it there, and all others vote 0 here, so that every rank makes the same number of calls.
             if not agreed:
                 group.agree(0)
                 self._within_limit()
@@ -231,7 +231,7 @@ class Recovery:
                 self.raised, report.phases, self._without_death = None, phases, report.without_death
                 return group, report
 
-    def _settle(self, group: Group, last: Group, call: Call | None, lap: Callable, enter: Callable) -> Report:
+    def _settle(self, group: Group, last: Group, call: FailedCall | None, lap: Callable, enter: Callable) -> Report:
         """Everything between the shrink and the closing agreement. If it raises PeerLost it is run again."""
         alive = {member.identity for member in group.members}
         gone = [member for member in last.members if member.identity not in alive]
@@ -354,7 +354,7 @@ class Recovery:
         return None
 
     def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:
-        """The lowest survivor with the newest state sends it to all; those that are behind or have none take it."""
+        """Broadcast the newest state from the lowest survivor that has it; ranks that are behind load it."""
         if all(ballot.has_state and ballot.position == newest for ballot in ballots):
             return
         meta = group.gather_objects(self.work.meta() if group.rank == leader else None)[leader]
@@ -383,11 +383,11 @@ class Recovery:
         report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]
 
 
-def _failed_call(cause: PeerLost, me: Member) -> Call | None:
+def _failed_call(cause: PeerLost, me: Member) -> FailedCall | None:
     """The call whose error made this rank recover; None if another rank revoked the group or MPI reported a death."""
     if cause.ranks or cause.__cause__ is None:
         return None
     text = str(cause.__cause__)
     if "REVOKED" in text or "PROC_FAILED" in text:
         return None
-    return Call(me.identity, cause.doing, text)
+    return FailedCall(me.identity, cause.doing, text)

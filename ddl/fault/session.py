@@ -1,28 +1,31 @@
 """This process as a rank of its job, for scripts: joined once, by the first caller, and left once, at the end.
 
-A Trainer, a later Trainer and a training loop of the user's share the group and the watchdog."""
+A Trainer, a later Trainer and the user's own training loop share the group and the watchdog."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddl.comm import Group, ending, mpi
 from ddl.environment import launched_rank
-from ddl.errors import DdlError, UserCodeError
+from ddl.errors import DdlError, DifferentCalls, UserCodeError
 from ddl.fault.watchdog import Heartbeat, start_companion
 
 
 @dataclass
 class Session:
     """group: the newest generation. heartbeat: of the watchdog, with fault tolerance. refusal: the last error that was
-    raised alike on all ranks: if the script does not catch it, one rank prints it and all end with its status."""
+    raised alike on all ranks: if the script does not catch it, one rank prints it and all end with its status.
+    before_leaving: waits at the end of the script until all ranks have come there."""
 
     group: Group
     heartbeat: Heartbeat | None = None
     refusal: DdlError | None = None
+    before_leaving: Callable[[Group], None] = lambda group: None
 
     def __post_init__(self) -> None:
         self._replaced = ending.on_uncaught(self._uncaught)
@@ -31,20 +34,32 @@ class Session:
         """At the interpreter's end: all ranks leave together, so that none of them looks dead to the others."""
         if self.heartbeat is not None:
             self.heartbeat.end()
+        try:
+            self.before_leaving(self.group)
+        except DdlError:
+            if not self.group.tolerant:
+                ending.leave(1)  # another rank has failed, and this one is needed for its calls
         mpi.part(self.group)
 
     def _uncaught(self, error: BaseException) -> None:
         self.end_if_refused(error)
+        if isinstance(error, DifferentCalls) and self.group.tolerant:
+            # No single rank is at fault: otherwise the others would take this rank for lost and keep training.
+            ending.show(error)
+            mpi.fail(self.group, error.exit_status)
         self._replaced(error)
 
     def end_if_refused(self, error: BaseException) -> None:
-        """If ``error`` was raised alike on all ranks and ranks survive failures: print it on one rank, end on all."""
-        if error is not self.refusal or not self.group.tolerant:
+        """If ``error`` was raised alike on all ranks: print it on one rank, and end all with its status. At a prompt it
+        is an error like others."""
+        if error is not self.refusal or sys.flags.interactive or "ps1" in vars(sys):
             return
         if self.group.is_leader:
             if isinstance(error, UserCodeError) and error.traceback:
                 print(error.traceback.rstrip(), file=sys.stderr)
             print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr, flush=True)
+        if not self.group.tolerant:
+            raise SystemExit(self.refusal.exit_status)  # the interpreter leaves in order, by ``leave``
         if self.heartbeat is not None:
             self.heartbeat.part()
         mpi.finish(self.group, self.refusal.exit_status)

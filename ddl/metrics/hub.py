@@ -1,6 +1,4 @@
-"""The hub: hands each event to every sink, and goes on when one of them fails.
-
-What a sink makes of an event is its own affair."""
+"""The hub: passes each event to every sink, and continues without a sink that fails."""
 
 from __future__ import annotations
 
@@ -44,9 +42,9 @@ class Hub:
                     self.say(f"{type(sink).__name__} writes no more: {error}")
 
     def close(self) -> None:
-        """Every sink, whatever becomes of the others; ``say`` hears of what could not be closed."""
+        """Close every sink, even if another fails; ``say`` gets a warning for each failure."""
         with self.lock:
-            while self.sinks:  # the last first: what it has to say as it closes, the console before it still hears
+            while self.sinks:  # in reverse, so that the console can still show the others' last warnings
                 sink = self.sinks.pop()
                 try:
                     sink.close()

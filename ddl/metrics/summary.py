@@ -1,6 +1,6 @@
-"""summary.json: what a launch came to, in the names that scripts read; written whole or not at all.
+"""summary.json: the result of a launch, under names that scripts read; written atomically.
 
-The figures are train's; whether the job succeeded is what ``status`` says, not mpirun's exit status."""
+``status`` says whether the job succeeded; mpirun's exit status does not."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank that was lost on the way. kind: crash, exception, hang, stopped, recovery; times in seconds.
+    """A rank that was lost. kind: crash, exception, hang, stopped, recovery; times in seconds.
 
-    detect_s: from its death to the beginning of recovery, where its companion saw the one and the leader the other
-    (by the clocks of their hosts); from the last sign of life of a rank that hung or was stopped. A death of which no
-    companion could tell counts from the leader's failing call, so it may be older. recover_s: from there until all
-    survivors were ready for the next step. Both are 0 for a rank that died before the first step. phase: what it was
-    at, where that is known. note: the file with its traceback, or with the stack where it hung."""
+    detect_s: from the death to the start of the recovery. Its companion saw the first, the leader the second, each by
+    the clock of its host. For a rank that hung or was stopped it counts from the last sign of life; for a death that no
+    companion could report, from the leader's failing call, so the death may be older. recover_s: from there until all
+    survivors were ready for the next step. Both are 0 for a rank that died before the first step. phase: what the rank
+    was doing, if known. note: the file with its traceback, or with the stack where it hung."""
 
     step: int
     rank: int
@@ -93,12 +93,17 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
     """Write ``folder``/summary.json: a reader sees the old one or the new one, never half of one."""
     path = Path(folder) / "summary.json"
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(summary.to_json(), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(summary.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -111,11 +116,14 @@ def early_stops(folder: str | Path) -> int:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """What ``write_summary`` wrote; empty where there is no summary. Raises DataError for anything else."""
+    """What ``write_summary`` wrote, or for a launch that never trained the launcher or the watcher of its start; empty
+    if there is no summary. Raises DataError for anything else."""
     path = Path(folder) / "summary.json"
     try:
-        summary = parse_object(read_regular(path))
-        take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
+        summary = {"steps": 0, **parse_object(read_regular(path))}
+        # A launch that ended before its ranks met has no steps.
+        filled = {"status": "", "steps": 0, **summary}
+        take(filled, "status", str), take(filled, "launch", str), take(filled, "steps", int)
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -16,7 +16,7 @@ from ddl.metrics.events import EpochDone, Event, Finished, StepDone
 
 
 def writer_class() -> Any:
-    """tensorboardX's writer. Raises ConfigError where the package is missing or broken."""
+    """tensorboardX's writer. Raises ConfigError if the package is missing or broken."""
     try:
         try:
             from tensorboardX import SummaryWriter
@@ -47,7 +47,7 @@ def _without(package: str) -> Iterator[None]:
 
 
 class TensorBoard:
-    """Writes event files into ``folder``; a leader that takes over adds a file of its own beside them."""
+    """Writes event files into ``folder``; a leader that takes over adds another file."""
 
     def __init__(self, folder: str | Path):
         self._writer = writer_class()(str(folder))
@@ -67,7 +67,7 @@ class TensorBoard:
 
     def _scalars(self, group: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            # Numbers alone; what is not finite has no place on an axis.
+            # Only finite numbers can be plotted.
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 self._writer.add_scalar(f"{group}/{name}", value, self._step)
 

@@ -1,7 +1,7 @@
-"""The contract of a model, and the model most people need: a network, a loss and metrics.
+"""The contract of a model, and the usual model: a network, a loss and metrics.
 
-The trainer knows nothing else about models: a GAN or another framework's network has the same members.
-What a network is made of is in ddl/nn."""
+The trainer uses only these members, so a GAN or another framework's network implements the same ones. Layers are in
+ddl/nn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
 from ddl.nn.losses import BinaryCrossEntropy, Loss
 from ddl.nn.metric import Metric
 
-Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, where there is one, "y"
+Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
 Sums = Mapping[str, Any]  # metric name -> sum over the batch: a float or a small array
 
 
@@ -54,7 +54,7 @@ class Model:
     # Optional.
 
     def check(self, batch: Batch) -> None:
-        """Raises ConfigError where the model cannot train on samples such as these few; default: it can."""
+        """Raises ConfigError if the model cannot train on samples such as these few; default: it can."""
 
     def show(self, params: Views, buffers: Views) -> None:
         """Called with the committed state before callbacks and after training: for a model whose parameters the user
@@ -78,7 +78,7 @@ class Model:
 
     @property
     def kept(self) -> Mapping[str, Kept]:
-        """name -> buffer that is no average: a table or a counter; default: none."""
+        """name -> buffer other than an average: a table or a counter; default: none."""
         return {}
 
     @property
@@ -156,7 +156,7 @@ class Measured(Model):
         return [name for m in self.metrics for name in _step_names(m)]
 
     def measured(self, outputs: Any, targets: Any, loss: float, training: bool) -> dict[str, Any]:
-        """The sums of a batch: of all metrics, or in training of those that are computed at every step."""
+        """The sums of a batch: of all metrics, or in training only of the metrics computed at every step."""
         sums: dict[str, Any] = {}
         for metric in self.metrics:
             if not training:

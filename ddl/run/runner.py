@@ -17,18 +17,19 @@ from ddl.arrays import Device, device
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.comm import Group, Member, ending, fault_tolerance, mpi, no_probe
-from ddl.comm.group import nobody_watches
+from ddl.comm.group import no_watchdog
 from ddl.config import Job
 from ddl.environment import REGAINS_VARIABLE, launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
 from ddl.fault import inject, startup
 from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
-from ddl.fault.watchdog import Heartbeat, read_note, start_companion
+from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
 from ddl.kernels.backend import is_compiled, use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
+from ddl.output import print_past_launcher
 from ddl.run.agreement import disagreement, essentials
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
@@ -98,19 +99,16 @@ class Runner:
 
     def run(self) -> int:
         job = self.job
+        if self._running is None:
+            startup.announce(job.fault.startup_timeout_s, job.run.dir)
         task, chaos, problem = self._make_task()
-        if job.fault.tolerance != "off" and self._running is None:
+        if self._limits()["hang_timeout_s"] and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
-            self.heartbeat = start_companion(
-                launched_rank(),
-                hang_timeout_s=job.fault.hang_timeout_s,
-                recovery_timeout_s=job.fault.recovery_timeout_s,
-            )
+            self.heartbeat = start_companion(launched_rank(), **self._limits())
         _survival()
         try:
             self._check_joined()
             if self._running is None:
-                startup.announce(job.fault.startup_timeout_s, job.run.dir)
                 startup.joining()
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
             startup.joined()
@@ -120,7 +118,8 @@ class Runner:
             self.group.waits = self.heartbeat.wait
             if self._running is not None:
                 self.heartbeat.wait(False)
-                self.heartbeat.limits(job.fault.hang_timeout_s, job.fault.recovery_timeout_s)
+                self.heartbeat.limits(**self._limits())
+            self._beat(BEFORE_STEPS, "set-up")
         with Signals(self.request):
             try:
                 return self._train(task, chaos, problem)
@@ -132,6 +131,15 @@ class Runner:
                 self._die(error)
             finally:
                 self._close()
+
+    def _limits(self) -> dict[str, float]:
+        """The watchdog's. A stopped rank need not be given up soon if no rank could train without it."""
+        fault, tolerant = self.job.fault, self.job.fault.tolerance != "off"
+        hang_s = fault.hang_timeout_s
+        if hang_s == "auto":
+            hang_s = HANG_TIMEOUT_S if tolerant else 0.0
+        stop_s = STOP_TIMEOUT_S if tolerant else hang_s
+        return {"hang_timeout_s": hang_s, "recovery_timeout_s": fault.recovery_timeout_s, "stop_timeout_s": stop_s}
 
     def _check_joined(self) -> None:
         """Raises ConfigError if the group that this process is in does not match the settings."""
@@ -171,7 +179,7 @@ class Runner:
             if self.heartbeat is not None:
                 self.heartbeat.part()  # the companion watches until the process is gone
             mpi.finish(self.group, status)
-            self.group.waits = nobody_watches
+            self.group.waits = no_watchdog
         if self.heartbeat is not None:
             self.heartbeat.close()
 
@@ -233,11 +241,13 @@ class Runner:
         if self.job.metrics.plots and self.group.is_leader:
             self._beat(state.progress.step, "plots")
             draw_pictures(loop, log)
+        if loop.status == "stopped" and self.request.interrupted and self.group.is_leader and launched_size():
+            print_past_launcher(f"ddl.train: the state of step {self._step} is saved in {log.folder}")
         return loop.exit_status(failure)
 
     def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:
-        """On every rank the problem that keeps any of them from starting: its own, another rank's, or essentials
-        (``mine``) that differ."""
+        """On every rank, the problem that keeps any rank from starting: its own, another rank's, or different
+        essentials (``mine``)."""
         return self._survive(lambda group: disagreement(group, problem, mine or {}), problem)
 
     def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
@@ -260,7 +270,7 @@ class Runner:
     def _strike(self, fault: inject.Fault) -> None:
         """Perform an injected fault, after an entry in the run folder if this rank knows it; a spare does not."""
         known = self.folder is not None and self.folder.path is not None
-        act = inject.told_in(self.folder.notes) if self.folder is not None and known else inject.perform
+        act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
     def _recovery_settings(self, state: State) -> RecoverySettings:
@@ -280,7 +290,7 @@ class Runner:
 
     @property
     def _newest_group(self) -> Group:
-        """That of set-up until training begins, then that of the loop."""
+        """The request of set-up until training begins, then that of the loop."""
         return self.loop.group if self.loop is not None and self.loop.driver.is_running else self.group
 
     @property
@@ -328,7 +338,7 @@ class Runner:
         return error.exit_status
 
     def _die(self, error: Exception) -> NoReturn:
-        """End this rank after an exception that is its alone; the others continue if that is possible."""
+        """End this rank after an exception that only it raised; the others continue if possible."""
         group, status = self._newest_group, 1
         if self._in_script and len(group.members) == 1:
             raise error

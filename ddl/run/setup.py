@@ -1,7 +1,7 @@
 """Set-up of a job on all its ranks: choose the run folder, load the newest checkpoint, report the start.
 
 It is repeated when a rank dies during it, and the next leader continues what the previous one began. Settings become
-objects in train/build.py; training is train/loop.py's."""
+objects in train/build.py; train/loop.py trains."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
 
 
 def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
-    """Which command's exit status is the job's; "" where that is a matter of course."""
+    """The command whose exit status is the job's; "" if that is obvious."""
     if REGAINS_VARIABLE in environment:
         return "the exit status of ddl.launch is the job's"
     if launched_size(environment) is None:

@@ -10,7 +10,9 @@ except ModuleNotFoundError as error:
 from ddl.torch.backend import register
 from ddl.torch.data import Dataset
 from ddl.torch.model import Model
+from ddl.torch.optimizers import Factors, translated
+from ddl.torch.state import State
 
-__all__ = ["Dataset", "Model"]
+__all__ = ["Dataset", "Factors", "Model", "State", "translated"]
 
 register()

@@ -43,7 +43,7 @@ from ddl.wording import numbered
 class Loop(Program):
     """Trains ``task`` on the ranks of a group, and of the generations that follow it when ranks die.
 
-    request: what signals and clocks ask of the next step. work: what is trained, bound to the present generation.
+    request: what signals and time limits ask of the next step. work: what is trained, bound to the current generation.
     samples, train_seconds: of all steps of this process but the first, in which kernels are compiled."""
 
     work: Work
@@ -102,7 +102,7 @@ class Loop(Program):
         self.saving.close()
 
     def keep_state(self) -> None:
-        """After ``close``: hold what was trained in memory that no other rank uses."""
+        """After ``close``: move the trained state to memory that no other rank uses."""
         self.state.own()
         self._show()
 
@@ -201,7 +201,7 @@ class Loop(Program):
             self._call_epoch()
 
     def _call(self, outcome: Outcome) -> None:
-        # A phase of its own: ranks that crash in the same callback for the same step leave the same note.
+        # A separate phase: ranks that crash in the same callback at the same step then leave the same note.
         self.services.beat(outcome.step, "callback")
         self._show()
         for callback in self.task.callbacks:
@@ -257,7 +257,7 @@ class Loop(Program):
         self._warned_of_memory = bool(problems)
 
     def advance(self) -> None:
-        """One step, and what is due after it."""
+        """One step, and whatever is due after it."""
         assert self.work.step is not None
         due = self.group.is_leader and self.request.checkpoint_due()
         self._after_step(self.work.step.run(self.request.stop, due, self.saving.lease_lost is not None))

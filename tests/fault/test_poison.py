@@ -32,7 +32,7 @@ raise SystemExit(main())
 """
 
 
-# Files with values that are not finite are refused, so it takes an augmentation of the user's to make some.
+# Files with nonfinite values are rejected, so an augmentation of the user has to produce them.
 SPOIL = """
 import numpy as np
 
@@ -61,7 +61,7 @@ def test_a_poisoned_sample_is_skipped_by_all_and_its_shard_named(jobs):
     assert ended.status == 0, ended.said
     skipped = [event for event in ended.of("step") if event["skipped"]]
     epochs = ended.summary["epochs"]
-    assert int(epochs) <= len(skipped) <= epochs + 1  # once an epoch
+    assert int(epochs) <= len(skipped) <= epochs + 1  # once per epoch
     named = {re.search(r"shard\(s\) \[([\d, ]+)\]", line["message"])[1] for line in ended.of("warning")}
     assert len(named) == 1 and "," not in named.pop()
     assert ended.summary["samples"]["skipped"] == 64 * len(skipped)

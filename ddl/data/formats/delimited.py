@@ -1,6 +1,6 @@
-"""CSV files: one sample a line, numbers in columns, one or more of them the target.
+"""CSV files: one sample per line, numbers in columns, one or more of them the target.
 
-Texts with a label are labelled_text.py's. A quoted cell may hold the delimiter, not a line's end."""
+labelled_text.py reads texts with a label. A quoted cell may contain the delimiter, but not a line break."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class Delimited(Source):
         raise DataError(f"no column {target!r}; {hint}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
-        """(features, targets) of this file: by name if both files name their columns, else by position. Where a name
-        occurs twice, names do not tell columns apart: they must be the same in the same order.
+        """(features, targets) of this file: by name if both files name their columns, else by position. If a name
+        occurs twice, names cannot identify columns: both files must have the same names in the same order.
 
         A file without targets that has as many columns as there are features holds just these."""
         columns, features = like["columns"], list(like["features"])
@@ -153,7 +153,7 @@ class Delimited(Source):
         return self._text(cell, number).strip()
 
     def _classes(self, kind: str) -> tuple[str, ...]:
-        """The classes of the target by number; none where it is values."""
+        """The classes of the target by number; empty for values."""
         found = self._distinct
         if len(self._targets) != 1 or kind == "values":
             return ()
@@ -176,7 +176,7 @@ class Delimited(Source):
         return tuple(sorted(names))
 
     def learned(self) -> dict[str, Any]:
-        """Which columns are what, and how classes are numbered, as JSON has it."""
+        """The roles of the columns, and how classes are numbered, as JSON values."""
         return {
             "kind": "columns",
             "columns": self.columns if self.has_header else len(self.columns),
@@ -186,7 +186,7 @@ class Delimited(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number the classes as the one did who ``learned`` this."""
+        """Apply the class numbering recorded in ``learned``."""
         names, features = tuple(learned["names"]), len(learned["features"])
         if len(self._features) != features:
             raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
@@ -202,7 +202,7 @@ class Delimited(Source):
 
     @staticmethod
     def join(files: Sequence[Delimited]) -> None:
-        """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
+        """Use one class numbering, over the classes of all files. Raises DataError if files differ in kind."""
         names = {_canonical(name) for file in files for name in file.names}
         ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
         for file in files:
@@ -288,7 +288,7 @@ class Delimited(Source):
         return kept
 
     def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
-        """(lines, columns) float64. Raises DataError naming line and column of what is no finite number."""
+        """(lines, columns) float64. Raises DataError naming line and column of a cell that is not a finite number."""
         texts = [self._text(line, self._lines.line_number(int(row))) for line, row in zip(lines, rows, strict=True)]
         if self._has_decimal_comma:
             texts = [text.replace(",", ".") for text in texts]

@@ -1,6 +1,6 @@
 """Text classification: a text and its class in each sample, tokenised, cut and padded to one length.
 
-Texts that are predicted rather than classified are corpus.py's."""
+corpus.py reads texts for language models."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Texts(Protocol):
         ...
 
     def like(self, names: tuple[str, ...]) -> None:
-        """Number the classes so."""
+        """Apply this class numbering."""
         ...
 
 
 class TextList:
-    """Texts that lie in memory."""
+    """Texts in memory."""
 
     notes: tuple[str, ...] = ()
     files: Sequence[Path] = ()
@@ -67,7 +67,7 @@ class TextList:
 
 class RecordLines:
     """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number);
-    its class is None where there are no classes."""
+    its class is None if there are no classes."""
 
     def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int | None]], skip: int = 0):
         self.path, self._parse = path, parse
@@ -102,7 +102,7 @@ class RecordLines:
 
 
 def plain_lines(path: Path) -> RecordLines:
-    """One text a line, without classes."""
+    """One text per line, without classes."""
 
     def parse(line: bytes, number: int) -> tuple[str, None]:
         try:
@@ -114,7 +114,7 @@ def plain_lines(path: Path) -> RecordLines:
 
 
 def json_lines(path: Path, text: str = "text", label: str | None = "label") -> RecordLines:
-    """One JSON object a line, with a text and a class (a text or a whole number) under these keys; label: None
+    """One JSON object per line, with a text and a class (a text or a whole number) under these keys; label: None
     reads the texts alone."""
     kinds: dict[str, Any] = {text: str} if label is None else {text: str, label: (str, int)}
 
@@ -127,7 +127,8 @@ def json_lines(path: Path, text: str = "text", label: str | None = "label") -> R
             if not isinstance(record, dict) or key not in record:
                 raise DataError(f"no {key!r} in the record", path, number, "line")
             if not isinstance(record[key], kind):
-                raise DataError(f"{key!r} is {record[key]!r}", path, number, "line")
+                wanted = "a text" if kind is str else "a text or a whole number"
+                raise DataError(f"{key!r} is {record[key]!r}, not {wanted}", path, number, "line")
         return record[text], None if label is None else record[label]
 
     return RecordLines(path, parse)
@@ -178,8 +179,8 @@ def _hashed(token: str, size: int) -> int:
 
 
 class LabelledText(Source):
-    """Samples are x (length,) token numbers with 0 after the end, lengths (how many are no padding), y the class where
-    there are classes.
+    """Samples are x (length,) token numbers with 0 after the end, lengths (without padding), and y, the class, if there
+    are classes.
 
     vocabulary: how many numbers there are at most. hashed: tokens are numbered by a hash and nothing is
     learned; otherwise the most frequent tokens of the training part get numbers and the rest is unknown (1)."""
@@ -212,7 +213,7 @@ class LabelledText(Source):
         return len(self._texts)
 
     def fit(self, indices: np.ndarray) -> None:
-        """Learn the vocabulary from these samples alone."""
+        """Learn the vocabulary from these samples only."""
         if self._is_hashed:
             return
         counts: Counter[str] = Counter()
@@ -229,7 +230,7 @@ class LabelledText(Source):
         return self._number
 
     def learned(self) -> dict[str, Any]:
-        """All that numbering a text takes, as JSON has it."""
+        """Everything needed to number a text, as JSON values."""
         words = None if self._is_hashed else list(self._fitted())  # in the order of their numbers
         return {
             "kind": "texts",
@@ -240,7 +241,7 @@ class LabelledText(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number tokens, and classes where there are any, as the one did who ``learned`` this."""
+        """Apply the numbering of tokens, and of classes if there are any, recorded in ``learned``."""
         if self.names:
             self._texts.like(tuple(learned["names"]))
         words = learned["words"]
@@ -286,5 +287,5 @@ class LabelledText(Source):
         return np.fromiter((label for _, label in self._texts.read(np.arange(len(self)))), np.int64, len(self))
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """The texts themselves (ascending numbers): for comparisons with other methods."""
+        """The texts with these (ascending) numbers, for comparisons with other methods."""
         return [text for text, _ in self._texts.read(rows)]

@@ -52,7 +52,7 @@ def x_of(splits):
         ("".join(f"{i % 11},{i / 4},a{i % 2}\n" for i in range(12)), "header: no", [1, 0.25]),
     ],
 )
-def test_what_was_decided_is_stated(tmp_path, text, stated, x):
+def test_every_decision_about_the_header_is_reported(tmp_path, text, stated, x):
     splits = opened(tmp_path, text)
     assert stated in "\n".join(data_lines(Known.of(splits.train).to_json()))
     assert x_of(splits)[1].tolist() == x
@@ -112,6 +112,12 @@ def test_thousands_set_apart_are_not_taken_for_decimals(tmp_path):
     with pytest.raises(DataError, match=r"decimal comma or with thousands set apart.*data.options.decimal"):
         opened(tmp_path, text)
     assert x_of(opened(tmp_path, text, decimal=","))[:, 0].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cell", ["1,5e-07", "-1,5E+3", ",5"])
+def test_decimal_commas_are_understood_in_every_form_of_a_number(tmp_path, cell):
+    splits = opened(tmp_path, "p;y\n" + f"1,25;{cell}\n2,5;0,25\n")
+    assert splits.train.gather(np.arange(1))["y"].item() == pytest.approx(float(cell.replace(",", ".")))
 
 
 def test_targets_with_a_decimal_comma_are_values(tmp_path):

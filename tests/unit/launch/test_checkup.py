@@ -41,7 +41,7 @@ def test_what_becomes_of_a_job_whose_rank_dies(case):
     assert last.text.startswith(said) and last.ends is not last.good
     assert "mpirun --oversubscribe -n 4 python -m ddl.doctor" in others[0].text
     text = doctor.report([*others, last])
-    assert ("Nothing stands in the way." in text) is last.good
+    assert ("No problems found." in text) is last.good
     assert ("Jobs can run, but:" in text) is last.ends
 
 
@@ -84,11 +84,11 @@ def test_a_missing_library_and_a_missing_package_are_named(monkeypatch, tmp_path
     assert finding.wrong and "mpi4py is missing" in finding.text
 
 
-def test_the_report_lists_what_stands_in_the_way_at_its_end():
+def test_the_report_ends_with_the_problems():
     text = doctor.report(
         [Finding("A", True, "fine"), Finding("B", False, "broken", True), Finding("B", False, "dies", ends=True)]
     )
-    assert text.splitlines()[-2:] == ["This stands in the way of a job:", "    broken"]
+    assert text.splitlines()[-2:] == ["1 problem would prevent a job:", "    broken"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import nn
 
 import ddl
 import ddl.torch
+from ddl.comm.deaths import Death
 from ddl.data import Order
 
 ROWS, BATCH, STEPS = 48, 32, 100
@@ -116,5 +117,21 @@ def test_several_ranks_train_to_the_module_of_one(trained, fresh, kind, sharded)
         results = trained(ranks, make, x, y, **options)
         assert len(results) == ranks
         for model, _ in results:
+            for name, value in alone.module.state_dict().items():
+                torch.testing.assert_close(model.module.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_death_in_the_middle_changes_nothing(trained, fresh, kind, rank):
+    x, y = samples(kind)
+    make = partial(model_of, fresh, kind)
+    options = {"steps": 8, "batch": BATCH, "shards": 4, "optimizer": ddl.optim.AdamW(lr=1e-2)}
+    [(alone, _)] = trained(1, make, x, y, **options)
+    for sharded in ("off", "on"):
+        results = trained(3, make, x, y, threads={"death": Death(rank, 40)}, sharded=sharded, **options)
+        assert len(results) == 2
+        for model, loop in results:
+            assert loop.group.generation == 1 and 0 < loop.reports[0].step < 8
             for name, value in alone.module.state_dict().items():
                 torch.testing.assert_close(model.module.state_dict()[name], value, rtol=1e-9, atol=1e-9)

@@ -1,8 +1,9 @@
-"""Every kill point of the list is one that a run passes, and a run passes none that is not in the list."""
+"""The list of kill points holds exactly the points that a run passes."""
 
 import pytest
 
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.fault.inject import POINTS
 from ddl.nn import BatchNorm, Dense, Sequential
 
