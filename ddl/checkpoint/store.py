@@ -140,6 +140,8 @@ class Store:
         except FileNotFoundError:
             return []
         except OSError as error:
+            if not self.folder.parent.is_dir():
+                return []  # there is no run here
             raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}") from error
 
     def newest(self) -> Path | None:

@@ -30,7 +30,7 @@ BAD = {
     "a batch of no samples": (["--train.global_batch=0"], "[train] global_batch is 0"),
     "nothing left to train on": (["--data.validation=0.6", "--data.test=0.5"], "nothing is left to train on"),
     "more shards than a step has samples": (["--data.shards=100"], "[data] shards is 100"),
-    "spares alone": (["--fault.spares=1"], "[fault] spares is 1, but only 1 ranks"),
+    "spares alone": (["--fault.spares=1"], "[fault] spares is 1, but only 1 rank was started"),
     "a job file that there is not": (["nowhere.toml"], "there is no job file nowhere.toml"),
     "a job file that is not TOML": (["broken.toml"], "broken.toml is not TOML"),
     "a job file with a mistyped section": (["mistyped.toml"], "no section [trian]"),
