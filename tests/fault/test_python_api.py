@@ -247,7 +247,7 @@ ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings=settings, cal
 """
     _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
     assert count(out, "status 75") == 1, out + err
-    assert err.count("1 ranks are left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
+    assert err.count("1 rank is left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
 
 
 DISAGREEMENTS = {
