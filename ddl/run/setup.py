@@ -32,6 +32,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
     message: DdlError | dict[str, Any] | None = None
     arrays: dict[str, np.ndarray] | None = None
     folder.choose(group)
+    digests = group.gather_objects(state.parameters_digest())
     if group.is_leader:
         try:
             assert folder.path is not None
@@ -39,6 +40,9 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
             if loop.task.initial is not None and arrays is None:
                 for line in loop.task.initial(state):
                     say(line)
+            others = [rank for rank, own in enumerate(digests) if own != digests[0]]
+            if others and arrays is None:
+                say(f"rank(s) {others} drew other initial parameters than rank 0, whose parameters all ranks now have")
             if arrays is not None:
                 restore(state, arrays, meta, loop.task, say)
             group.probe("setup.claim")
