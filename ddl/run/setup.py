@@ -32,6 +32,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
     log, state, work = folder.log, loop.state, loop.work
     message: DdlError | dict[str, Any] | None = None
     folder.choose(group)
+    digests = group.gather_objects(state.parameters_digest())
     if group.is_leader:
         try:
             assert folder.path is not None
@@ -39,6 +40,9 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
             if loop.task.initial is not None and not is_resumed:
                 for line in loop.task.initial(state):
                     say(line)
+            others = [rank for rank, own in enumerate(digests) if own != digests[0]]
+            if others and not is_resumed:
+                say(f"rank(s) {others} drew other initial parameters than rank 0, whose parameters all ranks now have")
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)

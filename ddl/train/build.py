@@ -4,6 +4,7 @@ ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Layout
+from ddl.arrays import Layout, host
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job, OptimSettings
@@ -337,9 +338,10 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     return take
 
 
-def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
-    """A Task's ``initial`` that sets parameters and averages to given arrays; the others keep their initial values.
+def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a Task that begins with given values.
 
+    Its ``initial`` sets parameters and averages to given arrays; the others keep their initial values.
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
@@ -353,7 +355,12 @@ def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
             views[name][...] = state.device.array(array)
         return []
 
-    return load
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        array = np.ascontiguousarray(host(values[name]))
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.data)
+    return {"initial": load, "initial_digest": digest.hexdigest()[:16]}
 
 
 def _few(things: Sequence[str], most: int = 4) -> str:

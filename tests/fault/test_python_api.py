@@ -252,6 +252,10 @@ ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings=settings, cal
 
 DISAGREEMENTS = {
     "batches": ("run = make(global_batch=16 + 16 * rank)", "[train] global_batch is 16 on rank 0 and 32 on rank 1"),
+    "initial values": (
+        "run = make(initial={'dense1.bias': np.full(8, rank)})",
+        "the digest of the given initial values is",
+    ),
     "seeds": ("run = make(seed=rank)", "[run] seed is 0 on rank 0 and 1 on rank 1"),
     "samples": (
         "run = make(data=(x[rank:], y[rank:]))",
