@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.audit RUN``: prove from a run's ledger that each sample was used exactly once an epoch.
+"""``python -m ddl.audit RUN``: prove from a run's ledger that each sample was used exactly once per epoch.
 
-The proof is data/ledger.py's; here it is told."""
+The proof is in data/ledger.py; this module prints it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def report(run: Path) -> Audit:
 
 
 def lines(found: Audit) -> list[str]:
-    """What a person should know, the verdict last."""
-    told = [
+    """The report as lines; the verdict is the last."""
+    report = [
         f"{found.steps} steps, {found.epochs:.4g} epochs, "
         f"{found.launches} launch(es), {found.generations} generation(s)",
         f"samples: {found.expected} expected, {found.used} used, {found.missing} missing, "
@@ -38,12 +38,12 @@ def lines(found: Audit) -> list[str]:
         *found.problems,
     ]
     if found.is_exact and found.skipped:
-        told.append("exact: every sample was used once an epoch, but for the skipped steps")
+        report.append("exact: every sample was used once an epoch, except in skipped steps")
     elif found.is_exact:
-        told.append("exact: every sample was used once an epoch")
+        report.append("exact: every sample was used once an epoch")
     else:
-        told.append("NOT exact")
-    return told
+        report.append("NOT exact")
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

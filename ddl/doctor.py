@@ -1,7 +1,7 @@
 """``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
 
-Works without mpi4py, and where MPI crashes: the library is looked at in a process of its own. Writing MPI's
-parameter files (``--enable-fault-tolerance``) is launcher/mca_files.py's."""
+Works without mpi4py, and if MPI crashes: a separate process examines the library. launcher/mca_files.py writes MPI's
+parameter files (``--enable-fault-tolerance``)."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def software() -> list[Finding]:
 
 
 def look_at_mpi(timeout_s: float = 30.0) -> tuple[dict[str, Any], str]:
-    """(what the library says of itself, ""), or ({}, why it says nothing)."""
-    # Without the launcher's variables the child is a job of its own, not a second copy of this rank.
+    """(properties of the library, ""), or ({}, why they could not be read)."""
+    # Without the launch environment the child is a separate job, not a second copy of this rank.
     launchers = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "MPI_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(launchers) or k.startswith("OMPI_ALLOW")}
     try:
@@ -152,7 +152,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> list[Finding]:
         Finding("This launch", True, f"{size} processes were started"),
         Finding("This launch", tolerant, f"the death of a rank is survived: {'' if tolerant else 'no; '}{reason}"),
     ]
-    if not tolerant and "OMPI_COMM_WORLD_SIZE" in environment:  # another launcher cannot be told to
+    if not tolerant and "OMPI_COMM_WORLD_SIZE" in environment:  # other launchers have no such setting
         lines.append(Finding("This launch", False, "python -m ddl.doctor --enable-fault-tolerance changes that"))
     return lines
 
@@ -195,10 +195,10 @@ def threads(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     build = numpy.__config__.CONFIG.get("Build Dependencies", {}).get("blas", {}).get("name", "unknown")
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     said = [f"{name}={environment[name]}" for name in names if environment.get(name)]
-    wish = ", ".join(said) or "not set: ddl gives each rank its share of the cores"
+    threads = ", ".join(said) or "not set: ddl gives each rank its share of the cores"
     return [
         Finding("Threads", True, f"{cores} cores for this process"),
-        Finding("Threads", True, f"BLAS: {build}; threads {wish}"),
+        Finding("Threads", True, f"BLAS: {build}; threads {threads}"),
     ]
 
 
@@ -241,7 +241,7 @@ def report(findings: list[Finding]) -> str:
             lines += ["", f"{section}:"]
         lines.append(f"    [{'X' if finding.good else ' '}] {finding.text}")
     wrong = [finding for finding in findings if finding.wrong]
-    lines += ["", "Nothing stands in the way." if not wrong else f"{len(wrong)} thing(s) stand in the way of a job:"]
+    lines += ["", "No problems found." if not wrong else f"{len(wrong)} problem(s) would prevent a job:"]
     return "\n".join([*lines, *(f"    {finding.text}" for finding in wrong)]).lstrip("\n")
 
 

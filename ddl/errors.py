@@ -1,7 +1,7 @@
 """Every exception that ddl raises on purpose, in one tree.
 
 DdlError                      exit status 1
-├── UserError                 2   a mistake of the user's: settings, files, shapes
+├── UserError                 2   invalid input by the user: settings, files, shapes
 │   ├── ConfigError               a setting is unknown, mistyped or impossible
 │   └── DataError                 a file is missing, truncated, mislabelled or does not match
 ├── PeerLost                  1   a rank died or stopped responding; only ddl/fault catches it

@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.evaluate RUN``: loss and metrics of a trained run, alone or under mpirun.
+"""``python -m ddl.evaluate RUN``: loss and metrics of a trained run, alone or under mpirun.
 
-What evaluation is, is train/evaluate.py's."""
+The evaluation itself is in train/evaluate.py."""
 
 from __future__ import annotations
 

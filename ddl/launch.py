@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.launch -n 4 job.toml``: training under supervision, which survives what mpirun does not.
+"""``python -m ddl.launch -n 4 job.toml``: supervised training, which restarts when the job itself cannot recover.
 
-The work is launcher/supervisor.py's."""
+The supervisor is in launcher/supervisor.py."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def parser() -> Parser:
     made = Parser(
         "ddl.launch",
         usage="python -m ddl.launch [-n RANKS] [options] [job.toml] [--section.key value ...]",
-        description="Trains under supervision: mpirun with all that surviving a death needs, started again from the "
-        "newest state when it ends early. Settings are those of ddl.train (python -m ddl.train --help).",
-        epilog="Exit status: 0 trained to the end; 75 ended early, starting again goes on; 2 a mistake; 1 else.",
+        description="Trains under supervision: starts mpirun with fault tolerance, and restarts it from the newest "
+        "state if it ends early. Settings are those of ddl.train (python -m ddl.train --help).",
+        epilog="Exit status: 0 trained to the end; 75 ended early and can be resumed; 2 invalid input; 1 otherwise.",
     )
     ranks = os.environ.get("SLURM_NTASKS", "")
     made.add_argument(
@@ -53,7 +53,7 @@ def parser() -> Parser:
 
 
 def from_words(argv: Sequence[str]) -> Supervisor:
-    """The supervisor of a command line. Raises ConfigError for a mistake in it or in the job."""
+    """The supervisor for a command line. Raises ConfigError for invalid arguments or settings."""
     from ddl.config import load
     from ddl.errors import ConfigError
     from ddl.launcher.mpirun import parse_hosts, read_hostfile

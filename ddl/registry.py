@@ -101,10 +101,10 @@ def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | Non
 
 
 def adapt(value: Any, contract: type[T]) -> T:
-    """``value`` as a ``contract``: itself where its class inherits from it, else a wrapper.
+    """``value`` as a ``contract``: itself if its class inherits from it, else a wrapper.
 
-    The wrapper has the value's public members and the contract's defaults for those that the value lacks. This is the
-    only place that asks which members an object has."""
+    The wrapper has the value's public members, and the contract's defaults for members that the value lacks. Only this
+    function asks which members an object has."""
     if isinstance(value, contract):
         return value
     members: dict[str, Any] = {}

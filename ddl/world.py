@@ -1,7 +1,7 @@
-"""A loop of your own: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
+"""For your own training loop: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
 
-For those who come from Horovod. Whoever wants failures survived as well uses ``ddl.elastic``; whoever has a
-model and data uses ``ddl.Trainer``."""
+The names follow Horovod. To survive failures too, use ``ddl.elastic``; to train a given model on data, use
+``ddl.Trainer``."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def group() -> Group:
 
 
 def rank() -> int:
-    """This process's number, 0 .. size()-1."""
+    """This process's rank, 0 .. size()-1."""
     return group().rank
 
 
 def size() -> int:
-    """How many processes work together."""
+    """How many ranks there are."""
     return group().size
 
 
 def local_rank() -> int:
-    """This process's number among those of its node: the GPU to take."""
+    """This process's rank on its node, for example to choose a GPU."""
     return group().local_ranks.index(group().rank)
 
 
@@ -79,11 +79,11 @@ def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
 
 
 class DistributedOptimizer:
-    """An optimizer for a loop of your own: ``step`` averages the gradients over all ranks, then updates.
+    """An optimizer for your own training loop: ``step`` averages the gradients over all ranks, then updates.
 
-    params: named host arrays, updated in place; every rank must begin with the same (see ``broadcast``). ``lr`` is the
-    optimizer's own at first, and may be set anew before each step: that is how a schedule comes in. rules: other
-    settings for some parameters, by their names."""
+    params: named host arrays, updated in place; every rank must start from the same values (see ``broadcast``). ``lr``
+    starts as the optimizer's and may be changed before each step, for example by a schedule. rules: other settings for
+    parameters that match a pattern."""
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
         from ddl.arrays import FlatBuffer, Layout, aligned

@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.bench NAME``: measures, prints a table or JSON lines, draws and saves what was asked for.
+"""``python -m ddl.bench NAME``: measures, prints a table or JSON lines, and draws or saves the rows if asked to.
 
-It starts mpirun itself. What is measured is said in allreduce.py, step.py, scaling.py and recovery.py."""
+It starts mpirun itself. The measurements are defined in allreduce.py, step.py, scaling.py and recovery.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--tolerance",
         choices=("on", "off", "both"),
-        help="with what surviving a death needs (step), or without it; step, both: what it costs, in turns",
+        help="step: fault tolerance on or off; both: alternate between them and print what it costs",
     )
     made.add_argument(
         "--mpirun", default="", metavar="WORDS", help="what starts the ranks, such as 'mpirun --host a:2,b:2'"
@@ -67,7 +67,7 @@ def numbers(text: str, what: str) -> list[int]:
 
 
 def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rows that were asked for. Raises UserError for a mistake in the options."""
+    """All requested rows. Raises UserError for invalid options."""
     models = options.models.split(",") if options.models else list(CASES)
     unknown = sorted(set(models) - set(CASES))
     if unknown:

@@ -1,6 +1,6 @@
-"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo: what ours is measured against.
+"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo, as the peer of ours.
 
-Imported only where somebody asks for it."""
+Imported only on request."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Step:
+class TorchStep:
     """One rank's training steps of a network in PyTorch, on the samples of ``arrays`` in order.
 
     ranks: above 1 with DistributedDataParallel. fused: Adam in one pass, which is not PyTorch's default."""

@@ -1,6 +1,6 @@
-"""One rank of a bench, started by job.py under mpirun. The leader prints a JSON object a line, and may ask by one.
+"""One rank of a bench, started by job.py under mpirun. The leader prints JSON lines: rows, and requests to job.py.
 
-What is measured is said in the file of its name."""
+The file named after the bench defines the measurement."""
 
 from __future__ import annotations
 

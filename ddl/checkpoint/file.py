@@ -26,7 +26,7 @@ CHUNK_BYTES = 16 << 20
 
 
 def no_probe(point: str) -> None:
-    """Nobody injects faults."""
+    """The default probe: no faults are injected."""
 
 
 def prepare(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:

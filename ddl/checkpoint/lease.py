@@ -20,7 +20,7 @@ FILE = "owner.json"
 class Owner:
     """``serial`` counts the launches on this folder; ``leader`` is the identity of the rank that writes.
 
-    run: an id that the folder keeps for all its launches, so that a checkpoint in memory can be told from others."""
+    run: an id that the folder keeps for all its launches, to recognise the run's checkpoints in memory."""
 
     launch: str
     serial: int

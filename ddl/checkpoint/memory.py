@@ -2,7 +2,7 @@
 
 It is a store of one checkpoint in /dev/shm. It outlives the ranks, so it exists only where the supervisor (ddl.launch)
 has named a folder for it, and the supervisor removes it. /dev/shm is open to every user, so the folder's name cannot be
-guessed, and nobody else may read or write it. What it holds counts only for the run that wrote it."""
+guessed, and no other user may read or write it. Its checkpoint counts only for the run that wrote it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_memory_checkpoint(
 ) -> MemoryStore | None:
     """The memory checkpoint of this node; None without a supervisor's folder for it. One rank of a node writes it.
 
-    run: the run folder's id. A folder that is not this user's alone is not used, which ``say`` is told.
+    run: the run folder's id. A folder that other users can access is not used, and ``say`` gets a warning.
     A full disk does not affect it; a power cut deletes it."""
     folder = environ.get(FOLDER_VARIABLE)
     if not folder:

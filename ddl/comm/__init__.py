@@ -1,4 +1,4 @@
-"""Who can be reached and what can be said: groups of ranks over MPI, and over threads of one process.
+"""Communication: groups of ranks over MPI, and over threads of one process.
 
 The only room that imports mpi4py, and only when a group over MPI is started."""
 

@@ -1,4 +1,4 @@
-"""What the loaded MPI library says of itself. Which launcher started us is launcher.py's."""
+"""The name and version of the loaded MPI library."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _single_values(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be a finite number"
             if limits.least is not None and value < limits.least:
                 yield f"{name}: it must be at least {limits.least:g}"
-            if limits.above is not None and value <= limits.above:
+            if limits.above is not None and not isinstance(value, str) and value <= limits.above:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"

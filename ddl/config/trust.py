@@ -13,7 +13,7 @@ from ddl.config.sections import Job
 from ddl.errors import ConfigError
 from ddl.registry import QUALIFIED
 
-# Every setting whose value may name code, and those that are needed to open a finished run.
+# Every setting whose value may name code, and the ones needed to open a finished run.
 NAMING = (
     *("data.source", "data.augment", "model.name", "model.loss", "model.metrics", "optim.name", "optim.groups"),
     *("comm.algorithm", "train.callbacks"),

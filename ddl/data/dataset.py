@@ -79,7 +79,7 @@ def open_dataset(
     normalize: str = "none",
     measured: bool = False,
 ) -> Splits:
-    """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
+    """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
     source: a name from SOURCES, "files" with ``path`` (a file, folder or pattern), or "package.module:Name": what it
     returns is a source, a dict of sources by part, or Splits. targets: a file of targets, or columns of a CSV file.

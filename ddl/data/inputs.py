@@ -89,7 +89,7 @@ def data_lines(known: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How files of new samples are read. format, columns, options: the job's own, for what the files do not tell;
+    """How files of new samples are read. format, columns, options: the job's, if the files do not determine them;
     columns are those of the targets, or the name of their array.
 
     is_labelled: targets are read as well, and have to be there. targets: the file or columns that hold them, where
@@ -172,7 +172,7 @@ class Inputs:
         return opened
 
     def _format(self, path: Path) -> str:
-        """By the file itself; by the job where it does not tell."""
+        """The format detected from the file, or else the job's."""
         try:
             found = detect(path)
         except DataError:

@@ -1,17 +1,17 @@
-"""The ledger: which steps were committed, by which plan; and the audit that proves from it what became of each sample.
+"""The ledger of committed steps and their plans, and the audit that proves from it how often each sample was used.
 
-Sample numbers are computed from the keyed permutation (order.py), never stored. Printing is audit.py's, the door.
+Sample numbers are computed from the keyed permutation (order.py), never stored. ddl/audit.py prints the result.
 
-A ledger is a JSONL file of two kinds of lines (the first is broken here to be read), in the order of writing:
+A ledger is a JSONL file of two kinds of lines (the first is wrapped here), in the order of writing:
 
     {"start": 120, "launch": "a1", "generation": 0,
      "samples": 1437, "shards": 24, "global_batch": 64, "seed": 0, "shuffle": true}
     {"step": 120, "launch": "a1", "generation": 0, "plan": [0, 0, 1, 1], "skipped": false, "samples": 64}
 
-A start says that a launch goes on before that step (0, or that of the checkpoint it resumed from), and whatever
-stood in the ledger from that step on is no longer part of the job's history. Nor is what an earlier launch, which
-has not noticed that yet, still enters after it. ``plan`` is left out where it is that of this launch's line before.
-``samples`` is what the ranks counted, summed over them."""
+A start line gives the first step of a launch (0, or that of the checkpoint it resumed from). Earlier lines from that
+step on are no longer part of the job's history. Neither are lines that an earlier launch, which has not noticed yet,
+still appends after it. ``plan`` is omitted if it equals that of the launch's previous line. ``samples`` is the sum of
+the ranks' counts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Record:
-    """Step ``step`` (numbered from 0) was committed. samples: what the ranks counted; None where nobody did."""
+    """Step ``step`` (numbered from 0) was committed. samples: the sum of the ranks' counts; None if not counted."""
 
     launch: str
     generation: int
@@ -61,7 +61,7 @@ class Ledger:
     """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none,
     unless the disk is full.
 
-    say: told when a full disk makes lines wait, and when they are written after all."""
+    say: called with a warning when a full disk makes lines wait, and again when they have been written."""
 
     def __init__(self, path: str | Path, say: Callable[[str], None] = lambda message: None):
         self.path, self._say = Path(path), say
@@ -69,11 +69,11 @@ class Ledger:
         self._plan: tuple[int, ...] | None = None
 
     def catch_up(self) -> bool:
-        """Write what waits, if there is room by now; whether the file tells all."""
+        """Write waiting lines if the disk has room again; returns whether the file is complete."""
         return self._lines is None or self._lines.catch_up()
 
     def forget(self) -> None:
-        """The file is another launch's: lines that wait for room are never written."""
+        """Discard waiting lines: another launch owns the file now."""
         if self._lines is not None:
             self._lines.forget()
 
@@ -157,12 +157,11 @@ def _entry(line: Mapping[str, Any], plans: dict[str, tuple[int, ...]]) -> Start 
 
 @dataclass(frozen=True)
 class Audit:
-    """What became of the samples. Counts are of uses: a sample is to be used once in each epoch.
+    """The result of an audit. It counts uses: each sample should be used once in each epoch.
 
-    expected: uses up to the last step. used: those that went into a committed update. missing: in no
-    record. repeated: uses beyond the first within an epoch. skipped: in a step that was skipped.
-    expected = used - repeated + missing + skipped. problems: one line each, empty when all is well;
-    a skipped step is none."""
+    expected: uses up to the last step. used: in a committed update. missing: in no record. repeated: beyond the first
+    within an epoch. skipped: in a skipped step. expected = used - repeated + missing + skipped.
+    problems: one line each; a skipped step is not a problem."""
 
     steps: int
     epochs: float
@@ -270,7 +269,7 @@ def _epoch(epoch: int, surviving: Mapping[int, Record], order: Order, total: int
         elif record.skipped:
             counts["skipped"] += len(numbers)
         else:
-            # A shard without an owner was computed by nobody; one sample counted is one sample used.
+            # No rank computed a shard without an owner, so the ranks' count may be lower than the step's samples.
             uses[numbers] += 1
             counted = len(numbers) if record.samples is None else record.samples
             counts["used"] += counted

@@ -70,9 +70,9 @@ def assign(shards: int, ranks: int) -> Plan:
 def reassign(plan: Plan, new_rank: Mapping[int, int], ranks: int) -> Plan:
     """The plan of the next generation.
 
-    new_rank: surviving old rank -> its number among the ``ranks`` of the new generation; numbers that
-    nobody maps to are newcomers. Counts differ by at most one, and no plan that is so balanced moves
-    fewer shards: what a survivor holds it keeps, up to its quota."""
+    new_rank: surviving old rank -> its number among the ``ranks`` of the new generation; the other numbers are new
+    ranks. Counts differ by at most one, and no plan that is so balanced moves fewer shards: a survivor keeps its
+    shards, up to its quota."""
     held: dict[int, list[int]] = {rank: [] for rank in range(ranks)}
     free: list[int] = []
     for shard, old in enumerate(plan.owners):
@@ -80,7 +80,7 @@ def reassign(plan: Plan, new_rank: Mapping[int, int], ranks: int) -> Plan:
             held[new_rank[old]].append(shard)
         else:
             free.append(shard)
-    # Whoever holds most gets the larger quotas, so that the least has to move.
+    # The ranks that hold most get the larger quotas, so that as few shards as possible move.
     share = quotas(plan.shards, sorted(range(ranks), key=lambda rank: (-len(held[rank]), rank)))
     for rank in range(ranks):
         free.extend(held[rank][share[rank] :])

@@ -46,8 +46,8 @@ class Driver:
             try:
                 self._run_generation()
                 self.group.probe("end.agree")
-                # Every member leaves a generation through exactly one agreement. A rank that dies before it is
-                # recovered from; once it has succeeded nobody needs anybody any more.
+                # Every member leaves a generation through exactly one agreement. A death before it is recovered from;
+                # after it, no rank needs another one any more.
                 agreed = True
                 if self.group.agree(1):
                     return self._failure

@@ -6,7 +6,7 @@
     random:seed=7,kills=3
 
 A rank is named by its rank at launch. ``at step 40`` is the first kill point passed when 40 steps are
-committed and training goes on; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
+committed and training continues; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
 step is computed). Each fault happens once. The same script does the same in every run."""
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ACTS = {
     "segv": "SIGSEGV: a crash in native code",
     "abort": "SIGABRT from inside malloc, whose lock is held: heap corruption",
     "exit": "os._exit(0) without a word",
-    "quit": "sys.exit(0), as in code of the user's",
-    "raise": "an exception in what looks like code of the user's",
-    "hang": "sleeps for ever and beats no more",
+    "quit": "sys.exit(0), as the user's code may call it",
+    "raise": "an exception, as if raised by the user's code",
+    "hang": "sleeps indefinitely, without heartbeats",
 }
 _CALLS = {  # what a group is used for: where that is, and the calls that a job then makes
     "job": ("outside the sum of a step", "barrier native broadcast gather share spare agree revoke shrink"),
@@ -49,7 +49,7 @@ _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 POINTS: dict[str, str] = {
     "setup.claim": "before the leader claims the run folder",
     "setup.claim.done": "after the leader has claimed the run folder, before the others know",
-    "setup.announce": "before the leader tells that the job begins",
+    "setup.announce": "before the leader announces the start of the job",
     **{f"{use}.{call}": f"before a {call} {where}" for use, (where, calls) in _CALLS.items() for call in calls.split()},
     **{
         f"{use}.{call}.done": f"after a {call} {where}"
@@ -85,7 +85,7 @@ _FAULT = re.compile(
 
 
 class InjectedError(RuntimeError):
-    """Raised by ``raise rank ...``: stands for a mistake in code of the user's."""
+    """Raised by ``raise rank ...``: simulates a bug in the user's code."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
     )
 
 
-def told_in(folder: Path) -> Callable[[Fault], None]:
+def recorded_in(folder: Path) -> Callable[[Fault], None]:
     """``perform`` that first enters the fault in ``folder``/faults, a line each: which of a script's have happened."""
 
     def act(fault: Fault) -> None:
@@ -224,7 +224,7 @@ def free_twice() -> NoReturn:
     """End this process as the C library does when it finds the heap corrupted."""
     library = ctypes.CDLL(None)
     library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    block = library.malloc(1 << 14)  # large enough that free takes the lock before it finds the mistake
+    block = library.malloc(1 << 14)  # large enough that free takes the lock before it detects the double free
     library.free(block)
     library.free(block)
     raise AssertionError("this C library does not notice a double free")

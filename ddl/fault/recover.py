@@ -48,7 +48,7 @@ class Report:
     moved: dict[int, list[int]] = field(default_factory=dict)  # identity -> shards it took over
     promoted: list[int] = field(default_factory=list)  # spares that became workers
     refusal: DdlError | None = None  # why all survivors must end the job
-    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row that found nobody dead
+    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row without a death
     detect_s: dict[int, float] = field(default_factory=dict)  # identity -> seconds from its death to this recovery
 
     @property
@@ -66,7 +66,7 @@ def kill_and_confirm(member: Member, timeout_s: float, node: str) -> bool:
     if member.pid == os.getpid():
         return True  # ranks are threads of this process: a thread that is gone has returned
     deadline = time.monotonic() + timeout_s
-    # The start time tells the process from a later one with the same pid.
+    # The start time distinguishes the process from a later one with the same pid.
     while (started := start_time(member.pid)) and (not member.started or started == member.started):
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)
@@ -115,8 +115,8 @@ def survive(
     """Repeat an action that can be restarted from its beginning, such as set-up, until all workers have completed it.
 
     Returns the group of the survivors. action: returns on every worker why the job cannot begin, or None; spares do not
-    run it. mine: a problem that a spare found by itself. Ranks without a problem of their own get JobEnded with the
-    status of the others."""
+    run it. mine: a problem that a spare found by itself. Ranks that have no problem get JobEnded with the status
+    of the others."""
     while True:
         problem, done = mine if group.is_spare else None, 1
         try:
@@ -206,8 +206,8 @@ class Recovery:
             group.revoke()
             lap("revoke")
             enter("shrink")
-            # Every member leaves a generation through exactly one agreement: those that came to its regular end
-            # have passed it, and all others vote 0 here, so both kinds count the same calls.
+            # Every member leaves a generation through exactly one agreement: ranks that reached its regular end have
+            # passed it there, and all others vote 0 here, so that every rank makes the same number of calls.
             if not agreed:
                 group.agree(0)
                 self._within_limit()
@@ -351,7 +351,7 @@ class Recovery:
         return None
 
     def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:
-        """The lowest survivor with the newest state sends it to all; those that are behind or have none take it."""
+        """Broadcast the newest state from the lowest survivor that has it; ranks that are behind load it."""
         if all(ballot.has_state and ballot.position == newest for ballot in ballots):
             return
         meta = group.gather_objects(self.work.meta() if group.rank == leader else None)[leader]

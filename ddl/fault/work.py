@@ -79,7 +79,7 @@ class Program:
         raise NotImplementedError
 
     def raised_alone(self, error: Exception) -> None:
-        """This rank raised and nobody continues without it. The exception is raised again afterwards."""
+        """This rank raised, and no other rank continues without it. The exception is raised again afterwards."""
 
     def recovered(self, report: Report, failed: int, owners: tuple[int, ...]) -> None:
         """The rank belongs to the next generation. failed: number of the generation that lost a rank;

@@ -1,6 +1,6 @@
-"""What a run folder tells about a launch: its steps, its progress, its owner. A file that cannot be read tells nothing.
+"""Read a launch's steps, progress and owner from its run folder; files that cannot be read are ignored.
 
-Works without the rooms that write these files; what the end of a launch means is verdict.py's."""
+Does not import the rooms that write these files; verdict.py interprets the end of a launch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def last_step(folder: Path) -> int:
-    """The newest committed step that metrics.jsonl or the ledger tells of; -1 where none does."""
+    """The newest committed step in metrics.jsonl or the ledger; -1 if there is none."""
     for name, first in (("metrics.jsonl", 0), ("ledger.jsonl", 1)):  # the ledger counts from 0
         try:
             lines = read_regular(folder / name, TAIL_BYTES).splitlines()

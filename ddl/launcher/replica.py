@@ -16,9 +16,9 @@ from ddl.launcher.mpirun import SHARED_MEMORY
 PREFIX = f"ddl-replica-{os.uname().nodename}-"
 
 
-class Replica:
-    """A new folder of this user's alone, under a name that cannot be guessed. The lock on it lasts as long as this
-    process, so that nobody takes the folder for a stale one. Raises OSError."""
+class MemoryFolder:
+    """A new folder that only this user can access, under a name that cannot be guessed. This process keeps a lock on
+    it, so that no other process takes the folder for a stale one. Raises OSError."""
 
     def __init__(self, parent: Path = SHARED_MEMORY):
         self._lock = None
@@ -35,9 +35,9 @@ class Replica:
 
 
 def remove_stale_replicas(parent: Path = SHARED_MEMORY) -> None:
-    """Remove this user's folders whose supervisor is gone: those that no process has locked, however young or old.
+    """Remove this user's folders whose supervisor is gone: folders that no process has locked, of any age.
 
-    Those of a supervisor on another host have its name, and their lock is on that host: they stay."""
+    Folders of a supervisor on another host, where their lock is, bear that host's name and stay."""
     for path in parent.glob(f"{PREFIX}*") if parent.is_dir() else ():
         lock = _lock(path)
         if lock is not None:

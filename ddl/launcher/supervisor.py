@@ -1,8 +1,8 @@
 """The supervisor: starts mpirun, and starts it again from the newest state when it must.
 
 Works with mpi4py absent, since it has to outlive MPI. It believes no exit status of mpirun's, only the
-summary.json of its own launch. mpirun's command line, noise and leftovers are launcher/mpirun.py's, the words of the
-command line launch.py's."""
+summary.json of its own launch. launcher/mpirun.py builds mpirun's command line, filters its output and cleans up after
+it; launch.py parses the arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ddl.launcher.mpirun import (
     segments,
     sweep,
 )
-from ddl.launcher.replica import Replica, remove_stale_replicas
+from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
 from ddl.launcher.verdict import Ended, decide, taken_over
 from ddl.metrics import EARLY_STOPS, TOO_EARLY, early_stops
 
@@ -75,7 +75,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
-        self._replica: Replica | None = None
+        self._replica: MemoryFolder | None = None
 
     def run(self) -> int:
         """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
@@ -91,7 +91,7 @@ class Supervisor:
                         return self._end_asked(verdict.reason)
                     if verdict.status and verdict.reason:
                         self._say(verdict.reason)
-                        if not ended.summary and not ended.taken_over_by:  # else the leader has told why
+                        if not ended.summary and not ended.taken_over_by:  # else the leader has printed the reason
                             self._show_notes(self._id(len(failed_at)))
                     return verdict.status
                 failed_at.append(ended.step)
@@ -99,7 +99,7 @@ class Supervisor:
                     try:
                         check(self.job, self.ranks)
                     except ConfigError as error:  # which was not one on all the hosts
-                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
+                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to continue: {error}")
                         return EX_TEMPFAIL
                 if not self.asked:
                     if owner := self._taken_over_by():
@@ -226,7 +226,8 @@ class Supervisor:
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
         # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
         makes_more = self.job.metrics.plots or self.job.metrics.trace
-        grace_s = GRACE_S + (self.job.fault.hang_timeout_s or self.deadline_s if makes_more else 0.0)
+        hang_s = self.job.fault.hang_timeout_s
+        grace_s = GRACE_S + ((self.deadline_s if hang_s == "auto" else hang_s) if makes_more else 0.0)
         while process.poll() is None and not self.must_end:
             time.sleep(TICK_S)
             now = time.monotonic()
@@ -309,7 +310,7 @@ class Supervisor:
             lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
             self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
             self.hosts = alive
-            self._say(f"no answer from {', '.join(lost)}: going on without")
+            self._say(f"no answer from {', '.join(lost)}: continuing without")
         return some
 
     def _answers(self, host: Host, launch: str) -> bool:
@@ -326,13 +327,13 @@ class Supervisor:
                 time.sleep(TICK_S)
             if probe.poll() is None:
                 probe.kill()
-                return bool(self.asked)  # nobody will need to know
+                return bool(self.asked)  # a stop was requested, so the answer no longer matters
             return b"swept" in probe.stdout.read()
 
     def _make_replica(self) -> None:
         if self.job.checkpoint.replica:
             try:
-                self._replica = Replica()
+                self._replica = MemoryFolder()
             except OSError as error:
                 self._say(f"no checkpoint is kept in memory: {error}")
 

@@ -1,6 +1,6 @@
-"""What the end of a launch means: a pure function from what is known of it to an exit status, or another start.
+"""Decide what follows the end of a launch: a pure function from its facts to an exit status, or another start.
 
-supervisor.py carries it out; what a run folder tells about a launch is read in evidence.py."""
+evidence.py reads the facts from the run folder; supervisor.py carries out the decision."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
 
 @dataclass(frozen=True)
 class Ended:
-    """How a launch ended. returncode: mpirun's, which proves little. summary: that of this very launch, or empty.
+    """How a launch ended. returncode: mpirun's, which proves little. summary: the one this launch wrote, or empty.
 
-    step: the last that is known to be committed, -1 without one. failed_at: the same of the launches before
-    that failed. asked: the signal by which a person or the system asked the job to end, "" without one.
-    taken_over_by: the launch to which the run folder belongs now, if that is another one's."""
+    step: the last step known to be committed, -1 if none. failed_at: the same for earlier failed launches. asked: the
+    signal with which the user or the system asked the job to end, or "". taken_over_by: another launch that owns the
+    run folder now."""
 
     returncode: int
     summary: dict[str, Any] = field(default_factory=dict)
@@ -56,14 +56,14 @@ def decide(now: Ended) -> Verdict:
     if status == "failed":
         return Verdict(int(now.summary.get("exit_status") or 1), f"failed after step {step}{error}")
     if now.asked:
-        when = f"after step {step}; starting it again goes on from there" if step else "before its first step"
+        when = f"after step {step}; starting it again resumes there" if step else "before its first step"
         return Verdict(EX_TEMPFAIL, f"ended by {now.asked} {when}")
     if now.returncode == EX_USAGE and not now.progressed:
         return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
     # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
     is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
     if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:
-        return Verdict(1, "failed before its first step")  # a mistake in code, not the death of a machine
+        return Verdict(1, "failed before its first step")  # a bug in code, not the death of a machine
     what = f"ended early after step {step}{error}" if status == "stopped" else f"lost after step {step}"
     if now.overdue_s:
         what = f"made no progress for {now.overdue_s:.0f} s after step {step} and was killed"

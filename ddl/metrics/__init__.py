@@ -1,6 +1,6 @@
-"""Metrics: events that training emits, and the sinks that listen - console, files, timeline.
+"""Metrics: events that training emits, and the sinks that receive them: console, files, timeline.
 
-Rooms below train never import this; they are handed a callable."""
+Rooms below train never import this; they are passed a callable."""
 
 from ddl.metrics.console import Console
 from ddl.metrics.events import (

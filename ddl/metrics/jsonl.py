@@ -1,6 +1,6 @@
-"""metrics.jsonl: one event a line, appended at once: a kill loses nothing that was told, unless the disk is full.
+"""metrics.jsonl: one event per line, written at once, so that a kill loses no event unless the disk is full.
 
-The names of fields are events.py's."""
+events.py defines the fields."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would mak
 class JsonLines:
     """Appends events to a file as ``{"event": ..., "time": ..., ...}``, time in seconds since 1970.
 
-    say: told when a full disk makes lines wait, and when they are written after all."""
+    say: called with a warning when a full disk makes lines wait, and again when they have been written."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""summary.json: what a launch came to, in the names that scripts read; written whole or not at all.
+"""summary.json: the result of a launch, under names that scripts read; written atomically.
 
-The figures are train's; whether the job succeeded is what ``status`` says, not mpirun's exit status."""
+``status`` says whether the job succeeded; mpirun's exit status does not."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank that was lost on the way. kind: crash, exception, hang, stopped, recovery; times in seconds.
+    """A rank that was lost. kind: crash, exception, hang, stopped, recovery; times in seconds.
 
-    detect_s: from its death to the beginning of recovery, where its companion saw the one and the leader the other
-    (by the clocks of their hosts); from the last sign of life of a rank that hung or was stopped. A death of which no
-    companion could tell counts from the leader's failing call, so it may be older. recover_s: from there until all
-    survivors were ready for the next step. Both are 0 for a rank that died before the first step. phase: what it was
-    at, where that is known. note: the file with its traceback, or with the stack where it hung."""
+    detect_s: from the death to the start of the recovery. Its companion saw the first, the leader the second, each by
+    the clock of its host. For a rank that hung or was stopped it counts from the last sign of life; for a death that no
+    companion could report, from the leader's failing call, so the death may be older. recover_s: from there until all
+    survivors were ready for the next step. Both are 0 for a rank that died before the first step. phase: what the rank
+    was doing, if known. note: the file with its traceback, or with the stack where it hung."""
 
     step: int
     rank: int
@@ -111,10 +111,11 @@ def early_stops(folder: str | Path) -> int:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """What ``write_summary`` wrote; empty where there is no summary. Raises DataError for anything else."""
+    """What ``write_summary`` wrote, or for a launch that never trained the launcher or the watcher of its start; empty
+    where there is no summary. Raises DataError for anything else."""
     path = Path(folder) / "summary.json"
     try:
-        summary = parse_object(read_regular(path))
+        summary = {"steps": 0, **parse_object(read_regular(path))}
         take({"status": "", **summary}, "status", str), take(summary, "launch", str), take(summary, "steps", int)
     except FileNotFoundError:
         return {}

@@ -1,6 +1,6 @@
-"""From a name (or an object of the user's) and the data's fields to a Model: network, loss and metrics that fit.
+"""Build a Model from a name (or a user's object) and the data's fields: a network with matching loss and metrics.
 
-What each model is stands in the zoo's files; ``build`` is the one function that train calls."""
+The networks are defined in the zoo's files; ``build`` is the only function that train calls."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def build(
 ) -> Model:
     """The Model for data with these fields.
 
-    model: a name of the zoo; "package.module:Name" of the user's; or an object: a Model, a network (Layer), or
-    a function (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses what goes
-    with the model and the targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values.
-    options: the builder's; besides ``classes`` and ``vocabulary`` where the data does not tell them, and ``loss``, a
-    table of the loss's own options. seed: of the initial values that another framework draws when it makes a network.
-    suggested: the loss that the kind of the targets asks for where neither ``loss`` nor the model names one. Raises
-    ConfigError, in one line, for whatever does not fit together."""
+    model: a name of the zoo; a user's "package.module:Name"; or an object: a Model, a network (Layer), or a function
+    (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses by the model and the
+    targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values. options: the builder's arguments,
+    and ``classes`` and ``vocabulary`` if the data does not determine them, and ``loss``, a table of options of the
+    loss. seed: of the initial values that another framework draws when it makes a network. suggested: the loss for the
+    kind of the targets if neither ``loss`` nor the model names one. Raises ConfigError, in one line, for an
+    incompatible combination."""
     settings = dict(options or {})
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
@@ -194,8 +194,8 @@ def _tried(action: Callable[[], object], what: str, shapes: str) -> None:
 
 
 def _fitting(metric: Metric, loss: Loss) -> Metric:
-    """Perplexity and bits a byte are read off the loss, where that is a plain cross-entropy; with binary cross-entropy
-    each label is a decision of its own."""
+    """Perplexity and bits per byte are computed from the loss if it is a plain cross-entropy; with binary cross-entropy
+    each label is a separate decision."""
     if isinstance(metric, OfChoices) and isinstance(loss, BinaryCrossEntropy):
         return replace(metric, by_label=True)
     if isinstance(metric, (Perplexity, BitsPerByte)):

@@ -1,7 +1,7 @@
-"""The contract of a model, and the model most people need: a network, a loss and metrics.
+"""The contract of a model, and the usual model: a network, a loss and metrics.
 
-The trainer knows nothing else about models: a GAN or another framework's network has the same members.
-What a network is made of is in ddl/nn."""
+The trainer uses only these members, so a GAN or another framework's network implements the same ones. Layers are in
+ddl/nn."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Measured(Model):
         return [name for m in self.metrics for name in _step_names(m)]
 
     def measured(self, outputs: Any, targets: Any, loss: float, training: bool) -> dict[str, Any]:
-        """The sums of a batch: of all metrics, or in training of those that are computed at every step."""
+        """The sums of a batch: of all metrics, or in training only of the metrics computed at every step."""
         sums: dict[str, Any] = {}
         for metric in self.metrics:
             if not training:

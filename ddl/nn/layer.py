@@ -1,7 +1,7 @@
-"""The contract of a layer, and the one way to put layers in a row.
+"""The contract of a layer, and Sequential, which puts layers in a row.
 
-A layer is a frozen description: it holds no numbers. Its parameters live in flat buffers and reach
-it as named views; what backward needs, forward returns."""
+A layer is a frozen description without numbers. Its parameters live in flat buffers and are passed in as named views;
+forward returns whatever backward needs."""
 
 from __future__ import annotations
 

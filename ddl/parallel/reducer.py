@@ -19,7 +19,7 @@ import numpy as np
 from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
-from ddl.parallel.buckets import Progress, buckets
+from ddl.parallel.buckets import BucketTracker, buckets
 from ddl.parallel.contract import SumPlan
 from ddl.parallel.sparse_rows import SparseGradient
 from ddl.parallel.sums import SharedMemory, make_sum
@@ -111,7 +111,7 @@ class GradientSum:
         # ``open`` is collective: if one rank sends its parts one by one during backward, all ranks must open them one
         # by one. The gather is also the barrier after which both replicas are complete.
         self._one_by_one = any(group.gather_objects(wanted))
-        self._progress = Progress(plan)
+        self._progress = BucketTracker(plan)
         self._sender = _Sender(self._send) if wanted else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)

@@ -347,11 +347,11 @@ def _last_reported(folder: Path, jsonl: bool) -> tuple[int, int]:
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
     lines = read_lines(path, TAIL_BYTES) if path.exists() else []
     lines = [line for line in lines if type(line.get("start", line.get("step"))) is int]
-    if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs
-        told = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
-        return next(told, -1), -1
+    if not jsonl:  # the ledger numbers steps from 0, all others count completed steps; it has no epochs
+        steps = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
+        return next(steps, -1), -1
     starts = [place for place, line in enumerate(lines) if line.get("event") == "start"]
-    lines = lines[starts[-1] :] if starts else lines  # what an earlier launch told is told again
-    told = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
+    lines = lines[starts[-1] :] if starts else lines  # this launch reports again what an earlier one reported
+    reported = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
     ends = (line["step"] for line in reversed(lines) if line.get("event") == "epoch")
-    return next(told, -1), next(ends, -1)
+    return next(reported, -1), next(ends, -1)

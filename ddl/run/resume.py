@@ -52,7 +52,7 @@ def resume(state: State, task: Task, setting: str, folder: Path, say: Callable[[
 
 
 def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Raises CheckpointError if ``meta`` is not what training saves: whoever reads a checkpoint checks it by this."""
+    """Raises CheckpointError if ``meta`` is not what training saves. Every reader of a checkpoint calls it."""
     try:
         progress = Progress.from_json(take(meta, "progress", dict))
         if progress.normalise is not None:

@@ -17,14 +17,14 @@ from ddl.arrays import Device, device
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.comm import Group, Member, ending, fault_tolerance, mpi, no_probe
-from ddl.comm.group import nobody_watches
+from ddl.comm.group import no_watchdog
 from ddl.config import Job
 from ddl.environment import REGAINS_VARIABLE, launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
 from ddl.fault import inject, startup
 from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
-from ddl.fault.watchdog import Heartbeat, read_note, start_companion
+from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
 from ddl.kernels.backend import is_compiled, use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
@@ -98,19 +98,16 @@ class Runner:
 
     def run(self) -> int:
         job = self.job
+        if self._running is None:
+            startup.announce(job.fault.startup_timeout_s, job.run.dir)
         task, chaos, problem = self._make_task()
-        if job.fault.tolerance != "off" and self._running is None:
+        if self._limits()["hang_timeout_s"] and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
-            self.heartbeat = start_companion(
-                launched_rank(),
-                hang_timeout_s=job.fault.hang_timeout_s,
-                recovery_timeout_s=job.fault.recovery_timeout_s,
-            )
+            self.heartbeat = start_companion(launched_rank(), **self._limits())
         _survival()
         try:
             self._check_joined()
             if self._running is None:
-                startup.announce(job.fault.startup_timeout_s, job.run.dir)
                 startup.joining()
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
             startup.joined()
@@ -120,7 +117,8 @@ class Runner:
             self.group.waits = self.heartbeat.wait
             if self._running is not None:
                 self.heartbeat.wait(False)
-                self.heartbeat.limits(job.fault.hang_timeout_s, job.fault.recovery_timeout_s)
+                self.heartbeat.limits(**self._limits())
+            self._beat(BEFORE_STEPS, "set-up")
         with Signals(self.request):
             try:
                 return self._train(task, chaos, problem)
@@ -132,6 +130,15 @@ class Runner:
                 self._die(error)
             finally:
                 self._close()
+
+    def _limits(self) -> dict[str, float]:
+        """The watchdog's. A rank that is stopped need not be lost soon where nobody would go on without it."""
+        fault, tolerant = self.job.fault, self.job.fault.tolerance != "off"
+        hang_s = fault.hang_timeout_s
+        if hang_s == "auto":
+            hang_s = HANG_TIMEOUT_S if tolerant else 0.0
+        stop_s = STOP_TIMEOUT_S if tolerant else hang_s
+        return {"hang_timeout_s": hang_s, "recovery_timeout_s": fault.recovery_timeout_s, "stop_timeout_s": stop_s}
 
     def _check_joined(self) -> None:
         """Raises ConfigError if the group that this process is in does not match the settings."""
@@ -171,7 +178,7 @@ class Runner:
             if self.heartbeat is not None:
                 self.heartbeat.part()  # the companion watches until the process is gone
             mpi.finish(self.group, status)
-            self.group.waits = nobody_watches
+            self.group.waits = no_watchdog
         if self.heartbeat is not None:
             self.heartbeat.close()
 
@@ -260,7 +267,7 @@ class Runner:
     def _strike(self, fault: inject.Fault) -> None:
         """Perform an injected fault, after an entry in the run folder if this rank knows it; a spare does not."""
         known = self.folder is not None and self.folder.path is not None
-        act = inject.told_in(self.folder.notes) if self.folder is not None and known else inject.perform
+        act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
     def _recovery_settings(self, state: State) -> RecoverySettings:

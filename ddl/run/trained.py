@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def together(group: Group, action: Callable[[], T]) -> T:
-    """Do something on every rank. A mistake that any of them meets is raised on all alike, so that none waits alone."""
+    """Run ``action`` on every rank. An error on any rank is raised on all of them, so that none keeps waiting."""
     value: T | None = None
     problem: DdlError | None = None
     try:
@@ -50,10 +50,10 @@ def local_rank(group: Group) -> int:
 
 
 class Trained:
-    """The checkpoint holds all that outputs need: the data that the run was trained on may be gone.
+    """A trained run, loaded from its checkpoint alone; the training data need not exist any more.
 
     checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
-    on its node; None computes on the CPU. say: told which checkpoints were passed over. trust: import and run the code
+    on its node; None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code
     that the run names; else such a run is refused. Everything else in a run is read as data and never executed.
     Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
 
@@ -155,7 +155,7 @@ class Trained:
 
     @property
     def symbols(self) -> Any:
-        """How text becomes the model's tokens and back; numbers stand for themselves where nothing is known of text."""
+        """How text becomes the model's tokens and back; plain numbers if the run was not trained on text."""
         return self.known.symbols or Numbers()
 
     def draw(self, count: int, seed: int) -> np.ndarray:

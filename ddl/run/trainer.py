@@ -17,8 +17,7 @@ import numpy as np
 
 from ddl.arrays import Layout, host
 from ddl.comm import Group
-from ddl.config import Job, override
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings, override
 from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
@@ -71,11 +70,11 @@ class Trainer:
     with model and data. optimizer: one of ``ddl.optim``, or a name; then its numbers are settings, as in a job. rules:
     other optimizers or settings for some parameters (a GAN has two). schedule: a name of ``ddl.optim.SCHEDULES``, over
     the steps of ``fit``, or a function from the step to a factor of the learning rate. augment, callbacks: objects, or
-    names as in a job. Callbacks are called on the leading rank with what each step came to; one that has a method
-    ``on_epoch(epoch, results)`` or ``on_end(results)`` is told of these too, where results are metrics by split. After
-    that rank's death another one hears of the last step, epoch or end again. settings: any other setting of a job by
-    name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
-    Raises UserError for what does not fit together."""
+    names as in a job. Callbacks are called on the leading rank with the outcome of each step; their optional methods
+    ``on_epoch(epoch, results)`` and ``on_end(results)`` are called too, where results are metrics by split. If that
+    rank dies, the next leader repeats the call for the last step, epoch or end. settings: any other setting of a job
+    by name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    Raises UserError for an incompatible combination."""
 
     def __init__(
         self,
@@ -132,10 +131,10 @@ class Trainer:
         self._runner: Runner | None = None
 
     def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
-        """Train up to ``epochs`` or ``steps``, as counted from the very beginning; what summary.json holds.
+        """Train up to ``epochs`` or ``steps``, counted from the very beginning; returns the contents of summary.json.
 
-        Called again it goes on from where it stood, in the same folder. Survives failures as a job does, and
-        returns on every rank that is left. Raises what ended it early: UserError, Stop, Diverged, UserCodeError."""
+        Another call resumes in the same folder. Survives failures as a job does, and returns on every surviving rank.
+        Raises the error that ended it early: UserError, Stop, Diverged, UserCodeError."""
         length: dict[str, Any] = {"train.epochs": self.job.train.epochs if epochs is None else epochs}
         length["train.steps"] = self.job.train.steps if steps is None and epochs is None else steps or 0
         if self.folder is not None:
@@ -156,12 +155,12 @@ class Trainer:
             self.summary = read_summary(folder)
         if self.summary.get("status") == "stopped":
             steps = self.summary["steps"]
-            raise self._refused(Stop(f"training was asked to stop after step {steps}; fit() again goes on from there"))
+            raise self._refused(Stop(f"training was asked to stop after step {steps}; call fit() again to resume"))
         return self.summary
 
     @staticmethod
     def _refused(error: DdlError) -> DdlError:
-        """``error``, which all ranks are told alike: uncaught it ends them with its status."""
+        """``error``, which every rank raises: if uncaught, it ends all of them with its status."""
         joined = session.current()
         if joined is not None:
             joined.refusal = error
@@ -266,8 +265,8 @@ class Trainer:
             raise UserError('rules go with an optimizer that is an object; with a name, set "optim.groups"')
 
     def _record(self, given: Mapping[str, Source | None], model: Any, loss: Any, metrics: Any) -> dict[str, Any]:
-        """What stands in config.toml for the arguments: names as they are, objects in plain values where these make
-        them again, else in words."""
+        """The arguments as config.toml records them: names unchanged, objects as plain values from which they can be
+        rebuilt, or else as text."""
         lengths = {name: 0 if source is None else len(source) for name, source in given.items()}
         record: dict[str, Any] = {
             "data.source": described(given["train"]),

@@ -1,7 +1,7 @@
 """Map-style datasets of PyTorch as data sources: samples by number, collated into arrays.
 
-Random transforms draw from generators that are seeded for each sample, so an augmented sample is the same whichever
-rank reads it, and whenever it reads it again."""
+Random transforms draw from generators that are seeded for each sample, so an augmented sample is the same on every
+rank, also when it is read again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Dataset(Source):
     """dataset: has a length, and ``dataset[i]`` is sample i: a tuple, a mapping or one value.
 
     collate_fn: makes a batch of a list of samples, as for a DataLoader. names: what the parts of a tuple are called, or
-    the keys of a mapping: a model takes "x" and the loss compares with "y" unless they are told otherwise.
+    the keys of a mapping: by default a model takes "x" and the loss compares with "y".
     Transforms may draw from ``torch``, ``random`` and ``numpy.random``: these are seeded by (seed, epoch, number) for
     each sample in training, and by its number in evaluation. Samples are read on the thread that trains."""
 

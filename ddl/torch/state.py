@@ -1,4 +1,4 @@
-"""Module, optimizer and scheduler as the state of a loop of your own: ``ddl.elastic`` with PyTorch.
+"""Module, optimizer and scheduler as the state of your own training loop: ``ddl.elastic`` with PyTorch.
 
 state = ddl.torch.State(net, optimizer, scheduler)
 

@@ -1,6 +1,6 @@
 """From settings to objects: the one place where a job's configuration is read and becomes a task.
 
-What the settings may be is config's; what the objects do is their rooms'."""
+ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy as np
 from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
-from ddl.config import Job
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
     Known,
@@ -33,6 +32,7 @@ from ddl.data import (
     open_dataset,
 )
 from ddl.errors import CheckpointError, ConfigError
+from ddl.fault import startup
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
@@ -59,8 +59,10 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    startup.doing("opening its data")
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
+    startup.doing("building its model")
     model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train), model)
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
@@ -300,7 +302,7 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
     def take(state: Any) -> list[str]:
-        # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
         is_store = folder.name == "checkpoints"
         try:
@@ -323,14 +325,14 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
             for name in arrays
             if name.startswith("params/") and name.removeprefix("params/") not in state.params.views
         )
-        told = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
+        problems = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
         if wrong and (job.model.strict or not fitting):
-            raise ConfigError(told + ("; model.strict = false takes what matches" if fitting else ""))
+            raise ConfigError(problems + ("; model.strict = false takes what matches" if fitting else ""))
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        anew = [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
-        return skipped + anew
+        taken = f"{len(fitting)} of {total} arrays were taken, the others keep their initial values"
+        return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
 

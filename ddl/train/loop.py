@@ -200,7 +200,7 @@ class Loop(Program):
             self._call_epoch()
 
     def _call(self, outcome: Outcome) -> None:
-        # A phase of its own: ranks that crash in the same callback for the same step leave the same note.
+        # A separate phase: ranks that crash in the same callback at the same step then leave the same note.
         self.services.beat(outcome.step, "callback")
         self._show()
         for callback in self.task.callbacks:

@@ -1,4 +1,4 @@
-"""What signals and clocks ask of the next step: to stop, to save a checkpoint.
+"""Requests that signals and time limits make of the next step: stop, or save a checkpoint.
 
 Handlers only set flags, so a signal never interrupts a step halfway; ranks agree on the request in the step's sum."""
 

@@ -1,6 +1,6 @@
 """The state that a step commits: parameters, optimizer slots, running averages and counters.
 
-Equal on all ranks between two steps. Who computes the next one is step.py's."""
+Equal on all ranks between two steps. step.py computes the next one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Progress:
         return self.step, self.stage
 
     def become(self, other: Progress) -> None:
-        """Take over all of ``other``'s values; whoever holds this object sees them."""
+        """Copy all values of ``other`` into this object, which other objects refer to."""
         self.__dict__.update(copy.deepcopy(other.__dict__))
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Progress:
 
 
 def _numbers(value: Any) -> Any:
-    """``value``, in which null stands for NaN."""
+    """``value`` with NaN in place of null."""
     if isinstance(value, Mapping):
         return {name: _numbers(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -93,7 +93,7 @@ def _numbers(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Replica:
-    """What an optimizer changes: parameters and slots, flat arrays of one layout."""
+    """The arrays that an optimizer updates: parameters and slots, flat and of one layout."""
 
     params: FlatBuffer
     slots: Mapping[str, Array]
@@ -106,9 +106,9 @@ class Replica:
 class State:
     """Flat buffers on a device, and the progress. buffers: averages and what the model keeps besides, by name.
 
-    The replica lies in memory of this rank's own, where an update writes over it; or in memory that the ranks of a
-    node share, in two places: one holds what is committed, in the other they prepare what comes next, each rank its
-    share (``lodge``). Whoever keeps one of its arrays across a commit may see either."""
+    The replica is either in private memory, and an update overwrites it, or in memory shared by the ranks of a node
+    (``lodge``). There it exists twice: one copy is committed, and in the other each rank prepares its share of the
+    next one. An array that is kept across a commit may belong to either copy."""
 
     def __init__(self, model: Model, slots: tuple[str, ...], dtype: np.dtype | str, seed: int, device: Device):
         self.device = device
@@ -157,8 +157,8 @@ class State:
     # A replica that the ranks of a node share.
 
     def lodge(self, committed: Sequence[Array], coming: Sequence[Array]) -> None:
-        """Live in memory of the node: two sets of arrays in the order of ``Replica.flat_arrays``, of which the first
-        holds what this state holds."""
+        """Move into the node's shared memory: two sets of arrays in the order of ``Replica.flat_arrays``, of which the
+        first already holds this state."""
         self.replica, self._coming, self._is_guest = self._placed(committed), self._placed(coming), False
 
     def _placed(self, arrays: Sequence[Array]) -> Replica:
@@ -167,21 +167,21 @@ class State:
 
     @property
     def coming(self) -> Replica:
-        """Where the ranks of the node prepare the next replica; nobody reads it before all have."""
+        """The copy in which the ranks of the node prepare the next replica; no rank reads it until all are done."""
         assert self._coming is not None, "this state is not shared"
         return self._coming
 
     def advance(self) -> None:
-        """What they have prepared is the committed replica now."""
+        """Commit the prepared replica."""
         self.replica, self._coming = self.coming, self.replica
 
     def leave(self) -> None:
-        """Share no more. What is committed stays where it lies, in memory that nobody writes again: where many ranks
-        share a large replica there may be no room for one each."""
+        """Stop sharing. The committed replica stays in the shared memory, which no rank writes again: if many ranks
+        share a large replica, the node may not have room for one copy each."""
         self._is_guest, self._coming = self._is_guest or self._coming is not None, None
 
     def own(self) -> None:
-        """Before this rank writes to the replica: into memory of its own, where it has left the node's."""
+        """Copy the replica into private memory if it is still in shared memory that was left; call before a write."""
         if self._is_guest:
             self.replica = self._placed([aligned.copy(flat) for flat in self.replica.flat_arrays()])
             self._is_guest = False

@@ -54,7 +54,7 @@ class Outcome:
 class Step:
     """The step of one rank in one generation: bound to a group, a plan's shards and the state it commits to.
 
-    shards: those that this rank computes."""
+    shards: the shards that this rank computes."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Real processes under a real launcher: whatever way a rank ends, its peers hear of it, shrink and sum rightly."""
+"""Real processes under a real launcher: however a rank ends, its peers detect it, shrink, and sum correctly."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def end():
     if how == "segfault": ctypes.string_at(0)
     if how == "exit": os._exit(3)
     if how == "sys.exit": sys.exit(4)
-    if how == "raise": raise ValueError("a mistake")
+    if how == "raise": raise ValueError("bad value")
     if how == "fail": mpi.fail(group, 7)
 
 def probe(point):
@@ -98,7 +98,7 @@ def launch(folder, ranks, way, how, victims):
 
 @pytest.mark.parametrize("way", ["with-ft", "environment"])
 @pytest.mark.parametrize("how", ["kill", "segfault", "exit", "sys.exit", "raise"])
-def test_survivors_of_any_end_go_on(tmp_path, way, how):
+def test_survivors_keep_working_however_a_rank_ends(tmp_path, way, how):
     done, results = launch(tmp_path, 3, way, how, [0])
     assert results == {1: "2 40", 2: "2 40"}, done.stderr
     assert done.returncode == 0

@@ -64,7 +64,7 @@ def batch(tmp_path):
 
 
 def _paths() -> str:
-    # The link above is no environment of its own: packages are found where this interpreter finds them.
+    # The link above is not a virtual environment, so pass this interpreter's search path on.
     return os.pathsep.join([str(ROOT), *filter(None, sys.path)])
 
 
@@ -85,7 +85,7 @@ def test_the_run_goes_where_the_command_line_or_the_job_file_says(batch, tmp_pat
 
 
 @pytest.mark.parametrize(("ends", "status"), [("finished", 0), ("stopped", 75), ("failed", 1), ("dies", 1)])
-def test_its_status_is_what_the_summary_says_and_not_mpiruns(batch, ends, status):
+def test_the_exit_status_comes_from_the_summary_and_not_from_mpirun(batch, ends, status):
     assert batch("--restarts", "0", ends=ends).returncode == status
 
 
@@ -96,7 +96,7 @@ def test_a_signal_at_any_moment_of_the_start_reaches_the_job_and_is_recorded(bat
     assert json.loads((tmp_path / "runs" / "slurm-7" / "summary.json").read_text())["early_stops"] == 1
 
 
-def test_a_mistake_is_one_line_before_anything_starts(batch, tmp_path):
+def test_bad_arguments_print_one_line_before_anything_starts(batch, tmp_path):
     done = batch("--optim.lrr=1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("train.sbatch: [optim] has no setting 'lrr'")

@@ -1,4 +1,4 @@
-"""The writer takes a copy at once and writes it while training goes on."""
+"""The writer copies the state at once and writes the copy while training continues."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Gate:
             assert self.open.wait(20)
 
 
-def test_what_is_written_is_the_state_at_submission(tmp_path):
+def test_the_written_state_is_the_one_at_submission(tmp_path):
     gate, x = Gate(), np.arange(4.0)
     store = Store(tmp_path, probe=gate)
     with Writer(store) as writer:
         writer.submit(1, {"x": x, "t": x.reshape(2, 2).T}, {"at": 1})
         assert gate.reached.wait(20)
-        x += 100  # training goes on
+        x += 100  # training continues
         gate.open.set()
         writer.wait()
     arrays, meta = store.load()
@@ -41,7 +41,7 @@ def test_what_is_written_is_the_state_at_submission(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_a_thread_that_died_in_telling(tmp_path, monkeypatch):
+def test_a_writer_thread_that_dies_in_its_callback_blocks_no_one(tmp_path, monkeypatch):
     monkeypatch.setattr("ddl.checkpoint.writer.LAST_S", 2.0)
 
     def probe(point):
@@ -67,15 +67,15 @@ def test_the_staging_buffer_is_used_again(tmp_path):
         assert writer._staging is first
 
 
-def test_saved_is_told_after_each(tmp_path):
-    told = []
-    with Writer(Store(tmp_path), saved=lambda step, path: told.append((step, path.name))) as writer:
+def test_saved_is_called_after_each_checkpoint(tmp_path):
+    saved_steps = []
+    with Writer(Store(tmp_path), saved=lambda step, path: saved_steps.append((step, path.name))) as writer:
         for step in (1, 2):
             writer.submit(step, {"x": np.zeros(1)}, {})
-    assert told == [(1, "step_00000001"), (2, "step_00000002")]
+    assert saved_steps == [(1, "step_00000001"), (2, "step_00000002")]
 
 
-def test_a_failed_write_is_told_and_training_goes_on(tmp_path):
+def test_a_failed_write_is_reported_and_training_continues(tmp_path):
     said, full = [], True
 
     def probe(point):

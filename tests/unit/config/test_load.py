@@ -1,4 +1,4 @@
-"""Settings from files and words, their order of precedence, and their way back to TOML."""
+"""Settings from files and arguments, their order of precedence, and writing them back as TOML."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_model_from_is_written_without_the_underscore_of_python(tmp_path, job_fi
     assert load([job_file(f'[model]\nfrom = "{tmp_path}"\n')]).model.from_ == str(tmp_path)
 
 
-def test_files_of_a_job_file_are_relative_to_it_and_those_of_words_to_the_current_folder(
+def test_paths_in_a_job_file_are_relative_to_it_and_paths_in_arguments_to_the_current_folder(
     tmp_path, job_file, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

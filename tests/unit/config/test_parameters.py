@@ -11,7 +11,7 @@ from ddl.launcher.mca_files import enable_fault_tolerance, launcher_file, with_p
 LINES = ["state_base_recoverable = 1", "state_base_notify_errors = 1", "rmaps_default_mapping_policy = :oversubscribe"]
 
 
-def test_the_lines_are_written_once_and_what_stood_there_stays(tmp_path):
+def test_the_lines_are_written_once_and_earlier_lines_stay(tmp_path):
     path = tmp_path / "etc" / "prte-mca-params.conf"
     enable_fault_tolerance(path)
     assert path.read_text().splitlines() == LINES
@@ -28,7 +28,7 @@ def test_a_mapping_of_the_users_own_is_kept():
     assert text == "a = slot\nb = 1\n"
 
 
-def test_a_file_that_cannot_be_written_says_what_to_export_instead(tmp_path):
+def test_an_unwritable_file_is_reported_with_the_variable_to_export_instead(tmp_path):
     (tmp_path / "etc").touch()
     with pytest.raises(UserError, match="export PRTE_MCA_state_base_recoverable=1 PRTE_MCA_state_base_notify_errors=1"):
         enable_fault_tolerance(tmp_path / "etc" / "prte-mca-params.conf")
@@ -61,7 +61,7 @@ def test_the_doctor_finds_a_mpirun_of_another_installation(tmp_path):
     assert finding.good
 
 
-def test_the_report_lists_what_stands_in_the_way_at_its_end():
+def test_the_report_ends_with_the_problems():
     text = doctor.report([doctor.Finding("A", True, "fine"), doctor.Finding("B", False, "broken", True)])
     assert text.splitlines() == [
         "A:",
@@ -70,11 +70,11 @@ def test_the_report_lists_what_stands_in_the_way_at_its_end():
         "B:",
         "    [ ] broken",
         "",
-        "1 thing(s) stand in the way of a job:",
+        "1 problem(s) would prevent a job:",
         "    broken",
     ]
 
 
-def test_the_doctor_refuses_what_it_does_not_know(capsys):
+def test_the_doctor_rejects_unknown_arguments(capsys):
     assert doctor.main(["--heal"]) == 2
     assert capsys.readouterr().err == "ddl.doctor: there is no option --heal; see --help\n"

@@ -1,4 +1,4 @@
-"""ddl.elastic: a loop of the user's own survives deaths and ends at the result of an undisturbed run."""
+"""ddl.elastic: a user's own loop survives deaths and ends with the result of an undisturbed run."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_a_death_at_any_point_changes_nothing(rank):
     assert count > 30
 
 
-def test_what_was_not_committed_is_taken_back():
+def test_uncommitted_changes_are_rolled_back():
     state = elastic.State(w=np.ones(2), note="a")
     state.w += 1
     state.note = "b"
@@ -79,7 +79,7 @@ def test_a_state_takes_only_the_names_it_was_made_with():
 def wrong_job(is_wrong):
     """The job with a function that raises where ``is_wrong(identity, commits)`` says so."""
 
-    def told(group):
+    def job_of(group):
         state = elastic.State(w=np.zeros(3), step=0)
 
         def function(state, world):
@@ -94,7 +94,7 @@ def wrong_job(is_wrong):
 
         return elastic.run(function, state, shards=SHARDS, group=group), state.w
 
-    return told
+    return job_of
 
 
 @pytest.mark.parametrize("rank", [0, 2])

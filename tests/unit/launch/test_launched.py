@@ -1,4 +1,4 @@
-"""Which rank was launched, as told by the launchers' environments that were seen."""
+"""Rank and sizes are read from the launch environments of the launchers that we have seen."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ SEEN = {
 
 
 @pytest.mark.parametrize("launcher", SEEN)
-def test_rank_and_sizes_are_told_before_mpi_starts(launcher):
-    environment, *told = SEEN[launcher]
-    assert [launched_rank(environment), launched_size(environment), ranks_on_node(environment)] == told
+def test_rank_and_sizes_are_known_before_mpi_starts(launcher):
+    environment, *expected = SEEN[launcher]
+    assert [launched_rank(environment), launched_size(environment), ranks_on_node(environment)] == expected

@@ -1,4 +1,4 @@
-"""The supervisor's decision, its command line, and what it needs; it is seen at work in tests/jobs and tests/fault."""
+"""The supervisor's decisions, its command line and its requirements; tests/jobs and tests/fault run it on real jobs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from ddl.launch import from_words, main
-from ddl.launcher.replica import Replica, remove_stale_replicas
+from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
 from ddl.launcher.supervisor import Ended, decide, last_step
 
 
 def test_the_folder_of_a_memory_checkpoint_is_private_and_cannot_be_guessed(tmp_path):
-    one, two = Replica(tmp_path), Replica(tmp_path)
+    one, two = MemoryFolder(tmp_path), MemoryFolder(tmp_path)
     for made in (one, two):
         assert made.path.stat().st_mode & 0o777 == 0o700
     parts = {made.path.name.rpartition("-")[2] for made in (one, two)}
@@ -24,10 +24,10 @@ def test_the_folder_of_a_memory_checkpoint_is_private_and_cannot_be_guessed(tmp_
 
 
 def test_only_folders_that_no_living_supervisor_has_locked_are_removed(tmp_path):
-    code = "import sys, pathlib; from ddl.launcher.replica import Replica; Replica(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from ddl.launcher.replica import MemoryFolder; MemoryFolder(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     (stale,) = tmp_path.iterdir()
-    held = Replica(tmp_path)
+    held = MemoryFolder(tmp_path)
     os.utime(held.path, (0, 0))  # age alone removes nothing
     prefix = held.path.name.removesuffix(held.path.name.rpartition("-")[2])
     kept = {held.path.name, "ddl-replica-elsewhere-1", f"{prefix}link"}
@@ -61,10 +61,10 @@ def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
         (["-n", "4", "--data.shards", "2"], "shards"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(words, said, capfd):
+def test_invalid_arguments_print_one_line_and_exit_with_status_2(words, said, capfd):
     assert main(words) == 2
-    told = capfd.readouterr().err
-    assert said in told and told.count("\n") == 1
+    printed = capfd.readouterr().err
+    assert said in printed and printed.count("\n") == 1
 
 
 def test_settings_keep_their_order_and_their_values():

@@ -266,7 +266,7 @@ def flat(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_groups_treat_each_name_as_told(kind, dtype, spelling):
+def test_a_group_applies_its_own_options_to_each_name(kind, dtype, spelling):
     base = with_decay(ALL[kind], 0.05)
     layout = Layout.of(LAYOUT.shapes, dtype)
     other = optim.Adam(lr=2 * base.lr)
@@ -307,9 +307,9 @@ def test_groups_treat_each_name_as_told(kind, dtype, spelling):
 
 
 def test_equal_neighbours_are_one_pass():
-    assert [run.names for run in optim.Groups(LAYOUT, optim.Adam()).runs] == [tuple(LAYOUT.shapes)]
-    assert len(optim.Groups(LAYOUT, optim.LAMB()).runs) == len(LAYOUT.shapes)
-    assert len(optim.Groups(LAYOUT, optim.Adam(), [optim.Rule("b.*", lr_factor=2)]).runs) == 3
+    assert [part.names for part in optim.Groups(LAYOUT, optim.Adam()).ranges] == [tuple(LAYOUT.shapes)]
+    assert len(optim.Groups(LAYOUT, optim.LAMB()).ranges) == len(LAYOUT.shapes)
+    assert len(optim.Groups(LAYOUT, optim.Adam(), [optim.Rule("b.*", lr_factor=2)]).ranges) == 3
     frozen = optim.Groups(LAYOUT, optim.Adam(), freeze=["*"])
     assert frozen.slots == () and "frozen" in repr(frozen)
 

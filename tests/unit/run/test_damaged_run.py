@@ -49,7 +49,7 @@ def test_the_three_newest_checkpoints_are_of_three_steps(whole):
     ]
 
 
-# Damages of any file: what it is instead.
+# Damage to any file: what replaces it.
 
 ANYTHING = {
     "a FIFO": lambda path: (path.unlink(), os.mkfifo(path)),

@@ -69,7 +69,7 @@ def test_auditing_resuming_and_starting_from_a_run_execute_nothing_of_it(run):
 
 def test_the_config_of_another_users_run_is_a_job_only_with_trust(run, monkeypatch):
     config = run / "run" / "config.toml"
-    load([str(config)])  # a run of one's own
+    load([str(config)])  # this user's run
     if os.geteuid() == 0:
         os.chown(config, 12345, -1)
     else:

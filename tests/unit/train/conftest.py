@@ -1,4 +1,4 @@
-"""Whole jobs on thread-ranks, from the set-up to the end, with a run folder of their own."""
+"""Whole jobs on ranks as threads, from the set-up to the end, each in its own run folder."""
 
 from __future__ import annotations
 

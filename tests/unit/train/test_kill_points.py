@@ -1,4 +1,4 @@
-"""Every kill point of the list is one that a run passes, and a run passes none that is not in the list."""
+"""The list of kill points holds exactly the points that a run passes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What goes wrong around the training of a whole job costs as little as it may, and says what it was."""
+"""Failures around training, such as a full disk, cost a whole job as little as possible and are reported."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def recorded():
 
 @pytest.fixture
 def disk(monkeypatch):
-    """``disk["is_full"]``: nobody can enter himself as the owner of a folder."""
+    """While ``disk["is_full"]`` is set, no rank can acquire the lease of a run folder."""
     from ddl.checkpoint import lease
 
     write, disk = lease.replace_file, {"is_full": False}
@@ -64,19 +64,19 @@ def test_a_disk_that_stays_full_ends_the_job_with_all_ranks_alive(whole_job, dis
     assert all(isinstance(failure, CheckpointError) and loop.state.progress.step == 9 for loop, failure in results)
 
 
-def mistake(outcome):
+def fail_at_3(outcome):
     if outcome.step == 3:
         raise ZeroDivisionError("mine")
 
 
-def test_an_exception_on_the_only_rank_stands_in_the_summary(whole_job):
-    (result,) = run_ranks(1, lambda group: whole_job(group, SETTINGS, callbacks=[mistake]))
+def test_an_exception_on_the_only_rank_is_in_the_summary(whole_job):
+    (result,) = run_ranks(1, lambda group: whole_job(group, SETTINGS, callbacks=[fail_at_3]))
     assert isinstance(result, ZeroDivisionError)
     assert (summary()["status"], summary()["exit_status"], summary()["steps"]) == ("failed", 1, 3)
     assert "ZeroDivisionError('mine')" in summary()["error"]
 
 
-def test_what_another_start_may_get_around_leaves_no_word(whole_job):
+def test_a_failure_that_a_restart_may_avoid_leaves_no_summary(whole_job):
     def trouble(outcome):
         raise OSError("a disk of the user's")
 
@@ -95,8 +95,8 @@ def test_a_launch_whose_folder_was_taken_enters_nothing_more(whole_job):
     assert not os.path.exists("run/summary.json")
 
 
-def test_a_long_evaluation_shows_that_the_job_goes_on(whole_job, monkeypatch):
-    """The supervisor sees nothing but files that change."""
+def test_a_long_evaluation_keeps_touching_a_file(whole_job, monkeypatch):
+    """A file that changes is the supervisor's only evidence of progress."""
     monkeypatch.setattr("ddl.run.log.TOUCH_S", 0.0)
     changed = []
 
