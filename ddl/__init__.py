@@ -34,6 +34,7 @@ _NAMES = {
     "local_rank": "ddl.world",
     "allreduce": "ddl.world",
     "broadcast": "ddl.world",
+    "join": "ddl.world",
     "DistributedOptimizer": "ddl.world",
 }
 

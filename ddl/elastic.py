@@ -17,6 +17,7 @@ again. For a model with data and an optimizer use ``ddl.Trainer``, which does th
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Callable, Iterator, Sized
 from functools import wraps
@@ -24,15 +25,17 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
+from ddl.collectives import Call, check_same_call, check_same_values, end_script, reduce_across_ranks
 from ddl.comm import Group, ending, mpi
 from ddl.data import Order, Plan, assign
-from ddl.errors import DdlError, JobEnded, UserError
+from ddl.errors import DdlError, Diverged, JobEnded, UserError
 from ddl.fault.decision import RankDeath
 from ddl.fault.driver import Driver
 from ddl.fault.recover import Leaves, RecoverySettings, Report
 from ddl.fault.session import current, hold, join
 from ddl.fault.watchdog import Heartbeat
-from ddl.fault.work import Program, Recoverable
+from ddl.fault.work import EndJob, Program, Recoverable
+from ddl.metrics import Console, RankFailed, Recovered
 
 T = TypeVar("T")
 RECOVERY_TIMEOUT_S = 30.0
@@ -55,7 +58,7 @@ class State:
         # C order, because arrays that are sent must be contiguous.
         arrays = {name: np.array(v, order="C") for name, v in values.items() if isinstance(v, np.ndarray)}
         small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
-        self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _group=None)
+        self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _group=None, _check_every=0)
         self.__dict__["_beat"] = _no_heartbeat
         self.__dict__.update(_kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
 
@@ -83,13 +86,26 @@ class State:
     def commit(self) -> None:
         """Save the present values, so that they survive a failure. Called by all ranks together.
 
-        Raises PeerLost before anything is saved."""
+        Raises PeerLost before anything is saved; ValueError, on every rank, where others call something else."""
         if self._group is not None:
-            self._group.barrier()
+            self._meet(self._group)
         self.save()
         self.__dict__["_commits"] += 1
         self._beat(self._commits, "commit")
         self._beat(self._commits, "function")
+
+    def _meet(self, group: Group) -> None:
+        """Wait for all ranks, and every so often compare what they are about to commit."""
+        number = self._commits + 1
+        if not self._check_every or number % self._check_every:
+            check_same_call(group, Call("commit"))
+            return
+        values = {name: x.data for name, x in self._arrays.items() if x.dtype != object}
+        values |= {name: text.encode() for name, value in self._values.items() if (text := _as_text(value)) is not None}
+        try:
+            check_same_values(group, values, f"states at commit {number}", "only equal changes may be committed")
+        except ValueError as error:
+            raise EndJob(Diverged(str(error))) from None
 
     def restore(self) -> None:
         """Return to the last commit."""
@@ -122,6 +138,14 @@ class State:
         self.__dict__["_group"] = group
 
 
+def _as_text(value: Any) -> str | None:
+    """A text that equal values share; None for what may have no such text, such as an object of the user's."""
+    try:
+        return json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)
+    except (TypeError, ValueError):
+        return None
+
+
 class World:
     """The ranks of this generation, and the shards of the work that belong to this rank."""
 
@@ -147,8 +171,6 @@ class World:
 
         Raises ValueError on every rank if their shapes or dtypes differ. A rank may have no shards: start the sum with
         zeros of the right shape, because Python's ``sum`` of nothing is the integer 0."""
-        from ddl.collectives import reduce_across_ranks
-
         return reduce_across_ranks(x, self.group, average=False)
 
     def batches(
@@ -197,7 +219,7 @@ class _Work(Recoverable):
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         self.plan, self.shards = plan, plan.shards_of(group.rank)
         self.state.join(group)
-        group.barrier()
+        check_same_call(group, Call("ddl.elastic.run"))
         return None
 
 
@@ -211,6 +233,7 @@ class _Script:
         session = current()
         if session is None:
             session = join(hang_timeout_s)
+        session.before_leaving = end_script
         self._session = session
         self._function: _Function[Any] | None = None
         self.heartbeat = session.heartbeat or Heartbeat(session.group.me.identity)
@@ -292,10 +315,24 @@ class _Function(Program, Generic[T]):
         self.state.restore()
         self.heartbeat.beat(self.state.commits, "function")
         self.value = self.function(self.state, World(group, self.work.plan, self.state))
-        group.barrier()
+        check_same_call(group, Call("returned from the function given to ddl.elastic.run"))
 
     def recovered(self, report: Report, failed: int, owners: tuple[int, ...]) -> None:
+        if self.driver.group.is_leader:
+            self._print(report)
         self.on_failure(report)
+
+    @staticmethod
+    def _print(report: Report) -> None:
+        """Print the lines that training prints, on stderr: stdout is the script's. A refusal is printed at its end."""
+        console, step = Console(0, sys.stderr, live=False), report.step
+        for death in report.deaths:
+            if death.identity in report.survivors:  # all ranks raised the same, and all end
+                continue
+            console.write(RankFailed(step, death.identity, death.host, death.kind, death.error, death.phase))
+        phases = {"detect": max(report.detect_s.values(), default=0.0), **report.phases}
+        if report.refusal is None:
+            console.write(Recovered(step, report.generation, report.survivors, report.seconds, phases, report.moved))
 
     def describe(self, error: Exception) -> RankDeath:
         me, step = self.driver.group.me, self.state.commits
@@ -312,19 +349,22 @@ def run(
     min_ranks: int = 1,
     hang_timeout_s: float = 120.0,
     on_failure: Callable[[Report], None] = lambda report: None,
+    check_every: int = 200,
     group: Group | None = None,
 ) -> T:
     """Call ``function(state, world)`` on all ranks until it has returned on all of them; returns its value.
 
     shards: the number of pieces of the work; ``world.shards`` are this rank's. After a failure the state is reset to
     the newest commit and the function is called again. on_failure: called on every rank after each recovery.
+    check_every: commits between comparisons of the ranks' states, of arrays and plain values (0: never; choose it where
+    hosts compute with different processors, which round differently).
     hang_timeout_s: a rank that neither commits nor waits for others for so many seconds counts as hung and is killed;
     one that is stopped (SIGSTOP) is killed after 2.
-    Raises on every rank alike: Stop if fewer than ``min_ranks`` are left, QuorumLost on the smaller side of a
-    partition, UserCodeError if the function raised on all ranks, a second time, or before the first commit, CommError
-    if communication failed twice in a row at the same commit with all ranks alive. If the script does not catch it, one
-    rank prints it and all end with its status. Any other exception of the function ends this rank if the others can
-    survive that, and the job otherwise."""
+    Raises on every rank alike: Diverged if ranks are about to commit different states, Stop if fewer than ``min_ranks``
+    are left, QuorumLost on the smaller side of a partition, UserCodeError if the function raised on all ranks, a second
+    time, or before the first commit, CommError if communication failed twice in a row at the same commit with all ranks
+    alive. If the script does not catch it, one rank prints it and all end with its status. Any other exception of the
+    function ends this rank if the others can survive that, and the job otherwise."""
     global _script
     script = None
     if group is None:
@@ -333,6 +373,7 @@ def run(
     assert members is not None
     heartbeat = script.heartbeat if script is not None else Heartbeat(members.me.identity)
     job = _Function(function, state, assign(shards, members.size), members, heartbeat, on_failure, min_ranks)
+    state.__dict__["_check_every"] = check_every
     if script is not None:
         script.begin(job, hang_timeout_s)
     refusal = None
@@ -351,7 +392,7 @@ def run(
             script.exit(request)
         raise
     finally:
-        state.__dict__["_beat"] = _no_heartbeat
+        state.__dict__.update(_beat=_no_heartbeat, _group=None)
         if script is not None:
             hold(script.group)
         else:

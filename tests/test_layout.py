@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
-ROOMS["elastic"] = {"errors", "environment", "arrays", "data", "comm", "collectives", "fault"}
+ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
 ROOMS["torch"] |= {"collectives", "fault", "elastic", "world"}
@@ -68,7 +68,7 @@ ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
-    "doctor": {"errors", "environment", "launcher", "metrics", "output"},
+    "doctor": {"errors", "environment", "launcher", "metrics", "output", "wording"},
     "__main__": {"wording", "version", "output"},
 }
 FOREIGN = {  # package -> the only places that may import it
@@ -184,6 +184,7 @@ def test_test_files_have_unique_names():
 
 # Larger than the limits, each for a reason; an entry that is no longer needed fails the test.
 LONG_FILES = {
+    "elastic.py",
     "comm/threads.py",  # one class: every collective of a Group, spelled out in single messages
 }
 MANY_PARAMETERS = {

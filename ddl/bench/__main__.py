@@ -22,6 +22,7 @@ BENCHES = {
     "allreduce": ("2,4", ("off", "on")),
     "step": ("2", ("on",)),
     "scaling": ("2", ("on",)),
+    "torch-ddp": ("2", ("on",)),
     "recovery": ("2,4", ()),
 }
 PEERS = {"allreduce": ("gloo",), "step": ("torch_ddp", "torch_ddp_fused"), "recovery": ("torchrun",)}
@@ -40,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
         "--ranks", default="", metavar="N[,N]", help="rank counts (allreduce, recovery: 2,4; otherwise: 2)"
     )
     made.add_argument("--sizes", default="", metavar="BYTES[,BYTES]", help="allreduce: 1 KiB to 256 MiB")
-    made.add_argument("--models", default="", metavar="NAME[,NAME]", help=f"step, scaling: of {', '.join(CASES)}")
+    made.add_argument(
+        "--models", default="", metavar="NAME[,NAME]", help=f"step, scaling, torch-ddp: {', '.join(CASES)}"
+    )
     made.add_argument("--seconds", type=float, default=4.0, help="for each size or candidate (default %(default)s)")
     made.add_argument("--rounds", type=int, default=7, help="recovery: deaths (default %(default)s)")
     made.add_argument("--threads", type=int, default=1, help="BLAS threads of a rank (default %(default)s)")

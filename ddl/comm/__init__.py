@@ -3,7 +3,7 @@
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
 from ddl.comm.group import Group, Member, NodeMemory, Probe, no_probe
-from ddl.comm.preflight import EAGER_BYTES, fault_tolerance
+from ddl.comm.preflight import EAGER_BYTES, fault_tolerance, unconnected
 
 __all__ = [
     "EAGER_BYTES",
@@ -13,4 +13,5 @@ __all__ = [
     "Probe",
     "fault_tolerance",
     "no_probe",
+    "unconnected",
 ]

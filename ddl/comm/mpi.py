@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ddl.comm import checked, ending, preflight, threads
 from ddl.comm.group import Group, Probe, no_probe
+from ddl.comm.library import reports_deaths
 from ddl.comm.mpi_group import MpiGroup, agree_over, quietly, sealed
 from ddl.comm.topology import this_process
 from ddl.errors import CommError, UserError
@@ -48,7 +49,7 @@ def start(
     preflight.check_world_size(world.Get_size())
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise CommError("MPI was started below thread level SERIALIZED")
-    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not preflight.library_is_tolerant())):
+    if wanted and (not reports_deaths(MPI) or (imported and not preflight.library_is_tolerant())):
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False

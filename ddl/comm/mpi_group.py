@@ -19,6 +19,7 @@ import numpy as np
 from ddl.arrays import Array
 from ddl.comm import checked, device_memory, preflight, shared_memory
 from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
+from ddl.comm.library import reports_deaths
 from ddl.errors import CommError, PeerLost
 
 SPARE_POLL_S = 0.02
@@ -294,7 +295,7 @@ class MpiGroup(Group):
 
     @property
     def _revocable(self) -> bool:
-        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and preflight.library_is_tolerant()
+        return reports_deaths(self._mpi) and preflight.library_is_tolerant()
 
     def _next(self, workers: int) -> Group:
         smaller = self._everyone.Shrink()

@@ -39,6 +39,41 @@ def check_world_size(world: int, environment: Mapping[str, str] = os.environ) ->
         )
 
 
+def unconnected(environment: Mapping[str, str] = os.environ) -> str:
+    """Why a process that nothing connects to others was probably meant to be one of several; "" if nothing says so."""
+    if has_process_manager(environment):
+        return ""
+    for name in ("SLURM_NTASKS", "WORLD_SIZE"):
+        if environment.get(name, "").isdecimal() and int(environment[name]) > 1:
+            return (
+                f"{name} is {environment[name]}, but this process trains alone: start the job with mpirun -n "
+                f"{environment[name]} or, under Slurm, srun --mpi=pmix"
+            )
+    if count := _copies():
+        return (
+            f"{count} more of this command run beside it, each a job of its own: mpirun -n {count + 1} makes them one"
+        )
+    return ""
+
+
+def _copies() -> int:
+    """How many other processes of this process's parent run the same command of ddl."""
+    own = _process(os.getpid())
+    if own is None or not any(word == "ddl.train" or word.endswith("/ddl") for word in own[1]):
+        return 0
+    others = (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
+    return sum(_process(pid) == own for pid in others)
+
+
+def _process(pid: int) -> tuple[int, list[str]] | None:
+    """(parent, words) of a process; None where that cannot be read."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), words
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, str]:
     """Whether this launch survives the death of a process, and the reason.
 
@@ -55,7 +90,9 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
         if launched_size(environment) is None:
             return False, "a single process, started without mpirun"
         return False, "not launched by Open MPI's mpirun: this launcher ends the job when a process dies"
-    return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+    if _launcher().can_be_tolerant:
+        return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+    return False, "this mpirun ends the job when a process dies"
 
 
 def _recoverable(environment: Mapping[str, str]) -> str:
@@ -99,6 +136,11 @@ class _Launcher:
     executable: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+
+    @property
+    def can_be_tolerant(self) -> bool:
+        """Whether it is known to be PRRTE's, which ``--with-ft`` makes tolerant."""
+        return self.executable is not None and self.executable.name in ("prterun", "prte", "prted")
 
     @property
     def may_be_tolerant(self) -> bool:

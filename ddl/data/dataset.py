@@ -112,8 +112,10 @@ def open_dataset(
     if "train" not in parts:
         raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
     try:
-        target = decide(parts["train"], loss, target_kind, classes)
+        target = decide(parts["train"], loss, target_kind, classes, measured)
     except DataError as error:
+        if error.path is not None:
+            raise
         raise DataError(str(error), targets or path or None) from error
     request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:

@@ -136,11 +136,13 @@ class _Retargeted(Wrapper):
         return Source.labels(self) if stored is None else self._target.convert(stored)
 
 
-def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None) -> Target | None:
+def decide(
+    source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None, measured: bool = False
+) -> Target | None:
     """What the targets of ``source``, the training part, are; None if it has none.
 
     loss: its name, "auto", or anything else for a loss of the user's. wanted: the setting data.target_kind.
-    classes: how many there are, if the job says so; -1 is then padding.
+    classes: how many there are, if the job says so; -1 is then padding. measured: whole numbers in x are no tokens.
     Without either, whole numbers are classes and floating-point numbers are values.
     Raises ConfigError if the targets are outside the loss's domain, and names the setting that decides otherwise."""
     if wanted not in KINDS:
@@ -152,6 +154,10 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
         raise ConfigError(f"data.target_kind = 'values' does not go with loss {loss!r}: set model.loss = 'mse'")
     if wanted in ("classes", "multilabel") and loss in OF_VALUES:
         raise ConfigError(f"data.target_kind = {wanted!r} does not go with loss {loss!r}")
+    stored = None if source.names or field.dtype.kind == "U" else _stored(source)
+    if stored is not None and stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        bad = int(np.argmin(np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)))
+        raise DataError(f"the target of sample {bad} is not finite")
     if source.names:
         return _named(source, field, loss, wanted)
     if field.dtype.kind == "U":
@@ -160,27 +166,24 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
         return Target("classes", f"a class number at each of {field.shape} positions", field)
     if wanted == "values" or (wanted == "auto" and loss in OF_VALUES):
         why = "data.target_kind" if wanted == "values" else f"loss {loss!r}"
-        return _values(field, _stored(source), f"values, because of {why}")
+        return _values(field, stored, f"values, because of {why}")
     if wanted == "auto" and field.dtype.kind == "f" and loss not in (CROSS_ENTROPY, BINARY):
-        stored = _stored(source)
         return _values(field, stored, "values, from floating-point numbers" + _whole_hint(stored))
-    stored = _stored(source)
     if stored is None and field.shape in ((), (1,)) and field.dtype.kind == "f" and loss != BINARY:
         stored = source.labels()
     if stored is None:  # a source of the user's: what it declares counts, and the loss checks each batch
         kind = "values" if field.dtype.kind == "f" else "classes"
         return Target(kind, f"{kind}, as the source declares", field)
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        bad = int(np.argmin(np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)))
-        raise DataError(f"the target of sample {bad} is not finite")
     if math.prod(stored.shape[1:]) == 1:
         return _one_number(stored.reshape(-1), loss, wanted, classes, field.size or 0)
-    return _row(source, stored, field, loss, wanted)
+    x = source.fields["x"]
+    is_tokens = not measured and x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
+    return _row(stored, field, loss, wanted, is_tokens)
 
 
 def _named(source: Source, field: Field, loss: str, wanted: str) -> Target:
     names = list(source.names)
-    _check_names(names, loss, wanted)
+    _check_names(names, len(source), loss, wanted)
     numbers = [_number(name) for name in names]
     labels = () if None in numbers or numbers == list(range(len(names))) else tuple(numbers)
     what = "texts" if None in numbers else "whole numbers"
@@ -196,14 +199,16 @@ def _texts(source: Source, field: Field, loss: str, wanted: str) -> Target:
         raise DataError(f"the target has over {MOST_CLASSES} classes: {len(names)} different texts")
     if "" in names:
         raise DataError("some samples have no target: it is the empty text")
-    _check_names(names, loss, wanted)
+    _check_names(names, len(source), loss, wanted)
     reason = f"{_count(len(names))}, from the texts {_listed(names)}"
     return Target("classes", reason, Field((), np.dtype(np.int64), len(names)), tuple(names))
 
 
-def _check_names(names: Sequence[str], loss: str, wanted: str) -> None:
-    """Raises ConfigError where named classes do not go with the loss or the setting."""
+def _check_names(names: Sequence[str], samples: int, loss: str, wanted: str) -> None:
+    """Raises DataError for texts that are no classes, ConfigError where classes do not go with the loss or setting."""
     listed = _listed(names)
+    if len(names) > max(20, samples / 2) and None in map(_number, names):
+        raise DataError(f"y holds {len(names)} different texts in {samples} samples, {listed}: these are no classes")
     if loss in OF_VALUES or wanted not in ("auto", "classes"):
         raise ConfigError(
             f"loss {loss!r} needs numbers; y holds {len(names)} classes, {listed}: set model.loss = 'auto'"
@@ -276,12 +281,10 @@ def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, decl
     )
 
 
-def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) -> Target:
+def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -> Target:
     """Several stored numbers a sample."""
     is_row, floats = y.ndim == 2, Field(field.shape, field.dtype if field.dtype.kind == "f" else np.dtype(np.float64))
     is_binary = bool(((y == 0) | (y == 1)).all())
-    x = source.fields["x"]
-    is_tokens = x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
     is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
     is_whole = y.dtype.kind != "f"
     are_labels = loss == "auto" and is_row and is_binary and is_whole and not is_tokens and not is_one_hot

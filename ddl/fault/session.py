@@ -7,22 +7,25 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddl.comm import Group, ending, mpi
 from ddl.environment import launched_rank
-from ddl.errors import DdlError, UserCodeError
+from ddl.errors import DdlError, DifferentCalls, UserCodeError
 from ddl.fault.watchdog import Heartbeat, start_companion
 
 
 @dataclass
 class Session:
     """group: the newest generation. heartbeat: of the watchdog, with fault tolerance. refusal: the last error that was
-    raised alike on all ranks: if the script does not catch it, one rank prints it and all end with its status."""
+    raised alike on all ranks: if the script does not catch it, one rank prints it and all end with its status.
+    before_leaving: waits at the end of the script until all ranks have come there."""
 
     group: Group
     heartbeat: Heartbeat | None = None
     refusal: DdlError | None = None
+    before_leaving: Callable[[Group], None] = lambda group: None
 
     def __post_init__(self) -> None:
         self._replaced = ending.on_uncaught(self._uncaught)
@@ -31,10 +34,19 @@ class Session:
         """At the interpreter's end: all ranks leave together, so that none of them looks dead to the others."""
         if self.heartbeat is not None:
             self.heartbeat.end()
+        try:
+            self.before_leaving(self.group)
+        except DdlError:
+            if not self.group.tolerant:
+                ending.leave(1)  # another rank has failed, and this one is needed for its calls
         mpi.part(self.group)
 
     def _uncaught(self, error: BaseException) -> None:
         self.end_if_refused(error)
+        if isinstance(error, DifferentCalls) and self.group.tolerant:
+            # No rank's fault alone: without this the others would take the death of this one for a loss and go on.
+            ending.show(error)
+            mpi.fail(self.group, error.exit_status)
         self._replaced(error)
 
     def end_if_refused(self, error: BaseException) -> None:

@@ -40,6 +40,10 @@ from ddl.launcher.verdict import Ended, decide, taken_over
 from ddl.metrics import EARLY_STOPS, TOO_EARLY, early_stops
 
 REPLICA_VARIABLE = "DDL_REPLICA"
+# Where Open MPI 5 has options, older versions and other MPIs would refuse them; variables mean nothing to the others.
+OLDER_OPEN_MPI = {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+if os.geteuid() == 0:
+    OLDER_OPEN_MPI |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
 SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE_S = 15.0  # for mpirun to end once the job has
@@ -153,7 +157,7 @@ class Supervisor:
     def _environ(self, attempt: int) -> dict[str, str]:
         replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
         own = {LAUNCH_VARIABLE: self._id(attempt), REGAINS_VARIABLE: str(self._regains(attempt))}
-        return {**os.environ, **own, **replica}
+        return {**os.environ, **OLDER_OPEN_MPI, **own, **replica}
 
     def _regains(self, attempt: int) -> int:
         """How often ranks may still be regained; the last restart is kept for a launch that is lost."""

@@ -63,9 +63,8 @@ def build(
     (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses by the model and the
     targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values. options: the builder's arguments,
     and ``classes`` and ``vocabulary`` if the data does not determine them, and ``loss``, a table of options of the
-    loss. seed: of the initial values that another framework draws when it makes a network. suggested: the loss for the
-    kind of the targets if neither ``loss`` nor the model names one. Raises ConfigError, in one line, for an
-    incompatible combination."""
+    loss. seed: of the initial values that another framework draws. suggested: the loss for the kind of the targets
+    if neither ``loss`` nor the model names one. Raises ConfigError, in one line, for an incompatible combination."""
     settings = dict(options or {})
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
-from ddl.comm import Group
+from ddl.comm import Group, unconnected
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.data import data_lines
@@ -100,6 +100,8 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
         )
     )
+    if len(group.members) == 1 and (line := unconnected()):
+        log.warn(line)
     if group.size > task.order.shards:
         log.warn(
             f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Layout, host
+from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
 from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
@@ -119,8 +120,9 @@ class Trainer:
             **self._record(given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
-        self._target = decide(as_source(given["train"]), _loss_name(loss), self.job.data.target_kind)
         self._measured = isinstance(model, str) and model in OF_MEASUREMENTS
+        kind = self.job.data.target_kind
+        self._target = decide(as_source(given["train"]), _loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
@@ -145,7 +147,7 @@ class Trainer:
             runner.run()
         finally:
             if runner.has_started:
-                session.hold(runner.group, runner.heartbeat)
+                session.hold(runner.group, runner.heartbeat).before_leaving = end_script
             if runner.loop is not None:
                 runner.loop.keep_state()
         if self._runner.failure is not None:
@@ -185,11 +187,14 @@ class Trainer:
         return {name: np.array(host(view)) for name, view in self._loop.state.params.views.items()}
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
-        """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them."""
+        """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them.
+
+        Raises ValueError, on every rank, where others call something else or with another number of samples."""
         source, loop = _source(data), self._loop
         if source is None:
             raise UserError("evaluation needs data")
         rows = self.job.data.batch_eval
+        check_same_call(self.group, Call(f"Trainer.evaluate({len(source)} samples)"))
         source = self._prepared(source)
         return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.work.transforms)
 

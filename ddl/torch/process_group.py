@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group, ending, mpi
+from ddl.errors import JobEnded
 from ddl.fault import session
 from ddl.torch.steps import Steps
 
@@ -244,13 +245,18 @@ def join(timeout: timedelta) -> Group:
 
 def create(rank: int, size: int, timeout: timedelta) -> ProcessGroup:
     """The process group of all ranks; called by PyTorch. Raises ValueError for a group of some of them."""
-    global _steps
     group = join(timeout)
     if (rank, size) != (group.rank, group.size):
         raise ValueError(
             f'backend "ddl" has one group, of all {group.size} ranks that mpirun started, numbered as mpirun did; '
             f'rank {rank} of {size} was asked for. Make other groups with new_group(..., backend="gloo")'
         )
+    return of(group)
+
+
+def of(group: Group) -> ProcessGroup:
+    """The process group of all ranks of ``group``, which this process's session holds."""
+    global _steps
     if _steps is None:
         _steps = Steps(group)
         register_optimizer_step_pre_hook(_steps.before_step)
@@ -261,6 +267,8 @@ def _uncaught(error: BaseException) -> None:
     """An exception of the script ends the job, as it does under torchrun; only the loss of a rank is survived."""
     joined = session.current()
     assert joined is not None
+    if isinstance(error, JobEnded):
+        ending.leave(error.exit_status)
     sys.stderr = sys.__stderr__  # PyTorch's hook collects what is printed here, to print it after this has returned
     joined.end_if_refused(joined.refusal or error)
     ending.show(error)

@@ -6,10 +6,11 @@ from ddl.models.model import Supervised
 from ddl.nn.losses import MSE
 from ddl.train.state import Progress
 from ddl.train.task import Task
+from ddl.wording import counted
 
 LEAST_FALL = 1e-4  # of the loss at the start
 FEW_STEPS = 10  # of fewer steps, chance decides whose loss is lower
-MANY_STEPS = 200  # after these, a network predicts better than a constant does
+MANY_STEPS = 200  # after these, a network predicts better than a constant does; before, not much worse
 
 
 def doubt(task: Task, progress: Progress) -> str:
@@ -29,10 +30,11 @@ def doubt(task: Task, progress: Progress) -> str:
     if not last < first - LEAST_FALL * abs(first) and (progress.step >= FEW_STEPS or last == 0):
         return (
             f"nothing was learned: the training loss is {last:.4g} at the end and was {first:.4g} in the first "
-            f"{task.early_steps} steps; look at the targets, the features and optim.lr"
+            f"{counted(task.early_steps, 'step')}; look at the targets, the features and optim.lr"
         )
     is_mse = isinstance(task.model, Supervised) and task.model.target == "y" and type(task.model.loss) is MSE
-    if is_mse and spread is not None and last > spread and progress.step >= MANY_STEPS:
+    hopeless = 1 if progress.step >= MANY_STEPS else 10
+    if is_mse and spread is not None and last > hopeless * spread and progress.step >= FEW_STEPS:
         return (
             f"little was learned: the training loss, {last:.4g}, is above that of always predicting the mean of the "
             f"targets, {spread:.4g}; train longer, raise optim.lr, or scale the targets"

@@ -185,6 +185,45 @@ print("good", size)
     assert count(out, f"good {ranks}") == count(out, "status 0") == ranks, out + err
 
 
+UNEVEN = {
+    "steps": (
+        "for _ in range(8 - 3 * rank):\n    optimizer.step({'w': np.ones(3)})",
+        "DistributedOptimizer.step(w: (3,)",
+    ),
+    "skipped": ("for i in range(8):\n    if rank == 0 or i != 4:\n        ddl.allreduce(np.ones(3))", "allreduce(mean"),
+    "ended": ("if rank:\n    sys.exit(0)\nddl.broadcast({'w': np.ones(3)})", "broadcast(from 0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("loop", "launch"), [*((loop, "mpirun") for loop in UNEVEN), ("steps", "mpirun --with-ft ulfm")]
+)
+def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_that_says_who_waits_where(loop, launch, tmp_path):
+    code, call = UNEVEN[loop]
+    setup = "optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.1), {'w': np.zeros(3)})\n"
+    _, out, err = start(launch, WORLD + setup + code, tmp_path)
+    assert f"rank 0 {call}" in err and "rank 1 ended its script" in err, out + err
+    assert "status 0" not in out and count(out, "status 1") >= 1, out + err
+
+
+@pytest.mark.parametrize("launch", ["alone", "mpirun"])
+def test_a_join_block_lets_loops_be_uneven(launch, tmp_path):
+    code = """
+params = {"w": np.zeros(3)}
+optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.5), params)
+with ddl.join(optimizer):
+    for number in range(8 - 3 * rank):
+        optimizer.step({"w": np.full(3, 1.0 + rank)})
+        mean = ddl.allreduce(np.float64(rank))
+assert np.allclose(params["w"], -0.5 * (5 * (1 + size) / 2 + 3)) and optimizer.steps == 8
+assert mean == (0.0 if rank == 0 else 0.5)
+assert ddl.allreduce(np.float64(rank)) == (size - 1) / 2
+print("good")
+"""
+    ranks, out, err = start(launch, WORLD + code, tmp_path)
+    assert count(out, "good") == count(out, "status 0") == ranks, out + err
+
+
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_an_exception_in_a_loop_of_your_own_on_one_rank_ends_all(launch, tmp_path):
     code = "if rank == 0:\n    raise ValueError('mine')\nddl.allreduce(np.ones(3))\n"

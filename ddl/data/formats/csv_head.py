@@ -19,7 +19,7 @@ DELIMITERS = ",;\t|"
 LOOKED_AT = 20  # lines after the first
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 ROW_NUMBERS = re.compile(r"|Unnamed: \d+|(row_?)?(id|index|idx)|row_?names?", re.IGNORECASE)  # names, "" among them
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)

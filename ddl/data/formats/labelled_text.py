@@ -126,7 +126,8 @@ def json_lines(path: Path, text: str = "text", label: str | None = "label") -> R
             if not isinstance(record, dict) or key not in record:
                 raise DataError(f"no {key!r} in the record", path, number, "line")
             if not isinstance(record[key], kind):
-                raise DataError(f"{key!r} is {record[key]!r}", path, number, "line")
+                wanted = "a text" if kind is str else "a text or a whole number"
+                raise DataError(f"{key!r} is {record[key]!r}, not {wanted}", path, number, "line")
         return record[text], None if label is None else record[label]
 
     return RecordLines(path, parse)

@@ -1,4 +1,4 @@
-"""MPI's parameter files, and the doctor that writes them."""
+"""MPI's parameter files, which the doctor writes."""
 
 from __future__ import annotations
 
@@ -37,42 +37,6 @@ def test_an_unwritable_file_is_reported_with_the_variable_to_export_instead(tmp_
 def test_an_mpirun_that_is_not_open_mpi_5_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not Open MPI 5's"):
         launcher_file(str(tmp_path / "bin" / "mpirun"))
-
-
-def test_the_doctor_says_that_mpi4py_is_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
-    (finding,) = doctor.mpi()
-    assert finding.wrong and "mpi4py is missing" in finding.text
-
-
-def test_the_doctor_says_why_a_library_does_not_load():
-    (finding,) = doctor.mpi(lambda: ({}, "libmpi.so: cannot open"))
-    assert finding.wrong and "cannot be loaded: libmpi.so: cannot open" in finding.text
-
-
-def test_the_doctor_finds_a_mpirun_of_another_installation(tmp_path):
-    for home in ("wheel", "module"):
-        (tmp_path / home / "bin").mkdir(parents=True)
-        (tmp_path / home / "lib").mkdir()
-    library = str(tmp_path / "module" / "lib" / "libmpi.so.40")
-    (finding,) = doctor._mpirun([library], str(tmp_path / "wheel" / "bin" / "mpirun"))
-    assert finding.wrong and "two installations" in finding.text
-    (finding,) = doctor._mpirun([library], str(tmp_path / "module" / "bin" / "mpirun"))
-    assert finding.good
-
-
-def test_the_report_ends_with_the_problems():
-    text = doctor.report([doctor.Finding("A", True, "fine"), doctor.Finding("B", False, "broken", True)])
-    assert text.splitlines() == [
-        "A:",
-        "    [X] fine",
-        "",
-        "B:",
-        "    [ ] broken",
-        "",
-        "1 problem(s) would prevent a job:",
-        "    broken",
-    ]
 
 
 def test_the_doctor_rejects_unknown_arguments(capsys):

@@ -114,6 +114,12 @@ def test_thousands_set_apart_are_not_taken_for_decimals(tmp_path):
     assert x_of(opened(tmp_path, text, decimal=","))[:, 0].tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("cell", ["1,5e-07", "-1,5E+3", ",5"])
+def test_decimal_commas_are_understood_in_every_form_of_a_number(tmp_path, cell):
+    splits = opened(tmp_path, "p;y\n" + f"1,25;{cell}\n2,5;0,25\n")
+    assert splits.train.gather(np.arange(1))["y"].item() == pytest.approx(float(cell.replace(",", ".")))
+
+
 def test_targets_with_a_decimal_comma_are_values(tmp_path):
     splits = opened(tmp_path, "p;y\n" + "".join(f"{i};{i},5\n" for i in range(6)))
     assert splits.train.gather(np.arange(6))["y"][:, 0].tolist() == [i + 0.5 for i in range(6)]

@@ -188,3 +188,33 @@ def test_texts_in_memory_are_classes(y):
 def test_texts_that_cannot_be_classes_are_refused(y, loss, message):
     with pytest.raises((ConfigError, DataError), match=message):
         decide(Arrays(X, y), loss)
+
+
+def test_texts_that_seldom_recur_are_no_classes(tmp_path):
+    names = [f"name {number}" for number in range(30)]
+    with pytest.raises(
+        DataError, match=r"y holds 30 different texts in 30 samples, 'name 0', .*: these are no classes"
+    ):
+        decide(Arrays(np.zeros((30, 2)), names))
+    path = write_csv(tmp_path / "a.csv", [[number, name] for number, name in enumerate(names)])
+    with pytest.raises(DataError, match=r"a\.csv: y holds 30 different texts in 30 samples"):
+        open_dataset("files", path=str(path))
+    assert decide(Arrays(np.zeros((30, 2)), np.arange(30).astype(str))).field.size == 30
+
+
+@pytest.mark.parametrize("loss", ["auto", "mse", "cross_entropy"])
+def test_a_target_that_is_not_finite_is_named_before_training(loss):
+    with pytest.raises(DataError, match="the target of sample 5 is not finite"):
+        decide(Arrays(X, np.where(np.arange(12) == 5, np.nan, X[:, 0])), loss)
+
+
+def test_whole_number_features_of_a_table_are_no_tokens():
+    source = Arrays((X * 100).astype(np.int64), np.eye(3, dtype=int)[THIRDS])
+    assert decide(source, measured=True).reason == "3 classes, from rows with a single 1"
+
+
+def test_an_error_about_targets_names_its_file_once(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [[1.5, 0.5], [2.5, "nan"], [1.25, 2.5]])
+    with pytest.raises(DataError) as caught:
+        open_dataset("files", path=str(path))
+    assert str(caught.value).count("a.csv") == 1
