@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ddl import world
+from ddl.collectives import Call, check_same_call
 from ddl.collectives import allreduce as sum_in_place
-from ddl.collectives import check_same_call
 
 
 def DistributedOptimizer(optimizer: torch.optim.Optimizer, named_parameters: Any = None) -> torch.optim.Optimizer:
@@ -48,10 +48,18 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     )
 
 
+class _Averaging(Call):
+    """A step of DistributedOptimizer."""
+
+    def why_not_shadowed(self) -> str:
+        return "since gradients are averaged over all ranks"
+
+
 @torch.no_grad()
 def _average(parameters: list[Tensor]) -> None:
     group = world.group()
-    check_same_call(group, f"DistributedOptimizer.step({[(tuple(p.shape), str(p.dtype)) for p in parameters]})")
+    shapes = "; ".join(f"{tuple(p.shape)} {p.dtype}" for p in parameters)
+    check_same_call(group, _Averaging(f"ddl.torch.DistributedOptimizer.step({shapes})"))
     has_gradient = np.array([p.grad is not None for p in parameters], np.float64)
     group.native_allreduce(has_gradient)
     summed = [p for p, ranks in zip(parameters, has_gradient) if ranks]
