@@ -61,7 +61,7 @@ ROOMS["run"] = set(ROOMS) - {"launcher"}
 ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
-ROOMS["torch"] |= {"collectives", "fault", "elastic"}
+ROOMS["torch"] |= {"collectives", "fault", "elastic", "world"}
 ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
