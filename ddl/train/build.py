@@ -132,6 +132,11 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
         )
+    if objects["model"].synchronised and order.global_batch < 2 * job.train.accumulate:
+        raise ConfigError(
+            "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "
+            "train.global_batch or a smaller train.accumulate"
+        )
     samples = order.global_batch // (order.shards * job.train.accumulate)
     least = objects["model"].samples_per_shard
     if samples < least:

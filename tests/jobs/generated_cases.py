@@ -145,6 +145,8 @@ def _arrays(draw: Random, folder: Path, format: str) -> Case:
     settings["data.path"] = str(folder / f"data.{format}")
     if format == "npz":
         save = draw.choice([np.savez, np.savez_compressed])
+        if save is np.savez_compressed and type_ == "column by column" and not x.flags.c_contiguous:
+            case.is_plain, case.refused = False, "compressed and stored column by column"
         names = draw.choice([("x", "y"), ("data", "target"), ("images", "labels")])
         save(folder / "data.npz", **dict(zip(names, (x, y), strict=True)))
     else:
