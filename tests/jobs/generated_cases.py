@@ -185,7 +185,7 @@ def _table(draw: Random, folder: Path, format: str) -> Case:
             case.is_plain, case.rows = False, rows if rows >= 5 else None
         elif oddity == "index" and header is not None:
             columns, header = [list(map(str, range(rows))), *columns], [draw.choice(["", "Unnamed: 0", "id"]), *header]
-            case.width = case.width if rows > 1 else None
+            case.width = case.width if rows >= 10 else None
         elif oddity == "twice" and header is not None:
             header[-2] = header[0]
         elif oddity == "category":
