@@ -23,6 +23,7 @@ _ROOMS = (
     "metrics",
     "errors",
     "elastic",
+    "torch",
 )
 _NAMES = {
     "Trainer": "ddl.run.trainer",
@@ -33,6 +34,7 @@ _NAMES = {
     "local_rank": "ddl.world",
     "allreduce": "ddl.world",
     "broadcast": "ddl.world",
+    "join": "ddl.world",
     "DistributedOptimizer": "ddl.world",
 }
 

@@ -1,6 +1,6 @@
 """The command ``ddl VERB ...``, the same as ``python -m ddl.VERB ...``.
 
-Each verb is a door of its own; nothing is decided here."""
+Each verb is a separate module; this one only dispatches."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""The door ``python -m ddl.audit RUN``: prove from a run's ledger that each sample was used exactly once an epoch.
+"""``python -m ddl.audit RUN``: prove from a run's ledger that each sample was used exactly once per epoch.
 
-The proof is data/ledger.py's; here it is told."""
+The proof is in data/ledger.py; this module prints it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from ddl.data.ledger import Audit, audit, read
 from ddl.errors import EX_USAGE, DataError
 from ddl.launcher.arguments import Parser
+from ddl.metrics import read_summary
 from ddl.output import protect_output
 
 LEDGER = "ledger.jsonl"
@@ -21,18 +21,16 @@ LEDGER = "ledger.jsonl"
 def report(run: Path) -> Audit:
     """The audit of a run folder. What its last launch's summary claims has to be in the ledger.
 
-    Raises DataError where there is no ledger, or one that cannot be understood."""
-    entries, steps = read(run / LEDGER), None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        summary = json.loads((run / "summary.json").read_bytes())
-        if entries and summary["launch"] == entries[-1].launch:  # else a newer launch is under way, or was killed
-            steps = int(summary["steps"])
-    return audit(entries, steps=steps)
+    Raises DataError where there is no ledger, or where ledger or summary cannot be understood."""
+    entries, summary = read(run / LEDGER), read_summary(run)
+    # A summary of another launch: a newer one is under way, or was killed.
+    is_newest = bool(entries and summary) and summary["launch"] == entries[-1].launch
+    return audit(entries, steps=summary["steps"] if is_newest else None)
 
 
 def lines(found: Audit) -> list[str]:
-    """What a person should know, the verdict last."""
-    told = [
+    """The report as lines; the verdict is the last."""
+    report = [
         f"{found.steps} steps, {found.epochs:.4g} epochs, "
         f"{found.launches} launch(es), {found.generations} generation(s)",
         f"samples: {found.expected} expected, {found.used} used, {found.missing} missing, "
@@ -40,12 +38,12 @@ def lines(found: Audit) -> list[str]:
         *found.problems,
     ]
     if found.is_exact and found.skipped:
-        told.append("exact: every sample was used once an epoch, but for the skipped steps")
+        report.append("exact: every sample was used once an epoch, except in skipped steps")
     elif found.is_exact:
-        told.append("exact: every sample was used once an epoch")
+        report.append("exact: every sample was used once an epoch")
     else:
-        told.append("NOT exact")
-    return told
+        report.append("NOT exact")
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

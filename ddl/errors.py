@@ -1,11 +1,12 @@
 """Every exception that ddl raises on purpose, in one tree.
 
 DdlError                      exit status 1
-├── UserError                 2   a mistake of the user's: settings, files, shapes
+├── UserError                 2   invalid input by the user: settings, files, shapes
 │   ├── ConfigError               a setting is unknown, mistyped or impossible
 │   └── DataError                 a file is missing, truncated, mislabelled or does not match
 ├── PeerLost                  1   a rank died or stopped responding; only ddl/fault catches it
 ├── CommError                 1   communication failed without a death
+├── DifferentCalls            1   a ValueError as well: ranks of a script call different things
 ├── JobEnded                  n   another rank has ended the job, with status n
 ├── Stop                      75  the job ended early and can be restarted
 │   ├── QuorumLost                this side of a partition may not continue
@@ -84,6 +85,10 @@ class PeerLost(DdlError):
 
 class CommError(DdlError):
     """Communication failed although no rank is known to have died."""
+
+
+class DifferentCalls(DdlError, ValueError):
+    """Ranks of a script call different things; raised by all ranks that still call something."""
 
 
 class JobEnded(DdlError):

@@ -1,16 +1,20 @@
-"""A loop of your own: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
+"""For your own training loop: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
 
-For those who come from Horovod. Whoever wants failures survived as well uses ``ddl.elastic``; whoever has a
-model and data uses ``ddl.Trainer``."""
+The names follow Horovod. To survive failures too, use ``ddl.elastic``; to train a given model on data, use
+``ddl.Trainer``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ddl.arrays import host
+from ddl.arrays import FlatBuffer, Layout, aligned, host
+from ddl.collectives import Call, check_same_call, check_same_values, end_script, reduce_across_ranks, shadow_the_rest
+from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault import session
@@ -25,6 +29,7 @@ def init() -> Group:
         from ddl.comm import mpi
 
         joined = session.hold(mpi.start(tolerant="off"))
+    joined.before_leaving = end_script
     return joined.group
 
 
@@ -37,17 +42,17 @@ def group() -> Group:
 
 
 def rank() -> int:
-    """This process's number, 0 .. size()-1."""
+    """This process's rank, 0 .. size()-1."""
     return group().rank
 
 
 def size() -> int:
-    """How many processes work together."""
+    """How many ranks there are."""
     return group().size
 
 
 def local_rank() -> int:
-    """This process's number among those of its node: the GPU to take."""
+    """This process's rank on its node, for example to choose a GPU."""
     return group().local_ranks.index(group().rank)
 
 
@@ -57,8 +62,6 @@ def allreduce(x: Any, average: bool = True) -> np.ndarray:
     The mean of integers or booleans is float64, the sum of booleans int64; any other result has the dtype of ``x``.
     Raises, on every rank, ValueError if the ranks' shapes, dtypes or operations differ, and TypeError for a dtype
     that cannot be summed. Details: ``ddl.collectives.reduce_across_ranks``."""
-    from ddl.collectives import reduce_across_ranks
-
     return reduce_across_ranks(x, group(), average)
 
 
@@ -67,31 +70,79 @@ def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
 
     Raises ValueError, on every rank and before anything is written, unless all ranks pass the same names, shapes,
     dtypes and ``root``."""
-    from ddl.collectives import check_same_call
-
     natives = {name: arrays[name].dtype.newbyteorder("=") for name in sorted(arrays)}
-    described = [f"{name}: {arrays[name].shape} {dtype}" for name, dtype in natives.items()]
-    check_same_call(group(), f"broadcast(from {root}, {'; '.join(described)})")
+    parts = [(arrays[name].shape, dtype) for name, dtype in natives.items()]
+    described = [f"{name}: {shape} {dtype}" for name, (shape, dtype) in zip(natives, parts, strict=True)]
+    call = _Broadcast(f"broadcast(from {root}, {'; '.join(described)})", root, tuple(parts))
+    check_same_call(group(), call)
     for name, dtype in natives.items():
         whole = np.ascontiguousarray(arrays[name], dtype)  # MPI knows no foreign byte order
         group().broadcast(whole, root)
         arrays[name][...] = whole
 
 
-class DistributedOptimizer:
-    """An optimizer for a loop of your own: ``step`` averages the gradients over all ranks, then updates.
+@contextlib.contextmanager
+def join(*optimizers: DistributedOptimizer) -> Iterator[None]:
+    """Let ranks make different numbers of calls: ``with ddl.join(optimizer): for batch in my_batches: ...``.
 
-    params: named host arrays, updated in place; every rank must begin with the same (see ``broadcast``). ``lr`` is the
-    optimizer's own at first, and may be set anew before each step: that is how a schedule comes in. rules: other
-    settings for some parameters, by their names."""
+    A rank that leaves the block waits until all have left it. Meanwhile it shadows their calls: it adds zeros to their
+    sums, does not count in their means, and its ``optimizers`` make the same updates, so parameters stay equal. All
+    ranks enter the block, with the same optimizers in the same order; it cannot be nested.
+    Raises, on every rank, ValueError where a call is impossible without a rank that has left: a broadcast from that
+    rank, or a step of an optimizer that was not given."""
+    kept = group().kept
+    if "join" in kept:
+        raise DdlError("a ddl.join block is inside another")
+    check_same_call(group(), Call(f"join({len(optimizers)} optimizers)"))
+    for optimizer in optimizers:
+        optimizer.check_start()
+    kept["join"] = optimizers
+    try:
+        yield
+        shadow_the_rest(group())
+    finally:
+        del kept["join"]
+
+
+@dataclass(frozen=True)
+class _Broadcast(Call):
+    """parts: shapes and dtypes of the arrays."""
+
+    parts: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
+
+    def shadow(self, group: Group, contributors: int) -> None:
+        assert self.root is not None
+        for shape, dtype in self.parts:
+            group.broadcast(np.empty(shape, dtype), self.root)
+
+
+@dataclass(frozen=True)
+class _OptimizerStep(Call):
+    """place: of the optimizer in the ``join`` block, -1 if it is not there."""
+
+    place: int = -1
+    lr: float = 0.0
+
+    def why_not_shadowed(self) -> str:
+        return "" if self.place >= 0 else "whose optimizer was not given to ddl.join"
+
+    def shadow(self, group: Group, contributors: int) -> None:
+        group.kept["join"][self.place].shadow(self.lr, contributors)
+
+
+class DistributedOptimizer:
+    """An optimizer for your own training loop: ``step`` averages the gradients over all ranks, then updates.
+
+    params: named host arrays, updated in place; every rank must start from the same values (see ``broadcast``). ``lr``
+    starts as the optimizer's and may be changed before each step, for example by a schedule. rules: other settings for
+    parameters that match a pattern."""
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
-        from ddl.arrays import FlatBuffer, Layout, aligned
-
         dtypes = {x.dtype for x in params.values()}
         if len(dtypes) != 1:
             raise ValueError(f"parameters must share one dtype, got {sorted(map(str, dtypes))}")
         self.params, self.lr, self.steps = dict(params), optimizer.lr, 0
+        self._is_checked = False
         layout = Layout.of({name: x.shape for name, x in params.items()}, dtypes.pop())
         self.optimizer = Groups(layout, optimizer, rules)
         self._params, self._grads = FlatBuffer(layout), FlatBuffer(layout)
@@ -100,18 +151,36 @@ class DistributedOptimizer:
     def step(self, grads: Mapping[str, Any]) -> None:
         """One update with the mean over ranks of ``grads``, given by the parameters' names.
 
-        Raises ValueError, on every rank, if the ranks' gradients differ in names or shapes or their parameters in
-        dtype."""
-        from ddl.collectives import allreduce as sum_in_place
-        from ddl.collectives import check_same_call
-
+        Raises ValueError, on every rank, if the ranks' gradients differ in names or shapes, their parameters in dtype,
+        their learning rates, or before the first step their parameters."""
         given = {name: np.asarray(host(g)) for name, g in grads.items()}
         described = "; ".join(f"{name}: {given[name].shape}" for name in sorted(given))
-        check_same_call(group(), f"DistributedOptimizer.step({described}, {self._grads.flat.dtype})")
+        joined = group().kept.get("join", ())
+        place = next((i for i, other in enumerate(joined) if other is self), -1)
+        text = f"DistributedOptimizer.step({described}, {self._grads.flat.dtype}, lr {self.lr:g})"
+        contributors = check_same_call(group(), _OptimizerStep(text, None, place, self.lr))
+        self.check_start()
         self._grads.assign(given)
+        self._update(contributors)
+
+    def check_start(self) -> None:
+        """Raises ValueError, on every rank, if the ranks' parameters differ before the first step."""
+        if self._is_checked:
+            return
+        values = {name: np.ascontiguousarray(x).data for name, x in self.params.items()}
+        check_same_values(group(), values, "parameters before the first step", "call ddl.broadcast(params) first")
+        self._is_checked = True
+
+    def shadow(self, lr: float, contributors: int) -> None:
+        """Take part in a step of the other ranks without gradients."""
+        self.lr = lr
+        self._grads.flat[...] = 0
+        self._update(contributors)
+
+    def _update(self, contributors: int) -> None:
         sum_in_place(self._grads.flat, group())
         self._params.assign(self.params)
-        self.optimizer.update(self._params.flat, self._grads.flat, self._slots, self.lr, self.steps, 1.0 / size())
+        self.optimizer.update(self._params.flat, self._grads.flat, self._slots, self.lr, self.steps, 1.0 / contributors)
         self.steps += 1
         for name, x in self.params.items():
             x[...] = self._params[name]

@@ -1,12 +1,12 @@
-"""Run the jobs of launch/jobs whole and compare what they reach with what they must, on several numbers of ranks.
+"""Run the jobs of launch/jobs to the end and compare their results with the required ones, on several numbers of ranks.
 
     python launch/check_jobs.py                                all jobs on 1, 2 and 4 ranks: about an hour on two cores
     python launch/check_jobs.py cnn gan --ranks 2 --seeds 3    some of them, the median of three seeds
-    python launch/check_jobs.py gan --run runs/gan             judge a run that is there already
+    python launch/check_jobs.py gan --run runs/gan             check an existing run
 
-Prints one row for each job and number of ranks; the exit status is 1 where one falls short. What a job is compared
-with (least squares, PCA, a bag of words, gzip, a classifier of digits) shares no code with ddl; the bag of words
-and the judge of the GAN come from scikit-learn. The shortened forms that CI runs are in tests/jobs."""
+Prints one row for each job and number of ranks; the exit status is 1 if any falls short. The references (least squares,
+PCA, a bag of words, gzip, a classifier of digits) share no code with ddl; the bag of words and the classifier that
+checks the GAN come from scikit-learn. CI runs shortened forms of the jobs: tests/jobs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ set -uo pipefail
 for name in "$@"; do
   case $name in
     lint | unit | mpi | jobs | fault | cluster) ;;
-    *) mistake "there is no part $name; there are: lint unit mpi jobs fault cluster" ;;
+    *) usage_error "there is no part $name; there are: lint unit mpi jobs fault cluster" ;;
   esac
 done
 

@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.bench NAME``: measures, prints a table or JSON lines, draws and saves what was asked for.
+"""``python -m ddl.bench NAME``: measures, prints a table or JSON lines, and draws or saves the rows if asked to.
 
-It starts mpirun itself. What is measured is said in allreduce.py, step.py, scaling.py and recovery.py."""
+It starts mpirun itself. The measurements are defined in allreduce.py, step.py, scaling.py and recovery.py."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ BENCHES = {
     "allreduce": ("2,4", ("off", "on")),
     "step": ("2", ("on",)),
     "scaling": ("2", ("on",)),
+    "torch-ddp": ("2", ("on",)),
     "recovery": ("2,4", ()),
 }
 PEERS = {"allreduce": ("gloo",), "step": ("torch_ddp", "torch_ddp_fused"), "recovery": ("torchrun",)}
@@ -40,14 +41,16 @@ def parser() -> argparse.ArgumentParser:
         "--ranks", default="", metavar="N[,N]", help="rank counts (allreduce, recovery: 2,4; otherwise: 2)"
     )
     made.add_argument("--sizes", default="", metavar="BYTES[,BYTES]", help="allreduce: 1 KiB to 256 MiB")
-    made.add_argument("--models", default="", metavar="NAME[,NAME]", help=f"step, scaling: of {', '.join(CASES)}")
+    made.add_argument(
+        "--models", default="", metavar="NAME[,NAME]", help=f"step, scaling, torch-ddp: {', '.join(CASES)}"
+    )
     made.add_argument("--seconds", type=float, default=4.0, help="for each size or candidate (default %(default)s)")
     made.add_argument("--rounds", type=int, default=7, help="recovery: deaths (default %(default)s)")
     made.add_argument("--threads", type=int, default=1, help="BLAS threads of a rank (default %(default)s)")
     made.add_argument(
         "--tolerance",
         choices=("on", "off", "both"),
-        help="with what surviving a death needs (step), or without it; step, both: what it costs, in turns",
+        help="step: fault tolerance on or off; both: alternate between them and print what it costs",
     )
     made.add_argument(
         "--mpirun", default="", metavar="WORDS", help="what starts the ranks, such as 'mpirun --host a:2,b:2'"
@@ -67,7 +70,7 @@ def numbers(text: str, what: str) -> list[int]:
 
 
 def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rows that were asked for. Raises UserError for a mistake in the options."""
+    """All requested rows. Raises UserError for invalid options."""
     models = options.models.split(",") if options.models else list(CASES)
     unknown = sorted(set(models) - set(CASES))
     if unknown:

@@ -1,6 +1,4 @@
-"""Rows as people read them: a line of a table each, and a picture.
-
-The figures are measured elsewhere."""
+"""Print rows as lines of a table, and plot them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Scaling from one rank to many, weak and strong, against single-rank jobs side by side on the same cores.
 
-Side by side, since those share the machine's memory as the ranks of one job do: what is left is our own cost."""
+Jobs side by side compete for the machine's memory as the ranks of one job do, so the difference is our own cost."""
 
 from __future__ import annotations
 

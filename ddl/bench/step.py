@@ -114,7 +114,7 @@ def time_steps(call: Callable[[], object], steps: int) -> list[float]:
 
 
 def steps_in_turns(candidates: dict[str, Callable[[], object]], group: Group, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each step of each candidate by its slowest rank, in turns until each had ``seconds``."""
+    """Seconds of each step of each candidate on its slowest rank; candidates alternate until each ran ``seconds``."""
     blocks = blocks_in_turns(candidates, group, seconds)
     return {name: np.concatenate([block.max(axis=0) for block in found]).tolist() for name, found in blocks.items()}
 
@@ -122,7 +122,7 @@ def steps_in_turns(candidates: dict[str, Callable[[], object]], group: Group, se
 def blocks_in_turns(
     candidates: dict[str, Callable[[], object]], group: Group, seconds: float
 ) -> dict[str, list[np.ndarray]]:
-    """The blocks of each candidate, by turns until each had ``seconds``: (ranks, steps), seconds of each step."""
+    """The blocks of each candidate, (ranks, steps) seconds; candidates alternate until each ran ``seconds``."""
     steps: dict[str, int] = {}
     for name, call in candidates.items():
         time_steps(call, 3)
@@ -162,7 +162,7 @@ def rows(
         if peers:
             arrays = data_of(CASES[name], 1).arrays
             for peer in peers:
-                candidates[peer] = torch_peers.Step(
+                candidates[peer] = torch_peers.TorchStep(
                     name, arrays, CASES[name].batch, group.size, fused=peer.endswith("fused")
                 )
         times = steps_in_turns(candidates, group, seconds)

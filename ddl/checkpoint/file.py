@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from ddl.arrays import Array, host
 from ddl.errors import CheckpointError
+from ddl.reading import read_regular
 
 Probe = Callable[[str], None]
 """Called with a kill point's name before each system call, and with ``.done`` appended after it."""
@@ -25,7 +26,7 @@ CHUNK_BYTES = 16 << 20
 
 
 def no_probe(point: str) -> None:
-    """Nobody injects faults."""
+    """The default probe: no faults are injected."""
 
 
 def prepare(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -52,13 +53,13 @@ def pieces_of(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
         yield data[start : start + CHUNK_BYTES]
 
 
-def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe) -> dict[str, Any]:
+def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe, mode: int = 0o644) -> dict[str, Any]:
     """Write a new file and bring it to the disk; returns {"bytes", "sha256"} of what was written.
 
     Raises OSError (a full disk, for one); what was written so far is left for the caller to remove."""
     digest, total = hashlib.sha256(), 0
     probe("checkpoint.open")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         probe("checkpoint.open.done")
         for piece in pieces:
@@ -103,16 +104,14 @@ def read_file(path: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     expected: what ``write_file`` returned. Raises CheckpointError if the file is missing, truncated or altered."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != expected["bytes"]:
-                raise CheckpointError(f"{path.name} is truncated: {size} bytes of {expected['bytes']}")
-            data = file.read()
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name} is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
-    if len(data) != size or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+    if len(data) != expected["bytes"]:
+        raise CheckpointError(f"{path.name} is truncated: {len(data)} bytes of {expected['bytes']}")
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise CheckpointError(f"{path.name} is altered: its checksum differs")
     return parse(data)
 

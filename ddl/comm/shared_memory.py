@@ -1,8 +1,7 @@
-"""Memory that the workers of a node map together, without a name anywhere.
+"""Unnamed memory that all workers of a node map.
 
-The node's first worker makes it (memfd_create) and the others open it through /proc, so nothing is
-left behind whatever dies, and the size of /dev/shm does not matter. Who maps what, and what happens
-when somebody cannot, is the group's business (mpi_group.py)."""
+The node's first worker creates it (memfd_create) and the others open it through /proc, so nothing is left behind
+when a rank dies, and the size of /dev/shm does not matter. mpi_group.py handles a rank that cannot map it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A group whose ranks are threads of one process, with scripted deaths: for tests, and for a job of one rank.
 
-Speed is nobody's concern here; real processes talk in mpi_group.py. Collectives are made of single
-messages, so that a rank that dies inside one leaves some peers with a result and others without, as
-over MPI."""
+Not optimised for speed; mpi_group.py connects real processes. Collectives consist of single messages, so that a rank
+that dies inside one leaves some peers with a result and others without, as over MPI."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ddl.arrays import Array
+from ddl.comm.deaths import Death, ScriptedDeaths
 from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
 from ddl.errors import CommError, PeerLost
 
@@ -29,21 +29,8 @@ WAIT_LIMIT_S = 20.0
 T = TypeVar("T")
 
 
-class Killed(BaseException):
-    """This rank is dead. A BaseException, so that no handler on the way mistakes it for an error."""
-
-
-@dataclass(frozen=True)
-class Death:
-    """``rank`` (as launched) dies when it passes its ``count``-th kill point (from 1), of that name if one is given."""
-
-    rank: int
-    count: int
-    point: str | None = None
-
-
 class _Job:
-    """What outlives generations: the one lock, and who is gone."""
+    """State that outlives generations: the only lock, and which ranks are gone."""
 
     def __init__(self, wait_limit_s: float, can_share: bool):
         self.changed = threading.Condition()
@@ -196,7 +183,7 @@ class ThreadGroup(Group):
 
     # Collectives.
     def _barrier(self, ranks: Sequence[int]) -> None:
-        """By dissemination: in round k everyone tells the rank 2^k further on."""
+        """A dissemination barrier: in round k every rank sends a message to the rank 2^k further on."""
         place, count, step = ranks.index(self.rank), len(ranks), 1
         while step < count:
             self._post("barrier", ranks[(place + step) % count], None)
@@ -329,24 +316,6 @@ def _fill(x: Array, payload: Array) -> None:
     x.reshape(-1)[...] = payload.reshape(-1)
 
 
-class _Script:
-    """Counts the kill points that one rank passes, and kills it at the scripted one."""
-
-    def __init__(self, deaths: Sequence[Death], also: Probe):
-        self.deaths, self.also, self.passed = deaths, also, 0
-        self.named: dict[str, int] = {}
-
-    def __call__(self, point: str) -> None:
-        self.also(point)
-        self.passed += 1
-        self.named[point] = self.named.get(point, 0) + 1
-        for death in self.deaths:
-            if (self.passed if death.point is None else self.named.get(point, 0)) == death.count and (
-                death.point in (None, point)
-            ):
-                raise Killed(point)
-
-
 def run_ranks(
     size: int,
     function: Callable[[Any], T],
@@ -368,7 +337,7 @@ def run_ranks(
     results: list[Any] = [None] * (size + spares)
 
     def live(rank: int) -> None:
-        script = _Script([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
+        script = ScriptedDeaths([d for d in deaths if d.rank == rank], no_probe if probe is None else probe(rank))
         group = ThreadGroup(job, world, rank, script)
         try:
             results[rank] = function(group)
@@ -378,8 +347,8 @@ def run_ranks(
             job.leave(rank)
 
     threads = [threading.Thread(target=live, args=(rank,), daemon=True) for rank in range(size + spares)]
-    # Deaths are swept, in thousands of short runs that are little but one thread waking the next, which takes two
-    # thirds of the time on one core. Without a death all cores are used: there, sums do run at the same moment.
+    # Sweeps of deaths are thousands of short runs, in which threads mostly wake each other: on one core that takes two
+    # thirds of the time. Without a death all cores are used, so that sums really run at the same time.
     with _on_one_core() if deaths else nullcontext():
         for thread in threads:
             thread.start()
@@ -390,7 +359,7 @@ def run_ranks(
 
 @contextmanager
 def _on_one_core() -> Iterator[None]:
-    """Keep this thread and those that it starts on the core where it runs now, where the system knows cores."""
+    """Pin this thread, and the threads that it starts, to its current core, if the system supports that."""
     try:
         with open("/proc/thread-self/stat") as file:
             core = int(file.read().rpartition(")")[2].split()[36])

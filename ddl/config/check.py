@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 from ddl.config.sections import SECTIONS, Job
 from ddl.environment import job_size
 from ddl.errors import ConfigError
+from ddl.registry import QUALIFIED
 
 FRACTIONS = ("data.validation", "data.test")
 FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
-_QUALIFIED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # "package.module:Name"
 
 
 def check(job: Job, ranks: int | None = None) -> Job:
@@ -29,6 +28,13 @@ def check(job: Job, ranks: int | None = None) -> Job:
     ranks: number of processes started, including spares; default: from the launch environment."""
     ranks = job_size() if ranks is None else ranks
     for error in _errors(job, ranks):
+        raise ConfigError(error)
+    return job
+
+
+def check_values(job: Job) -> Job:
+    """``check``, but only that each value is within its limits, whatever files there are."""
+    for error in _single_values(job):
         raise ConfigError(error)
     return job
 
@@ -59,7 +65,7 @@ def _single_values(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be a finite number"
             if limits.least is not None and value < limits.least:
                 yield f"{name}: it must be at least {limits.least:g}"
-            if limits.above is not None and value <= limits.above:
+            if limits.above is not None and not isinstance(value, str) and value <= limits.above:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
@@ -77,7 +83,7 @@ def _single_values(job: Job) -> Iterator[str]:
         if not _is_path(_get(job, name)):
             yield f"{_label(name)} has characters that the locale lacks: set PYTHONUTF8=1"
     for one in job.train.callbacks:
-        if not _QUALIFIED_NAME.fullmatch(one):
+        if not QUALIFIED.fullmatch(one):
             yield f'[train] callbacks has "{one}": a callback is named as "package.module:Name"'
 
 

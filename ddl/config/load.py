@@ -13,17 +13,19 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
 
-from ddl.config.check import check
+from ddl.config.check import check, check_values
 from ddl.config.sections import SECTIONS, Job, public_names
+from ddl.config.trust import NAMING, is_of_another_user, refuse_code
 from ddl.config.values import ALIASES, find_setting, guess, read_value, read_word, spell, tomllib, types_of
 from ddl.environment import launched_rank, refuse
 from ddl.errors import ConfigError
+from ddl.reading import read_regular
 
 _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors turn -- into these
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
@@ -34,7 +36,7 @@ digits. The command line takes precedence over the job file, the file over the d
 the resolved settings as a job file."""
 _HINTS = """Lists are written as a TOML array or with commas; tables as {key = value} or --model.options.key value.
 Your own model, data source, loss, metric or callback is named as "package.module:Name". --trace and --chaos are short
-for --metrics.trace and --fault.chaos."""
+for --metrics.trace and --fault.chaos. --trust runs code that is named in the config.toml of another user's run."""
 
 
 def load(argv: Sequence[str], ranks: int | None = None) -> Job:
@@ -42,8 +44,10 @@ def load(argv: Sequence[str], ranks: int | None = None) -> Job:
 
     argv: without the program's name. ranks: as for ``check``. Raises ConfigError, whose message is one line.
     ``--help`` and ``--print_config`` are handled by ``load_or_exit``."""
-    path, words = _split(argv)
+    path, words = _split([word for word in argv if word != "--trust"])
     values = {} if path is None else _from_file(Path(path))
+    if path is not None and "--trust" not in argv and is_of_another_user(Path(path)):
+        refuse_code(_changed(Job(), values), NAMING, f"{path}, of another user's run,")
     for name, keys, text in words:
         if not keys:
             values[name] = _located(name, read_word(name, text), Path.cwd())
@@ -147,8 +151,10 @@ def write(job: Job, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> Job:
-    """The job that ``write`` wrote. It is not checked again, because its input files may have moved since."""
-    return _changed(Job(), _from_file(Path(path)))
+    """The job that ``write`` wrote. Only its values are checked again: its input files may have moved since.
+
+    Raises ConfigError."""
+    return check_values(_changed(Job(), _from_file(Path(path), read_regular)))
 
 
 def _plain(value: Any) -> Any:
@@ -189,17 +195,19 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def _from_file(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Any]:
     """The settings of a job file as "section.key" -> value. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        text = read(path).decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         raise ConfigError(f"there is no job file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"job file {path} cannot be read: {error}") from error
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"job file {path} is not TOML: {error}") from error
     values: dict[str, Any] = {}
     for section, table in tables.items():

@@ -28,7 +28,7 @@ def setting(default: T, meaning: str, **limits: float) -> T:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSettings:
     """What this run is called, where it is kept, and its seed."""
 
     name: str = setting(
@@ -40,7 +40,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSettings:
     """The data set, its splits and its shards."""
 
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
@@ -74,7 +74,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSettings:
     """The model, its loss and its metrics."""
 
     name: str = setting("cnn", 'a model of the zoo by name, or your own as "package.module:Name"')
@@ -87,7 +87,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimSettings:
     """How gradients become updates."""
 
     name: str = setting("adam", 'an optimizer by name, or "package.module:Name"')
@@ -122,7 +122,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainSettings:
     """How long, in which batches and in which precision."""
 
     global_batch: int = setting(64, "samples of one step, over all ranks: the same at any number of ranks", least=1)
@@ -141,7 +141,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Comm:
+class CommSettings:
     """How ranks compute and sum."""
 
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU where there is one")
@@ -158,7 +158,7 @@ class Comm:
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultSettings:
     """Fault tolerance: which failures training survives, and how."""
 
     tolerance: Literal["auto", "on", "off"] = setting(
@@ -166,9 +166,14 @@ class Fault:
     )
     min_ranks: int = setting(1, "fewer survivors than this stop the job", least=1)
     spares: int = setting(0, "ranks that wait to replace a dead one", least=0)
-    respawn: bool = setting(False, "start a new process for each dead rank; must be ready within recovery_timeout_s")
-    hang_timeout_s: float = setting(
-        120.0, "seconds without progress after which a rank counts as hung and is killed", above=0
+    respawn: bool = setting(
+        False, "after a rank's death, stop at a checkpoint and start again on all ranks (only with ddl.launch)"
+    )
+    hang_timeout_s: float | Literal["auto"] = setting(
+        "auto",
+        "seconds without progress after which a rank counts as hung and is killed; auto: 120, or never if tolerance is "
+        "off",
+        above=0,
     )
     recovery_timeout_s: float = setting(30.0, "seconds after which an unfinished recovery is abandoned", above=0)
     startup_timeout_s: float = setting(
@@ -184,7 +189,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSettings:
     """When checkpoints are written, how many are kept, and which one is resumed."""
 
     every_s: float = setting(60.0, "seconds between checkpoints; 0: not by time", least=0)
@@ -197,7 +202,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsSettings:
     """Console output and recorded metrics."""
 
     console_every_s: float = setting(
@@ -215,27 +220,27 @@ class Metrics:
 class Job:
     """All the settings of a job; frozen. ``load`` and ``override`` return checked ones."""
 
-    run: Run = field(default_factory=Run)
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    comm: Comm = field(default_factory=Comm)
-    fault: Fault = field(default_factory=Fault)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    metrics: Metrics = field(default_factory=Metrics)
+    run: RunSettings = field(default_factory=RunSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    comm: CommSettings = field(default_factory=CommSettings)
+    fault: FaultSettings = field(default_factory=FaultSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
 
 SECTIONS: dict[str, type] = {
-    "run": Run,
-    "data": Data,
-    "model": Model,
-    "optim": Optim,
-    "train": Train,
-    "comm": Comm,
-    "fault": Fault,
-    "checkpoint": Checkpoint,
-    "metrics": Metrics,
+    "run": RunSettings,
+    "data": DataSettings,
+    "model": ModelSettings,
+    "optim": OptimSettings,
+    "train": TrainSettings,
+    "comm": CommSettings,
+    "fault": FaultSettings,
+    "checkpoint": CheckpointSettings,
+    "metrics": MetricsSettings,
 }
 
 

@@ -1,6 +1,6 @@
-"""Whether the training data are those that a checkpoint was made from, or those of another rank: schema and hashes.
+"""Detect changed training data: compare schema and hashes with those in a checkpoint, or with another rank's.
 
-A checkpoint keeps what is compared here beside the parameters; resuming from it compares before it takes them over."""
+A checkpoint stores them beside the parameters; resuming compares them before it loads the parameters."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from ddl.data.formats.labelled_text import LabelledText, TextList
 from ddl.data.memory import Arrays
 from ddl.errors import ConfigError, DataError
 
-# Packages of the standard library that are there on every system, each with enough lines of its own.
+# Packages that every Python installation has, each with enough source lines.
 PACKAGES = ("asyncio", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest", "urllib", "xml")
-LEAST_LINE = 20  # characters: shorter lines ("return None", "else:") tell nothing of where they come from
+LEAST_LINE = 20  # characters: shorter lines ("return None", "else:") occur in every package
 LEAST_FILE = 4096  # bytes
 HELD_OUT_EVERY = 12  # files
 

@@ -21,6 +21,7 @@ from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
 from ddl.data.targets import Target
 from ddl.errors import DataError
+from ddl.reading import take
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,22 @@ class Known:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Known:
-        fields = {
-            name: Field(tuple(f["shape"]), np.dtype(f["dtype"]), f["size"]) for name, f in values["fields"].items()
-        }
+        """Raises KeyError, TypeError or ValueError where ``values`` are not what ``to_json`` returns."""
+        fields = {name: _field(take(values["fields"], name, dict)) for name in take(values, "fields", dict)}
         target = values.get("target")  # checkpoints of earlier versions have none
         target = None if target is None else Target.from_json(target, fields["y"])
-        return cls(fields, values["learned"], tuple(values["names"]), target)
+        return cls(fields, take(values, "learned", dict), tuple(map(str, take(values, "names", list))), target)
 
     @property
     def symbols(self) -> Any:
         """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
         unit = self.learned.get("unit")
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
+
+
+def _field(values: Mapping[str, Any]) -> Field:
+    shape = [take({"shape": length}, "shape", int) for length in take(values, "shape", list)]
+    return Field(tuple(shape), np.dtype(take(values, "dtype", str)), take(values, "size", int, type(None)))
 
 
 def data_lines(known: Mapping[str, Any]) -> list[str]:
@@ -84,7 +89,7 @@ def data_lines(known: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How files of new samples are read. format, columns, options: the job's own, for what the files do not tell;
+    """How files of new samples are read. format, columns, options: the job's, if the files do not determine them;
     columns are those of the targets, or the name of their array.
 
     is_labelled: targets are read as well, and have to be there. targets: the file or columns that hold them, where
@@ -167,7 +172,7 @@ class Inputs:
         return opened
 
     def _format(self, path: Path) -> str:
-        """By the file itself; by the job where it does not tell."""
+        """The format detected from the file, or else the job's."""
         try:
             found = detect(path)
         except DataError:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddl.arrays import generator
 from ddl.data.order import Order, Table
-from ddl.data.source import Batch, Source, as_source
+from ddl.data.source import Batch, Source, as_source, draw_for
 
 CLOSE_DEADLINE_S = 5.0
 
@@ -55,11 +55,11 @@ class Slot:
 class Loader:
     """The batches of the shards of one rank.
 
-    shards: whose samples to load; the source is told to hold them. transforms: called on each batch in
-    turn, see transforms.py. prefetch: batches read ahead by a thread; 0, or a source in memory with no
-    costly transform, has none. parts: micro-batches of a step.
+    shards: the shards to load; ``source.hold`` is called with their samples. transforms: applied to each batch one
+    after another, see transforms.py. prefetch: batches that a thread reads ahead; there is no thread if it is 0, or
+    for a source in memory without a costly transform. parts: micro-batches of a step.
 
-    What ``batch`` returned stays valid until the call after the next."""
+    The arrays of a batch stay valid until the second call of ``batch`` after it."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class Loader:
         self.source.hold([order.shard_range(shard) for shard in self.shards])
         self._tables: dict[int, Table] = {}
         cheap = self.source.is_cheap and all(getattr(t, "is_cheap", False) for t in self.transforms)
-        self.prefetch = 0 if cheap or not self.shards else prefetch
+        self.prefetch = 0 if cheap or self.source.stays_on_thread or not self.shards else prefetch
         self._slots: list[Slot] = []
-        self._free: deque[int] = deque()  # numbers of slots that nobody uses
+        self._free: deque[int] = deque()  # numbers of unused slots
         self._given: deque[int] = deque()  # slots of the last two batches handed out
         self._ready: deque[tuple[Key, int, Any]] = deque()  # key, slot, batch or exception
         self._turn = 0
@@ -99,7 +99,7 @@ class Loader:
             self._make_slots(epoch)
         if self._closed:
             raise ValueError("the loader is closed")
-        if not self.prefetch:  # nobody else has the slots: they take turns
+        if not self.prefetch:  # without a thread, the slots are used in rotation
             self._turn = (self._turn + 1) % len(self._slots)
             return self._make(key, self._slots[self._turn])
         with self._changed:
@@ -107,8 +107,7 @@ class Loader:
                 self._free.append(self._given.popleft())
             ready = self._take_ready(key)
             if ready is None:
-                # No batch of this key is on its way, or it is being made now: then making it twice is the
-                # price of an order that nobody could foresee.
+                # The thread was reading ahead in another order. If it is making this very batch now, it is made twice.
                 self._free.extend(slot for _, slot, _ in self._ready)
                 self._ready.clear()
                 self._next = self._after(key)
@@ -129,7 +128,8 @@ class Loader:
     def direct(self, epoch: int, step_in_epoch: int, part: int, shards: Sequence[int]) -> tuple[Batch, list[slice]]:
         """The same rows for some of this rank's shards, in new arrays; what is read ahead stays."""
         indices, segments = self.order.indices(epoch, step_in_epoch, shards, part, self.parts)
-        batch: Any = self.source.gather(indices)
+        with draw_for(self.seed, epoch):
+            batch: Any = self.source.gather(indices)
         return self._transformed(batch, segments, (epoch, step_in_epoch, part), shards), segments
 
     def close(self) -> bool:
@@ -176,7 +176,8 @@ class Loader:
             batch: Any = slot.views(len(indices))
             self.source.gather_into(indices, batch)
         else:
-            batch = self.source.gather(indices)
+            with draw_for(self.seed, epoch):
+                batch = self.source.gather(indices)
         return self._transformed(batch, segments, key, self.shards), segments
 
     def _transformed(self, batch: Any, segments: list[slice], key: Key, shards: Sequence[int]) -> Mapping[str, Any]:

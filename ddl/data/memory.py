@@ -37,7 +37,7 @@ class Arrays(Source):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
         self.arrays = {name: _native(value) for name, value in given.items()}
         is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
-        if is_truth:  # two classes, whichever of them occur
+        if is_truth:  # two classes, even if only one occurs
             self.arrays["y"] = self.arrays["y"].astype(np.int64)
         lengths = {name: len(value) if value.ndim else 0 for name, value in self.arrays.items()}
         if len(set(lengths.values())) > 1:

@@ -1,7 +1,7 @@
 """Normalisation from the training part alone, to the same bits on any number of ranks.
 
-Each shard's statistics are computed in float64 in pieces of a fixed size, by whichever rank has it, and
-combined in the order of the shards. How they travel between ranks is train's."""
+The rank of a shard computes its statistics in float64, in pieces of a fixed size; they are combined in the order of
+the shards. ddl/train exchanges them between ranks."""
 
 from __future__ import annotations
 

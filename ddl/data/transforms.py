@@ -55,7 +55,7 @@ def _need(holds: bool, who: str, setting: str, value: object, wanted: str) -> No
 
 
 def _windows(x: np.ndarray, top: np.ndarray, left: np.ndarray, margin: int) -> np.ndarray:
-    """Each image moved within a margin of zeros: the window of its own size at (top, left) of the padded image."""
+    """Shift each image within a margin of zeros: cut a window of its size at (top, left) of the padded image."""
     rows, height, width = x.shape[:3]
     padded = np.zeros((rows, height + 2 * margin, width + 2 * margin, *x.shape[3:]), x.dtype)
     padded[:, margin : margin + height, margin : margin + width] = x

@@ -6,7 +6,7 @@
     random:seed=7,kills=3
 
 A rank is named by its rank at launch. ``at step 40`` is the first kill point passed when 40 steps are
-committed and training goes on; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
+committed and training continues; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
 step is computed). Each fault happens once. The same script does the same in every run."""
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from ddl.arrays import generator
 from ddl.comm import Probe
@@ -31,22 +32,24 @@ ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",
     "stop": "SIGSTOP: the process stands still and can be continued",
     "segv": "SIGSEGV: a crash in native code",
+    "abort": "SIGABRT from inside malloc, whose lock is held: heap corruption",
     "exit": "os._exit(0) without a word",
-    "raise": "an exception in what looks like code of the user's",
-    "hang": "sleeps for ever and beats no more",
+    "quit": "sys.exit(0), as the user's code may call it",
+    "raise": "an exception, as if raised by the user's code",
+    "hang": "sleeps indefinitely, without heartbeats",
 }
 _CALLS = {  # what a group is used for: where that is, and the calls that a job then makes
     "job": ("outside the sum of a step", "barrier native broadcast gather share spare agree revoke shrink"),
     "allreduce": ("in the sum of a step", "barrier native stream"),
-    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink refill"),
+    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink"),
 }
-_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
+_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 
 POINTS: dict[str, str] = {
     "setup.claim": "before the leader claims the run folder",
     "setup.claim.done": "after the leader has claimed the run folder, before the others know",
-    "setup.announce": "before the leader tells that the job begins",
+    "setup.announce": "before the leader announces the start of the job",
     **{f"{use}.{call}": f"before a {call} {where}" for use, (where, calls) in _CALLS.items() for call in calls.split()},
     **{
         f"{use}.{call}.done": f"after a {call} {where}"
@@ -82,7 +85,7 @@ _FAULT = re.compile(
 
 
 class InjectedError(RuntimeError):
-    """Raised by ``raise rank ...``: stands for a mistake in code of the user's."""
+    """Raised by ``raise rank ...``: simulates a bug in the user's code."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
     )
 
 
-def told_in(folder: Path) -> Callable[[Fault], None]:
+def recorded_in(folder: Path) -> Callable[[Fault], None]:
     """``perform`` that first enters the fault in ``folder``/faults, a line each: which of a script's have happened."""
 
     def act(fault: Fault) -> None:
@@ -202,15 +205,29 @@ def perform(fault: Fault) -> None:
         raise InjectedError(f"injected: {fault}")
     if fault.act == "exit":
         os._exit(0)
+    if fault.act == "quit":
+        raise SystemExit(0)
     if fault.act == "hang":
         while True:
             time.sleep(1000)
+    if fault.act == "abort":
+        free_twice()
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}[fault.act]
     if number == signal.SIGSEGV:
         # A real crash is not held up by anybody's handler. By the C library, which does it in every thread: a
         # checkpoint's points lie in its writer's.
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
     os.kill(os.getpid(), number)
+
+
+def free_twice() -> NoReturn:
+    """End this process as the C library does when it finds the heap corrupted."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    block = library.malloc(1 << 14)  # large enough that free takes the lock before it detects the double free
+    library.free(block)
+    library.free(block)
+    raise AssertionError("this C library does not notice a double free")
 
 
 @dataclass

@@ -7,21 +7,25 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddl.comm import Group, ending, mpi
-from ddl.errors import DdlError, UserCodeError
-from ddl.fault.watchdog import Heartbeat
+from ddl.environment import launched_rank
+from ddl.errors import DdlError, DifferentCalls, UserCodeError
+from ddl.fault.watchdog import Heartbeat, start_companion
 
 
 @dataclass
 class Session:
     """group: the newest generation. heartbeat: of the watchdog, with fault tolerance. refusal: the last error that was
-    raised alike on all ranks: if the script does not catch it, one rank prints it and all end with its status."""
+    raised alike on all ranks: if the script does not catch it, one rank prints it and all end with its status.
+    before_leaving: waits at the end of the script until all ranks have come there."""
 
     group: Group
     heartbeat: Heartbeat | None = None
     refusal: DdlError | None = None
+    before_leaving: Callable[[Group], None] = lambda group: None
 
     def __post_init__(self) -> None:
         self._replaced = ending.on_uncaught(self._uncaught)
@@ -30,10 +34,19 @@ class Session:
         """At the interpreter's end: all ranks leave together, so that none of them looks dead to the others."""
         if self.heartbeat is not None:
             self.heartbeat.end()
+        try:
+            self.before_leaving(self.group)
+        except DdlError:
+            if not self.group.tolerant:
+                ending.leave(1)  # another rank has failed, and this one is needed for its calls
         mpi.part(self.group)
 
     def _uncaught(self, error: BaseException) -> None:
         self.end_if_refused(error)
+        if isinstance(error, DifferentCalls) and self.group.tolerant:
+            # No single rank is at fault: otherwise the others would take this rank for lost and keep training.
+            ending.show(error)
+            mpi.fail(self.group, error.exit_status)
         self._replaced(error)
 
     def end_if_refused(self, error: BaseException) -> None:
@@ -55,6 +68,17 @@ _session: Session | None = None
 def current() -> Session | None:
     """The session of this process; None before it has joined a group."""
     return _session
+
+
+def join(hang_timeout_s: float) -> Session:
+    """Join the job with fault tolerance; this process must not have joined it before. It counts as waiting for others
+    (``Heartbeat.wait``) until its caller says that it works."""
+    # Before MPI: a process that has started MPI should not fork.
+    heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
+    heartbeat.wait(True)
+    group = mpi.start()
+    group.waits = heartbeat.wait
+    return hold(group, heartbeat)
 
 
 def hold(group: Group, heartbeat: Heartbeat | None = None) -> Session:

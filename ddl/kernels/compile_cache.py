@@ -1,4 +1,4 @@
-"""Where Numba keeps compiled kernels: its own choice of folder, or one in TMPDIR where it has none."""
+"""The folder in which Numba caches compiled kernels: its own choice, or one in TMPDIR if it finds none."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Arguments of a door: help from one rank alone, and a mistake as one line and status 2.
+"""Arguments of a command: only one rank prints help, and an error is one line and status 2.
 
-The settings of a job are config's."""
+ddl/config parses the settings of a job."""
 
 from __future__ import annotations
 

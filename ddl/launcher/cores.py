@@ -22,9 +22,9 @@ SETTERS = (  # of OpenBLAS, as wheels of NumPy and as systems name it
 
 
 def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Give this rank's BLAS its share of the cores, where it has neighbours and the user has said nothing.
+    """Give this rank's BLAS its share of the cores, unless it is alone on the node or the user has set the number.
 
-    Before NumPy is imported its variables are enough; afterwards OpenBLAS is told. Another BLAS stays as it is."""
+    Before NumPy is imported, environment variables suffice; later OpenBLAS is called. Another BLAS is unchanged."""
     threads = share(environment)
     if threads is None:
         return

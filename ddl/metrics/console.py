@@ -221,6 +221,7 @@ def banner(job: JobStarted) -> str:
         *job.data,
         versions,
         job.tolerance,
+        job.status,
         f"resumes from step {job.step}" if job.step else "",
     ]
     return "\n".join([*(_fit(line) for line in lines if line), f"folder: {job.folder}"])

@@ -1,6 +1,4 @@
-"""The hub: hands each event to every sink, and goes on when one of them fails.
-
-What a sink makes of an event is its own affair."""
+"""The hub: passes each event to every sink, and continues without a sink that fails."""
 
 from __future__ import annotations
 

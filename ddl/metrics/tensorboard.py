@@ -26,7 +26,7 @@ def writer_class() -> Any:
 
 
 class TensorBoard:
-    """Writes event files into ``folder``; a leader that takes over adds a file of its own beside them."""
+    """Writes event files into ``folder``; a leader that takes over adds another file."""
 
     def __init__(self, folder: str | Path):
         self._writer = writer_class()(str(folder))
@@ -46,7 +46,7 @@ class TensorBoard:
 
     def _scalars(self, group: str, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            # Numbers alone; what is not finite has no place on an axis.
+            # Only finite numbers can be plotted.
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 self._writer.add_scalar(f"{group}/{name}", value, self._step)
 

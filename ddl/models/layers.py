@@ -1,4 +1,4 @@
-"""A network in plain values, layer by layer: as a job may say it, and as the record of a run keeps what a script made.
+"""A network described by plain values, layer by layer: in a job file, or in the record of a run made by a script.
 
     [[model.options.layers]]
     layer = "Dense"      # a class of ddl.nn, and its arguments

@@ -1,7 +1,7 @@
 """What a layer may know of the step it computes: training or not, which rows belong to which shard, random draws.
 
-Randomness belongs to shards: rows of a segment are drawn from that shard's generator, so a sample
-meets the same dropout mask wherever its shard is computed."""
+Randomness belongs to shards: rows of a segment are drawn from that shard's generator, so a sample gets the same
+dropout mask on any rank that computes its shard."""
 
 from __future__ import annotations
 

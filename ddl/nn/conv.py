@@ -1,6 +1,6 @@
 """Convolutions over images (batch, height, width, channels), with bias and activation.
 
-How windows meet weights is convolve.py's."""
+The algorithms that multiply windows with weights are in conv_algorithms.py."""
 
 from __future__ import annotations
 

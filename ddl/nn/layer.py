@@ -1,7 +1,7 @@
-"""The contract of a layer, and the one way to put layers in a row.
+"""The contract of a layer, and Sequential, which puts layers in a row.
 
-A layer is a frozen description: it holds no numbers. Its parameters live in flat buffers and reach
-it as named views; what backward needs, forward returns."""
+A layer is a frozen description without numbers. Its parameters live in flat buffers and are passed in as named views;
+forward returns whatever backward needs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,25 @@ class Average:
     """A running average (a buffer): new = (1 - momentum) * old + momentum * (sum over samples) / samples.
 
     In training a layer writes the SUM over its samples into ``grads[name]``; it travels with the
-    gradients and is applied in the commit."""
+    gradients and is applied in the commit. momentum None: the plain mean over all updates."""
 
     shape: Shape
-    initial: float = 0.0
-    momentum: float = 0.1
+    initial: float | np.ndarray = field(default=0.0, compare=False)
+    momentum: float | None = 0.1
+
+    def advance(self, old: Array, total: Array, samples: float, updates: int) -> None:
+        """Change ``old`` in place. total: the sum over ``samples`` samples; updates: how many came before this one."""
+        share = 1 / (updates + 1) if self.momentum is None else self.momentum
+        old *= 1 - share
+        old += total.reshape(self.shape) * (share / samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A buffer that is no average, in its own dtype: a table that never changes, or a counter of updates."""
+
+    initial: np.ndarray
+    counts: bool = False
 
 
 @dataclass(frozen=True)

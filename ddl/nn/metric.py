@@ -85,8 +85,8 @@ def _ratio(part: float, whole: float) -> float:
 class OfChoices(Metric):
     """A metric that compares chosen classes with true ones.
 
-    by_label: each of a sample's labels is a yes or no of its own, as with binary cross-entropy, rather than one class
-    of which the targets are the probabilities."""
+    by_label: each label of a sample is a separate yes or no, as with binary cross-entropy; otherwise the targets are
+    the probabilities of one class."""
 
     by_label: bool = field(default=False, kw_only=True)
 
@@ -217,7 +217,7 @@ def _errors(outputs: Array, targets: Array) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MAE(Metric):
+class MeanAbsoluteError(Metric):
     """The mean absolute error."""
 
     name: ClassVar[str] = "mae"
@@ -348,7 +348,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "precision": Precision,
     "recall": Recall,
     "f1": F1,
-    "mae": MAE,
+    "mae": MeanAbsoluteError,
     "rmse": RMSE,
     "r2": R2,
     "perplexity": Perplexity,

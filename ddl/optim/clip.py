@@ -1,6 +1,6 @@
-"""Clipping by global norm, as a number: the gradient itself is never touched.
+"""Clipping by global norm, as a factor: the gradient itself is not changed.
 
-The factor is folded into the optimizer's single pass; the squared norm comes with the sum (parallel)."""
+The optimizer applies the factor in its single pass; the squared norm comes with the gradient sum (ddl/parallel)."""
 
 from __future__ import annotations
 

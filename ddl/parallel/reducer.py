@@ -19,7 +19,7 @@ import numpy as np
 from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
-from ddl.parallel.buckets import Progress, buckets
+from ddl.parallel.buckets import BucketTracker, buckets
 from ddl.parallel.contract import SumPlan
 from ddl.parallel.sparse_rows import SparseGradient
 from ddl.parallel.sums import SharedMemory, make_sum
@@ -103,14 +103,15 @@ class GradientSum:
         self.replicas: list[list[Array]] = [] if self._shared is None else self._shared.replicas
         for copy in self.replicas:  # both copies: the second must also hold what no update ever writes
             for flat, shared in zip(replica, copy, strict=True):
-                for share in self.shares:
+                # What lies behind the gradients' length is frozen: there all ranks write the same.
+                for share in (*self.shares, slice(layout.length, None)):
                     shared[share] = flat[share]
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1
         # ``open`` is collective: if one rank sends its parts one by one during backward, all ranks must open them one
         # by one. The gather is also the barrier after which both replicas are complete.
         self._one_by_one = any(group.gather_objects(wanted))
-        self._progress = Progress(plan)
+        self._progress = BucketTracker(plan)
         self._sender = _Sender(self._send) if wanted else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)

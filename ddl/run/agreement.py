@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ddl.collectives import Call, check_same_call
 from ddl.comm import Group
 from ddl.config import Job
-from ddl.errors import ConfigError, DdlError
+from ddl.errors import ConfigError, DdlError, UserError
 from ddl.train.task import Task
 
 # Sections whose settings shape the sums, and their settings that may differ: paths on local disks, how fast a rank
@@ -47,7 +48,12 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
 def disagreement(group: Group, problem: DdlError | None, mine: Mapping[str, Any]) -> DdlError | None:
     """On all workers: the first rank's problem, or a ConfigError where their essentials differ, or None.
 
-    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost."""
+    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError where
+    another rank's script does something else."""
+    try:
+        check_same_call(group, Call("starts to train"))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in mine.items()}
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     gathered = group.gather_objects((problem, digest))

@@ -77,14 +77,15 @@ class RunFolder:
         self._lease = RunFolderLease(self.path, self.launch, group.generation, group.me.identity)
         write_config(self.job, self.path / "config.toml")
         log = self.log
-        log.folder, log.launch, log.serial = self.path, self.launch, self._lease.owner.serial
+        log.folder, log.launch = self.path, self.launch
+        log.run, log.serial = self._lease.owner.run, self._lease.owner.serial
 
     def hold(self, group: Group) -> None:
         """Acquire the lease for this generation. Raises LeaseLost if a newer one holds it."""
         assert self.path is not None
         if self._lease is None:
-            me, serial = group.me.identity, self.log.serial
-            self._lease = RunFolderLease(self.path, self.launch, group.generation, me, serial)
+            me, log = group.me.identity, self.log
+            self._lease = RunFolderLease(self.path, self.launch, group.generation, me, log.serial, log.run)
         else:
             self._lease.advance(group.generation, group.me.identity)
 
@@ -109,7 +110,7 @@ class RunFolder:
             )
         return Writer(
             store,
-            open_memory_checkpoint(say=self._say) if settings.replica else None,
+            open_memory_checkpoint(self.log.run, say=self._say) if settings.replica else None,
             say=self.log.warn,
             saved=self.log.checkpointed,
         )

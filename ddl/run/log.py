@@ -20,6 +20,8 @@ from ddl.errors import CheckpointError, DataError, DdlError, Stop
 from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
 from ddl.metrics import (
+    EARLY_STOPS,
+    TOO_EARLY,
     CheckpointSaved,
     EpochDone,
     Event,
@@ -36,6 +38,7 @@ from ddl.metrics import (
     StepDone,
     Summary,
     Warned,
+    early_stops,
     read_lines,
     versions,
     write_summary,
@@ -65,10 +68,10 @@ class RunLog(Reporter):
     ):
         self.task, self._sinks, self._jsonl = task, sinks, jsonl
         self._say: Callable[[str], None] = say or (lambda message: None)
-        self.launch = ""
+        self.launch = self.run = ""  # the ids of this launch, and of the run that it belongs to
         self.on_known: Callable[[], None] = lambda: None  # called when launch and folder are known
         self.folder: Path | None = None
-        self.ranks_started = 0
+        self.ranks_started = self.first_step = 0
         self.serial: int | None = None  # this launch's number among the launches in the folder
         self.failures: list[Failure] = []
         self.began = time.time()
@@ -88,15 +91,18 @@ class RunLog(Reporter):
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch,
+            "run": self.run,
             "folder": None if self.folder is None else str(self.folder),
             "ranks_started": self.ranks_started,
+            "first_step": self.first_step,
             "began": self.began,
             "serial": self.serial,
             "failures": [asdict(failure) for failure in self.failures],
         }
 
     def become(self, values: Mapping[str, Any]) -> None:
-        self.launch, self.ranks_started = values["launch"], values["ranks_started"]
+        self.launch, self.run, self.ranks_started = values["launch"], values["run"], values["ranks_started"]
+        self.first_step = values["first_step"]
         self.folder = None if values["folder"] is None else Path(values["folder"])
         self.began, self.serial = values["began"], values["serial"]
         self.failures = [Failure(**failure) for failure in values["failures"]]
@@ -271,6 +277,12 @@ class RunLog(Reporter):
     ) -> DdlError | None:
         progress, order = state.progress, self.task.order
         wall = time.time() - self.began
+        early = 0
+        if self.folder is not None and progress.step - self.first_step <= 1:
+            # A stop that nothing but a signal explains.
+            early = early_stops(self.folder) + (status == "stopped" and failure is None and not self.failures)
+            if status == "stopped" and early >= EARLY_STOPS:
+                status, failure = "failed", DdlError(TOO_EARLY)
         warning = doubt(self.task, progress) if status == "finished" and failure is None else ""
         if warning:
             self.warn(warning)
@@ -295,6 +307,7 @@ class RunLog(Reporter):
             warning=warning,
             error="" if failure is None else str(failure),
             exit_status=failure.exit_status if failure else Stop.exit_status if status == "stopped" else 0,
+            early_stops=early,
         )
         if self.folder is not None:
             try:
@@ -303,7 +316,7 @@ class RunLog(Reporter):
                 self.warn(f"summary.json was not written: {error}")
                 return CheckpointError(f"the summary was not written to {self.folder}: {error}")
         self.emit(Finished(status, summary.to_json(), "" if self.folder is None else str(self.folder)))
-        return None
+        return failure
 
     def _samples_of(self, progress: Progress) -> Samples:
         """The counts that the ledger proves, or those of this rank if there is no ledger."""
@@ -333,11 +346,12 @@ def _last_reported(folder: Path, jsonl: bool) -> tuple[int, int]:
     """(the last step in the files of a run, the last that they have as the end of an epoch); -1 if there is none."""
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
     lines = read_lines(path, TAIL_BYTES) if path.exists() else []
-    if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs
-        told = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
-        return next(told, -1), -1
+    lines = [line for line in lines if type(line.get("start", line.get("step"))) is int]
+    if not jsonl:  # the ledger numbers steps from 0, all others count completed steps; it has no epochs
+        steps = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
+        return next(steps, -1), -1
     starts = [place for place, line in enumerate(lines) if line.get("event") == "start"]
-    lines = lines[starts[-1] :] if starts else lines  # what an earlier launch told is told again
-    told = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
+    lines = lines[starts[-1] :] if starts else lines  # this launch reports again what an earlier one reported
+    reported = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
     ends = (line["step"] for line in reversed(lines) if line.get("event") == "epoch")
-    return next(told, -1), next(ends, -1)
+    return next(reported, -1), next(ends, -1)

@@ -67,7 +67,7 @@ def _draw(loop: Loop, folder: Path):
 
 def samples(model: Model, state: State, count: int, seed: int) -> np.ndarray:
     """``count`` samples that a generator draws, in the units of the data: (count, *shape)."""
-    drawn = np.array(host(model.sample(state.params.views, state.averages.views, count, seed)))
+    drawn = np.array(host(model.sample(state.params.views, state.buffers, count, seed)))
     return _undo(drawn, state.progress.normalise)
 
 
@@ -90,7 +90,7 @@ def _reconstructions(loop: Loop, model: Model) -> np.ndarray | None:
     device = loop.state.device
     context = Context(segments=[slice(0, count)], shards=[0], arena=Arena(device.xp))
     inputs = {name: device.array(value) for name, value in batch.items()}
-    outputs = model.predict(loop.state.params.views, loop.state.averages.views, inputs, context)
+    outputs = model.predict(loop.state.params.views, loop.state.buffers, inputs, context)
     after = _undo(np.array(host(outputs["output"])), loop.state.progress.normalise)
     return np.stack([before, after], axis=1).reshape(2 * count, *before.shape[1:])
 

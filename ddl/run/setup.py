@@ -5,47 +5,45 @@ objects in train/build.py; training is train/loop.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
-
-from ddl.comm import Group
+from ddl.comm import Group, unconnected
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.data import data_lines
+from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
-from ddl.run.resume import find_checkpoint, restore
+from ddl.run.resume import resume
 from ddl.train.loop import Loop
 
 
-def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callable[[str], None]) -> DdlError | None:
+def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
     """Choose the run folder, acquire its lease and load the newest checkpoint: the leader reads, all receive.
 
-    resume: the setting. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's state
-    is then unchanged, and the survivors can repeat all of this."""
+    setting: checkpoint.resume. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's
+    state is then unchanged, and the survivors can repeat all of this."""
     log, state, work = folder.log, loop.state, loop.work
     message: DdlError | dict[str, Any] | None = None
-    arrays: dict[str, np.ndarray] | None = None
     folder.choose(group)
     if group.is_leader:
         try:
             assert folder.path is not None
-            arrays, meta = find_checkpoint(resume, folder.path, say)
-            if loop.task.initial is not None and arrays is None:
+            is_resumed = resume(state, loop.task, setting, folder.path, say)
+            if loop.task.initial is not None and not is_resumed:
                 for line in loop.task.initial(state):
                     say(line)
-            if arrays is not None:
-                restore(state, arrays, meta, loop.task, say)
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)
             group.probe("setup.claim.done")
             # Identities are the ranks at launch, some of which may have died by now.
+            log.first_step = state.progress.step
             log.ranks_started = 1 + max(group.newest_identity, *(member.identity for member in group.members))
             message = work.meta()
         except UserError as error:
@@ -61,6 +59,15 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
         group.broadcast(flat, 0)
     work.take_over(received, message)
     return None
+
+
+def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
+    """Which command's exit status is the job's; "" where that is a matter of course."""
+    if REGAINS_VARIABLE in environment:
+        return "the exit status of ddl.launch is the job's"
+    if launched_size(environment) is None:
+        return ""
+    return "mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json"
 
 
 def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
@@ -88,10 +95,13 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             steps_per_epoch=task.order.steps_per_epoch,
             step=loop.state.progress.step,
             tolerance=f"{survived} ({survival})",
+            status=_trusted_status(),
             versions=versions(library_version()),
             data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
         )
     )
+    if len(group.members) == 1 and (line := unconnected()):
+        log.warn(line)
     if group.size > task.order.shards:
         log.warn(
             f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "

@@ -16,11 +16,13 @@ from ddl.checkpoint import Store
 from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
+from ddl.config.trust import OPENING, refuse_code
 from ddl.data import Inputs, Known, Normalise, Source, compare
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.run.plots import samples
+from ddl.run.resume import understand
 from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
@@ -29,7 +31,7 @@ T = TypeVar("T")
 
 
 def together(group: Group, action: Callable[[], T]) -> T:
-    """Do something on every rank. A mistake that any of them meets is raised on all alike, so that none waits alone."""
+    """Run ``action`` on every rank. An error on any rank is raised on all of them, so that none keeps waiting."""
     value: T | None = None
     problem: DdlError | None = None
     try:
@@ -48,10 +50,11 @@ def local_rank(group: Group) -> int:
 
 
 class Trained:
-    """The checkpoint holds all that outputs need: the data that the run was trained on may be gone.
+    """A trained run, loaded from its checkpoint alone; the training data need not exist any more.
 
     checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
-    on its node; None computes on the CPU. say: told which checkpoints were passed over.
+    on its node; None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code
+    that the run names; else such a run is refused. Everything else in a run is read as data and never executed.
     Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
 
     def __init__(
@@ -60,18 +63,21 @@ class Trained:
         checkpoint: str = "newest",
         local_rank: int | None = None,
         say: Callable[[str], None] = lambda message: None,
+        trust: bool = False,
     ):
         self.folder = Path(run)
         try:
             self.job: Job = read_config(self.folder / "config.toml")
         except (OSError, ConfigError) as error:
             raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
+        if not trust:
+            refuse_code(self.job, OPENING, f"run {str(run)!r}")
         store = Store(self.folder / "checkpoints", say=say)
         try:
-            path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
+            path = None if checkpoint == "newest" else store.best() if checkpoint == "best" else Path(checkpoint)
             if path is None and checkpoint == "best":
                 raise CheckpointError("no checkpoint was evaluated, so none is the best")
-            arrays, meta = store.load(path)
+            arrays, meta = store.load(path, understand)
         except CheckpointError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         knowledge = meta.get("knowledge")
@@ -149,7 +155,7 @@ class Trained:
 
     @property
     def symbols(self) -> Any:
-        """How text becomes the model's tokens and back; numbers stand for themselves where nothing is known of text."""
+        """How text becomes the model's tokens and back; plain numbers if the run was not trained on text."""
         return self.known.symbols or Numbers()
 
     def draw(self, count: int, seed: int) -> np.ndarray:
@@ -183,7 +189,7 @@ def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed
     rows = len(next(iter(batch.values())))
     context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
-    outputs = model.predict(state.params.views, state.averages.views, inputs, context)
+    outputs = model.predict(state.params.views, state.buffers, inputs, context)
     found = {name: np.array(host(value)) for name, value in outputs.items()}
     normalise = state.progress.normalise
     if normalise is not None and model.reconstructs:

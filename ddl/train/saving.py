@@ -1,6 +1,6 @@
 """Checkpoints of a training loop: on which ranks, of which step, and what happens if one cannot be written.
 
-When a checkpoint is due is loop.py's; the writing is ddl/checkpoint's."""
+loop.py decides when a checkpoint is due; ddl/checkpoint writes it."""
 
 from __future__ import annotations
 

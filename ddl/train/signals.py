@@ -1,4 +1,4 @@
-"""What signals and clocks ask of the next step: to stop, to save a checkpoint.
+"""Requests that signals and time limits make of the next step: stop, or save a checkpoint.
 
 Handlers only set flags, so a signal never interrupts a step halfway; ranks agree on the request in the step's sum."""
 
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddl.train import early_signals
+from ddl import early_signals
 
 HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
 
@@ -21,7 +21,8 @@ class StepRequest:
     """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time.
 
     checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory.
-    keep_best: also save a checkpoint whenever the validation loss is the lowest so far."""
+    keep_best: also save a checkpoint whenever the validation loss is the lowest so far. all_ranks: stop when a rank was
+    lost, because the supervisor then starts all ranks again."""
 
     stop: bool = False
     checkpoint_every_s: float = 0.0
@@ -29,6 +30,7 @@ class StepRequest:
     checkpoint_every_epochs: int = 0
     in_memory: bool = False
     keep_best: bool = False
+    all_ranks: bool = False
     last_checkpoint: float = field(default_factory=time.monotonic)
 
     def checkpoint_due(self) -> bool:

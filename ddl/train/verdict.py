@@ -14,7 +14,7 @@ MANY_STEPS = 200  # after these, a network predicts better than a constant does;
 
 
 def doubt(task: Task, progress: Progress) -> str:
-    """Why a run that has reached its end has probably learned nothing; "" if its loss fell, or cannot tell.
+    """Why a run that has reached its end has probably learned nothing; "" if its loss fell or proves nothing.
 
     The loss of a game (a GAN) need not fall, and a few steps prove nothing."""
     loss, weight = progress.early_sums

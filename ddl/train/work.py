@@ -88,9 +88,11 @@ class Work(Recoverable):
             seed=task.seed,
             parts=task.parts,
         )
+        layout = gradient_layout(task.model, task.dtype)
+        trained = [name for name in layout.shapes if name not in task.model.averages]
         self.total = GradientSum(
             group,
-            gradient_layout(task.model, task.dtype),
+            layout,
             Step.header_length(task.model),
             device=self.device,
             algorithm=task.algorithm,
@@ -98,7 +100,7 @@ class Work(Recoverable):
             overlap="off" if task.model.synchronised else task.overlap,
             tuning=task.tuning,
             # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
-            order=[*reversed(list(task.model.params)), *task.model.averages],
+            order=[*reversed(trained), *task.model.averages],
             by_rows=task.model.by_rows,
             gpu=task.gpu,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),

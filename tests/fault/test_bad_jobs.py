@@ -178,10 +178,10 @@ def ended(folder, before) -> dict[str, subprocess.CompletedProcess[str]]:
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_job_that_cannot_be_ends_with_one_line_and_status_2(case, ended):
-    done, told = ended[case], BAD[case][1]
+    done, expected = ended[case], BAD[case][1]
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode == 2 and len(lines) == 1, done.stderr
-    assert lines[0].startswith("ddl.train: ") and told in lines[0]
+    assert lines[0].startswith("ddl.train: ") and expected in lines[0]
     assert done.stdout == ""
 
 
@@ -191,9 +191,9 @@ def test_none_of_them_wrote_or_altered_anything(ended, folder, before):
 
 @pytest.mark.parametrize("case", BAD_SAMPLES)
 def test_a_bad_sample_is_refused_before_there_is_a_run_folder(case, folder, tmp_path):
-    words, told = BAD_SAMPLES[case]
+    words, expected = BAD_SAMPLES[case]
     done = train(folder, *FILES, *words, f"--run.dir={tmp_path / 'run'}")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and told in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -208,13 +208,13 @@ def test_the_good_run_is_still_good_after_all_of_them(ended, folder):
 @pytest.mark.parametrize("case", UNDER_MPIRUN)
 @pytest.mark.parametrize("flags", [(), ("--with-ft", "ulfm")], ids=["plain", "ulfm"])
 def test_under_mpirun_the_line_comes_once_and_every_rank_has_status_2(case, flags, folder, tmp_path):
-    words, told = UNDER_MPIRUN[case]
+    words, expected = UNDER_MPIRUN[case]
     words = [word.replace("NEW", str(tmp_path / "new")) for word in words]
     # mpirun's own status proves nothing where deaths are survived, so each rank prints its own.
     shell = ("bash", "-c", '"$0" "$@"; echo "status $?"')
     done = train(folder, *words, launcher=("mpirun", *flags, "-n", "2", *shell))
     assert done.stdout.split() == ["status", "2"] * 2, done.stdout + done.stderr
-    assert done.stderr.count("ddl.train: ") == 1 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("ddl.train: ") == 1 and expected in done.stderr and "Traceback" not in done.stderr
 
 
 LATE = """

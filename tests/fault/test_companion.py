@@ -32,7 +32,7 @@ print(beat.companion_pid, flush=True)
 
 
 class Rank:
-    """A process with a companion, running ``code``; leads a process group of its own."""
+    """A process with a companion, running ``code`` in a new process group."""
 
     def __init__(self, tmp_path, code, hang=0.0, recovery=0.0, stop=0.0, before=""):
         self.notes = tmp_path / "notes"
@@ -64,7 +64,7 @@ def state_of(pid):
 def wait_until(true):
     deadline = time.monotonic() + DEADLINE_S
     while not true():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true after {DEADLINE_S} s"
         time.sleep(0.01)
 
 
@@ -192,13 +192,13 @@ def test_an_end_that_all_agreed_on_is_not_noted(rank, end):
     assert done.note is None
 
 
-def test_what_a_rank_said_itself_is_not_written_over(rank):
+def test_a_companion_does_not_overwrite_its_ranks_own_note(rank):
     dead = rank("beat.note_exception(ValueError('mine'), 8); os.kill(os.getpid(), signal.SIGKILL)")
     dead.end()
     assert dead.note["kind"] == "exception"
 
 
-def test_a_death_whose_note_cannot_be_written_holds_nobody_up(rank, tmp_path):
+def test_a_death_whose_note_cannot_be_written_does_not_block_the_peers(rank, tmp_path):
     (tmp_path / "notes").write_text("a file where the folder should be")
     rank("os._exit(0)").end()
 

@@ -40,7 +40,7 @@ rank, size = ddl.rank(), ddl.size()
 
 
 def start(launch, code, folder, limit_s=150):
-    """What a script said; each process tells its own exit status as its last line, mpirun's proves nothing."""
+    """Output of a script. Each process prints its exit status as its last line, since mpirun's proves nothing."""
     ranks, launcher = LAUNCHES[launch]
     (folder / "script.py").write_text(code)
     environ = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
@@ -54,7 +54,7 @@ def count(text, line):
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_a_script_trains_goes_on_asks_and_ends_by_itself(launch, tmp_path):
+def test_a_script_trains_resumes_predicts_and_exits_by_itself(launch, tmp_path):
     code = """
 run = make(validation=(x[:40], y[:40]))
 first = run.fit(epochs=3)
@@ -123,7 +123,7 @@ def test_an_exception_of_the_script_ends_it_with_a_traceback(launch, tmp_path):
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_what_does_not_fit_is_raised_on_every_rank(launch, tmp_path):
+def test_invalid_arguments_raise_on_every_rank(launch, tmp_path):
     code = """
 from ddl.errors import UserError
 try:
@@ -143,7 +143,7 @@ print("steps", run.fit(steps=5)["steps"])
     assert count(out, "steps 5") == count(out, "status 0") == ranks, out + err
 
 
-def test_a_death_in_the_first_fit_is_survived_and_the_second_goes_on(tmp_path):
+def test_a_death_in_the_first_fit_is_survived_and_the_second_fit_continues(tmp_path):
     code = """
 rank = os.environ["OMPI_COMM_WORLD_RANK"]
 def strike(outcome):
@@ -185,6 +185,45 @@ print("good", size)
     assert count(out, f"good {ranks}") == count(out, "status 0") == ranks, out + err
 
 
+UNEVEN = {
+    "steps": (
+        "for _ in range(8 - 3 * rank):\n    optimizer.step({'w': np.ones(3)})",
+        "DistributedOptimizer.step(w: (3,)",
+    ),
+    "skipped": ("for i in range(8):\n    if rank == 0 or i != 4:\n        ddl.allreduce(np.ones(3))", "allreduce(mean"),
+    "ended": ("if rank:\n    sys.exit(0)\nddl.broadcast({'w': np.ones(3)})", "broadcast(from 0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("loop", "launch"), [*((loop, "mpirun") for loop in UNEVEN), ("steps", "mpirun --with-ft ulfm")]
+)
+def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_that_says_who_waits_where(loop, launch, tmp_path):
+    code, call = UNEVEN[loop]
+    setup = "optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.1), {'w': np.zeros(3)})\n"
+    _, out, err = start(launch, WORLD + setup + code, tmp_path)
+    assert f"rank 0 {call}" in err and "rank 1 ended its script" in err, out + err
+    assert "status 0" not in out and count(out, "status 1") >= 1, out + err
+
+
+@pytest.mark.parametrize("launch", ["alone", "mpirun"])
+def test_a_join_block_lets_loops_be_uneven(launch, tmp_path):
+    code = """
+params = {"w": np.zeros(3)}
+optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.5), params)
+with ddl.join(optimizer):
+    for number in range(8 - 3 * rank):
+        optimizer.step({"w": np.full(3, 1.0 + rank)})
+        mean = ddl.allreduce(np.float64(rank))
+assert np.allclose(params["w"], -0.5 * (5 * (1 + size) / 2 + 3)) and optimizer.steps == 8
+assert mean == (0.0 if rank == 0 else 0.5)
+assert ddl.allreduce(np.float64(rank)) == (size - 1) / 2
+print("good")
+"""
+    ranks, out, err = start(launch, WORLD + code, tmp_path)
+    assert count(out, "good") == count(out, "status 0") == ranks, out + err
+
+
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_an_exception_in_a_loop_of_your_own_on_one_rank_ends_all(launch, tmp_path):
     code = "if rank == 0:\n    raise ValueError('mine')\nddl.allreduce(np.ones(3))\n"
@@ -198,7 +237,7 @@ def test_rank_and_size_are_known_only_after_init(tmp_path):
     assert "call ddl.init() first" in out
 
 
-def test_what_ends_all_ranks_alike_is_told_once_and_ends_with_its_status(tmp_path):
+def test_an_error_common_to_all_ranks_is_printed_once_and_sets_the_status(tmp_path):
     code = """
 def strike(outcome):
     if outcome.step == 4 and os.environ["OMPI_COMM_WORLD_RANK"] == "0":

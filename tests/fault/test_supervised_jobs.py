@@ -78,12 +78,12 @@ def test_a_job_ends_like_an_undisturbed_one(drill, calm, tmp_path):
     assert summary["test"]["loss"] == pytest.approx(calm["test"]["loss"], rel=1e-8)
 
 
-def test_random_trials(tmp_path):
+def test_random_trials_end_as_calm_ones():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "fault" / "trials.py"), "12"],
+        [sys.executable, "-m", "tests.fault.trials", "--count", "8", "--seed", "3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr

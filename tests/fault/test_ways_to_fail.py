@@ -79,7 +79,7 @@ def test_the_same_exception_on_a_second_rank_stops_the_job(jobs):
     assert ended.status == 1, ended.said
     assert ended.summary["status"] == "failed" and "mistake of the user's at step 5" in ended.summary["error"]
     assert "each_step" in ended.said  # the traceback
-    assert ended.summary["ranks_finished"] >= 2  # a mistake does not eat the ranks one by one
+    assert ended.summary["ranks_finished"] >= 2  # a bug that every rank hits does not kill the ranks one by one
 
 
 @pytest.mark.parametrize("overlap", [(), ("--comm.overlap=on", "--comm.bucket_mib=0.05")], ids=["", "overlapping"])
@@ -182,13 +182,13 @@ def test_one_rank_is_enough_to_finish(script, jobs, calm):
     assert ended.summary["ranks_finished"] == 4 - len(ended.lost)
 
 
-def test_random_faults_are_those_of_their_seed(jobs, calm):
+def test_a_seed_determines_the_random_faults(jobs, calm):
     script = "random:seed=7,kills=3,steps=25"
     ended = jobs.run(chaos=script)
     assert_calm(ended, calm)
     drawn = parse(script, ranks=4)
-    told = (ended.folder / "notes" / ended.summary["launch"] / "faults").read_text().splitlines()
-    assert told == [str(fault) for fault in drawn.faults] and len(told) == 3
+    recorded = (ended.folder / "notes" / ended.summary["launch"] / "faults").read_text().splitlines()
+    assert recorded == [str(fault) for fault in drawn.faults] and len(recorded) == 3
     assert [rank for rank, _ in ended.lost] == [fault.rank for fault in drawn.faults]
 
 
@@ -255,7 +255,7 @@ def test_a_recovery_that_hangs_is_ended_by_the_companions_and_the_supervisor_sta
 
 
 @pytest.mark.parametrize("point", ["recover.shrink", "recover.reassign"])
-def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_go_on(point, jobs, calm):
+def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_continue(point, jobs, calm):
     ended = jobs.run("--fault.recovery_timeout_s", "12", chaos=f"kill rank 2 at step 9; hang rank 1 at point {point}")
     assert_calm(ended, calm)
     assert ended.lost == [(1, "recovery"), (2, "crash")]  # of one recovery, by rank

@@ -1,10 +1,11 @@
 """Random trials of whole jobs: ranks die, hang and crash at random, and the result must be that of a calm run.
 
-    python tests/fault/trials.py 200 --seed 1
+    python -m tests.fault.trials --count 200 --seed 7
 
-Each trial trains the digits on 2 to 6 ranks under ddl.launch and strikes all ranks but one at most: at a kill
-point of its script, which can be run again, or from outside at any moment. It is judged by its exit status, its
-ledger, its losses, by what it left behind, and by whether what should strike it did."""
+Each trial trains the digits on 2 to 4 ranks under mpirun, a fault-tolerant mpirun, or ddl.launch, and strikes some
+ranks or the job: while it starts, at a kill point, or from outside at any moment. A trial is bad if the job hangs, ends
+although ranks were left that could finish, cannot be resumed after an early end, or differs from the calm run in its
+samples or losses; or if it leaves processes or shared memory behind."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,270 +30,250 @@ from typing import Any
 import numpy as np
 
 from ddl.audit import report
-from ddl.fault.inject import Fault, Script, parse
-from ddl.launcher.mpirun import members
-from ddl.launcher.supervisor import last_step
+from ddl.launcher.mpirun import command_line, find_mpirun
+from ddl.launcher.supervisor import last_step, read_json
 from ddl.metrics import read_lines
+from tests.fault.plans import CHECKPOINT, SIGNALS, STEPS, TO_THE_JOB, Blow, Plan, draw
 
-STEPS, EPOCH, CHECKPOINT = 60, 20, 10  # all of them, those of an epoch, those between checkpoints
-SETTINGS = (
+ROOT = Path(__file__).parents[2]
+JOB = (
     f"--train.steps {STEPS} --train.dtype float64 --train.compiled off --metrics.console_every_s 0 "
-    f"--checkpoint.every_steps {CHECKPOINT}"
+    f"--checkpoint.every_steps {CHECKPOINT} --fault.startup_timeout_s 10 --fault.hang_timeout_s 10"
 ).split()
-# moment -> kill points of a script that lie in it
-POINTS = {
-    "step": (
-        *("step.load", "step.compute", "step.sum", "step.commit"),
-        *("allreduce.barrier", "allreduce.barrier.done", "allreduce.block"),
-    ),
-    "recovery": (
-        *("recover.fence", "recover.revoke", "recover.shrink", "recovery.shrink.done", "recover.agree"),
-        *("recovery.gather", "recover.level", "recover.reassign", "recovery.share.done", "recovery.agree.done"),
-    ),
-    "evaluation": ("evaluate.batch", "job.gather", "job.gather.done"),
-    "checkpoint": tuple(
-        f"checkpoint.{call}{done}" for call in ("mkdir", "open", "write", "fsync", "rename") for done in ("", ".done")
-    ),
-    "end": ("evaluate.batch", "end.checkpoint", "end.barrier", "job.agree"),
-}
-# moment -> how long after a step was told a strike from outside may come, in ms
-LATEST_MS = {"step": 40.0, "evaluation": 8.0, "checkpoint": 8.0, "end": 60.0}
-SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "stop": signal.SIGSTOP}
-LIMIT_S, END_S = 180, 30
+PROGRAM = [sys.executable, "-m", "ddl.train"]
+# The environment's own parameter files may make mpirun tolerant; this overrules them.
+INTOLERANT = ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
+CALM_S, GRACE_S = 6.0, 60.0  # a calm job takes so long; a struck one may take so much longer before it counts as hung
 SAME_LOSS = 1e-8  # relative, in float64: what is lost is computed again, only the order of sums differs
 
 
 @dataclass
-class Strike:
-    """A signal from outside, some time after a step was told. hit_at: when it met a live process; 0: it did not."""
-
-    rank: int
-    act: str
-    moment: str
-    step: int
-    after_ms: float
-    hit_at: float = 0.0
-
-    def __str__(self) -> str:
-        missed = "" if self.hit_at else " (missed)"
-        return f"{self.act} rank {self.rank} from outside {self.after_ms:.1f} ms after step {self.step}{missed}"
-
-
-@dataclass
-class Plan:
-    """What a trial is to suffer. moments: fault -> in which part of the job its script puts it."""
-
-    ranks: int
-    faults: dict[Fault, str] = field(default_factory=dict)
-    strikes: list[Strike] = field(default_factory=list)
-
-    @property
-    def script(self) -> Script:
-        return Script(tuple(self.faults))
-
-
-@dataclass
 class Trial:
-    """What happened. problems: empty when all is well. struck: (act, moment, "script" or "outside") of each blow."""
+    """The result of one trial. problems: empty for success. struck: the blows that fell. missed: the blows that should
+    have fallen, unless the supervisor started the job again."""
 
     plan: Plan
-    seconds: float
-    failures: int = 0
-    launches: int = 0
-    struck: list[tuple[str, str, str]] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    status: int = 0
+    lost: int = 0
+    launches: int = 1
+    struck: list[Blow] = field(default_factory=list)
+    missed: list[Blow] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         verdict = "ok" if not self.problems else "BAD " + "; ".join(self.problems)
-        missed = f"  missed: {', '.join(self.missed)}" if self.missed else ""
-        blows = "; ".join(map(str, (*self.plan.faults, *self.plan.strikes)))
+        blows = "; ".join(f"{blow}{'' if blow in self.struck else ' (missed)'}" for blow in self.plan.blows)
+        spares = f"+{self.plan.spares}" if self.plan.spares else "  "
+        ranks = f"{self.plan.workers}{spares} ranks"
         return (
-            f"{self.plan.ranks} ranks  {len(self.struck)} struck  {self.failures} lost  {self.launches} launches  "
-            f"{self.seconds:5.1f} s  {verdict}  [{blows}]{missed}"
+            f"{self.plan.launcher:21}  {ranks}  {self.lost} lost  {self.launches} launches  status {self.status:3}  "
+            f"{self.seconds:5.1f} s  {verdict}  [{blows}]"
         )
 
 
-def draw(rng: np.random.Generator) -> Plan:
-    """2 to 6 ranks and a blow for 1 to all but one of them, about half of them from outside."""
-    plan = Plan(int(rng.integers(2, 7)))
-    for number, rank in enumerate(map(int, rng.permutation(plan.ranks)[: int(rng.integers(1, plan.ranks))])):
-        act = str(rng.choice(list(SIGNALS)))
-        if rng.random() < 0.5:
-            moment = str(rng.choice(list(LATEST_MS), p=[0.4, 0.2, 0.2, 0.2]))
-            step = {
-                "step": int(rng.integers(1, STEPS)),
-                "evaluation": EPOCH * int(rng.integers(1, STEPS // EPOCH)),
-                "checkpoint": CHECKPOINT * int(rng.integers(1, STEPS // CHECKPOINT)),
-                "end": STEPS,
-            }[moment]
-            plan.strikes.append(Strike(rank, act, moment, step, float(rng.uniform(0, LATEST_MS[moment]))))
-            continue
-        moment = str(rng.choice(list(POINTS), p=[0.3, 0.3, 0.15, 0.15, 0.1]))
-        if moment == "recovery" and number == 0:
-            moment = "step"  # somebody has to die before there is a recovery
-        if moment == "checkpoint" and rank != 0:
-            moment = "evaluation"  # the leader writes
-        step = {"step": int(rng.integers(1, STEPS)), "evaluation": EPOCH * int(rng.integers(1, 3)), "end": STEPS}
-        count = int(rng.integers(1, 4)) if moment == "checkpoint" else 1
-        plan.faults[Fault(act, rank, step.get(moment), str(rng.choice(POINTS[moment])), count)] = moment
-    plan.strikes.sort(key=lambda strike: (strike.step, strike.after_ms))
-    return plan
-
-
 class Job:
-    """A job under the supervisor, and those who strike it from outside."""
+    """One run of a job, and the blows that it gets from outside."""
 
-    def __init__(self, folder: Path, ranks: int, script: str = "", strikes: Sequence[Strike] = ()):
-        self.folder, self.ranks, self.script, self.strikes = folder, ranks, script, strikes
+    def __init__(self, folder: Path, plan: Plan):
+        self.folder, self.plan = folder, plan
+        self.mark = f"trial-{uuid.uuid4().hex[:10]}"  # in the environment of all its processes
+        self.output = ""
         self.mapped: set[str] = set()  # files in shared memory that its ranks had mapped
+        self.process: subprocess.Popen[bytes]
         self._is_over = threading.Event()
 
-    def run(self) -> tuple[int, float, str]:
-        """(exit status, seconds, last lines)."""
-        striker = threading.Thread(target=self._strike)
-        striker.start()
+    def run(self) -> tuple[int, float]:
+        """(exit status, or 124 for a hang; seconds)."""
         began = time.monotonic()
-        words = [sys.executable, "-m", "ddl.launch", "-n", str(self.ranks), "--run.dir", str(self.folder), *SETTINGS]
-        words += ["--fault.chaos", self.script]
+        striker = threading.Thread(target=self._strike)
         with tempfile.TemporaryFile() as output:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=self._environ()
+            )
+            striker.start()
             try:
-                status = process.wait(LIMIT_S)
+                status = self.process.wait(CALM_S + GRACE_S)
             except subprocess.TimeoutExpired:
-                process.terminate()  # it ends all that it has started
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(END_S)
-                process.kill()
-                process.wait()
                 status = 124
             finally:
                 self._is_over.set()
                 striker.join()
+                seconds = time.monotonic() - began
+                if self.process.poll() is None:
+                    self.process.kill()
+                self.process.wait()
             output.seek(0)
-            return status, time.monotonic() - began, output.read().decode(errors="replace")[-2000:]
+            self.output = output.read().decode(errors="replace")[-3000:]
+            return status, seconds
+
+    def left(self) -> list[str]:
+        """Processes that the job left behind; they are killed. A companion needs a moment to see its rank's end."""
+        deadline = time.monotonic() + 5
+        while (pids := self._members()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        names = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                names.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode()[:60]}")
+                os.kill(pid, signal.SIGKILL)
+        return names
+
+    def _command(self) -> list[str]:
+        words = [*JOB, "--run.dir", str(self.folder), "--fault.spares", str(self.plan.spares)]
+        if script := "; ".join(str(blow) for blow in self.plan.blows if blow.is_scripted):
+            words += ["--fault.chaos", script]
+        if self.plan.launcher == "ddl.launch":
+            return [sys.executable, "-m", "ddl.launch", "-n", str(self.plan.ranks), *words]
+        words = command_line(find_mpirun(), [*PROGRAM, *words], self.plan.ranks, tolerant=False)
+        flags = self.plan.launcher.split()[1:] or INTOLERANT
+        return [words[0], *flags, *words[1:]]
+
+    def _environ(self) -> dict[str, str]:
+        strikes = [f"{b.rank} {b.act} {b.place}" for b in self.plan.blows if b.is_at_start]
+        paths = [str(Path(__file__).parent / "struck"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        struck = {"TRIAL_STRIKES": "\n".join(strikes), "TRIAL_FOLDER": str(self.folder.parent), "TRIAL": self.mark}
+        return {**os.environ, **struck, "PYTHONPATH": os.pathsep.join(paths)}
 
     def _strike(self) -> None:
-        """Strike when it is time, until the job is over."""
-        self._until(1)
-        pids = self._pids()  # while all of them live, and once, since that takes a while
+        """Strike from outside when it is time, until the job is over."""
+        pids: dict[int, int] = {}
+        for blow in sorted((b for b in self.plan.blows if not b.place), key=lambda b: (b.step, b.after_ms)):
+            self._until(blow.step)
+            if blow.step and not pids:  # once, while all of them live, since that takes a while
+                pids = self._ranks()
+                self.mapped = self._mapped(pids)
+            self._is_over.wait(blow.after_ms / 1e3)
+            pid = self.process.pid if blow.rank < 0 else (pids or self._ranks()).get(blow.rank, 0)
+            with contextlib.suppress(OSError):
+                if pid and not self._is_over.is_set() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+                    now = time.time()
+                    os.kill(pid, {**SIGNALS, **TO_THE_JOB}[blow.act])
+                    blow.hit_at = now
+
+    @staticmethod
+    def _mapped(pids: Mapping[int, int]) -> set[str]:
+        mapped = set()
         for pid in pids.values():
             with contextlib.suppress(OSError):
                 lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-                self.mapped |= {line.split()[5] for line in lines if "/dev/shm/" in line}
-        for strike in self.strikes:
-            self._until(strike.step)
-            time.sleep(strike.after_ms / 1e3)
-            pid = pids.get(strike.rank, 0)
-            with contextlib.suppress(OSError):
-                if pid and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
-                    now = time.time()
-                    os.kill(pid, SIGNALS[strike.act])
-                    strike.hit_at = now
+                mapped |= {line.split()[5] for line in lines if "/dev/shm/" in line}
+        return mapped
 
     def _until(self, step: int) -> None:
-        while last_step(self.folder) < step and not self._is_over.wait(0.002):
+        while step and last_step(self.folder) < step and not self._is_over.wait(0.002):
             pass
 
-    def _pids(self) -> dict[int, int]:
-        """rank -> process of those that train in this folder."""
-        found = {}
+    def _members(self) -> list[int]:
+        found, mark = [], f"TRIAL={self.mark}".encode()
         for entry in os.scandir("/proc"):
             with contextlib.suppress(OSError):
-                if not entry.name.isdecimal() or str(self.folder).encode() not in Path(entry, "cmdline").read_bytes():
-                    continue
-                for word in Path(entry, "environ").read_bytes().split(b"\0"):
-                    name, _, value = word.partition(b"=")
-                    if name == b"OMPI_COMM_WORLD_RANK":
-                        found[int(value)] = int(entry.name)
+                if entry.name.isdecimal() and mark in Path(entry, "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+    def _ranks(self) -> dict[int, int]:
+        """rank -> pid of its training process."""
+        found = {}
+        for pid in self._members():
+            with contextlib.suppress(OSError):
+                if b"ddl.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                        name, _, value = word.partition(b"=")
+                        if name == b"OMPI_COMM_WORLD_RANK":
+                            found[int(value)] = pid
         return found
 
 
-def losses(events: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """step -> loss, as told last."""
-    return {event["step"]: event["loss"] for event in events if event["event"] == "step"}
-
-
-def judge(folder: Path, plan: Plan, calm: Path) -> Trial:
-    """Run one trial and compare it with the calm run."""
-    files = set(os.listdir("/dev/shm"))
-    job = Job(folder, plan.ranks, str(plan.script), plan.strikes)
-    status, seconds, told = job.run()
-    trial = Trial(plan, seconds)
-    if status:
-        trial.problems.append(f"status {status}: {told}")
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        events, theirs = read_lines(folder / "metrics.jsonl"), read_lines(calm / "metrics.jsonl")
-        audit = report(folder)
-    except (OSError, ValueError) as error:
-        trial.problems.append(f"no summary: {error}")
+def judge(place: Path, plan: Plan, calm: Path) -> Trial:
+    """Run one trial, resume it if it ended early, and compare the result with the calm run."""
+    folder = place / "run"
+    place.mkdir(parents=True)
+    job, trial = Job(folder, plan), Trial(plan)
+    trial.status, trial.seconds = job.run()
+    summary = read_json(folder / "summary.json")
+    if trial.status == 124:
+        trial.problems.append(f"hung; processes {job.left()}: {job.output}")
         return trial
-    trial.failures, trial.launches = len(summary["failures"]), audit.launches
-    trial.problems += audit.problems
-    if audit.steps != STEPS or audit.used != audit.expected or audit.used != summary["samples"]["used"]:
-        trial.problems.append(f"{audit.steps} steps, {audit.used} of {audit.expected} samples")
-    trial.problems += _differences(losses(events), losses(theirs))
-    ours, right = summary["test"].get("loss"), json.loads((calm / "summary.json").read_text())["test"]["loss"]
-    if ours is None or abs(ours - right) > SAME_LOSS * abs(right):
-        trial.problems.append(f"loss {ours!r}, undisturbed {right!r}")
-    name = summary["launch"].rpartition("-")[0]
-    _judge_blows(trial, folder / "notes" / f"{name}-0" / "faults", events, summary)
-    if left := [pid for attempt in range(audit.launches + 1) for pid in members(f"{name}-{attempt}")]:
-        trial.problems.append(f"processes {left} are left")
-    left = {name for name in set(os.listdir("/dev/shm")) - files if name.startswith("ddl")}
+    if left := job.left():
+        trial.problems.append(f"processes are left: {left}")
+    _judge_blows(trial, folder, summary)
+    is_finished = summary.get("status") == "finished"
+    if (plan.must_finish and not is_finished) or (plan.tells_status and is_finished is bool(trial.status)):
+        trial.problems.append(f"status {trial.status}, summary {summary.get('status')!r}: {job.output}")
+    elif not is_finished:
+        again = Job(folder, Plan(plan.launcher, plan.ranks, plan.spares))
+        if status := again.run()[0]:
+            trial.problems.append(f"resumed after status {trial.status}: status {status}: {again.output}")
+    trial.problems += _differences(folder, calm)
+    left = {str(path) for path in Path("/dev/shm").glob(f"ddl*-{job.process.pid}")}
     if left := left | {path for path in job.mapped if os.path.exists(path)}:
         trial.problems.append(f"files {sorted(left)} are left in /dev/shm")
     return trial
 
 
-def _differences(ours: dict[int, float], theirs: dict[int, float]) -> list[str]:
-    """Steps whose loss is another than in the calm run, or that only one of them has."""
-    wrong = sorted(set(ours) ^ set(theirs))
-    wrong += [s for s in ours if s in theirs and not abs(ours[s] - theirs[s]) <= SAME_LOSS * abs(theirs[s])]
-    return [f"other losses at steps {wrong[:8]}"] if wrong else []
+def losses(events: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """step -> loss, as logged last."""
+    return {event["step"]: event["loss"] for event in events if event["event"] == "step"}
 
 
-def _judge_blows(trial: Trial, happened: Path, events: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Whether every blow that could fall fell, and nobody was lost but those that were struck."""
-    plan = trial.plan
-    fallen = set(happened.read_text().splitlines()) if happened.exists() else set()
-    seen = {rank for event in events if event["event"] == "recovery" for rank in event["ranks"]}
-    over = max((event["time"] for event in events if event["event"] == "end"), default=0.0)
-    must, may = set(), set()  # be lost
-    for fault, moment in plan.faults.items():
-        if str(fault) in fallen:
-            trial.struck.append((fault.act, moment, "script"))
-            must.add(fault.rank)
-        elif trial.launches > 1:  # a job that is started again is not struck again
-            trial.missed.append(f"{fault} (started again)")
-        elif moment == "recovery" and fault.rank not in seen:
-            trial.missed.append(f"{fault} (no recovery)")
+def _differences(folder: Path, calm: Path) -> list[str]:
+    """What differs between the run and the calm one, by their samples and losses."""
+    try:
+        summary, theirs = json.loads((folder / "summary.json").read_text()), read_json(calm / "summary.json")
+        ours, right = losses(read_lines(folder / "metrics.jsonl")), losses(read_lines(calm / "metrics.jsonl"))
+        audit = report(folder)
+    except (OSError, ValueError) as error:
+        return [f"the run folder cannot be read: {error}"]
+    problems = list(audit.problems)
+    if audit.steps != STEPS or audit.used != audit.expected or audit.used != summary["samples"]["used"]:
+        problems.append(f"{audit.steps} steps, {audit.used} of {audit.expected} samples")
+    wrong = sorted(set(ours) ^ set(right))
+    wrong += [step for step in ours if step in right and not abs(ours[step] - right[step]) <= SAME_LOSS * right[step]]
+    if wrong:
+        problems.append(f"other losses at steps {wrong[:8]}")
+    loss, wanted = summary["test"].get("loss"), theirs["test"]["loss"]
+    if loss is None or abs(loss - wanted) > SAME_LOSS * wanted:
+        problems.append(f"test loss {loss!r}, undisturbed {wanted!r}")
+    return problems
+
+
+def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
+    """Record which blows fell, and check that only struck ranks were lost."""
+    plan, happened = trial.plan, set()
+    for path in (folder / "notes").glob("*/faults"):
+        happened |= set(path.read_text().splitlines())
+    starts = [blow for blow in plan.blows if blow.is_at_start]
+    for blow in plan.blows:
+        if blow in starts:
+            fell = (folder.parent / f"struck-{starts.index(blow)}").exists()
         else:
-            trial.problems.append(f"{fault} did not happen")
-    for strike in plan.strikes:
-        if strike.hit_at:
-            trial.struck.append((strike.act, strike.moment, "outside"))
-            (must if strike.hit_at < over else may).add(strike.rank)  # later nobody misses it
-        else:
-            trial.missed.append(str(strike))
-    lost = {failure["rank"] for failure in summary["failures"]}
-    if trial.launches == 1 and not must <= lost <= must | may:
-        trial.problems.append(f"ranks {sorted(lost)} were lost, struck were {sorted(must)} and late {sorted(may)}")
+            fell = str(blow) in happened if blow.place else bool(blow.hit_at)
+        if fell:
+            trial.struck.append(blow)
+        elif plan.must_finish and blow.is_scripted and blow.moment != "recovery" and blow.rank < plan.workers:
+            trial.missed.append(blow)
+    lost = {failure["rank"] for failure in summary.get("failures", [])}
+    trial.lost = len(lost)
+    if plan.launcher == "ddl.launch" and summary:
+        trial.launches = 1 + int(summary["launch"].rpartition("-")[2])
+    if trial.launches == 1 and trial.missed:
+        trial.problems.append("did not happen: " + "; ".join(map(str, trial.missed)))
+    if trial.launches == 1 and not lost <= {blow.rank for blow in trial.struck}:
+        trial.problems.append(f"ranks {sorted(lost)} were lost, struck were {[str(blow) for blow in trial.struck]}")
 
 
 def run(count: int, seed: int, only: Sequence[int] = (), keep: Path | None = None) -> list[Trial]:
     """``count`` trials, or some of them; each is printed as it ends. keep: where the folders of bad ones go."""
     rng = np.random.default_rng(seed)
     place = Path(tempfile.mkdtemp(prefix="ddl-trials-"))
+    trials = []
     try:
-        status, _, told = Job(place / "calm", 2).run()
-        if status:
-            raise SystemExit(f"the undisturbed run ended with status {status}: {told}")
-        trials = []
+        calm = Job(place / "calm", Plan("ddl.launch", 2))
+        if calm.run()[0]:
+            raise SystemExit(f"the undisturbed run failed: {calm.output}")
         for number in range(count):
             plan = draw(rng)
-            assert parse(str(plan.script), plan.ranks) == plan.script
             if only and number not in only:
                 continue
             trial = judge(place / str(number), plan, place / "calm")
@@ -307,22 +289,24 @@ def run(count: int, seed: int, only: Sequence[int] = (), keep: Path | None = Non
 
 def summed_up(trials: Sequence[Trial]) -> str:
     """The last lines of the table."""
-    bad = sum(bool(trial.problems) for trial in trials)
-    again = sum(trial.launches > 1 for trial in trials)
     blows = [blow for trial in trials for blow in trial.struck]
-    told = [
-        f"{len(trials)} trials: {bad} bad, {again} started again by the supervisor, the rest recovered in place",
-        f"{len(blows)} blows fell, {sum(len(trial.missed) for trial in trials)} missed their moment",
-    ]
-    for place, what in enumerate(("act", "moment", "from")):
-        counted = Counter(blow[place] for blow in blows)
-        told.append(f"by {what}: " + ", ".join(f"{name} {number}" for name, number in sorted(counted.items())))
-    return "\n".join(told)
+    bad, planned = sum(bool(trial.problems) for trial in trials), sum(len(trial.plan.blows) for trial in trials)
+    lines = [f"{len(trials)} trials: {bad} bad; {len(blows)} of {planned} blows fell"]
+    columns = {
+        "launcher": [trial.plan.launcher for trial in trials],
+        "launches": [str(trial.launches) for trial in trials],
+        "act": [blow.act for blow in blows],
+        "moment": [blow.moment for blow in blows],
+    }
+    for name, values in columns.items():
+        counts = sorted(Counter(values).items())
+        lines.append(f"by {name}: " + ", ".join(f"{value} {number}" for value, number in counts))
+    return "\n".join(lines)
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description="Random trials of whole jobs under failure.")
-    words.add_argument("count", type=int, nargs="?", default=12)
+    words.add_argument("--count", type=int, default=12)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--only", type=int, nargs="*", default=(), help="numbers of the trials to run")
     words.add_argument("--keep", type=Path, help="a folder for the run folders of bad trials")

@@ -117,7 +117,7 @@ def _samples(draw: Random, rows: int) -> tuple[str, np.ndarray, np.ndarray]:
     return kind, TYPES[kind](x), signal
 
 
-# What cannot be trained on, or tells nothing.
+# What cannot be trained on, or carries no information.
 ODD_TYPES = ("NaN", "infinite", "texts", "complex")
 ODD_LABELS = (
     *("one class", "one value", "padding alone", "NaN in a target", "complex numbers", "objects"),

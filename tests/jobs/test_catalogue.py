@@ -49,8 +49,8 @@ def test_the_language_model_writes_fewer_bits_than_equally_likely_bytes(train, d
     ended = train("transformer", 2, *TRANSFORMER)
     assert ended.summary["test"]["bits_per_byte"] < 4.8
     words = ["-m", "ddl.predict", ended.folder, "--prompt", "def main(", "--tokens", 30]
-    told = [door(words, ranks).out for ranks in (0, 2)]
-    assert told[0] == told[1] and told[0].startswith("def main(") and len(told[0]) >= 30
+    written = [door(words, ranks).out for ranks in (0, 2)]
+    assert written[0] == written[1] and written[0].startswith("def main(") and len(written[0]) >= 30
     greedy = [door([*words, "--temperature", 0, "--seed", seed]).out for seed in (1, 2)]
     assert greedy[0] == greedy[1]
 
@@ -88,7 +88,7 @@ JUDGED = {
 
 
 @pytest.mark.parametrize("job", JUDGED)
-def test_a_run_is_compared_with_what_it_must_reach(train, door, job):
+def test_a_run_is_compared_with_its_required_results(train, door, job):
     if job in ("text", "gan"):
         pytest.importorskip("sklearn")
     words, against = JUDGED[job]

@@ -36,8 +36,8 @@ def test_parts_of_ones_own_make_a_job(train):
     ended = train("", 2, *words, environ={"PYTHONPATH": f"{EXAMPLES.parents[1]}:{EXAMPLES}"})
     test = ended.summary["test"]
     assert test["accuracy"] >= 0.95 and 0.5 < test["confidence"] <= 1
-    told = (ended.folder.parent / "told.txt").read_text().splitlines()
-    assert [int(line.split()[0]) for line in told] == [50, 100]  # by one rank, once
+    lines = (ended.folder.parent / "losses.txt").read_text().splitlines()
+    assert [int(line.split()[0]) for line in lines] == [50, 100]  # by one rank, once
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ class Delimited(Source):
         raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
-        """(features, targets) of this file: by name if both files name their columns, else by position. Where a name
-        occurs twice, names do not tell columns apart: they must be the same in the same order.
+        """(features, targets) of this file: by name if both files name their columns, else by position. If a name
+        occurs twice, names cannot identify columns: both files must have the same names in the same order.
 
         A file without targets that has as many columns as there are features holds just these."""
         columns, features = like["columns"], list(like["features"])

@@ -143,9 +143,9 @@ class StreamedRows:
         return position
 
     def _end(self, stream: BinaryIO, position: int) -> None:
-        """Read the end of the stream, where its checksum stands."""
+        """Read the end of the stream, which verifies its checksum."""
         if stream.read(1):
-            raise DataError("its content goes on after the last announced row", self.path, position)
+            raise DataError("its content continues after the last announced row", self.path, position)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         kept = self._kept

@@ -59,7 +59,7 @@ def test_a_generator_is_known_by_its_key_alone():
         assert not (generator(*other).random(5) == first).any()
 
 
-def test_what_a_frame_of_the_arena_gave_is_used_again():
+def test_memory_of_a_closed_arena_frame_is_reused():
     arena = Arena()
     with arena.frame():
         inner = arena.empty((4,), "float32")

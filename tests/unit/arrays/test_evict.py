@@ -1,4 +1,4 @@
-"""Flushing cache lines changes no value, and reaches what is named and nothing of what is to stay."""
+"""Flushing cache lines changes no values; it covers exactly the named rows and leaves the kept ones alone."""
 
 import importlib
 import subprocess
@@ -35,7 +35,7 @@ def test_the_instruction_is_there_where_the_processor_knows_it():
 
 @pytest.mark.parametrize("first", range(0, 14, 3))
 @pytest.mark.parametrize("last", range(0, 20, 4))
-def test_rows_but_for_those_that_stay(monkeypatch, first, last):
+def test_kept_rows_are_not_flushed(monkeypatch, first, last):
     pytest.importorskip("numba")
     compiled_kernels = importlib.import_module("ddl.kernels.cache_flush_numba")
     reached = np.zeros(20, int)
@@ -54,7 +54,7 @@ def test_rows_but_for_those_that_stay(monkeypatch, first, last):
 
 
 def test_nothing_beyond_the_end_is_touched():
-    """Behind an array may lie a page that nobody has mapped."""
+    """The page after an array may be unmapped."""
     program = """
 import mmap, ctypes, numpy as np
 from ddl.kernels.cache_flush import flush, flush_rows

@@ -154,7 +154,7 @@ def test_squares_of_large_numbers_do_not_overflow_but_a_poisoned_element_shows()
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("length", [0, 2, 23, 400])
-def test_a_ring_sums_what_is_written_only_when_it_is_needed(size, length):
+def test_a_ring_fills_its_input_on_demand_and_exactly_once(size, length):
     parts = parts_of(size, length, np.float32)
 
     def work(group):

@@ -1,4 +1,4 @@
-"""Files that are not what they say: each gives one DataError that names the file and where it went wrong."""
+"""Damaged or inconsistent files: each raises one DataError that names the file and the position of the fault."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def csv_row(row, cells):
     return [*ROWS[:row], cells, *ROWS[row + 1 :]]
 
 
-# what it is called: (how it is made in a folder, what the error says)
+# case: (makes the file in a folder and returns its path, part of the error message)
 BAD = {
     "nothing there": (lambda d: d / "none.npy", r"none.npy: there is no such file"),
     "an empty folder": (lambda d: d, r"no files there"),
@@ -113,7 +113,7 @@ BAD = {
     ),
     "idx: gzip of too much": (
         lambda d: write(d / "x-ubyte.gz", gzip.compress(idx_bytes(images(9, 4, 4)) + b"more")),
-        r"x-ubyte.gz, byte 160: its content goes on",
+        r"x-ubyte.gz, byte 160: its content continues",
     ),
     "idx: fewer labels": (
         lambda d: write_idx(d / "labels-idx1-ubyte", images(8)) and write_idx(d / "images-idx3-ubyte", images(9, 4, 4)),

@@ -52,7 +52,7 @@ def x_of(splits):
         ("".join(f"{i % 11},{i / 4},a{i % 2}\n" for i in range(12)), "header: no", [1, 0.25]),
     ],
 )
-def test_what_was_decided_is_stated(tmp_path, text, stated, x):
+def test_every_decision_about_the_header_is_reported(tmp_path, text, stated, x):
     splits = opened(tmp_path, text)
     assert stated in "\n".join(data_lines(Known.of(splits.train).to_json()))
     assert x_of(splits)[1].tolist() == x

@@ -131,7 +131,7 @@ def test_a_line_is_generated_with_its_slope():
     assert np.allclose(batch["y"][:, 0], batch["x"] @ [3, -1] + 2, atol=1e-5)
 
 
-def test_lines_of_the_standard_library_are_told_by_their_package():
+def test_lines_of_the_standard_library_are_labelled_by_their_package():
     options = {"packages": ["json", "logging"], "lines_per_package": 100, "length": 8}
     splits = open_dataset("stdlib_lines", options=options)
     lines = splits.train.source.texts(np.arange(len(splits.train.source)))
@@ -175,7 +175,7 @@ def test_a_fraction_of_no_sample_is_refused(part):
         open_dataset("digits", **{part: 1e-4})
 
 
-def test_what_is_kept_of_a_source_of_ones_own_is_json():
+def test_the_description_of_a_users_source_is_json():
     class Counted:
         fields = {"x": Field((np.int64(3),), np.dtype("float32")), "y": Field((), np.int64, np.int64(4))}  # noqa: RUF012
 

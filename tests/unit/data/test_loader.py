@@ -1,4 +1,4 @@
-"""Batches are the order's samples, read ahead or not; a thread neither hides an error nor outlives its loader."""
+"""Batches hold the samples of the order, read ahead or not; a thread neither hides an error nor outlives its loader."""
 
 import threading
 

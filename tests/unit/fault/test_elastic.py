@@ -1,11 +1,12 @@
-"""ddl.elastic: a loop of the user's own survives deaths and ends at the result of an undisturbed run."""
+"""ddl.elastic: a user's own loop survives deaths and ends with the result of an undisturbed run."""
 
 import numpy as np
 import pytest
 
 from ddl import elastic
-from ddl.comm.threads import Death, Killed, run_ranks
-from ddl.errors import Stop, UserCodeError
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
+from ddl.errors import Diverged, Stop, UserCodeError
 
 STEPS, SHARDS = 3, 6
 
@@ -56,7 +57,7 @@ def test_a_death_at_any_point_changes_nothing(rank):
     assert count > 30
 
 
-def test_what_was_not_committed_is_taken_back():
+def test_uncommitted_changes_are_rolled_back():
     state = elastic.State(w=np.ones(2), note="a")
     state.w += 1
     state.note = "b"
@@ -79,7 +80,7 @@ def test_a_state_takes_only_the_names_it_was_made_with():
 def wrong_job(is_wrong):
     """The job with a function that raises where ``is_wrong(identity, commits)`` says so."""
 
-    def told(group):
+    def job_of(group):
         state = elastic.State(w=np.zeros(3), step=0)
 
         def function(state, world):
@@ -94,7 +95,7 @@ def wrong_job(is_wrong):
 
         return elastic.run(function, state, shards=SHARDS, group=group), state.w
 
-    return told
+    return job_of
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -154,3 +155,76 @@ def test_an_array_may_be_laid_out_in_any_order():
     for count in range(10, 40):
         for result in run_ranks(3, behind, death=Death(0, count)):
             assert isinstance(result, Killed) or np.allclose(result, np.arange(6.0).reshape(2, 3) + STEPS)
+
+
+def drifting(change, check_every):
+    """The job, in which ``change(rank, state)`` is made before each commit."""
+
+    def job(group):
+        state = elastic.State(w=np.zeros(3), bias=np.zeros(1), step=0, own=object())
+
+        def function(state, world):
+            while state.step < 6:
+                state.w += world.allreduce(np.ones(3))
+                state.step += 1
+                change(world.rank, state)
+                state.commit()
+
+        elastic.run(function, state, group=group, check_every=check_every)
+        return state.commits
+
+    return job
+
+
+def set_step(rank, state):
+    if rank == 0 and state.step == 4:
+        state.step = 5
+
+
+def drift(rank, state):
+    if state.step == 3:
+        state.w += 1e-12 * (rank == 2)
+        state.bias += (rank == 1) * 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "ranks", "commit", "named"),
+    [
+        (drift, 3, 4, "bias on rank 1; w on rank 2"),
+        (drift, 2, 4, "bias on rank 1;"),
+        (set_step, 3, 4, "step on rank 0;"),
+    ],
+)
+def test_ranks_that_are_about_to_commit_different_states_are_named(change, ranks, commit, named):
+    results = run_ranks(ranks, drifting(change, check_every=2))
+    assert all(isinstance(result, Diverged) for result in results)
+    assert {str(result) for result in results} == {str(results[0])}
+    assert f"ranks hold different states at commit {commit}: {named}" in str(results[0])
+
+
+def test_states_are_compared_only_every_so_often():
+    assert run_ranks(2, drifting(drift, check_every=0)) == [6, 6]
+    assert run_ranks(3, drifting(lambda rank, state: None, check_every=1)) == [6, 6, 6]
+
+
+def test_a_commit_that_one_rank_skips_ends_all_with_both_calls():
+    def job(group):
+        def function(state, world):
+            for number in range(3):
+                world.allreduce(np.ones(2))
+                if number < 2 or world.rank == 0:
+                    state.commit()
+
+        return elastic.run(function, elastic.State(step=0), group=group)
+
+    for result in run_ranks(2, job):
+        assert isinstance(result, UserCodeError)
+        assert "rank 0 commit, rank 1 returned from the function" in str(result)
+
+
+def test_the_leader_prints_the_lines_of_a_death_that_training_prints(capfd):
+    results = run_ranks(3, job, death=Death(1, 30))
+    assert isinstance(results[1], Killed)
+    lost, recovered = capfd.readouterr().err.splitlines()
+    assert lost.startswith("lost rank 1 on ") and "at step" in lost
+    assert "2 ranks continue after step" in recovered and recovered.endswith("shard 2 to rank 0; shard 3 to rank 2")

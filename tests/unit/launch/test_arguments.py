@@ -1,4 +1,4 @@
-"""The doors' own arguments: a mistake is one line and status 2, once under mpirun, and help shows defaults."""
+"""Arguments of the commands: an error is one line and status 2, printed once under mpirun; help shows defaults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-MISTAKES = [
+INVALID = [
     ("ddl.evaluate", [], "required: run"),
     ("ddl.evaluate", ["run", "--split", "tests"], "--split: invalid choice: 'tests'"),
     ("ddl.predict", [], "required: run"),
@@ -19,8 +19,10 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("door", "words", "told"), MISTAKES)
-def test_a_mistake_is_one_line_from_one_rank_and_status_2(door, words, told, rank, monkeypatch, capsys):
+@pytest.mark.parametrize(("door", "words", "expected"), INVALID)
+def test_invalid_arguments_print_one_line_on_one_rank_and_end_with_status_2(
+    door, words, expected, rank, monkeypatch, capsys
+):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
     monkeypatch.setattr("ddl.environment.LINGER_S", 0)
     with pytest.raises(SystemExit) as end:
@@ -28,7 +30,7 @@ def test_a_mistake_is_one_line_from_one_rank_and_status_2(door, words, told, ran
     said = capsys.readouterr()
     assert end.value.code == 2 and said.out == ""
     assert said.err.count("\n") == (rank == 0)
-    assert rank or (said.err.startswith(f"{door}: ") and told in said.err)
+    assert rank or (said.err.startswith(f"{door}: ") and expected in said.err)
 
 
 @pytest.mark.parametrize("door", ["ddl.evaluate", "ddl.predict", "ddl.audit", "ddl.launch"])

@@ -1,4 +1,4 @@
-"""mpirun's command line, and what is made of its output."""
+"""mpirun's command line, and how its output is parsed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_another_mpi_gets_no_flag_it_does_not_know(tmp_path):
     assert command_line(str(tmp_path / "mpirun"), ["x"], 4, environ={}) == [str(tmp_path / "mpirun"), "-n", "4", "x"]
 
 
-def test_hosts_share_the_ranks_unless_told():
+def test_hosts_share_the_ranks_unless_slots_are_given():
     assert parse_hosts("a,b", 5) == [Host("a", 3), Host("b", 3)]
     assert parse_hosts("a:1, b:4", 5) == [Host("a", 1), Host("b", 4)]
     with pytest.raises(ConfigError):
@@ -79,7 +79,7 @@ def test_a_hostfile_is_read_as_mpirun_reads_it(tmp_path):
     path = tmp_path / "hosts"
     path.write_text("# ours\na slots=2 # the fast one\n\nb slots=1\n")
     assert read_hostfile(path, 3) == [Host("a", 2), Host("b", 1)]
-    path.write_text("# nobody\n")
+    path.write_text("# no host\n")
     with pytest.raises(ConfigError, match="names no host"):
         read_hostfile(path, 3)
 
@@ -124,7 +124,7 @@ def test_a_table_with_one_rule_is_not_held_back_for_ever():
     assert len(lines) == 101
 
 
-def test_only_new_segments_that_nobody_maps_are_removed(tmp_path):
+def test_only_new_segments_that_no_process_maps_are_removed(tmp_path):
     import mmap
 
     for name in ("sm_segment.h.old", "sm_segment.h.mapped", "sm_segment.h.left"):
@@ -135,7 +135,7 @@ def test_only_new_segments_that_nobody_maps_are_removed(tmp_path):
     assert {path.name for path in segments(tmp_path)} == {"sm_segment.h.old", "sm_segment.h.mapped"}
 
 
-def test_ranks_of_a_launch_are_told_from_its_companions_and_from_other_launches():
+def test_ranks_of_a_launch_are_distinguished_from_companions_and_other_launches():
     mark, started = f"unit-{os.getpid()}", []
 
     def start(*words, **variables):

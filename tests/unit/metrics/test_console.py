@@ -143,7 +143,7 @@ def test_no_progress_lines_when_none_are_wanted(clock):
     assert out.getvalue() == ""
 
 
-def test_the_banner_says_what_runs_where_and_on_what(clock):
+def test_the_banner_describes_the_job_and_where_it_runs(clock):
     out = io.StringIO()
     Console(out=out, live=False, clock=clock).write(JOB)
     for part in ("digits: cnn, 12,345 parameters, on cpu", "4 ranks and 1 spare (here: 4)", "24 shards", "40 steps"):
@@ -277,7 +277,7 @@ def test_times_are_as_short_as_people_write_them(seconds, shown):
         ("bash", "/dev/pts/3", False),
     ],
 )
-def test_under_mpirun_its_own_stdout_tells_whether_a_person_looks(name, target, live, tmp_path, monkeypatch):
+def test_under_mpirun_its_stdout_decides_whether_the_console_is_live(name, target, live, tmp_path, monkeypatch):
     parent = tmp_path / str(os.getppid())
     (parent / "fd").mkdir(parents=True)
     (parent / "comm").write_text(f"{name}\n")
@@ -292,7 +292,7 @@ def test_under_mpirun_its_own_stdout_tells_whether_a_person_looks(name, target, 
             return self.terminal
 
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdout", Out(True))  # mpirun gives each rank a terminal of its own
+    monkeypatch.setattr(sys, "stdout", Out(True))  # mpirun gives each rank its own terminal
     monkeypatch.setattr(sys, "stderr", Out(False))
     assert is_live(tmp_path) is live
     monkeypatch.setattr(sys, "stdout", Out(False))

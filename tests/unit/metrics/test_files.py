@@ -1,4 +1,4 @@
-"""Files that a run leaves: metrics.jsonl, summary.json, the timeline; and the hub before them."""
+"""Files that a run leaves: metrics.jsonl, summary.json, the timeline; and the hub that feeds them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_steps_line_has_the_names_that_scripts_read(tmp_path):
     assert line["seconds"] == 0.08 and line["accuracy"] == 0.5
 
 
-def test_what_json_does_not_know_is_written_all_the_same(tmp_path):
+def test_values_unknown_to_json_are_written_as_text(tmp_path):
     with Hub([JsonLines(tmp_path / "m")]) as hub:
         hub.emit(EpochDone(1, 7, {"loss": math.nan, "confusion": np.eye(2)}, {"loss": np.float32(0.5)}))
     (line,) = read_lines(tmp_path / "m")
@@ -54,7 +54,7 @@ def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path):
     assert [line["event"] for line in read_lines(path)] == ["step", "warning"]
 
 
-def test_a_sink_whose_disk_is_full_is_dropped_and_the_others_go_on(tmp_path):
+def test_a_sink_whose_disk_is_full_is_dropped_and_the_others_continue(tmp_path):
     class Full:
         def write(self, event):
             raise OSError(28, "No space left on device")

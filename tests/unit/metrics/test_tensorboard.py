@@ -1,4 +1,4 @@
-"""TensorBoard files: the scalars that were told, read back without our code."""
+"""TensorBoard files hold the reported scalars; they are read back without our code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_scalars(path):
     return found
 
 
-def test_what_is_told_stands_in_the_files(tmp_path):
+def test_reported_scalars_are_in_the_files(tmp_path):
     pytest.importorskip("tensorboardX")
     sink = TensorBoard(tmp_path / "tensorboard")
     for event in EVENTS:
@@ -55,7 +55,7 @@ def test_what_is_told_stands_in_the_files(tmp_path):
     assert read_scalars(path) == SCALARS
 
 
-def test_a_missing_package_is_told_with_what_installs_it(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_its_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ConfigError, match=r'tensorboard is true, but .* pip install "ddl-mpi\[tensorboard\]"'):
         TensorBoard(tmp_path)

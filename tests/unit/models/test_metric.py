@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from ddl.errors import ConfigError
 from ddl.nn.metric import (
     F1,
-    MAE,
     METRICS,
     R2,
     RMSE,
     Accuracy,
     BitsPerByte,
     ConfusionMatrix,
+    MeanAbsoluteError,
     Perplexity,
     Precision,
     Recall,
@@ -63,7 +63,7 @@ def test_classification_agrees_with_scikit_learn(whole):
 def test_regression_agrees_with_scikit_learn(whole):
     sk = pytest.importorskip("sklearn.metrics")
     assert math.isclose(whole(R2(), VALUES, TARGETS), sk.r2_score(TARGETS, VALUES))
-    assert math.isclose(whole(MAE(), VALUES, TARGETS), sk.mean_absolute_error(TARGETS, VALUES))
+    assert math.isclose(whole(MeanAbsoluteError(), VALUES, TARGETS), sk.mean_absolute_error(TARGETS, VALUES))
     assert math.isclose(whole(RMSE(), VALUES[:, :1], TARGETS[:, 0]), math.sqrt(((VALUES - TARGETS)[:, 0] ** 2).mean()))
 
 

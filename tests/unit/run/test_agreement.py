@@ -53,7 +53,7 @@ def test_a_single_row_that_differs_is_noticed(tmp_path):
     assert all(str(error).startswith("ranks disagree: the hash of the training data is") for error in errors)
 
 
-def test_ranks_that_agree_or_differ_in_what_is_theirs_alone_may_train():
+def test_ranks_that_agree_or_differ_in_rank_specific_settings_may_train():
     assert outcome({}) == [None] * 3
     assert outcome(HARMLESS) == [None] * 3
 

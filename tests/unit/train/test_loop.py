@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ddl.arrays import Device, Layout
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError, Diverged, UserCodeError
 from ddl.fault.recover import RecoverySettings
@@ -267,7 +268,7 @@ def test_a_death_at_any_point_of_giving_up_leaves_no_rank_behind(rank):
                 assert isinstance(result[1], Diverged), count
 
 
-def test_shards_that_nobody_can_open_end_the_job_and_not_its_ranks():
+def test_shards_that_no_rank_can_open_end_the_job_without_killing_ranks():
     class Broken(Arrays):
         def hold(self, ranges):
             if any(0 in r for r in ranges):
