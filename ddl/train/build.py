@@ -143,6 +143,11 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     if model.dtype not in (None, job.train.dtype):
         raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
     model.check(_first_samples(splits.train))
+    if model.synchronised and order.global_batch < 2 * job.train.accumulate:
+        raise ConfigError(
+            "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "
+            "train.global_batch or a smaller train.accumulate"
+        )
     samples = order.global_batch // (order.shards * job.train.accumulate)
     least = model.samples_per_shard
     if samples < least and order.shards > 1:

@@ -277,6 +277,12 @@ def test_batch_norm_by_shards_of_too_few_samples_is_refused():
     trainer(model=normalised(sync=False), global_batch=64, shards=4).fit(steps=1)
 
 
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 1), (4, 4)])
+def test_batch_norm_of_single_samples_is_refused(batch, accumulate):
+    with pytest.raises(ConfigError, match="at least 2 samples at a time"):
+        trainer({"train.accumulate": accumulate}, model=normalised(), global_batch=batch).fit(steps=1)
+
+
 @pytest.mark.parametrize(
     ("kind", "make", "loss"),
     [
