@@ -34,8 +34,8 @@ def check(job: Job, ranks: int | None = None) -> Job:
 
 
 def check_values(job: Job) -> Job:
-    """``check``, but only that each value is within its limits, whatever files there are."""
-    for error in _single_values(job):
+    """``check``, but only that each number is within its limits: files and locale may have changed since training."""
+    for error in _limits(job):
         raise ConfigError(error)
     return job
 
@@ -57,7 +57,7 @@ def _errors(job: Job, ranks: int) -> Iterator[str]:
     yield from _ranks(job, ranks)
 
 
-def _single_values(job: Job) -> Iterator[str]:
+def _limits(job: Job) -> Iterator[str]:
     for section, kind in SECTIONS.items():
         for field in fields(kind):
             value, limits = getattr(getattr(job, section), field.name), field.metadata["limits"]
@@ -70,14 +70,18 @@ def _single_values(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
+    if job.data.shards != "auto" and job.data.shards < 1:
+        yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
+
+
+def _single_values(job: Job) -> Iterator[str]:
+    yield from _limits(job)
     for name in FRACTIONS:
         value = _get(job, name)
         if isinstance(value, float) and not 0 <= value < 1:
             yield f"{_label(name)} is {value}: a fraction of the samples is at least 0 and below 1"
     if job.data.oversample > 1:
         yield f"[data] oversample is {job.data.oversample}: it must be from 0 to 1"
-    if job.data.shards != "auto" and job.data.shards < 1:
-        yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
     if job.run.name in ("", "..") or Path(job.run.name).name != job.run.name:
         yield f'[run] name is "{job.run.name}": it must be a plain file name; run.dir names a folder'
     for name in ("run.name", "run.dir"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -188,6 +189,16 @@ def test_a_saved_job_with_impossible_values_is_refused_in_one_line(tmp_path, tex
     with pytest.raises(ConfigError, match=says) as refused:
         read(tmp_path / "config.toml")
     assert "\n" not in str(refused.value)
+
+
+def test_a_saved_job_is_read_where_its_name_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text('[run]\nname = "実験"\n', encoding="utf-8")
+
+    def lacks(text):
+        raise UnicodeEncodeError("ascii", text, 0, 1, "no such character")
+
+    monkeypatch.setattr(os, "fsencode", lacks)
+    assert read(tmp_path / "config.toml").run.name == "実験"
 
 
 def test_override_gives_another_checked_job():

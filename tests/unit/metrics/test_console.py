@@ -150,9 +150,9 @@ def test_the_banner_describes_the_job_and_where_it_runs(clock):
         assert part in out.getvalue()
 
 
-def test_a_failure_and_its_recovery_are_a_line_each(clock):
+def test_a_failure_and_its_recovery_are_a_line_each_on_a_terminal(clock):
     out = io.StringIO()
-    console = Console(out=out, live=False, clock=clock)
+    console = Console(out=out, live=True, clock=clock)
     console.write(RankFailed(step=7, rank=2, host="here", how="crash"))
     console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {0: [4, 5, 6], 3: [8]}))
     console.write(FirstStep(8, 1, 0.0123))
@@ -210,7 +210,7 @@ def test_one_is_singular(clock):
     assert "1 parameter," in text and "finished after 1 step, 1 epoch, in" in text
 
 
-def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
+def test_without_a_terminal_every_line_fits_80_columns(clock):
     out = io.StringIO()
     console = Console(out=out, live=False, clock=clock)
     hosts = {f"node{number:02}": 4 for number in range(40)}
@@ -220,6 +220,14 @@ def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
     console.write(step(1))
     clock.now += 100
     console.write(replace(step(2), metrics=metrics))
+    clock.now += 100
+    console.write(EpochDone(1, 2, {"loss": 0.056611, "accuracy": 0.9881}, {"loss": 0.08066, "accuracy": 0.97781}))
+    console.write(Warned("this and that " * 20))
+    console.write(RankFailed(9, 1, "here", "hang", phase="compute", note="run/notes/a-long-launch-name/rank-1.json"))
+    console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {rank: [rank] for rank in range(30)}))
+    console.write(Finished("failed", {"error": "something went wrong " * 20}))
+    told = out.getvalue()
+    assert "epoch 1: train loss 0.05661, accuracy 98.81 %\n    validation loss 0.08066, accuracy 97.78 %\n" in told
     assert all(len(line) <= 80 for line in out.getvalue().splitlines() if not line.startswith("folder: "))
     assert "folder: " + "x" * 90 in out.getvalue()
 
