@@ -33,7 +33,7 @@ def check(job: Job, ranks: int | None = None) -> Job:
 
 
 def check_values(job: Job) -> Job:
-    """``check``, but only that each value is within its limits, whatever files there are."""
+    """Like ``check``, but only checks that each value is within its limits, not the files."""
     for error in _single_values(job):
         raise ConfigError(error)
     return job
