@@ -14,6 +14,7 @@ from ddl.errors import EX_USAGE, DataError
 from ddl.launcher.arguments import Parser
 from ddl.metrics import read_summary
 from ddl.output import protect_output
+from ddl.wording import counted
 
 LEDGER = "ledger.jsonl"
 
@@ -31,8 +32,8 @@ def report(run: Path) -> Audit:
 def lines(found: Audit) -> list[str]:
     """The report as lines; the verdict is the last."""
     report = [
-        f"{found.steps} steps, {found.epochs:.4g} epochs, "
-        f"{found.launches} launch(es), {found.generations} generation(s)",
+        f"{counted(found.steps, 'step')}, {found.epochs:.4g} epoch{'s' * (found.epochs != 1)}, "
+        f"{counted(found.launches, 'launch')}, {counted(found.generations, 'generation')}",
         f"samples: {found.expected} expected, {found.used} used, {found.missing} missing, "
         f"{found.repeated} repeated, {found.skipped} skipped",
         *found.problems,

@@ -74,7 +74,7 @@ class Lines:
         if self._waiting:
             lost = self._waiting.count(b"\n")
             self._waiting.clear()
-            self._say(f"{self.path.name} lacks its last {lost} line(s): {problem}")
+            self._say(f"{self.path.name} lacks its last {lost} line{'s' * (lost > 1)}: {problem}")
         if file >= 0:
             try:
                 os.close(file)

@@ -43,6 +43,17 @@ class SafeStream:
         return getattr(self._stream, name)
 
 
+def print_past_launcher(line: str) -> None:
+    """Print to the stderr of the process that started this one: an mpirun that was interrupted no longer passes on what
+    its ranks print."""
+    with suppress(OSError):
+        stream = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            os.write(stream, f"{line}\n".encode())
+        finally:
+            os.close(stream)
+
+
 def protect_output() -> None:
     """Make the stdout and stderr of this program safe to print to. Commands call it first; a library never does."""
     for name in ("stdout", "stderr"):

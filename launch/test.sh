@@ -21,6 +21,7 @@ export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 # Hundreds of jobs start Python on every rank: without a bytecode cache each of them would compile the package again.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$VENV/pycache
+python -m ddl.launcher.leftovers # of killed jobs, with which mpirun may fail to start
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 failed=()

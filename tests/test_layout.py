@@ -26,10 +26,10 @@ ROOMS: dict[str, set[str]] = {
     "registry": {"errors", "wording"},
     "arrays": {"errors"},
     "kernels": {"errors", "arrays"},
-    "config": {"errors", "environment", "reading", "registry", "wording"},
+    "config": {"errors", "version", "environment", "reading", "registry", "wording"},
     "metrics": {"errors", "version", "jsonlines", "output", "reading", "wording"},
-    "launcher": {"errors", "environment", "reading", "config", "metrics"},
-    "data": {"errors", "arrays", "jsonlines", "reading", "registry"},
+    "launcher": {"errors", "environment", "reading", "wording", "config", "metrics"},
+    "data": {"errors", "arrays", "jsonlines", "reading", "registry", "wording"},
     "nn": {"errors", "arrays", "kernels"},
     "models": {"errors", "arrays", "kernels", "registry", "nn"},
     "optim": {"errors", "arrays", "kernels"},
@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "collectives": {"errors", "wording", "registry", "arrays", "kernels", "comm"},
     "parallel": {"errors", "arrays", "kernels", "comm", "collectives"},
     "checkpoint": {"errors", "arrays", "reading"},
-    "fault": {"errors", "environment", "reading", "arrays", "data", "comm", "checkpoint"},
+    "fault": {"errors", "environment", "reading", "wording", "arrays", "data", "comm", "checkpoint"},
     "train": {
         *(
             "errors",

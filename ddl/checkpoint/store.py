@@ -223,6 +223,21 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.probe("checkpoint.mkdir.done")
 
+    def make_room(self) -> bool:
+        """Delete the oldest checkpoint, the best after all others and never the newest; whether one was deleted.
+
+        Raises LeaseLost if a newer generation holds the run folder."""
+        if self.lease:
+            self.lease.check()
+        usable = [entry.path for entry in self.entries() if not entry.problem]
+        best = self.best() if self.keep_best else None
+        for path in sorted(usable[:-1], key=lambda path: path == best):
+            with contextlib.suppress(OSError):
+                self._delete(path)
+                self.say(f"checkpoint {path.name} was deleted, to make room for the last one")
+                return True
+        return False
+
     def clean(self) -> None:
         """Remove unfinished files of earlier writers. Only the writer that holds the lease may do this."""
         if self.lease:

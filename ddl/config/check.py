@@ -17,6 +17,7 @@ from ddl.config.sections import SECTIONS, Job
 from ddl.environment import job_size
 from ddl.errors import ConfigError
 from ddl.registry import QUALIFIED
+from ddl.wording import counted
 
 FRACTIONS = ("data.validation", "data.test")
 FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
@@ -138,7 +139,7 @@ def _contradictions(job: Job) -> Iterator[str]:
         )
     share = train.global_batch // (data.shards if data.shards != "auto" else 1)
     if train.accumulate > share:
-        yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is only {share} samples"
+        yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is {counted(share, 'sample')}"
     if job.comm.gpu_memory > 1:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
     if job.fault.respawn and job.fault.spares:
@@ -153,15 +154,19 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f'[optim] nesterov is true, but the optimizer is "{optim.name}"; it belongs to momentum'
 
 
+def _started(ranks: int) -> str:
+    return f"{counted(ranks, 'rank')} {'was' if ranks == 1 else 'were'} started"
+
+
 def _ranks(job: Job, ranks: int) -> Iterator[str]:
     fault, shards = job.fault, job.data.shards
     workers = ranks - fault.spares
     if fault.spares and workers < 1:
-        yield f"[fault] spares is {fault.spares}, but only {ranks} ranks were started: there are no ranks left to train"
+        yield f"[fault] spares is {fault.spares}, but only {_started(ranks)}: there are no ranks left to train"
     if fault.min_ranks > max(workers, 1):
-        yield f"[fault] min_ranks is {fault.min_ranks}, but only {workers} ranks train"
+        yield f"[fault] min_ranks is {fault.min_ranks}, but only {counted(workers, 'rank')} can train"
     if shards != "auto" and shards < workers and not _resumes(job):
-        yield f"[data] shards is {shards}, but {workers} ranks were started: every rank needs a shard"
+        yield f"[data] shards is {shards}, but {_started(workers)}: every rank needs a shard"
 
 
 def _resumes(job: Job) -> bool:

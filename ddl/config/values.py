@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 ALIASES = {"trace": "metrics.trace", "chaos": "fault.chaos"}
-_MAIN = {"data": "source", "metrics": "console_every_s", "checkpoint": "every_s", "train": "epochs"}
+_MAIN = {"data": "path or data.source", "metrics": "console_every_s", "checkpoint": "every_s", "train": "epochs"}
 _NAMES, _TABLE, _TABLES = tuple[str, ...], dict[str, Any], tuple[dict[str, Any], ...]
 _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WORDS: dict[Any, str] = {

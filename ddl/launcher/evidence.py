@@ -27,8 +27,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object atomically: a reader sees the old file or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, path)
+    try:
+        aside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def last_step(folder: Path) -> int:

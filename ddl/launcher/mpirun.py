@@ -1,6 +1,6 @@
-"""mpirun as this project needs it: its command line, filtering its output, and removing what it leaves behind.
+"""mpirun as this project needs it: its command line, filtering its output, and ending its processes.
 
-Works with mpi4py absent. supervisor.py decides when to start it."""
+Works with mpi4py absent. supervisor.py decides when to start it; leftovers.py removes the files it leaves behind."""
 
 from __future__ import annotations
 
@@ -123,6 +123,7 @@ _NOISE = [
     r"OSC UCX component priority set inside component query failed",
     r"btl_tcp_(frag|endpoint)\.c.*(Connection reset|Broken pipe|readv failed)",
     r"PMIX ERROR: (PMIX_ERR_)?(LOST_CONNECTION|UNREACH|PROC_ABORTED)",
+    r"pmix_ptl_base: send_msg: write failed",  # the rank has ended already, as all do at the end
 ]
 _BLOCKS = [
     (
@@ -207,28 +208,3 @@ def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     return left
-
-
-def segments(folder: Path = SHARED_MEMORY) -> set[Path]:
-    """This user's shared memory files of Open MPI."""
-    found = set()
-    for path in folder.glob("sm_segment.*") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.geteuid():
-                found.add(path)
-    return found
-
-
-def remove_segments(before: set[Path], folder: Path = SHARED_MEMORY) -> None:
-    """Remove files made since ``before`` that no process has mapped: their ranks were killed."""
-    left = segments(folder) - before
-    if not left:
-        return
-    mapped = ""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                mapped += Path(entry.path, "maps").read_text()
-    for path in left:
-        if str(path) not in mapped:
-            path.unlink(missing_ok=True)

@@ -25,14 +25,13 @@ from ddl.config.folder import run_folder
 from ddl.environment import REGAINS_VARIABLE
 from ddl.errors import EX_TEMPFAIL, ConfigError
 from ddl.launcher.evidence import config_written, last_step, owner_of, progress_of, read_json, steps_of, write_json
+from ddl.launcher.leftovers import remove_leftovers, remove_segments, segments
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
     Filter,
     Host,
     command_line,
     find_mpirun,
-    remove_segments,
-    segments,
     sweep,
 )
 from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
@@ -86,6 +85,7 @@ class Supervisor:
         failed_at: list[int] = []
         try:
             remove_stale_replicas()
+            remove_leftovers()
             self._make_replica()
             while not self.asked:
                 ended = self._launch(len(failed_at), tuple(failed_at))

@@ -93,12 +93,17 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
     """Write ``folder``/summary.json: a reader sees the old one or the new one, never half of one."""
     path = Path(folder) / "summary.json"
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(summary.to_json(), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(summary.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -92,7 +92,12 @@ class RunFolder:
     def check_lease(self) -> None:
         """Raises LeaseLost if a newer generation or launch holds the folder; costs one ``stat``."""
         if self._lease is not None:
-            self._lease.check_if_changed()
+            try:
+                if self._lease.check_if_changed():
+                    write_config(self.job, self._lease.folder / "config.toml")
+                    self._say(f"{self._lease.folder} was deleted and is made again; the lines of its files are lost")
+            except OSError:  # it is tried again after the next step
+                return
 
     def open_writer(self, group: Group) -> Writer:
         """The writer of checkpoints: to disk on the leader, and to memory if that is asked for. Raises LeaseLost."""

@@ -29,6 +29,7 @@ from ddl.kernels import compile_cache
 from ddl.kernels.backend import is_compiled, use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
+from ddl.output import print_past_launcher
 from ddl.run.agreement import disagreement, essentials
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
@@ -240,6 +241,8 @@ class Runner:
         if self.job.metrics.plots and self.group.is_leader:
             self._beat(state.progress.step, "plots")
             draw_pictures(loop, log)
+        if loop.status == "stopped" and self.request.interrupted and self.group.is_leader and launched_size():
+            print_past_launcher(f"ddl.train: the state of step {self._step} is saved in {log.folder}")
         return loop.exit_status(failure)
 
     def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:

@@ -21,6 +21,7 @@ from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
+from ddl.wording import counted
 
 
 def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
@@ -103,7 +104,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
     if len(group.members) == 1 and (line := unconnected()):
         log.warn(line)
     if group.size > task.order.shards:
-        log.warn(
-            f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "
-            "have nothing to compute (data.shards)"
-        )
+        first, last = task.order.shards, group.size - 1
+        idle = f"rank {last} has" if first == last else f"ranks {first} to {last} have"
+        shards = counted(task.order.shards, "shard")
+        log.warn(f"{group.size} ranks for {shards}: {idle} nothing to compute (data.shards)")

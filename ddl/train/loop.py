@@ -37,6 +37,7 @@ from ddl.train.state import State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.work import Work
+from ddl.wording import numbered
 
 
 class Loop(Program):
@@ -283,7 +284,7 @@ class Loop(Program):
             raise EndJob(
                 Diverged(
                     f"{progress.skipped_in_row} steps in a row were not finite, the last of them step {outcome.step} "
-                    f"in shard(s) {list(outcome.bad_shards) or 'unknown'}; lower optim.lr, clip gradients "
+                    f"in {numbered('shard', outcome.bad_shards)}; lower optim.lr, clip gradients "
                     "(optim.clip_norm) or look at these samples"
                 )
             )
@@ -390,4 +391,6 @@ class Loop(Program):
         if different is None:
             raise EndJob(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if different and self.group.is_leader:
-            self.log.warn(f"after step {step} rank(s) {different} held a different state; copied from the majority")
+            self.log.warn(
+                f"after step {step} {numbered('rank', different)} held a different state; copied from the majority"
+            )

@@ -18,6 +18,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import instead
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
@@ -90,7 +91,8 @@ class Delimited(Source):
             return self.columns.index(target)
         if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
-        raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
+        hint = instead(str(target), self.columns, "there are")
+        raise DataError(f"no column {target!r}; {hint}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
         """(features, targets) of this file: by name if both files name their columns, else by position. If a name

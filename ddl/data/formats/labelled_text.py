@@ -21,6 +21,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note, clean
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import instead
 
 PADDING, UNKNOWN, RESERVED = 0, 1, 2
 TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_+")  # words without digits and underscores, numbers, single signs
@@ -149,7 +150,7 @@ def csv_lines(path: Path, text: str = "text", label: str | None = "label", delim
         columns = cells(clean(file.readline(), 1), 1)
     for name in (text, label):
         if name is not None and name not in columns:
-            raise DataError(f"no column {name!r}: there are {columns}", path, 1, "line")
+            raise DataError(f"no column {name!r}; {instead(name, columns, 'there are')}", path, 1, "line")
     at, label_at = columns.index(text), None if label is None else columns.index(label)
 
     def parse(line: bytes, number: int) -> tuple[str, str | None]:

@@ -8,12 +8,12 @@ import pytest
 
 INVALID = [
     ("ddl.evaluate", [], "required: run"),
-    ("ddl.evaluate", ["run", "--split", "tests"], "--split: invalid choice: 'tests'"),
+    ("ddl.evaluate", ["run", "--split", "tests"], "--split is tests: choose train, validation or test"),
     ("ddl.predict", [], "required: run"),
     ("ddl.predict", ["run", "--tokens", "many"], "--tokens: invalid int value: 'many'"),
     ("ddl.predict", ["run", "--inptu", "x.npy"], "unrecognized arguments: --inptu x.npy"),
     ("ddl.audit", [], "required: run"),
-    ("ddl.launch", ["-n", "four"], "-n: invalid int value: 'four'"),
+    ("ddl.launch", ["-n", "four"], "-n/-np: invalid int value: 'four'"),
     ("ddl.launch", ["--deadline", "soon"], "--deadline: invalid float value: 'soon'"),
 ]
 

@@ -101,7 +101,7 @@ def test_a_disk_that_stays_full_loses_the_waiting_lines_and_reports_their_number
     file.close()
     file.close()
     assert (tmp_path / "ledger.jsonl").read_text() == "before\n"
-    assert said[1:] == ["ledger.jsonl lacks its last 2 line(s): there is no room on the disk"]
+    assert said[1:] == ["ledger.jsonl lacks its last 2 lines: there is no room on the disk"]
 
 
 def test_a_disk_that_breaks_while_lines_wait_loses_only_these(tmp_path, disk):
@@ -111,7 +111,7 @@ def test_a_disk_that_breaks_while_lines_wait_loses_only_these(tmp_path, disk):
     file.write("first")
     disk.code = errno.EIO
     file.close()
-    assert said[1:] == ["m lacks its last 1 line(s): Input/output error"]
+    assert said[1:] == ["m lacks its last 1 line: Input/output error"]
 
 
 def test_closing_does_not_write_discarded_lines(tmp_path, disk):
@@ -195,7 +195,7 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     disk.room = 0
     hub.emit(Warned("three"))
     hub.close()
-    assert heard[-2:] == ["metrics.jsonl lacks its last 2 line(s): there is no room on the disk", "closed"]
+    assert heard[-2:] == ["metrics.jsonl lacks its last 2 lines: there is no room on the disk", "closed"]
     assert heard[:-2] == ["one", waits, "two", again, "three", waits]
 
 
