@@ -171,7 +171,7 @@ def test_a_light_door_starts_without_the_rooms_that_compute(door):
 
 
 @pytest.mark.parametrize("package", sorted(FOREIGN))
-def test_a_foreign_package_is_imported_in_its_room_alone(package):
+def test_a_foreign_package_is_imported_only_in_its_room(package):
     for name, path in modules().items():
         if any(module.split(".")[0] == package for module in imports(path)):
             assert {room_of(name), name} & FOREIGN[package], f"{name} imports {package}"

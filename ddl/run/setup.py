@@ -21,7 +21,7 @@ from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
-from ddl.wording import counted
+from ddl.wording import counted, numbered
 
 
 def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
@@ -42,7 +42,9 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
                     say(line)
             others = [rank for rank, own in enumerate(digests) if own != digests[0]]
             if others and not is_resumed:
-                say(f"rank(s) {others} drew other initial parameters than rank 0, whose parameters all ranks now have")
+                say(
+                    f"{numbered('rank', others)} drew other initial parameters than rank 0, whose parameters all ranks now have"
+                )
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)

@@ -59,7 +59,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def build_task(job: Job) -> Task:
-    """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    """The task of ``job``. Opens its data and makes its model; raises UserError for an impossible job."""
     startup.doing("opening its data")
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
@@ -85,7 +85,7 @@ def build_task(job: Job) -> Task:
 
 
 def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
-    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
+    """The job's model for data with these fields and this target. options: from ``knowledge_of``."""
     return build_model(
         job.model.name,
         fields,

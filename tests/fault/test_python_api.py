@@ -198,7 +198,7 @@ UNEVEN = {
 @pytest.mark.parametrize(
     ("loop", "launch"), [*((loop, "mpirun") for loop in UNEVEN), ("steps", "mpirun --with-ft ulfm")]
 )
-def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_that_says_who_waits_where(loop, launch, tmp_path):
+def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_about_the_waiting_ranks(loop, launch, tmp_path):
     code, call = UNEVEN[loop]
     setup = "optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.1), {'w': np.zeros(3)})\n"
     _, out, err = start(launch, WORLD + setup + code, tmp_path)

@@ -94,6 +94,6 @@ def test_ranks_that_agree_or_differ_in_rank_specific_settings_may_train():
     assert outcome(HARMLESS) == [None] * 3
 
 
-def test_a_problem_of_one_rank_comes_before_any_difference():
+def test_a_problem_of_one_rank_takes_precedence_over_differences():
     errors = outcome({"run.seed": 7}, DataError("torn"))
     assert [str(error) for error in errors] == ["torn"] * 3
