@@ -63,8 +63,8 @@ def test_a_poisoned_sample_is_skipped_by_all_and_its_shard_named(jobs):
     epochs = ended.summary["epochs"]
     assert int(epochs) <= len(skipped) <= epochs + 1  # once per epoch
     messages = [line["message"] for line in ended.of("warning")]
-    named = {shards[1] for message in messages if (shards := re.search(r"shards? (\d[\d, and]*)", message))}
-    assert len(named) == 1 and named.pop().strip().isdigit()
+    named = {shards[1] for message in messages if (shards := re.search(r"(shards? \d+(, \d+)*( and \d+)?)", message))}
+    assert len(named) == 1 and re.fullmatch(r"shard \d+", named.pop())
     assert any(message.startswith("nothing was learned") for message in messages)  # at that learning rate
     assert ended.summary["samples"]["skipped"] == 64 * len(skipped)
     assert np.isfinite([event["loss"] for event in ended.of("step") if not event["skipped"]]).all()
