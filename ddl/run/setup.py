@@ -42,9 +42,8 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
                     say(line)
             others = [rank for rank, own in enumerate(digests) if own != digests[0]]
             if others and not is_resumed:
-                say(
-                    f"{numbered('rank', others)} drew other initial parameters than rank 0, whose parameters all ranks now have"
-                )
+                drew = f"{numbered('rank', others)} drew other initial parameters than rank 0"
+                say(f"{drew}, whose parameters all ranks now have")
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)
