@@ -137,11 +137,9 @@ class Store:
     def _paths(self) -> list[Path]:
         try:
             return list(self.folder.iterdir())
-        except FileNotFoundError:
-            return []
         except OSError as error:
-            if not self.folder.parent.is_dir():
-                return []  # there is no run here
+            if not os.path.lexists(self.folder):
+                return []
             raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}") from error
 
     def newest(self) -> Path | None:

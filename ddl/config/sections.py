@@ -66,7 +66,7 @@ class DataSettings:
     )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
-        "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset alone"
+        "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
     )
     prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none", least=0)
     batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank", least=1)
@@ -151,7 +151,7 @@ class CommSettings:
     bucket_mib: float = setting(4.0, "size in MiB of the gradient buckets sent while backward runs", above=0)
     overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: if that is faster")
     gpu: Literal["auto", "direct", "staged"] = setting(
-        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct where MPI supports it"
+        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct if MPI supports it"
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
@@ -196,9 +196,9 @@ class CheckpointSettings:
     every_steps: int = setting(0, "steps between checkpoints; 0: not by steps", least=0)
     every_epochs: int = setting(0, "epochs between checkpoints; 0: not by epochs", least=0)
     keep: int = setting(3, "newest checkpoints that are kept", least=1)
-    keep_best: bool = setting(True, "keep the one with the best validation loss as well")
+    keep_best: bool = setting(True, "also keep the checkpoint with the best validation loss")
     resume: str = setting("auto", "auto: the newest checkpoint in run.dir, if any; none; or a checkpoint's path")
-    replica: bool = setting(False, "keep a copy of the newest state in every node's memory as well")
+    replica: bool = setting(False, "also keep a copy of the newest state in the memory of every node")
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class MetricsSettings:
         "seconds between progress lines, at first; 0: only errors are printed",
         least=0,
     )
-    jsonl: bool = setting(True, "write metrics.jsonl: one event a line")
+    jsonl: bool = setting(True, "write metrics.jsonl: one event per line")
     trace: str = setting("", "file for a Chrome/Perfetto timeline of all ranks")
     tensorboard: bool = setting(False, "write TensorBoard files (extra: tensorboard)")
     plots: bool = setting(False, "draw the curves at the end (extra: plot)")

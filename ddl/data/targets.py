@@ -294,7 +294,7 @@ def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -
             raise ConfigError(
                 f"several labels per sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
             )
-        return Target("multilabel", f"{y.shape[1:]} labels per sample, each 0 to 1", floats)
+        return Target("multilabel", f"{math.prod(y.shape[1:])} labels per sample, each 0 to 1", floats)
     if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or is_whole))):
         classes = y.shape[1]
         field = Field((), np.dtype(np.int64), classes)

@@ -189,7 +189,7 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
 
 
 def recorded_in(folder: Path) -> Callable[[Fault], None]:
-    """``perform`` that first enters the fault in ``folder``/faults, a line each: which of a script's have happened."""
+    """``perform``, but first append the fault to ``folder``/faults, which lists the faults that have happened."""
 
     def act(fault: Fault) -> None:
         with contextlib.suppress(OSError):
@@ -203,7 +203,7 @@ def recorded_in(folder: Path) -> Callable[[Fault], None]:
 
 
 def perform(fault: Fault) -> None:
-    """Do it, to this very process."""
+    """Inject the fault into this process."""
     if fault.act == "raise":
         raise InjectedError(f"injected: {fault}")
     if fault.act == "exit":

@@ -199,7 +199,7 @@ def is_live(process: Path = Path("/proc")) -> bool:
 
 
 def terminal_columns(process: Path = Path("/proc")) -> int:
-    """Width of the terminal, that of mpirun itself where this process is one of its ranks; 0: unknown."""
+    """Width of the terminal (mpirun's, if this process is one of its ranks); 0: unknown."""
     for name in (process / str(os.getppid()) / "fd" / "1", process / "self" / "fd" / "1"):
         try:
             file = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)

@@ -134,7 +134,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 
 def versions(mpi: str = "") -> dict[str, str]:
-    """name -> version of what computed this. mpi: the library's own words, which only comm knows."""
+    """name -> version of the software in use. mpi: the library's version string, which only comm knows."""
     found = {"ddl": __version__, "python": platform.python_version()}
     found |= _installed()
     if mpi:
@@ -144,7 +144,7 @@ def versions(mpi: str = "") -> dict[str, str]:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    """name -> version of the libraries that are there. Looked up once: metadata is read and parsed as a mail."""
+    """name -> version of the installed libraries. Cached, because reading package metadata is slow."""
     found = {}
     for name in ("numpy", "mpi4py", "numba", "cupy-cuda12x"):
         with suppress(metadata.PackageNotFoundError):

@@ -86,6 +86,7 @@ class Runner:
         self._lost: list[Member] = []  # during set-up
         self._trace: Trace | None = None
         self._warnings: list[str] = []
+        self._essentials: dict[str, Any] = {}
 
     @property
     def _regains(self) -> int | None:
@@ -166,6 +167,7 @@ class Runner:
             if self.job.metrics.tensorboard:
                 writer_class()  # checked now, on every rank: each may become the leader
             task = self.make_task(self.job)
+            self._essentials = essentials(self.job, task)
             return task, inject.parse(self.job.fault.chaos, launched_size() or 1, task.total_steps), None
         except UserError as error:
             return None, inject.Script(), error
@@ -189,7 +191,7 @@ class Runner:
             self.heartbeat.end()
 
     def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
-        problem = self._settled(problem, {} if task is None else essentials(self.job, task))
+        problem = self._settled(problem, self._essentials)
         if problem is not None or task is None:
             return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0

@@ -21,7 +21,7 @@ from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
-from ddl.wording import counted
+from ddl.wording import counted, numbered
 
 
 def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
@@ -32,6 +32,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
     log, state, work = folder.log, loop.state, loop.work
     message: DdlError | dict[str, Any] | None = None
     folder.choose(group)
+    digests = group.gather_objects(state.parameters_digest())
     if group.is_leader:
         try:
             assert folder.path is not None
@@ -39,6 +40,10 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
             if loop.task.initial is not None and not is_resumed:
                 for line in loop.task.initial(state):
                     say(line)
+            others = [rank for rank, own in enumerate(digests) if own != digests[0]]
+            if others and not is_resumed:
+                drew = f"{numbered('rank', others)} drew other initial parameters than rank 0"
+                say(f"{drew}, whose parameters all ranks now have")
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)

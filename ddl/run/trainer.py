@@ -238,7 +238,7 @@ class Trainer:
             augment=augmentations(self.augment, self.data.fields, self.model),
             callbacks=callbacks(self.callbacks),
             knowledge=knowledge_of(job, splits),
-            **({} if self.initial is None else {"initial": load_values(self.initial)}),
+            **({} if self.initial is None else load_values(self.initial)),
         )
 
     def _groups(self, job: Job) -> Groups:

@@ -61,6 +61,8 @@ class Model(Measured):
         target: str | None = "y",
         averaged: Sequence[str] = (),
     ):
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"ddl.torch.Model takes a torch.nn.Module, not {module!r}")
         self.module, self.inputs, self.target = module, tuple(inputs), target
         self.objective, self.metrics = Objective(loss), metrics_of(metrics)
         every = dict(module.named_parameters())
@@ -180,7 +182,8 @@ class Model(Measured):
         for place, shard in segments:
             torch.manual_seed(int(generator(ctx.seed, "torch", ctx.step, ctx.part, shard).integers(2**63)))
             part = {name: value[place] for name, value in batch.items()}
-            yield self._piece(buffers, part, ctx, place is segments[-1][0])
+            with self._buffers.statistics_of(place.stop - place.start):
+                yield self._piece(buffers, part, ctx, place is segments[-1][0])
 
     def _piece(self, buffers: Views, batch: dict[str, Tensor], ctx: Context, is_last: bool) -> Piece:
         self._buffers.begin(buffers, True)

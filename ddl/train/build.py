@@ -4,6 +4,7 @@ ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Layout
+from ddl.arrays import Layout, host
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job, OptimSettings
@@ -58,7 +59,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def build_task(job: Job) -> Task:
-    """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    """The task of ``job``. Opens its data and makes its model; raises UserError for an impossible job."""
     startup.doing("opening its data")
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
@@ -84,7 +85,7 @@ def build_task(job: Job) -> Task:
 
 
 def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
-    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
+    """The job's model for data with these fields and this target. options: from ``knowledge_of``."""
     return build_model(
         job.model.name,
         fields,
@@ -142,6 +143,11 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     if model.dtype not in (None, job.train.dtype):
         raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
     model.check(_first_samples(splits.train))
+    if model.synchronised and order.global_batch < 2 * job.train.accumulate:
+        raise ConfigError(
+            "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "
+            "train.global_batch or a smaller train.accumulate"
+        )
     samples = order.global_batch // (order.shards * job.train.accumulate)
     least = model.samples_per_shard
     if samples < least and order.shards > 1:
@@ -337,9 +343,10 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     return take
 
 
-def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
-    """A Task's ``initial`` that sets parameters and averages to given arrays; the others keep their initial values.
+def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a Task that begins with given values.
 
+    Its ``initial`` sets parameters and averages to given arrays; the others keep their initial values.
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
@@ -353,7 +360,12 @@ def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
             views[name][...] = state.device.array(array)
         return []
 
-    return load
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        array = np.ascontiguousarray(host(values[name]))
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.data)
+    return {"initial": load, "initial_digest": digest.hexdigest()[:16]}
 
 
 def _few(things: Sequence[str], most: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""What training asks of the job around it: a run log, the run folder, the watchdog, a trace.
+"""Services that training needs from the job around it: a run log, the run folder, the watchdog, a trace.
 
 The base classes do nothing, which suits tests and benchmarks; ddl/run implements them for real jobs."""
 

@@ -145,8 +145,8 @@ class State:
         return [self.params.flat, self.averages.flat, *kept, *self.slots.values()]
 
     def assign(self, arrays: Sequence[np.ndarray]) -> None:
-        """Hold what another rank's ``flat_arrays`` hold, on the host; in a shared replica also where the next is to
-        come, since what no update writes must be the same there. All ranks of its node then assign the same."""
+        """Copy another rank's ``flat_arrays`` (host) into this state. In a shared replica also into the copy for the
+        next one, where elements that no update writes must be the same; all ranks of the node assign the same."""
         self.own()
         for flat, received in zip(self.flat_arrays(), arrays, strict=True):
             flat[...] = self.device.array(received)

@@ -264,7 +264,7 @@ def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_continue(point
 # Tolerance by parameter files of the environment, as launch/local.sh writes them.
 
 
-def test_plain_mpirun_is_tolerant_where_the_environment_says_so(jobs, calm):
+def test_plain_mpirun_is_tolerant_if_the_environment_says_so(jobs, calm):
     home = jobs.folder / "home"
     enable_fault_tolerance(home / ".prte" / "mca-params.conf")
     ended = jobs.run(chaos="kill rank 0 at step 5; segv rank 2 at step 9", flags=(), environ={"HOME": str(home)})

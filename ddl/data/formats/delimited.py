@@ -65,6 +65,9 @@ class Delimited(Source):
             measured = [at for at in others if at not in head.row_numbers] or others
             self._features = measured if features is None else [self._column(feature) for feature in features]
         if not self._features:
+            if len(self.columns) == 1 and targets != []:
+                known = "none of , ; | and tab divides its first lines: set data.options.delimiter"
+                raise DataError(f"a single column, with the target: {known}", path, 1, "line")
             raise DataError("no column is left for x", path, 1, "line")
         self._shape = tuple(shape) if shape is not None else (len(self._features),)
         if math.prod(self._shape) != len(self._features):

@@ -72,14 +72,14 @@ def test_a_word_is_read_as_the_type_of_its_setting(words, section, field, value)
 
 
 @pytest.mark.parametrize("text", ["5", "0.3", "true", "null", "[1]", "a,b", "~", "-"])
-def test_a_string_of_a_file_stays_one_wherever_a_string_may_stand(job_file, text):
+def test_a_string_in_a_file_stays_a_string_wherever_one_is_allowed(job_file, text):
     job = load([job_file(f'[run]\nname = "{text}"\n[model]\noptions = {{ a = "{text}", b = {{ c = ["{text}"] }} }}\n')])
     assert (job.run.name, job.model.options) == (text, {"a": text, "b": {"c": [text]}})
     assert override(Job(), {"model.options": {"a": text}}).model.options == {"a": text}
 
 
 @pytest.mark.parametrize("text", ["5", "null", "[1]", "a,b", "~", "-"])
-def test_a_string_of_the_command_line_stays_one_where_only_a_string_may_stand(text):
+def test_a_command_line_string_stays_a_string_where_only_one_is_allowed(text):
     job = load(
         ["--run.name", text, "--model.options", f'{{a = "{text}"}}', "--optim.groups", f'[{{match = "{text}"}}]']
     )

@@ -105,7 +105,7 @@ def test_progress_fits_the_terminal(columns, metrics, clock):
     assert last == f"epoch 1/2  step 5/40  {metrics}  32 samples/s  17.5 s left"
 
 
-def test_a_leader_that_takes_over_knows_how_far_it_is(clock):
+def test_a_leader_that_takes_over_knows_the_progress(clock):
     out = io.StringIO()
     console = Console(every_s=1.0, out=out, live=True, clock=clock, steps=40, steps_per_epoch=20)
     run(console, clock, 10, 0.5)
@@ -200,7 +200,7 @@ def test_shares_of_one_are_percents():
     assert figures({"loss": 0.5, "r2": 0.5, "stop5x": 2.0}) == "loss 0.5, r2 0.5, stop5x 2"
 
 
-def test_one_is_singular(clock):
+def test_a_count_of_one_is_singular(clock):
     out = io.StringIO()
     console = Console(out=out, live=False, clock=clock)
     console.write(replace(JOB, ranks=1, spares=0, shards=1, samples=1, steps=1, steps_per_epoch=1, parameters=1))
@@ -262,7 +262,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(clock):
     assert raw.getvalue().startswith(b"\\u6570\\u5b57 \xe9: cnn")
 
 
-def test_a_closed_stdout_is_no_error(clock, monkeypatch):
+def test_a_closed_stdout_is_not_an_error(clock, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     console = Console(clock=clock)
     console.write(JOB)

@@ -58,7 +58,7 @@ def test_between_two_tries_lines_only_wait(tmp_path, disk):
     assert (tmp_path / "m").read_text() == "first\nsecond\nthird\n"
 
 
-def test_a_long_backlog_goes_out_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
+def test_a_long_backlog_is_written_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
     monkeypatch.setattr(jsonlines, "PIECE_BYTES", 64)
     file = Lines(tmp_path / "m", clock=clock)
     disk.room = 0
@@ -91,7 +91,7 @@ def test_a_file_that_could_not_be_made_waits_too(tmp_path, monkeypatch, clock):
         Lines(tmp_path / "none" / "m")
 
 
-def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_path, disk):
+def test_a_disk_that_stays_full_loses_the_waiting_lines_and_reports_their_number(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "ledger.jsonl", said.append)
     file.write("before")
@@ -104,7 +104,7 @@ def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_
     assert said[1:] == ["ledger.jsonl lacks its last 2 lines: there is no room on the disk"]
 
 
-def test_a_disk_that_breaks_while_lines_wait_costs_no_more_than_these(tmp_path, disk):
+def test_a_disk_that_breaks_while_lines_wait_loses_only_these(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "m", said.append)
     disk.room = 0

@@ -187,7 +187,7 @@ def test_the_host_waits_for_a_device_only_to_read_the_two_norms_of_a_layer(kind,
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_gradients_are_left_alone_and_zeros_stay_zeros(kind, spelling):
+def test_gradients_are_unchanged_and_zeros_stay_zeros(kind, spelling):
     optimizer = with_decay(ALL[kind], 0.01)
     p = np.array([1.0, 0, 0, 2.0])
     g = spelling.asarray([0.5, 0, 0, -0.5])

@@ -82,7 +82,7 @@ def assert_equal(net, wanted):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_any_optimizer_ends_on_any_number_of_ranks_where_one_process_does(fresh, points, kind):
+def test_any_optimizer_gives_the_same_result_on_any_number_of_ranks(fresh, points, kind):
     wanted = by_pytorch(fresh, points, kind)
     assert not torch.equal(wanted.out.weight, fresh(Net).out.weight)
     for ranks in (1, 2, 3):

@@ -86,7 +86,7 @@ def test_a_failure_that_a_restart_may_avoid_leaves_no_summary(whole_job):
     assert isinstance(result, OSError) and not os.path.exists("run/summary.json")
 
 
-def test_a_launch_whose_folder_was_taken_enters_nothing_more(whole_job):
+def test_a_launch_whose_folder_was_taken_writes_nothing_more(whole_job):
     def take_over(outcome):
         if outcome.step == 3:
             RunFolderLease("run", "a newer launch")

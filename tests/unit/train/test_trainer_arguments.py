@@ -98,7 +98,7 @@ def test_rules_give_a_gan_two_optimizers(here):
         trainer(rules=[Rule("judge*")]).fit(steps=1)
 
 
-def test_float16_goes_with_the_optimizers_that_a_job_may_have():
+def test_float16_works_with_every_optimizer_of_a_job():
     x = X.astype(np.float16)
     run = trainer({"train.dtype": "float16"}, data=(x, Y), optimizer=Momentum(lr=0.05))
     run.fit(steps=3)
@@ -138,7 +138,7 @@ def test_a_loss_of_classes_measures_accuracy_however_it_is_given(loss):
     assert "accuracy" in trainer(loss=loss, test=(X, Y)).fit(steps=2)["test"]
 
 
-def test_a_loss_that_was_made_shapes_the_model_as_its_name_does():
+def test_a_loss_object_shapes_the_model_as_its_name_does():
     y = Y.astype(np.float64)[:, None]
     run = trainer(model="linear", data=(X, y), loss=BinaryCrossEntropy(), test=(X, y))
     assert "accuracy" in run.fit(steps=2)["test"]
