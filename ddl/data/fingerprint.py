@@ -83,6 +83,8 @@ def compare(kept: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str],
 
 def _changed_rows(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, after = kept.get("fingerprint"), now.get("fingerprint")
+    if before and any(len(hashes) != len(before["rows"]) for hashes in before["hashes"].values()):
+        raise ValueError("a fingerprint has not one hash for each row")
     if not before or not after or before["rows"] != after["rows"]:
         return []
     changed = []

@@ -15,6 +15,7 @@ from ddl.data import Known, Normalise, compare
 from ddl.errors import CheckpointError, ConfigError
 from ddl.reading import take
 from ddl.train.state import Progress, State
+from ddl.train.step import Step
 from ddl.train.task import Task
 
 
@@ -64,7 +65,9 @@ def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Non
         take({"shuffle": True, **meta}, "shuffle", bool)
         if "knowledge" in meta:
             knowledge = take(meta, "knowledge", dict)
-            Known.from_json(take(knowledge, "data", dict))
+            data = take(knowledge, "data", dict)
+            Known.from_json(data)
+            compare(data, data)  # it reads the other fields
             take(knowledge, "options", dict), take(knowledge, "samples", dict)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -104,4 +107,9 @@ def restore(
     state.progress.become(Progress.from_json(meta["progress"]))
     progress = state.progress
     progress.stopping = False
+    now = task.settings.get("metrics")
+    if len(progress.epoch_sums) not in (0, Step.header_length(task.model)) or meta.get("metrics", now) != now:
+        progress.epoch_sums = []
+        if progress.step % task.order.steps_per_epoch:
+            say("the metrics are not the checkpoint's: training figures of this epoch are of its remaining steps")
     progress.ended = bool(task.patience) and progress.stale >= task.patience

@@ -74,10 +74,15 @@ class Progress:
             take(known, name, int, least=-1)
         take(known, "best", int, float, type(None), least=None)
         take(known, "ended", bool), take(known, "stopping", bool)
-        take(known, "epoch_sums", list), take(known, "normalise", dict, type(None))
+        take(known, "normalise", dict, type(None))
+        for name in ("epoch_sums", "early_sums"):
+            for value in take(known, name, list):
+                take({name: value}, name, int, float, type(None), least=None)
+        if len(known["early_sums"]) != len(cls().early_sums):
+            raise ValueError(f"early_sums is {known['early_sums']}")
         for part in take(known, "results", dict):
             take(known["results"], part, dict)
-        for name in ("epoch_sums", "results"):
+        for name in ("epoch_sums", "early_sums", "results"):
             known[name] = _numbers(known[name])
         return cls(**known)
 
