@@ -66,7 +66,10 @@ def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Non
         if "knowledge" in meta:
             knowledge = take(meta, "knowledge", dict)
             data = take(knowledge, "data", dict)
-            Known.from_json(data)
+            most = max(sum(array.size for array in arrays.values()), 1 << 24)
+            for name, field in Known.from_json(data).fields.items():
+                if (field.size or 0) > most:
+                    raise ValueError(f"{name} has {field.size} classes")
             compare(data, data)  # it reads the other fields
             take(knowledge, "options", dict), take(knowledge, "samples", dict)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
