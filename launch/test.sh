@@ -62,7 +62,7 @@ ranks() {
 export -f ranks
 export logs VENV
 
-# PyTorch lies in a folder of its own, which only this part uses: all other parts prove that ddl does without it. The
+# PyTorch is in a separate folder that only this part uses: all other parts prove that ddl does without it. The
 # second index has builds without CUDA, which are preferred where it can be reached.
 with_torch() {
   if [ ! -e "$VENV/torch/.installed" ]; then
