@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+TIMEOUT_S, OF_SCRIPTS_S = 60.0, 600.0  # what a script does before it joins the others is not seen by them
 TICK_S = 0.2
 LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the others do not wait the full time
 SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
@@ -79,6 +80,15 @@ def joined() -> None:
         _watcher.stdin.close()
         _watcher.wait()
         _watcher = None
+
+
+@contextlib.contextmanager
+def meeting(timeout_s: float = TIMEOUT_S, run_dir: str = "") -> Iterator[None]:
+    """Around the call that starts MPI: announce this rank, unless that is done, and watch for the others meanwhile."""
+    announce(timeout_s, run_dir)
+    joining()
+    yield
+    joined()
 
 
 def _send(line: str) -> None:
