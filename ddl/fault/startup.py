@@ -149,6 +149,7 @@ class Watcher:
         self.folder, self.rank, self.size, self.timeout_s = folder, rank, size, timeout_s
         self.run_dir, self.launch, self.pid = run_dir, launch, os.getppid()
         self.state, self.doing, self.progress = STARTING, "starting", 0
+        self.gave_up = False
 
     def run(self) -> None:
         """Return when the rank has started or ended, or was ended here because others are lost."""
@@ -218,7 +219,7 @@ class Watcher:
             self.write_summary(reason)
         time.sleep(min(SETTLE_S, self.timeout_s))
         os.kill(self.pid, signal.SIGKILL)
-        self.state = ENDED
+        self.state, self.gave_up = ENDED, True
         self.write()
 
     def write_summary(self, reason: str) -> None:
@@ -234,7 +235,7 @@ class Watcher:
     def remove_folder_if_last(self) -> None:
         announced = self.read()
         present = [rank for rank, one in announced.items() if one["state"] in (STARTING, JOINING)]
-        if not present and (self.state == ENDED or len(announced) == self.size):
+        if not present and (self.gave_up or len(announced) == self.size):  # else others may still come and look
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

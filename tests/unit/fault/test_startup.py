@@ -125,6 +125,12 @@ def test_computing_and_reading_count_as_progress_in_a_rank_and_its_children(code
     assert after > before
 
 
+def test_a_rank_that_ends_before_the_others_come_is_known_to_have_ended(rank):
+    assert rank(1, "watcher.stdin.close()\nwatcher.wait()").wait(30) == 0
+    waiting = rank(0, "send('joining')\ntime.sleep(60)")
+    assert "ended while starting" in waiting.communicate(timeout=30)[1]
+
+
 def test_nothing_is_left_once_all_ranks_have_joined(rank, tmp_path):
     both = [rank(number, "send('started')\nraise SystemExit(watcher.wait())") for number in range(2)]
     assert [one.wait(30) for one in both] == [0, 0]
