@@ -194,7 +194,7 @@ LIMIT_S = 140.0
 SUPERVISOR = """
 import sys
 import ddl.launch, ddl.launcher.supervisor
-ddl.launch.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
+ddl.launcher.supervisor.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
 raise SystemExit(ddl.launch.main())
 """
 WRAPPER = """#!/bin/bash
