@@ -12,7 +12,7 @@ class SafeStream:
     """A text stream whose ``write`` and ``flush`` never raise; all else is the wrapped stream's.
 
     Characters that its encoding lacks are escaped. Once the reader has gone, or the device has failed, output is
-    discarded. stream: None where the process was started with this stream closed."""
+    discarded. stream: None if the process was started with this stream closed."""
 
     def __init__(self, stream: TextIO | None):
         self._stream: Any = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115 - lives on

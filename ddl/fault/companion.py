@@ -174,7 +174,7 @@ def stack_from(rank: Process, stack_fd: int) -> str:
 
 
 def note_of(kind: str, page, slots, pid: int) -> dict:
-    """What is known about the rank at its end."""
+    """A note about the rank and how it ended."""
     return {
         "rank": slots[RANK],
         "host": os.uname().nodename,

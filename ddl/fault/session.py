@@ -1,6 +1,6 @@
 """This process as a rank of its job, for scripts: joined once, by the first caller, and left once, at the end.
 
-A Trainer, a later Trainer and a training loop of the user's share the group and the watchdog."""
+A Trainer, a later Trainer and the user's own training loop share the group and the watchdog."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def early_stops(folder: str | Path) -> int:
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
     """What ``write_summary`` wrote, or for a launch that never trained the launcher or the watcher of its start; empty
-    where there is no summary. Raises DataError for anything else."""
+    if there is no summary. Raises DataError for anything else."""
     path = Path(folder) / "summary.json"
     try:
         summary = {"steps": 0, **parse_object(read_regular(path))}
@@ -134,7 +134,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 
 def versions(mpi: str = "") -> dict[str, str]:
-    """name -> version of what computed this. mpi: the library's own words, which only comm knows."""
+    """name -> version of the software in use. mpi: the library's version string, which only comm knows."""
     found = {"ddl": __version__, "python": platform.python_version()}
     found |= _installed()
     if mpi:
@@ -144,7 +144,7 @@ def versions(mpi: str = "") -> dict[str, str]:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    """name -> version of the libraries that are there. Looked up once: metadata is read and parsed as a mail."""
+    """name -> version of the installed libraries. Cached, because reading package metadata is slow."""
     found = {}
     for name in ("numpy", "mpi4py", "numba", "cupy-cuda12x"):
         with suppress(metadata.PackageNotFoundError):

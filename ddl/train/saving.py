@@ -34,7 +34,7 @@ class Saving:
         self.work.services.log.fall_silent()
 
     def recovered(self) -> None:
-        """A leader may have died while it wrote: what this rank believes to be saved may not be."""
+        """After a recovery: forget what the last leader saved, since it may have died while writing."""
         self._saved = None
 
     def save(self, group: Group) -> None:

@@ -32,7 +32,7 @@ def after(words, flag):
     return words[words.index(flag) + 1]
 
 
-def test_everything_that_surviving_needs_is_there(open_mpi):
+def test_the_command_has_every_option_needed_to_survive(open_mpi):
     words = command_line(open_mpi, ["python", "x.py"], 4, environ={})
     assert after(words, "--with-ft") == "ulfm"
     assert after(words, "coll") == "^han,adapt"

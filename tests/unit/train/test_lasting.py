@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ddl.checkpoint import RunFolderLease, Store
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import Arrays
 from ddl.errors import CheckpointError, DataError, Diverged, LeaseLost
 
@@ -79,13 +80,13 @@ def test_an_exception_on_the_only_rank_is_in_the_summary(whole_job):
 
 def test_a_failure_that_a_restart_may_avoid_leaves_no_summary(whole_job):
     def trouble(outcome):
-        raise OSError("a disk of the user's")
+        raise OSError("the user's disk")
 
     (result,) = run_ranks(1, lambda group: whole_job(group, SETTINGS, callbacks=[trouble]))
     assert isinstance(result, OSError) and not os.path.exists("run/summary.json")
 
 
-def test_a_launch_whose_folder_was_taken_enters_nothing_more(whole_job):
+def test_a_launch_whose_folder_was_taken_writes_nothing_more(whole_job):
     def take_over(outcome):
         if outcome.step == 3:
             RunFolderLease("run", "a newer launch")
