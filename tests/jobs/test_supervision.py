@@ -372,11 +372,29 @@ def test_a_supervisor_whose_folder_another_launch_has_taken_ends_and_starts_noth
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_term_and_ctrl_c_leave_no_process(tmp_path, number):
+def test_term_and_ctrl_c_let_the_ranks_save_their_state_and_leave_no_process(tmp_path, number):
     door, launch = started(tmp_path, WAITS)
     door.send_signal(number)
     assert door.wait(DEADLINE_S) == 75
     assert members(launch) == []
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+
+
+def test_a_second_signal_ends_at_once_a_job_that_does_not_end(play):
+    made, _ = play("(folder / 'config.toml').touch(); time.sleep(1000)")
+
+    def twice():
+        while not made._is_under_way:
+            time.sleep(0.01)
+        made.end(signal.SIGTERM)
+        assert not made.must_end
+        made.end(signal.SIGTERM)
+
+    thread = threading.Thread(target=twice)
+    thread.start()
+    assert made.run() == 75
+    thread.join()
+    assert made.must_end
 
 
 def test_mpirun_does_not_outlive_a_killed_supervisor(tmp_path):
