@@ -24,6 +24,7 @@ from typing import Any
 
 TIMEOUT_S, OF_SCRIPTS_S = 60.0, 600.0  # what a script does before it joins the others is not seen by them
 TICK_S = 0.2
+MPI_PATIENCE = 10  # MPI_Init of many ranks on few cores takes long and shows no progress: so many times the timeout
 LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the others do not wait the full time
 SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
 CPU_STEP_S, READ_STEP_BYTES = 0.05, 1 << 16  # what counts as progress of a rank that has not come to MPI yet
@@ -125,7 +126,9 @@ def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: f
     ended = any(rank in announced for rank in absent)
     if still_s <= (min(LOST_S, timeout_s) if ended else timeout_s):
         return []
-    return absent or [rank for rank in range(size) if announced[rank]["state"] == STARTING]
+    starting = [rank for rank in range(size) if rank in announced and announced[rank]["state"] == STARTING]
+    joining = [rank for rank in range(size) if rank in announced and announced[rank]["state"] == JOINING]
+    return absent or starting or (joining if still_s > MPI_PATIENCE * timeout_s else [])
 
 
 def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeout_s: float) -> str:
@@ -137,7 +140,8 @@ def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeo
     for rank in lost:
         if rank in announced:
             one = announced[rank]
-            how = "ended" if one["state"] == ENDED else f"made no progress for {timeout_s:g} s"
+            still_s = timeout_s * (MPI_PATIENCE if one["state"] == JOINING else 1)
+            how = "ended" if one["state"] == ENDED else f"made no progress for {still_s:g} s"
             parts.append(f"rank {rank} on {one['host']} {how} while {one['doing']}")
     return "; ".join(parts)
 
@@ -213,7 +217,8 @@ class Watcher:
         if self.run_dir:
             note = self.note(kind="startup", step=0, phase=self.doing, error=reason)
             write_json(os.path.join(self.run_dir, "notes", self.launch), f"rank-{self.rank}.json", note)
-        if self.rank == min(set(announced) - set(lost), default=min(announced)):
+        present = {rank for rank, one in announced.items() if one["state"] in (STARTING, JOINING)}
+        if self.rank == min(present - set(lost) or present):
             print(f"ddl: {reason}; this launch ends before its first step and can be started again", file=sys.stderr)
             sys.stderr.flush()
             self.write_summary(reason)

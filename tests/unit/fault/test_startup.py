@@ -29,11 +29,14 @@ def announced(states):
         ({0: "joining", 1: "starting", 2: "joining"}, 59.0, []),
         ({0: "joining", 1: "starting", 2: "joining"}, 61.0, [1]),
         ({0: "starting", 1: "starting", 2: "starting"}, 61.0, [0, 1, 2]),
+        # MPI itself may take its time, but not for ever.
+        ({0: "joining", 1: "joining", 2: "joining"}, 599.0, []),
+        ({0: "started", 1: "joining", 2: "joining"}, 601.0, [1, 2]),
         # A rank that ended cannot join any more.
         ({0: "joining", 1: "ended", 2: "joining"}, 4.0, []),
         ({0: "joining", 1: "ended", 2: "joining"}, 6.0, [1]),
         # A rank that has joined no longer takes part in start-up: its death is for the recovery.
-        ({0: "started", 1: "started", 2: "joining"}, 1e6, []),
+        ({0: "started", 1: "started", 2: "joining"}, 61.0, []),
     ],
 )
 def test_a_launch_ends_for_ranks_that_are_absent_or_that_hang(states, still_s, lost):
