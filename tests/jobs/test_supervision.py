@@ -181,6 +181,17 @@ def test_a_job_without_progress_is_killed_and_restarted(play, capfd):
     assert "made no progress" in capfd.readouterr().err
 
 
+def test_what_dead_jobs_have_left_goes_before_the_first_start(play, tmp_path, monkeypatch):
+    """mpirun fails where a dead one with the same process number has left its session folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f"ompi.{gone.pid}").mkdir()
+    made, _ = play("summary('finished')")
+    assert made.run() == 0
+    assert not (tmp_path / f"ompi.{gone.pid}").exists()
+
+
 def test_orphans_of_a_launch_are_gone_before_the_next(play):
     made, _ = play(
         """
