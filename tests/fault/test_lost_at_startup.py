@@ -106,10 +106,7 @@ def test_a_supervised_job_starts_again_when_a_rank_hangs_while_it_opens_its_data
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize(
-    "program",
-    ["-c 'import ddl; ddl.init()'", "-c 'from ddl.fault import session; session.join(9)'", "-m ddl.evaluate run"],
-)
+@pytest.mark.parametrize("program", ["-c 'import ddl; ddl.init()'", "-m ddl.evaluate run"])
 def test_scripts_and_commands_without_one_of_their_ranks_end_too(program, tmp_path):
     """The rank ends while it starts MPI, so that the others know that it is gone."""
     (tmp_path / "sitecustomize.py").write_text(
