@@ -17,7 +17,7 @@ from ddl.collectives import Call, check_same_call, check_same_values, end_script
 from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group
 from ddl.errors import DdlError
-from ddl.fault import session
+from ddl.fault import session, startup
 from ddl.optim import Groups, Optimizer, Rule, slot_dtype
 
 
@@ -28,7 +28,9 @@ def init() -> Group:
     if joined is None:
         from ddl.comm import mpi
 
-        joined = session.hold(mpi.start(tolerant="off"))
+        with startup.meeting(startup.OF_SCRIPTS_S):
+            group = mpi.start(tolerant="off")
+        joined = session.hold(group)
     joined.before_leaving = end_script
     return joined.group
 
