@@ -263,7 +263,7 @@ DISAGREEMENTS = {
     ),
     "models": (
         "run = make(model=ddl.models.MLP([4, 8 + rank, 2]))",
-        '8, "use_bias"',
+        '"units": 8}',
     ),
 }
 
