@@ -45,6 +45,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
                 say(f"rank(s) {others} drew other initial parameters than rank 0, whose parameters all ranks now have")
             if arrays is not None:
                 restore(state, arrays, meta, loop.task, say)
+            state.progress.total_steps = loop.task.total_steps
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)

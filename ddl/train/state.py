@@ -25,7 +25,8 @@ class Progress:
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
     epoch_sums: header sums of the running epoch. results: metrics by split, as last evaluated.
     best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
-    normalise: statistics of the training data, once they are known."""
+    normalise: statistics of the training data, once they are known. total_steps: of the job. schedule_span: the steps
+    for which the schedule of the learning rate is made; empty: all of them."""
 
     step: int = 0
     stage: int = 0
@@ -42,6 +43,8 @@ class Progress:
     ended: bool = False
     stopping: bool = False
     normalise: dict[str, Any] | None = None
+    total_steps: int = 0
+    schedule_span: list[int] = field(default_factory=list)
 
     @property
     def position(self) -> tuple[int, int]:

@@ -192,12 +192,12 @@ def judge(place: Path, plan: Plan, calm: Path, calm_s: float) -> Trial:
     job, trial = Job(folder, plan, calm_s), Trial(plan)
     trial.status, trial.seconds = job.run()
     summary = read_json(folder / "summary.json")
+    _judge_blows(trial, folder, summary)
     if trial.status == 124:
         trial.problems.append(f"hung; processes {job.left()}: {job.output}")
         return trial
     if left := job.left():
         trial.problems.append(f"processes are left: {left}")
-    _judge_blows(trial, folder, summary)
     is_finished = summary.get("status") == "finished"
     if (plan.must_finish and not is_finished) or (plan.tells_status and is_finished is bool(trial.status)):
         trial.problems.append(f"status {trial.status}, summary {summary.get('status')!r}: {job.output}")
