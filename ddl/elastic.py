@@ -19,21 +19,21 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
+from functools import wraps
 from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
 from ddl.collectives import Call, check_same_call, check_same_values, end_script, reduce_across_ranks
 from ddl.comm import Group, ending, mpi
-from ddl.data import Plan, assign
-from ddl.environment import launched_rank
-from ddl.errors import DdlError, Diverged, JobEnded
+from ddl.data import Order, Plan, assign
+from ddl.errors import DdlError, Diverged, JobEnded, UserError
 from ddl.fault.decision import RankDeath
 from ddl.fault.driver import Driver
 from ddl.fault.recover import Leaves, RecoverySettings, Report
-from ddl.fault.session import current, hold
-from ddl.fault.watchdog import Heartbeat, start_companion
+from ddl.fault.session import current, hold, join
+from ddl.fault.watchdog import Heartbeat
 from ddl.fault.work import EndJob, Program, Recoverable
 from ddl.metrics import Console, RankFailed, Recovered
 
@@ -48,9 +48,13 @@ def _no_heartbeat(commits: int, phase: str) -> None:
 class State:
     """Named arrays and small picklable values, as attributes; ``commit`` saves their present values.
 
-    Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it."""
+    Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it.
+    Raises UserError for a name that the class itself needs."""
 
     def __init__(self, **values: Any):
+        taken = sorted(name for name in values if name.startswith("_") or name in dir(type(self)))
+        if taken:
+            raise UserError(f"a value of the state cannot be called {taken[0]!r}: State itself has that name")
         # C order, because arrays that are sent must be contiguous.
         arrays = {name: np.array(v, order="C") for name, v in values.items() if isinstance(v, np.ndarray)}
         small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
@@ -85,9 +89,7 @@ class State:
         Raises PeerLost before anything is saved; ValueError, on every rank, where others call something else."""
         if self._group is not None:
             self._meet(self._group)
-        for name, kept in self._kept_arrays.items():
-            kept[...] = self._arrays[name]
-        self.__dict__["_kept_values"] = copy.deepcopy(self._values)
+        self.save()
         self.__dict__["_commits"] += 1
         self._beat(self._commits, "commit")
         self._beat(self._commits, "function")
@@ -111,9 +113,33 @@ class State:
             self._arrays[name][...] = kept
         self.__dict__["_values"] = copy.deepcopy(self._kept_values)
 
+    # What a subclass with more than arrays and values extends.
+
+    def save(self) -> None:
+        """Copy the present values to the saved ones."""
+        for name, kept in self._kept_arrays.items():
+            kept[...] = self._arrays[name]
+        self.__dict__["_kept_values"] = copy.deepcopy(self._values)
+
+    def saved_arrays(self) -> list[np.ndarray]:
+        """The arrays that the last commit saved, not copied: the same number and lengths on every rank."""
+        return [self._kept_arrays[name] for name in sorted(self._kept_arrays)]
+
+    def saved_values(self) -> Any:
+        """The other values that it saved; they can be pickled."""
+        return self._kept_values
+
+    def become(self, values: Any) -> None:
+        """Take over another rank's ``saved_values``; the arrays have been copied into ``saved_arrays``."""
+        self.__dict__["_kept_values"] = values
+
+    def join(self, group: Group) -> None:
+        """Called in every generation, before the function: commits wait for this group."""
+        self.__dict__["_group"] = group
+
 
 def _as_text(value: Any) -> str | None:
-    """A text that equal values share; None for what may have no such text, such as an object of the user's."""
+    """A text that equal values share; None if there may be none, as for the user's own objects."""
     try:
         return json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)
     except (TypeError, ValueError):
@@ -123,8 +149,9 @@ def _as_text(value: Any) -> str | None:
 class World:
     """The ranks of this generation, and the shards of the work that belong to this rank."""
 
-    def __init__(self, group: Group, shards: list[int]):
-        self.group, self.shards = group, shards
+    def __init__(self, group: Group, plan: Plan, state: State):
+        self.group, self.shards = group, plan.shards_of(group.rank)
+        self._shards_of_all, self._state = len(plan.owners), state
 
     @property
     def rank(self) -> int:
@@ -146,6 +173,23 @@ class World:
         zeros of the right shape, because Python's ``sum`` of nothing is the integer 0."""
         return reduce_across_ranks(x, self.group, average=False)
 
+    def batches(
+        self, samples: int | Sized, *, global_batch: int, epochs: int = 1, seed: int = 0, shuffle: bool = True
+    ) -> Iterator[np.ndarray]:
+        """For each step that is left: the numbers (n,) of the samples that this rank computes, which may be none.
+
+        samples: how many there are, or something that long. The state counts committed steps in ``steps``, from which
+        this continues; in all steps of an epoch each sample is used once, in an order that depends on ``seed``.
+        Raises UserError if a step was not counted before the next one is asked for."""
+        order = Order(
+            samples if isinstance(samples, int) else len(samples), self._shards_of_all, global_batch, seed, shuffle
+        )
+        while (step := self._state.steps) < epochs * order.steps_per_epoch:
+            epoch, step_in_epoch = divmod(step, order.steps_per_epoch)
+            yield order.indices(epoch, step_in_epoch, self.shards)[0].copy()
+            if self._state.steps == step:
+                raise UserError(f"step {step} was not counted: update the state (steps, commit) before the next batch")
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's small picklable value, by rank. Raises PeerLost."""
         return self.group.gather_objects(value)
@@ -155,25 +199,26 @@ class _Work(Recoverable):
     """A user's state, as the recovery sees it."""
 
     def __init__(self, state: State):
-        self.state, self.shards = state, [0]
+        self.state, self.plan, self.shards = state, Plan((0,)), [0]
 
     def position(self) -> tuple[int, int]:
         return self.state.commits, 0
 
     def flat_arrays(self) -> list[np.ndarray]:
-        return [self.state._kept_arrays[name] for name in sorted(self.state._kept_arrays)]
+        return self.state.saved_arrays()
 
     def meta(self) -> Any:
-        return self.state._kept_values, self.state.commits
+        return self.state.saved_values(), self.state.commits
 
     def take_over(self, arrays: list[np.ndarray], meta: Any) -> None:
         for kept, received in zip(self.flat_arrays(), arrays, strict=True):
             kept[...] = received
-        self.state.__dict__["_kept_values"], self.state.__dict__["_commits"] = meta
+        values, self.state.__dict__["_commits"] = meta
+        self.state.become(values)
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
-        self.shards = plan.shards_of(group.rank)
-        self.state.__dict__["_group"] = group
+        self.plan, self.shards = plan, plan.shards_of(group.rank)
+        self.state.join(group)
         check_same_call(group, Call("ddl.elastic.run"))
         return None
 
@@ -187,12 +232,7 @@ class _Script:
     def __init__(self, hang_timeout_s: float):
         session = current()
         if session is None:
-            # Before MPI: a process that has started MPI should not fork.
-            heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
-            heartbeat.wait(True)
-            group = mpi.start()
-            group.waits = heartbeat.wait
-            session = hold(group, heartbeat)
+            session = join(hang_timeout_s)
         session.before_leaving = end_script
         self._session = session
         self._function: _Function[Any] | None = None
@@ -274,7 +314,7 @@ class _Function(Program, Generic[T]):
         group = self.driver.group
         self.state.restore()
         self.heartbeat.beat(self.state.commits, "function")
-        self.value = self.function(self.state, World(group, self.work.shards))
+        self.value = self.function(self.state, World(group, self.work.plan, self.state))
         check_same_call(group, Call("returned from the function given to ddl.elastic.run"))
 
     def recovered(self, report: Report, failed: int, owners: tuple[int, ...]) -> None:
@@ -362,3 +402,16 @@ def run(
     if refusal is not None:
         raise refusal
     return job.value
+
+
+def resilient(state: State, **settings: Any) -> Callable[[Callable[[State, World], T]], Callable[[], T]]:
+    """Decorates a function of state and world: calling it without arguments is ``run(function, state, **settings)``."""
+
+    def decorate(function: Callable[[State, World], T]) -> Callable[[], T]:
+        @wraps(function)
+        def survive() -> T:
+            return run(function, state, **settings)
+
+        return survive
+
+    return decorate

@@ -1,6 +1,6 @@
-"""Which of how many ranks this process was launched as, told by the environment: known before MPI is imported.
+"""The rank and sizes of this process, read from the launch environment before MPI is imported.
 
-Only what is said before MPI starts relies on it; afterwards the group knows better."""
+Used only until MPI has started; afterwards the group is authoritative."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections.abc import Mapping
 
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-RANKS_VARIABLE = "DDL_RANKS"
-"""Tells a process that replaces a dead one how many ranks the job was started with: its own launch is of a few."""
-LINGER_S = 2.0  # how much later than others rank 0 may come to know of a mistake
+REGAINS_VARIABLE = "DDL_REGAINS"
+"""Set by ddl.launch: how often it will still start the whole job again because a rank was lost (``fault.respawn``)."""
+LINGER_S = 2.0  # how much later than other ranks rank 0 may find an error in the settings
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's rank as its launcher numbered it; 0 when nothing launched it."""
+    """This process's rank, as given by its launcher; 0 without a launcher."""
     rank = _number(_RANKS, environment)
-    # Under mpirun inside a Slurm allocation SLURM_PROCID is 0 everywhere, so Slurm is asked last.
+    # Under mpirun inside a Slurm allocation SLURM_PROCID is 0 on every rank, so Slurm's variable comes last.
     if rank is None and _is_slurm_task(environment):
         rank = _number(("SLURM_PROCID",), environment)
     return rank or 0
 
 
 def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
-    """How many ranks the launcher started; None when nothing launched this process, or it does not say."""
+    """How many ranks the launcher started; None without a launcher, or if it does not say."""
     size = _number(_SIZES, environment)
     if size is None and _is_slurm_task(environment):
         size = _number(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), environment)
@@ -35,12 +35,12 @@ def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
 
 
 def job_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks the job was started with; 1 when nothing launched this process."""
-    return _number((RANKS_VARIABLE,), environment) or launched_size(environment) or 1
+    """How many ranks the job was started with; 1 without a launcher."""
+    return launched_size(environment) or 1
 
 
 def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks the launcher started on this node; 1 when nothing launched this process."""
+    """How many ranks the launcher started on this node; 1 without a launcher."""
     size = _number(_ON_NODE, environment)
     if size is None and _is_slurm_task(environment):
         first = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
@@ -54,16 +54,16 @@ def complain(program: str, message: object) -> None:
         print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
-def refuse(program: str, mistake: object) -> None:
-    """``complain``, where this process ends with the mistake before it has met the others."""
-    complain(program, mistake)
+def refuse(program: str, error: object) -> None:
+    """Print an error that ends this process before the ranks have met: ``complain``, then ``linger``."""
+    complain(program, error)
     linger()
 
 
 def linger() -> None:
-    """Give rank 0 the time to tell with which mistake all ranks end.
+    """On ranks above 0, wait until rank 0 has had time to print the error that all ranks end with.
 
-    A launcher ends all of them as soon as one has ended with a status, and with rank 0 its line would be lost."""
+    A launcher ends all ranks as soon as one exits with a nonzero status; if rank 0 is ended early, its line is lost."""
     if launched_rank() != 0:
         time.sleep(LINGER_S)
 
@@ -73,5 +73,5 @@ def _number(names: tuple[str, ...], environment: Mapping[str, str]) -> int | Non
 
 
 def _is_slurm_task(environment: Mapping[str, str]) -> bool:
-    """A batch script has SLURM_PROCID and SLURM_NTASKS as well; only the tasks of a step have these beside them."""
+    """Whether this is a task of a job step. A batch script also has SLURM_PROCID and SLURM_NTASKS, but not these."""
     return any(name in environment for name in ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "PMIX_RANK"))

@@ -1,7 +1,7 @@
 """Every exception that ddl raises on purpose, in one tree.
 
 DdlError                      exit status 1
-├── UserError                 2   a mistake of the user's: settings, files, shapes
+├── UserError                 2   invalid input by the user: settings, files, shapes
 │   ├── ConfigError               a setting is unknown, mistyped or impossible
 │   └── DataError                 a file is missing, truncated, mislabelled or does not match
 ├── PeerLost                  1   a rank died or stopped responding; only ddl/fault catches it
@@ -80,7 +80,10 @@ class PeerLost(DdlError):
 
     def __init__(self, ranks: Iterable[int], generation: int, doing: str):
         self.ranks, self.generation, self.doing = sorted(ranks), generation, doing
-        super().__init__(f"lost rank(s) {self.ranks or 'unknown'} of generation {generation} during {doing}")
+        named = (
+            f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}" if self.ranks else "an unknown rank"
+        )
+        super().__init__(f"lost {named} of generation {generation} during {doing}")
 
 
 class CommError(DdlError):

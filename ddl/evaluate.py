@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.evaluate RUN``: loss and metrics of a trained run, alone or under mpirun.
+"""``python -m ddl.evaluate RUN``: loss and metrics of a trained run, alone or under mpirun.
 
-What evaluation is, is train/evaluate.py's."""
+The evaluation itself is in train/evaluate.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
 from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
+from ddl.wording import counted
 
 if TYPE_CHECKING:
     from ddl.data import Source
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", help="a file of other samples with their targets, in any format that training reads")
     parser.add_argument("--targets", default="", help="file or columns of the targets of --input, as in data.targets")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
+    parser.add_argument("--trust", action="store_true", help="run the code that the run names (package.module:Name)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     from ddl.comm import mpi
@@ -38,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DdlError as error:
         refuse("ddl.evaluate", error)
         return error.exit_status
+    say, trust = partial(complain, "ddl.evaluate"), arguments.trust
     try:
-        say = partial(complain, "ddl.evaluate")
-        trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say))
+        trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
         source = together(group, lambda: _samples(trained, arguments))
         found = trained.evaluate(source, group)
     except DdlError as error:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps(plain({"split": what, "step": step, **found})), flush=True)
         else:
-            print(f"{what} at step {step}, {found['samples']} samples: {figures(found)}", flush=True)
+            print(f"{what} at step {step}, {counted(found['samples'], 'sample')}: {figures(found)}", flush=True)
     mpi.finish(group, 0)
     return 0
 

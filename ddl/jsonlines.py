@@ -1,11 +1,12 @@
-"""A file that grows by whole lines. A full disk makes lines wait in memory, not vanish.
+"""A file that grows by whole lines. If the disk is full, lines wait in memory and are not lost.
 
-What a line says is its writer's affair (metrics/jsonl.py, data/ledger.py)."""
+metrics/jsonl.py and data/ledger.py define the lines."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,9 @@ class Lines:
     """Appends lines; each is handed to the system as it is written, so a killed process loses none of these.
 
     A line that a killed writer left unfinished is closed first. While the disk is full, lines wait in memory, in order,
-    and what the disk took of a line is cut off again; ``say`` hears one sentence when that begins, and one when it
-    ends. A process that is killed meanwhile loses what waits. Raises OSError where the file cannot be written for
-    another reason, or too much waits."""
+    and a partly written line is truncated; ``say`` gets one sentence when that begins, and one when it ends. A process
+    that is killed meanwhile loses the waiting lines. Raises OSError if the file cannot be written for another reason,
+    or if too many lines wait."""
 
     def __init__(
         self,
@@ -58,11 +59,11 @@ class Lines:
         return not self._waiting
 
     def forget(self) -> None:
-        """The file is in other hands: what still waits is never written."""
+        """Discard the waiting lines: another launch owns the file now."""
         self._waiting.clear()
 
     def close(self) -> None:
-        """Lines that still wait get one more chance; ``say`` hears how many the file lacks. Raises nothing."""
+        """Try once more to write waiting lines; ``say`` gets the number of missing lines. Raises nothing."""
         try:
             self.catch_up()
         except OSError as error:
@@ -73,7 +74,7 @@ class Lines:
         if self._waiting:
             lost = self._waiting.count(b"\n")
             self._waiting.clear()
-            self._say(f"{self.path.name} lacks its last {lost} line(s): {problem}")
+            self._say(f"{self.path.name} lacks its last {lost} line{'s' * (lost > 1)}: {problem}")
         if file >= 0:
             try:
                 os.close(file)
@@ -82,13 +83,16 @@ class Lines:
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        size = os.fstat(self._file).st_size
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):  # a write to a FIFO without a reader would block
+            raise OSError(errno.EINVAL, "it is not a regular file", str(self.path))
+        size = status.st_size
         self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def _flush(self, waited: bool) -> OSError | None:
-        """Write as many whole lines of what waits as there is room for; what is returned says that the disk is full.
+        """Write as many waiting lines as the disk has room for; returns the OSError if it is full.
 
-        waited: some did so before, which people have been told."""
+        waited: lines waited before this call, and the user was warned about it."""
         try:
             if self._file < 0:
                 self._open()
@@ -106,23 +110,23 @@ class Lines:
         return None
 
     def _write_piece(self) -> None:
-        """Raises OSError where not all of it fits."""
+        """Write some of the waiting lines. Raises OSError if not all of them fit."""
         end = self._waiting.find(b"\n", min(PIECE_BYTES, len(self._waiting)) - 1) + 1
         piece = bytes(self._waiting[:end])
         written = os.write(self._file, piece)
         whole = piece.rfind(b"\n", 0, written) + 1
         del self._waiting[:whole]
-        if written < len(piece):  # so ends the room on a disk; the error itself would come with the next write
+        if written < len(piece):  # the disk is full: a short write now, the error only at the next one
             self._take_back(written - whole)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _take_back(self, count: int) -> None:
-        """Cut off the end of what was written last, unless another launch's leader has written behind it."""
+        """Remove the last ``count`` bytes written, unless another launch's leader has appended after them."""
         try:
-            end = os.lseek(self._file, 0, os.SEEK_CUR)  # appending leaves the place behind what was appended
+            end = os.lseek(self._file, 0, os.SEEK_CUR)  # after an append, the end of the appended bytes
             if os.fstat(self._file).st_size == end:
                 os.ftruncate(self._file, end - count)
                 return
-        except OSError:  # some file systems need room to give room back
+        except OSError:  # some file systems need free space even to truncate
             pass
         self._is_torn = count > 0

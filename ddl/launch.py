@@ -1,40 +1,44 @@
-"""The door ``python -m ddl.launch -n 4 job.toml``: training under supervision, which survives what mpirun does not.
+"""``python -m ddl.launch -n 4 job.toml``: supervised training, which restarts when the job itself cannot recover.
 
-The work is launcher/supervisor.py's."""
+The supervisor is in launcher/supervisor.py."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ddl.config import load
-from ddl.errors import EX_USAGE, ConfigError
-from ddl.launcher.arguments import Parser
-from ddl.launcher.mpirun import members, parse_hosts, read_hostfile, sweep
-from ddl.launcher.supervisor import Supervisor
+from ddl import early_signals
 from ddl.output import protect_output
 
+if TYPE_CHECKING:  # imported when signals are handled already
+    from ddl.launcher.arguments import Parser
+    from ddl.launcher.supervisor import Supervisor
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Parser:
+    from argparse import SUPPRESS
+
+    from ddl.launcher.arguments import Parser
+
     made = Parser(
         "ddl.launch",
         usage="python -m ddl.launch [-n RANKS] [options] [job.toml] [--section.key value ...]",
-        description="Trains under supervision: mpirun with all that surviving a death needs, started again from the "
-        "newest state when it ends early. Settings are those of ddl.train (python -m ddl.train --help).",
-        epilog="Exit status: 0 trained to the end; 75 ended early, starting again goes on; 2 a mistake; 1 else.",
+        description="Trains under supervision: starts mpirun with fault tolerance, and restarts it from the newest "
+        "state if it ends early. Settings are those of ddl.train (python -m ddl.train --help).",
+        epilog="Exit status: 0 trained to the end; 75 ended early and can be resumed; 2 invalid input; 1 otherwise.",
     )
     ranks = os.environ.get("SLURM_NTASKS", "")
     made.add_argument(
-        "-n", type=int, default=int(ranks) if ranks.isdecimal() else 4, metavar="RANKS", help="ranks to start"
+        "-n", "-np", type=int, default=int(ranks) if ranks.isdecimal() else 4, metavar="RANKS", help="ranks to start"
     )
     made.add_argument("--restarts", type=int, default=10, help="how often to start again")
     made.add_argument("--host", default="", metavar="A[:N],B[:N]", help="hosts, and the ranks on each")
-    made.add_argument("--hostfile", default="", metavar="FILE", help="the same, a host a line")
+    made.add_argument("--hostfile", default="", metavar="FILE", help="the same, one host per line")
     made.add_argument(
         "--deadline",
         type=float,
@@ -44,13 +48,23 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--chaos", default="", metavar="SCRIPT", help="faults to inject, the same as --fault.chaos")
     made.add_argument("--verbose", action="store_true", help="show mpirun's own messages too")
-    made.add_argument("--sweep", default="", help=argparse.SUPPRESS)
+    made.add_argument("--sweep", default="", help=SUPPRESS)
     return made
 
 
 def from_words(argv: Sequence[str]) -> Supervisor:
-    """The supervisor of a command line. Raises ConfigError for a mistake in it or in the job."""
-    options, words = parser().parse_known_args(argv)
+    """The supervisor for a command line. Raises ConfigError for invalid arguments or settings."""
+    from ddl.config import load
+    from ddl.errors import ConfigError
+    from ddl.launcher.mpirun import parse_hosts, read_hostfile
+    from ddl.launcher.supervisor import Supervisor
+
+    arguments = parser()
+    options, words = arguments.parse_known_args(argv)
+    for word in words:
+        option = arguments.option_for(word, 0.85)  # others are settings
+        if option is not None:
+            raise ConfigError(f"there is no option {word}; did you mean {option}?")
     if options.n < 1:
         raise ConfigError(f"-n {options.n}: at least one rank has to be started")
     if options.restarts < 0 or options.deadline < 0:
@@ -76,6 +90,9 @@ def from_words(argv: Sequence[str]) -> Supervisor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door: arguments in, exit status out."""
+    from ddl.errors import EX_USAGE, ConfigError
+    from ddl.launcher.mpirun import members, sweep
+
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["--sweep"] and len(argv) in (2, 3):  # LAUNCH [REPLICA], on a host of a launch that is over
         own = set(members(argv[1]))
@@ -89,13 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ddl.launch: {' '.join(str(error).split())}", file=sys.stderr)
         return EX_USAGE
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, made.ask_to_stop)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, made.end)
+    handlers = {signal.SIGUSR1: made.ask_to_stop, signal.SIGUSR2: made.ask_to_stop}
+    handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), made.end)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+        if number in early_signals.received:
+            handler(number)
     return made.run()
 
 
 if __name__ == "__main__":
     protect_output()
+    early_signals.install()
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""The door ``python -m ddl.predict RUN --input FILE --output FILE``: a trained run's outputs, alone or under mpirun.
+"""``python -m ddl.predict RUN --input FILE --output FILE``: a trained run's outputs, alone or under mpirun.
 
-With ``--prompt`` a language model goes on with a text; with ``--samples`` a generator draws new samples."""
+With ``--prompt`` a language model continues a text; with ``--samples`` a generator draws new samples."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
 from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
+from ddl.wording import counted
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -30,7 +31,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--input", help="samples in any format that training reads (.npy, .npz, .csv, ...)")
     parser.add_argument("--output", help="where outputs go: .npy, .npz or .csv")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
-    parser.add_argument("--prompt", help="what a language model goes on with: a text, or the numbers of tokens")
+    parser.add_argument("--trust", action="store_true", help="run the code that the run names (package.module:Name)")
+    parser.add_argument("--prompt", help="text, or numbers of tokens, that a language model continues")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to generate after the prompt")
     parser.add_argument(
         "--temperature",
@@ -76,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     status = 0
     try:
-        told = _predict(arguments, group)
+        output = _predict(arguments, group)
         if group.is_leader:
-            print(told, flush=True)
+            print(output, flush=True)
     except DdlError as error:
         complain("ddl.predict", error)
         status = error.exit_status
@@ -89,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace, group: Any) -> str:
     from ddl.run.trained import Trained, local_rank, together
 
-    say = partial(complain, "ddl.predict")
-    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say))
+    say, trust = partial(complain, "ddl.predict"), arguments.trust
+    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
     if arguments.prompt is not None:
         from ddl.models import generate
 
@@ -110,14 +112,14 @@ def _predict(arguments: argparse.Namespace, group: Any) -> str:
         drawn = trained.draw(arguments.samples, arguments.seed)
         if group.is_leader:
             write_outputs(Path(arguments.output), {"samples": drawn})
-        return f"{len(drawn)} samples of shape {drawn.shape[1:]} in {arguments.output}"
+        return f"{counted(len(drawn), 'sample')} of shape {drawn.shape[1:]} in {arguments.output}"
     if not arguments.input or not arguments.output:
         raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT, or --samples N --output FILE)")
     source = together(group, lambda: trained.open_inputs(arguments.input))
     outputs = trained.predict(source, group)
     if outputs is not None:
         write_outputs(Path(arguments.output), outputs)
-    return f"{len(source)} outputs in {arguments.output}"
+    return f"{counted(len(source), 'output')} in {arguments.output}"
 
 
 if __name__ == "__main__":

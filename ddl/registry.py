@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,10 +15,11 @@ from types import UnionType
 from typing import Any, TypeVar
 
 from ddl.errors import ConfigError
-from ddl.wording import instead, listed
+from ddl.wording import closest, instead, listed
 
 T = TypeVar("T")
 UNNAMED = "(python) "
+QUALIFIED = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d]\w*(\.\w+)*")  # "package.module:Name"
 
 
 def described(value: Any) -> str:
@@ -41,6 +43,8 @@ def resolve(name: str, table: Mapping[str, Any], setting: str, others: Iterable[
             hint = instead(name, [*table, *others])
             raise ConfigError(f'{setting} = {name!r} is unknown; {hint} (your own is "package.module:Name")')
         return table[name]
+    if not QUALIFIED.fullmatch(name):
+        raise ConfigError(f'{setting} = {name!r} must be a known name or "package.module:Name"')
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -78,15 +82,31 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
     hints = _hints(builder)
     for name, value in options.items():
         if name in hints and not _fits(value, hints[name]):
-            raise ConfigError(f"{what}: option {name} = {value!r} must be {_spelled(hints[name])}")
+            match = closest(value, map(str, typing.get_args(hints[name]))) if isinstance(value, str) else None
+            hint = f"; did you mean {match!r}?" if match else ""
+            raise ConfigError(f"{what}: option {name} = {value!r} must be {_spelled(hints[name])}{hint}")
     return builder(*given, **options)
 
 
-def adapt(value: Any, contract: type[T]) -> T:
-    """``value`` as a ``contract``: itself where its class inherits from it, else a wrapper.
+def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | None:
+    """What makes ddl's own kind of object from one of another framework, found by the names of its base classes.
 
-    The wrapper has the value's public members and the contract's defaults for those that the value lacks. This is the
-    only place that asks which members an object has."""
+    table: "module.Class" -> "package.module:Name", which is imported only if it is needed. A class counts like its
+    objects. None for any other value."""
+    kind = value if inspect.isclass(value) else type(value)
+    for base in kind.__mro__:
+        name = table.get(f"{base.__module__}.{base.__qualname__}")
+        if name is not None:
+            adapter: Callable[..., Any] = resolve(name, {}, "adapter")
+            return adapter
+    return None
+
+
+def adapt(value: Any, contract: type[T]) -> T:
+    """``value`` as a ``contract``: itself if its class inherits from it, else a wrapper.
+
+    The wrapper has the value's public members, and the contract's defaults for members that the value lacks. Only this
+    function asks which members an object has."""
     if isinstance(value, contract):
         return value
     members: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""A loop of your own: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
+"""For your own training loop: rank and size, sums and broadcasts of arrays, an optimizer that averages gradients.
 
-For those who come from Horovod. Whoever wants failures survived as well uses ``ddl.elastic``; whoever has a
-model and data uses ``ddl.Trainer``."""
+The names follow Horovod. To survive failures too, use ``ddl.elastic``; to train a given model on data, use
+``ddl.Trainer``."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def group() -> Group:
 
 
 def rank() -> int:
-    """This process's number, 0 .. size()-1."""
+    """This process's rank, 0 .. size()-1."""
     return group().rank
 
 
 def size() -> int:
-    """How many processes work together."""
+    """How many ranks there are."""
     return group().size
 
 
 def local_rank() -> int:
-    """This process's number among those of its node: the GPU to take."""
+    """This process's rank on its node, for example to choose a GPU."""
     return group().local_ranks.index(group().rank)
 
 
@@ -117,7 +117,7 @@ class _Broadcast(Call):
 
 
 @dataclass(frozen=True)
-class _Step(Call):
+class _OptimizerStep(Call):
     """place: of the optimizer in the ``join`` block, -1 if it is not there."""
 
     place: int = -1
@@ -131,11 +131,11 @@ class _Step(Call):
 
 
 class DistributedOptimizer:
-    """An optimizer for a loop of your own: ``step`` averages the gradients over all ranks, then updates.
+    """An optimizer for your own training loop: ``step`` averages the gradients over all ranks, then updates.
 
-    params: named host arrays, updated in place; every rank must begin with the same (see ``broadcast``). ``lr`` is the
-    optimizer's own at first, and may be set anew before each step: that is how a schedule comes in. rules: other
-    settings for some parameters, by their names."""
+    params: named host arrays, updated in place; every rank must start from the same values (see ``broadcast``). ``lr``
+    starts as the optimizer's and may be changed before each step, for example by a schedule. rules: other settings for
+    parameters that match a pattern."""
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
         dtypes = {x.dtype for x in params.values()}
@@ -158,7 +158,7 @@ class DistributedOptimizer:
         joined = group().kept.get("join", ())
         place = next((i for i, other in enumerate(joined) if other is self), -1)
         text = f"DistributedOptimizer.step({described}, {self._grads.flat.dtype}, lr {self.lr:g})"
-        contributors = check_same_call(group(), _Step(text, None, place, self.lr))
+        contributors = check_same_call(group(), _OptimizerStep(text, None, place, self.lr))
         self.check_start()
         self._grads.assign(given)
         self._update(contributors)

@@ -1,12 +1,12 @@
-"""Run the jobs of launch/jobs whole and compare what they reach with what they must, on several numbers of ranks.
+"""Run the jobs of launch/jobs to the end and compare their results with the required ones, on several numbers of ranks.
 
     python launch/check_jobs.py                                all jobs on 1, 2 and 4 ranks: about an hour on two cores
     python launch/check_jobs.py cnn gan --ranks 2 --seeds 3    some of them, the median of three seeds
-    python launch/check_jobs.py gan --run runs/gan             judge a run that is there already
+    python launch/check_jobs.py gan --run runs/gan             check an existing run
 
-Prints one row for each job and number of ranks; the exit status is 1 where one falls short. What a job is compared
-with (least squares, PCA, a bag of words, gzip, a classifier of digits) shares no code with ddl; the bag of words
-and the judge of the GAN come from scikit-learn. The shortened forms that CI runs are in tests/jobs."""
+Prints one row for each job and number of ranks; the exit status is 1 if any falls short. The references (least squares,
+PCA, a bag of words, gzip, a classifier of digits) share no code with ddl; the bag of words and the classifier that
+checks the GAN come from scikit-learn. CI runs shortened forms of the jobs: tests/jobs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _regression(texts: Any, labels: Any, held_texts: Any, held_labels: Any) -> t
 
 
 def gzip_of_each_file(run: Path) -> Figure:
-    """Bits a byte of the model over the held-out files; it must beat gzip -9 on each of them, not only over all."""
+    """Bits per byte of the model over the held-out files; it must beat gzip -9 on each of them, not only over all."""
     from ddl.data import generated
     from ddl.run.trained import Trained
 
@@ -115,12 +115,12 @@ def gzip_of_each_file(run: Path) -> Figure:
         bits, packed = bits_of(trained, text, window), 8.0 * len(gzip.compress(text, 9))
         ours, theirs, won = ours + bits, theirs + packed, won + (bits < packed)
     total = sum(path.stat().st_size for path in files)
-    note = f"bits a byte, both over all; gzip -9 beaten on {won} of {len(files)} files"
+    note = f"bits per byte, both over all; gzip -9 beaten on {won} of {len(files)} files"
     return Figure(ours / total, theirs / total, won == len(files), note)
 
 
 def bits_of(trained: Any, text: bytes, window: int) -> float:
-    """Bits in which the model writes ``text``: every byte once, each from at least half a window where there is one."""
+    """Bits in which the model writes ``text``: every byte once, each from at least half a window if there is one."""
     from ddl.nn import Context
 
     stream = np.frombuffer(b"\0" + text, np.uint8).astype(np.int64)

@@ -13,7 +13,7 @@ fail() {
   exit 1
 }
 
-mistake() { # of whoever typed it
+usage_error() {
   echo "$(basename "$0"): $*" >&2
   exit 2
 }
@@ -25,7 +25,7 @@ extras_of() {
   esac
 }
 
-# The second start is at once: the stamp says that exactly this was installed, here, by this interpreter.
+# The stamp makes a second start immediate: it records that exactly this was installed, here, with this interpreter.
 stamp_of() {
   echo "$VENV/.installed-$(printf '%s\n' "$(extras_of "$1")" "$ROOT" "${PYTHON:-}" |
     cat - "$ROOT/pyproject.toml" "$ROOT/launch/environment.sh" | cksum | tr -d ' ')"
@@ -50,14 +50,14 @@ install() {
     fail "Python 3.10 or newer is needed, $python is $("$python" --version 2>&1)"
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "python3-venv is missing: apt-get install python3-venv"
-  mkdir -p "$VENV" 2>/dev/null && [ -w "$VENV" ] || fail "cannot write $VENV: set DDL_VENV to a folder of your own"
+  mkdir -p "$VENV" 2>/dev/null && [ -w "$VENV" ] || fail "cannot write $VENV: set DDL_VENV to a folder that you can write"
   if command -v flock >/dev/null; then # two starts at once: the second waits for the first
     exec 9>"$VENV/.lock"
     flock 9
   fi
   echo "setting up $VENV; this is done once" >&2
   "$python" -m venv "$VENV" >"$log" 2>&1 || fail "no virtual environment could be made: $(tail -n 1 "$log"); see $log"
-  # compat: by path. Otherwise a checkout called ddl would hide the package from whoever stands above it.
+  # compat installs by path. Otherwise a checkout called ddl hides the package when Python runs in its parent folder.
   if ! "$VENV/bin/python" -m pip install --disable-pip-version-check \
     --config-settings editable_mode=compat -e "$ROOT[$1]" >>"$log" 2>&1; then
     grep -qiE 'connection|resolve|network|timed out|no matching distribution' "$log" &&
@@ -66,7 +66,7 @@ install() {
   fi
   "$VENV/bin/python" -m ddl.doctor --enable-fault-tolerance >>"$log" 2>&1 ||
     fail "the parameter files of MPI could not be written: $(tail -n 1 "$log")"
-  # mpirun refuses root, by default and for good reason on shared machines; a container knows no one else.
+  # mpirun refuses to run as root, which protects shared machines; in a container root is often the only user.
   grep -q OMPI_ALLOW_RUN_AS_ROOT "$VENV/bin/activate" ||
     printf '\nexport OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1\n' >>"$VENV/bin/activate"
   compile_kernels >>"$log" 2>&1 || true # the first job would compile them, on all its ranks at once

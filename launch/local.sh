@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up this checkout on a fresh machine and runs a job on it; the second start is at once.
+# Sets up this checkout on a fresh machine and runs a job on it; the set-up is done once.
 #
 #   launch/local.sh [-n N] [job.toml] [--section.key value ...]
 #
@@ -12,7 +12,7 @@ words=()
 while [ $# -gt 0 ]; do
   case $1 in
     -n)
-      [ $# -ge 2 ] || mistake "-n needs a number of ranks"
+      [ $# -ge 2 ] || usage_error "-n needs a number of ranks"
       ranks=$2
       shift
       ;;
@@ -27,7 +27,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-case $ranks in '' | *[!0-9]* | 0) mistake "-n $ranks: the number of ranks is a whole number above 0" ;; esac
+case $ranks in '' | *[!0-9]* | 0) usage_error "-n $ranks: the number of ranks is a whole number above 0" ;; esac
 
 prepare run
 exec mpirun -n "$ranks" python -m ddl.train ${words[@]+"${words[@]}"}

@@ -1,8 +1,7 @@
-"""An arena: scratch arrays that the next step uses again.
+"""An arena: scratch arrays that are reused in the next step.
 
-A training step asks for the same shapes in the same order every time, so the n-th request of a
-step is served by the n-th array of the step before: nothing is allocated, no page is touched for
-the first time."""
+Every training step asks for the same shapes in the same order, so the n-th request of a step gets the n-th array of
+the previous step: nothing is allocated, and no page is touched for the first time."""
 
 from __future__ import annotations
 

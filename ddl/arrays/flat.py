@@ -1,6 +1,6 @@
 """Flat buffers: all parameters (or gradients, or slots) of a model in one contiguous array, with named views.
 
-What the names mean is the models' business; how a buffer travels is parallel's."""
+The models define the names; ddl/parallel sums the buffers over ranks."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class Layout:
 class Views(Mapping[str, Array]):
     """Named arrays: ``views["conv1.weight"]``, and ``views.at("conv1")["weight"]`` for a layer.
 
-    ``at`` is remembered, since a step asks for the same names again and again.
-    zero_outside: name -> (numbers,) the rows outside of which that array is zero, where that is known. Whoever owns
-    the arrays keeps it (train/step.py); all scopes share it."""
+    The result of ``at`` is cached, since every step asks for the same names.
+    zero_outside: name -> (numbers,) the only rows of that array that may be nonzero, if that is known. The owner of
+    the arrays maintains it (train/step.py); all scopes share it."""
 
     def __init__(self, arrays: Mapping[str, Array], zero_outside: dict[str, Array] | None = None, prefix: str = ""):
         self._arrays = dict(arrays)
@@ -85,7 +85,7 @@ class Views(Mapping[str, Array]):
         return len(self._arrays)
 
     def at(self, scope: str) -> Views:
-        """The views below ``scope``, by the rest of their names; empty where there is none."""
+        """The views below ``scope``, by the rest of their names; empty if there is none."""
         found = self._scopes.get(scope)
         if found is None:
             prefix = scope + "."
@@ -94,7 +94,7 @@ class Views(Mapping[str, Array]):
         return found
 
     def clear(self, name: str) -> Array:
-        """The array ``name``, which is now zero: written only where something else may have been."""
+        """Zero the array ``name`` and return it; only rows that may be nonzero are written."""
         array, rows = self._arrays[name], self.zero_outside.pop(self._prefix + name, None)
         if rows is None:
             array[...] = 0

@@ -1,3 +1,3 @@
-"""Measured claims, each runnable by a user: allreduce, step, scaling, recovery.
+"""Benchmarks that a user can repeat: allreduce, step, scaling, recovery.
 
-``python -m ddl.bench NAME`` starts mpirun itself; peers are measured in the same run, in turns with ours."""
+``python -m ddl.bench NAME`` starts mpirun itself and alternates between ours and the peers in the same run."""

@@ -1,10 +1,11 @@
 """Allreduce by size: every algorithm, the MPI library's own, Gloo, a plain copy, and between hosts a bare socket.
 
-"auto" is what a user gets: collectives.PersistentAllreduce, its memory shared by the ranks of a node; an algorithm's
-name is the same with that algorithm. So a table made of these rows serves gradients, which lie in such memory too.
-The library's own is the better of in place and not. Between hosts what our start-up sets for MPI changes that as well:
-"mpi_allreduce" is then what a program has that sets nothing (bench/stock_mpi.py, another mpirun alternating with ours),
-and "mpi_allreduce_tuned" that of our own process, which is what "native" means. On one node the two are the same."""
+"auto" is what a user gets: collectives.PersistentAllreduce, in memory shared by the ranks of a node. A row named after
+an algorithm uses the same class with that algorithm, so a table made of these rows also fits gradients, which lie in
+such memory. The MPI library's row is the faster of in-place and out-of-place. Between hosts the MPI settings of our
+start-up also affect the library's allreduce, so there are two rows: "mpi_allreduce" runs in a program that sets
+nothing (bench/stock_mpi.py, under a second mpirun that alternates with ours), and "mpi_allreduce_tuned" in our own
+process, which is what "native" means. On one node the two are the same."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from ddl.bench.measure import (
 from ddl.bench.stock_mpi import FORMS
 from ddl.bench.wire import Bell, both_ways, connect
 from ddl.collectives import TABLE, PersistentAllreduce, Topology, Tuning
-from ddl.collectives.choose import Rule
+from ddl.collectives.choose import TuningRule
 from ddl.collectives.shared import workspace
 from ddl.comm import Group
 
@@ -40,7 +41,7 @@ OURS, PLAIN = "mpi_allreduce_tuned", "mpi_allreduce"  # the library's own, betwe
 
 def algorithms_of(group: Group) -> list[str]:
     topology = Topology.of(group.nodes, workspace(group) is not None)
-    # What differs from shared only between nodes is left out within one; native is MPI's own.
+    # On one node "hierarchical" equals "shared"; "native" has its own row in any case.
     others = ("native", "hierarchical") if len(group.nodes) == 1 else ("native",)
     return [name for name in TABLE if topology.allows(name) and name not in others]
 
@@ -51,10 +52,10 @@ def native_of(nodes: int) -> str:
 
 
 def candidates_of(group: Group, nbytes: int, peers: Sequence[str]) -> tuple[dict[str, Call | Elsewhere], str]:
-    """What is called, by name, and the algorithm that "auto" is here.
+    """The calls to measure, by name, and the algorithm that "auto" chooses here.
 
-    Every array is zero, so that sums of sums stay finite, and written once: pages that nobody has written are one page
-    of zeros to the system, which a copy reads from the cache."""
+    Every array is zero, so that repeated sums stay finite. It is also written once, since the kernel maps all
+    unwritten pages to one page of zeros, which a copy would read from the cache."""
     length = nbytes // 4
     x, y, z = (np.full(length, 0, np.float32) for _ in range(3))
     found: dict[str, Call | Elsewhere] = {}
@@ -76,7 +77,7 @@ def candidates_of(group: Group, nbytes: int, peers: Sequence[str]) -> tuple[dict
 
 
 def check(group: Group, length: int) -> None:
-    """A sum that is fast has to be right first."""
+    """Raise AssertionError if the sum is wrong."""
     ours = PersistentAllreduce(group, length)
     ours.local[:] = np.arange(length) % 7 + group.rank
     ours.run()
@@ -88,16 +89,16 @@ def check(group: Group, length: int) -> None:
 def between_hosts(
     group: Group, nbytes: int, bell: Bell, wire: socket.socket | None, ask: Callable[[Any], float]
 ) -> dict[str, Elsewhere]:
-    """The library's own in another program, and the bare socket. Ranks that have no part in it sleep meanwhile, so
-    that they cannot disturb it."""
+    """The library's allreduce in another program, and the bare socket. Ranks that take no part sleep meanwhile, so
+    that they do not disturb the measurement."""
 
     def plain(form: str) -> Elsewhere:
-        return Elsewhere(lambda calls: bell.tell(ask((form, nbytes, calls)) if group.is_leader else 0.0))
+        return Elsewhere(lambda calls: bell.ring(ask((form, nbytes, calls)) if group.is_leader else 0.0))
 
-    # The least that each host must send, and receive: what the ranks of one have, 2(n-1)/n times.
+    # Each host must send and receive at least 2(n-1)/n times the bytes of one array.
     call = both_ways(wire, nbytes * 2 * (len(group.nodes) - 1) // len(group.nodes))
     found = {f"{PLAIN} {form}": plain(form) for form in FORMS}
-    return {**found, "socket": Elsewhere(lambda calls: bell.tell(time_block(call, calls)))}
+    return {**found, "socket": Elsewhere(lambda calls: bell.ring(time_block(call, calls)))}
 
 
 def rows(
@@ -161,8 +162,8 @@ def better_form(times: dict[str, list[float]], name: str) -> list[float]:
 
 
 def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
-    """The rules that measured rows speak for: at each size the fastest algorithm, where it changes."""
-    rules: list[Rule] = []
+    """The rules that the measured rows imply: the fastest algorithm from each size at which it changes."""
+    rules: list[TuningRule] = []
     for nodes, ranks in sorted({(row["nodes"], row["ranks"]) for row in found}):
         rows = (row for row in found if (row["nodes"], row["ranks"]) == (nodes, ranks))
         here = [row for row in rows if row["peer"] == native_of(nodes)]
@@ -174,6 +175,6 @@ def tuning_of(found: Sequence[dict[str, Any]]) -> Tuning:
             seconds = {row["algorithm"]: row["ours_s"] for row in at} | {"native": at[0]["peer_s"]}
             best = min(seconds, key=lambda name: seconds[name])
             if best != last:
-                rules.append(Rule(nodes, ranks, 0 if not last else nbytes, best))
+                rules.append(TuningRule(nodes, ranks, 0 if not last else nbytes, best))
                 last = best
     return Tuning(tuple(rules))

@@ -1,4 +1,4 @@
-"""One command for whoever has a GPU: all tests that need one, then each network's step against PyTorch on it.
+"""One command for users with a GPU: run all tests that need one, then time each network's step against PyTorch.
 
 ``python -m ddl.bench gpu``; needs the extras gpu and test, and PyTorch with CUDA."""
 
@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests" / "unit"
 
 
 def main(seconds: float) -> int:
-    """The exit status: 0 where the tests passed and the steps were measured, 1 otherwise."""
+    """Returns the exit status: 0 if the tests passed and the steps were measured, 1 otherwise."""
     if not gpu_count():
         print("ddl.bench gpu: no CUDA device can be used: is cupy-cuda12x installed, and does nvidia-smi list a GPU?")
         return 1
@@ -47,7 +47,7 @@ def main(seconds: float) -> int:
             loop = make_loop(name, group, Path(folder, name), device=Device(0))
             candidates: dict[str, Callable[[], object]] = {"ours": loop.advance}
             if has_torch:
-                candidates["torch"] = peers.Step(name, data_of(case, 1).arrays, case.batch, 1, device="cuda")
+                candidates["torch"] = peers.TorchStep(name, data_of(case, 1).arrays, case.batch, 1, device="cuda")
             times = steps_in_turns(candidates, group, seconds)
             loop.close()
             loop.log.close()

@@ -1,7 +1,7 @@
 """Starts mpirun for a bench and reads its rows, line by line as they come.
 
-What a rank does is worker.py's; mpirun's command line is that of ddl.launch. Where a bench asks what MPI takes in a
-program that is not ours, a second mpirun starts that (bench/stock_mpi.py) and waits beside the first for its turns."""
+The ranks run worker.py; mpirun's command line is built as in ddl.launch. When a bench measures MPI in a program that
+is not ours, a second mpirun starts that program (bench/stock_mpi.py), which waits for its turns beside the first."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def command_of(
     tolerance: str,
     environ: Mapping[str, str],
 ) -> list[str]:
-    """mpirun's command line for a module of ours."""
+    """mpirun's command line that runs one of ddl's modules."""
     program, mpirun = [sys.executable, "-m", module, *words], find_mpirun()
     own = shlex.split(options["mpirun"]) or [mpirun]
     named = next((word for word in own if Path(word).name in ("mpirun", "mpiexec", "prterun")), mpirun)

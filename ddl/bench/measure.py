@@ -1,6 +1,6 @@
-"""How something is measured: in turns with its peers, in blocks of calls, the median of the blocks.
+"""The method of measurement: candidates alternate in blocks of calls; a result is the median of the blocks.
 
-What is measured is said by the other files of this room; none of the arithmetic here needs MPI."""
+The other files of this folder define the candidates; none of the arithmetic here needs MPI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Something that is called, and timed, by other processes: ``block`` gives the seconds of one call of so many."""
+    """A candidate that other processes call and time: ``block(calls)`` returns the seconds of one call."""
 
     block: Callable[[int], float]
 
@@ -28,7 +28,7 @@ FEWEST_ROUNDS = 3  # a median needs them
 class Row:
     """One comparison. ours_s, peer_s: seconds of one allreduce or one step, medians; ratio above 1: ours is faster.
 
-    subject: {"bytes": ...} or {"model": ...}. more: further figures for whoever wants them."""
+    subject: {"bytes": ...} or {"model": ...}. more: further figures."""
 
     bench: str
     ranks: int
@@ -83,14 +83,14 @@ def in_turns(
     agree: Callable[[float], float] = lambda seconds: seconds,
     limit_s: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each candidate, by rounds; in every round each has its turn, and the order rotates.
+    """Seconds of one call of each candidate, per round; every round measures each of them, and the order rotates.
 
-    together: a barrier before each block. agree: the same number on every rank for numbers that differ, since all
-    must make the same number of calls; it also says whose time counts (the slowest rank's).
-    limit_s: fewer rounds where all of them would take longer, but FEWEST_ROUNDS."""
+    together: a barrier before each block. agree: turns the different times of the ranks into one (the slowest rank's),
+    since all must make the same number of calls. limit_s: do fewer rounds, but at least FEWEST_ROUNDS, if all would
+    take longer."""
     names, calls = list(candidates), {}
     round_s = 0.0
-    for name in names:  # the first call warms up, the second says how long a block must be
+    for name in names:  # the first call warms up, the second determines the length of a block
         time_block(candidates[name], 1)
         together()
         once_s = agree(time_block(candidates[name], 1))

@@ -1,6 +1,6 @@
 """The networks that the step bench measures, with their batches; the same sizes as in peers.py.
 
-Data is drawn at random: a step takes as long whatever it learns."""
+Data is random, since the time of a step does not depend on it."""
 
 from __future__ import annotations
 

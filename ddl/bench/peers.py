@@ -1,6 +1,6 @@
-"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo: what ours is measured against.
+"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo, for comparison.
 
-Imported only where somebody asks for it."""
+Imported only on request."""
 
 from __future__ import annotations
 
@@ -111,10 +111,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Step:
+class TorchStep:
     """One rank's training steps of a network in PyTorch, on the samples of ``arrays`` in order.
 
-    ranks: above 1 with DistributedDataParallel. fused: Adam in one pass, which is not PyTorch's default."""
+    ranks: above 1 with DistributedDataParallel. fused: Adam in one pass, which is not PyTorch's default.
+    process_group: over which DistributedDataParallel works, if not over Gloo."""
 
     def __init__(
         self,
@@ -125,10 +126,11 @@ class Step:
         *,
         fused: bool = False,
         device: str = "cpu",
+        process_group: Any = None,
     ):
         torch.manual_seed(0)
         network = NETWORKS[name]().to(device)
-        self.network: Any = DistributedDataParallel(network) if ranks > 1 else network
+        self.network: Any = DistributedDataParallel(network, process_group=process_group) if ranks > 1 else network
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=fused or None)
         self._x, self._y = torch.from_numpy(arrays["x"]).to(device), torch.from_numpy(arrays["y"]).to(device)
         if name == "cnn":  # the same pixels, seen as PyTorch's channels_last

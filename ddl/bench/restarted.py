@@ -1,6 +1,6 @@
 """One rank of a PyTorch job under torchrun that is killed once: the peer of recovery.py.
 
-Trains the digits' network with DDP over Gloo, saves its state after every step and goes on from it."""
+Trains the digits' network with DDP over Gloo, saves its state after every step and resumes from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from ddl.bench.models import CASES
-from ddl.bench.peers import Step
+from ddl.bench.peers import TorchStep
 from ddl.bench.step import data_of
 
 
@@ -23,7 +23,7 @@ def main(folder: Path, steps: int, killed_at: int) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     torch.distributed.init_process_group("gloo")
-    step = Step("digits", data_of(CASES["digits"], 1).arrays, CASES["digits"].batch, size)
+    step = TorchStep("digits", data_of(CASES["digits"], 1).arrays, CASES["digits"].batch, size)
     saved, done = folder / "state.pt", 0
     if saved.exists():
         state = torch.load(saved)

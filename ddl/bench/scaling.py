@@ -1,6 +1,6 @@
 """Scaling from one rank to many, weak and strong, against single-rank jobs side by side on the same cores.
 
-Side by side, since those share the machine's memory as the ranks of one job do: what is left is our own cost."""
+Jobs side by side compete for the machine's memory as the ranks of one job do, so the difference is our own cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows(
     beat: Callable[[int, str], None],
     settings: dict[str, Any],
 ) -> Iterator[Row]:
-    """Two rows a model. weak: the same batch on every rank, so the ratio is the efficiency; strong: one rank's batch
+    """Two rows per model. weak: the same batch on every rank, so the ratio is the efficiency; strong: one rank's batch
     shared by all, so the ratio is how many times faster than one rank."""
     for name in models:
         whole = CASES[name].batch

@@ -1,6 +1,6 @@
 """Training steps per second: the whole loop as a user's job runs it, against PyTorch's DDP on the same ranks.
 
-Ours is Loop.advance: batch, forward, backward, sum, update, ledger and metrics.jsonl. The networks are models.py's."""
+A step is Loop.advance: batch, forward, backward, sum, update, ledger and metrics.jsonl. models.py has the networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHASES = ("load", "compute", "sum", "update")
 
 
 class Shares:
-    """How long each phase of a step took, summed: what a Loop is handed as ``span``."""
+    """Adds up the time of each phase of a step; passed to a Loop as ``span``."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -46,7 +46,7 @@ class Shares:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def of(self, total_s: float) -> dict[str, float]:
-        """Shares of a time; what no phase accounts for is the loop's own."""
+        """Share of each phase in the time of a step; the rest is the loop's own."""
         found = {name: round(self.seconds[name] / total_s, 3) for name in PHASES}
         return {**found, "loop": round(1 - sum(found.values()), 3)}
 
@@ -114,7 +114,7 @@ def time_steps(call: Callable[[], object], steps: int) -> list[float]:
 
 
 def steps_in_turns(candidates: dict[str, Callable[[], object]], group: Group, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each step of each candidate by its slowest rank, in turns until each had ``seconds``."""
+    """Seconds of each step of each candidate on its slowest rank; candidates alternate until each ran ``seconds``."""
     blocks = blocks_in_turns(candidates, group, seconds)
     return {name: np.concatenate([block.max(axis=0) for block in found]).tolist() for name, found in blocks.items()}
 
@@ -122,7 +122,7 @@ def steps_in_turns(candidates: dict[str, Callable[[], object]], group: Group, se
 def blocks_in_turns(
     candidates: dict[str, Callable[[], object]], group: Group, seconds: float
 ) -> dict[str, list[np.ndarray]]:
-    """The blocks of each candidate, by turns until each had ``seconds``: (ranks, steps), seconds of each step."""
+    """The blocks of each candidate, (ranks, steps) seconds; candidates alternate until each ran ``seconds``."""
     steps: dict[str, int] = {}
     for name, call in candidates.items():
         time_steps(call, 3)
@@ -162,14 +162,14 @@ def rows(
         if peers:
             arrays = data_of(CASES[name], 1).arrays
             for peer in peers:
-                candidates[peer] = torch_peers.Step(
+                candidates[peer] = torch_peers.TorchStep(
                     name, arrays, CASES[name].batch, group.size, fused=peer.endswith("fused")
                 )
         times = steps_in_turns(candidates, group, seconds)
         ours = statistics.median(times["ours"])
         loop.close()
         loop.log.close()
-        # A second loop, watched: taking the time of every phase costs what a small step would notice.
+        # A second loop, watched: timing every phase would slow a small step down.
         loop = make_loop(name, group, folder / f"{name}-phases", beat=beat, span=shares.span)
         time_steps(loop.advance, 3)
         shares.seconds = dict.fromkeys(PHASES, 0.0)

@@ -1,7 +1,7 @@
-"""MPI as a program has it that asks for nothing: its own allreduce, timed when a line on stdin says so.
+"""MPI's own allreduce with stock settings: a program that times it whenever a line on stdin asks.
 
-A program, ``python -m ddl.bench.stock_mpi`` under mpirun, for the bench: what preflight.py sets at our start would help
-the library's allreduce as well, so that is measured where nothing of ddl was started."""
+The bench runs ``python -m ddl.bench.stock_mpi`` under mpirun. The MPI settings of preflight.py would also speed up the
+library's allreduce, so it is measured in a program that never starts ddl's communication."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ POLL_S = 0.002
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """The one thing that Open MPI chooses by what it sees, for launches where it cannot see it: where ranks outnumber
-    cores it lets idle ones yield. It did on one node, and over two hosts of one core each it was never seen to."""
+    """Let idle ranks yield if ranks outnumber cores, as Open MPI does when it notices.
+
+    On one node it noticed; over two hosts with one core each it never did."""
     if ranks_on_node(environment) > cores():
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
@@ -35,7 +36,7 @@ def allreduce_of(mpi: Any, form: str, nbytes: int) -> Callable[[], None]:
 
 
 def seconds_of(mpi: Any, call: Callable[[], None], calls: int) -> float:
-    """Of one call, by the slowest rank."""
+    """Seconds of one call on the slowest rank."""
     mpi.COMM_WORLD.Barrier()
     began = time.perf_counter()
     for _ in range(calls):
@@ -44,7 +45,7 @@ def seconds_of(mpi: Any, call: Callable[[], None], calls: int) -> float:
 
 
 def orders(comm: Any) -> Any:
-    """On every rank what stands in the lines of rank 0's stdin. Who waits for the next one sleeps."""
+    """Yield on every rank the JSON lines of rank 0's stdin; the other ranks sleep until the next one."""
     if comm.rank == 0:
         for line in sys.stdin:
             order = json.loads(line)

@@ -1,7 +1,7 @@
-"""What being fault tolerant costs a healthy step: a job with it and one without, both under way, step in turns.
+"""The cost of fault tolerance in a healthy step: two running jobs, with and without it, alternate in blocks of steps.
 
-The job whose turn it is not sleeps, so whatever disturbs the machine disturbs both alike. Without means as a user's
-job runs that asks for no tolerance: the same MPI components, no --with-ft, no watchdog, no beats."""
+One job sleeps while the other steps, so outside load disturbs both equally. "Without" is a user's job that asks for no
+fault tolerance: the same MPI components, but no --with-ft, no watchdog and no heartbeats."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Turns:
         self._turn[0] = turn
 
     def take(self) -> bool:
-        """Sleep until the next turn of this job; False when there is none any more."""
+        """Sleep until the next turn of this job; False if there are no more turns."""
         while (turn := int(self._turn[0])) != self._next:
             if turn == OVER:
                 return False
@@ -54,7 +54,7 @@ class Turns:
 def blocks(
     group: Group, folder: Path, name: str, turns: Turns, beat: Callable[[int, str], None]
 ) -> Iterator[list[float]]:
-    """On a rank: the seconds of each step of a block, as the slowest rank took them; a block a turn."""
+    """Run one block of steps per turn; yields the seconds of each step on the slowest rank. Called on every rank."""
     loop, steps = make_loop(name, group, folder / name, beat=beat), 0
     while turns.take():
         group.barrier()
@@ -69,8 +69,9 @@ def blocks(
 
 
 def rows(size: int, models: Sequence[str], seconds: float, threads: int, mpirun: str = "") -> Iterator[dict[str, Any]]:
-    """A row a model: ours is with tolerance, its peer without; ``cost_us`` the median over the rounds of what a step
-    with it took longer than one without, beside it in time, and between which quartiles the rounds lie."""
+    """One row per model: ours is with fault tolerance, the peer without.
+
+    ``cost_us`` is the median over the rounds of the difference between neighbouring blocks; the quartiles follow."""
     for name in models:
         with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
             path = f"{folder}/turns"

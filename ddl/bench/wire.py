@@ -1,7 +1,7 @@
-"""Plain TCP between ranks: what the network between two hosts carries, and a way to wait that leaves the cores alone.
+"""Plain TCP between ranks: measures the network between two hosts, and lets ranks wait without using a core.
 
-The yardstick for sums over several hosts is the same bytes both ways at once through one socket between the first
-ranks of the first two nodes."""
+The reference for sums over several hosts is one socket between the first ranks of the first two nodes, which carries
+the same bytes in both directions at once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _dial(names: Sequence[str], port: int) -> socket.socket | None:
 
 
 class Bell:
-    """All other ranks sleep until the leader tells them a number; in MPI they would spin. Made by all workers."""
+    """All other ranks sleep until the leader sends a number; in MPI they would spin. Made by all workers."""
 
     def __init__(self, group: Group):
         listening = socket.create_server(("", 0), backlog=group.size) if group.is_leader else None
@@ -81,8 +81,8 @@ class Bell:
             raise CommError(f"rank {group.rank} does not reach the leader at any of {', '.join(names)}")
         self._is_leader = group.is_leader
 
-    def tell(self, value: float) -> float:
-        """The leader's value, on every rank; what the others give counts for nothing."""
+    def ring(self, value: float) -> float:
+        """Wait for the leader and return its value; the argument is ignored on the other ranks."""
         if self._is_leader:
             for end in self._ends:
                 end.sendall(_NUMBER.pack(value))

@@ -1,6 +1,6 @@
-"""One rank of a bench, started by job.py under mpirun. The leader prints a JSON object a line, and may ask by one.
+"""One rank of a bench, started by job.py under mpirun. The leader prints JSON lines: rows, and requests to job.py.
 
-What is measured is said in the file of its name."""
+The file named after the bench defines the measurement."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ def rows(
         return allreduce.rows(group, options["sizes"], peers, seconds, store, settings, ask)
     if options["bench"] == "scaling":
         return scaling.rows(group, folder, options["models"], seconds, beat, settings)
+    if options["bench"] == "torch-ddp":
+        from ddl.bench import torch_ddp
+
+        return torch_ddp.rows(group, heartbeat, options["models"], seconds, store, settings)
     if options["bench"] == "tolerance":
         turns = tolerance.Turns(options["turns"], options["mine"])
         return tolerance.blocks(group, folder, options["models"][0], turns, beat)
@@ -55,7 +59,7 @@ def rows(
 
 
 def ask(question: Any) -> float:
-    """On the leader: what job.py's second mpirun measured."""
+    """Called by the leader: returns the seconds that the second mpirun of job.py measured."""
     print(json.dumps({"ask": question}), flush=True)
     return float(json.loads(sys.stdin.readline())["seconds"])
 

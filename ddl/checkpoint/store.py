@@ -23,13 +23,23 @@ from ddl.arrays import Array
 from ddl.checkpoint.file import Probe, no_probe, pieces_of, read_file, sync_folder, write_file
 from ddl.checkpoint.lease import RunFolderLease
 from ddl.errors import CheckpointError
+from ddl.reading import parse_object, read_regular, take
 
 ARRAYS, STATE = "arrays.safetensors", "state.json"
+FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})(?:-(\d+))?")
+
+
+Check = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], None]
+"""Raises CheckpointError for (arrays, meta) that their reader cannot use."""
 
 
 def silent(line: str) -> None:
     """The default of ``say``."""
+
+
+def no_check(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """The default of ``check``."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +60,32 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, checked against its own sum. Raises CheckpointError."""
+    """A checkpoint's state.json, verified by its checksum. Raises CheckpointError."""
     try:
-        state = json.loads((path / STATE).read_bytes())
+        state = parse_object(read_regular(path / STATE))
     except FileNotFoundError as error:
         raise CheckpointError(f"{STATE} is missing") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{STATE} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise CheckpointError(f"{STATE} is truncated or altered: {error}") from error
-    if not isinstance(state, dict) or state.pop("sha256", None) != _digest(state):
+    if state.pop("sha256", None) != _digest(state):
         raise CheckpointError(f"{STATE} is altered: its checksum differs")
+    try:
+        _check(state)
+    except ValueError as error:
+        raise CheckpointError(f"{STATE} cannot be understood: {error}") from error
     return state
+
+
+def _check(state: Mapping[str, Any]) -> None:
+    """Raises ValueError if a field is missing or of another type than ``Store.save`` writes."""
+    if (known := take(state, "format", int)) != FORMAT:
+        raise ValueError(f"its format is {known}, this version of ddl reads {FORMAT}")
+    take(state, "step", int), take(state, "serial", int), take(state, "meta", dict)
+    take(state, "score", float, int, type(None), least=None)
+    arrays = take(take(state, "files", dict), ARRAYS, dict)
+    take(arrays, "bytes", int), take(arrays, "sha256", str)
 
 
 class Store:
@@ -67,6 +93,8 @@ class Store:
 
     keep: how many of the newest are kept. keep_best: the one with the highest score is kept as well.
     say: called with a line about each checkpoint that was skipped. probe: called at every system call."""
+
+    mode = 0o644  # of the files
 
     def __init__(
         self,
@@ -87,22 +115,32 @@ class Store:
     # Reading.
 
     def entries(self) -> list[Entry]:
-        """All committed checkpoints, oldest first. Those whose state cannot be read are placed by their step."""
+        """All committed checkpoints, oldest first. Those whose state cannot be read are placed by their step.
+
+        Raises CheckpointError if the folder exists but cannot be read."""
         readable, broken = [], []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+        for path in self._paths():
             match = _NAME.fullmatch(path.name)
             if match is None:
                 continue  # unfinished, or not a checkpoint
             try:
-                state = read_state(path)
+                state = self._state(path)
                 readable.append(Entry(path, state["step"], state["serial"], state["score"]))
             except CheckpointError as error:
                 broken.append(Entry(path, int(match[1]), problem=str(error)))
         entries = sorted(readable, key=lambda entry: entry.serial)
         for lost in sorted(broken, key=lambda entry: entry.step):
-            older = [index for index, entry in enumerate(entries) if entry.step < lost.step]
+            older = [index for index, entry in enumerate(entries) if entry.step <= lost.step]
             entries.insert(older[-1] + 1 if older else 0, lost)
         return entries
+
+    def _paths(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except OSError as error:
+            if not os.path.lexists(self.folder):
+                return []
+            raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}") from error
 
     def newest(self) -> Path | None:
         """The newest checkpoint that looks usable, though its arrays are not verified; None if there is none at all."""
@@ -119,28 +157,35 @@ class Store:
         scored = [e for e in self.entries() if e.score is not None]
         return max(scored, key=lambda e: (e.score, e.serial)).path if scored else None
 
-    def load(self, path: str | Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays, meta) of the checkpoint at ``path``, or of the newest that is complete.
+    def load(
+        self, path: str | Path | None = None, check: Check = no_check
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays, meta) of the checkpoint at ``path``, or of the newest that is complete and passes ``check``.
 
         Says which newer ones were skipped, and why. Raises CheckpointError if none can be used."""
         if path is not None:
             try:
-                return self._read(Path(path))
+                return self._read(Path(path), check)
             except CheckpointError as error:
                 raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from error
         problems = []
         for entry in reversed(self.entries()):
             try:
-                return self._read(entry.path)
+                return self._read(entry.path, check)
             except CheckpointError as error:
                 problems.append(f"{entry.path.name} skipped: {error}")
                 self.say(f"checkpoint {problems[-1]}")
         reasons = "; ".join(problems) if problems else "there is none"
         raise CheckpointError(f"no checkpoint in {self.folder} can be used: {reasons}")
 
-    def _read(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        state = read_state(path)
-        return read_file(path / ARRAYS, state["files"][ARRAYS]), state["meta"]
+    def _read(self, path: Path, check: Check) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        state = self._state(path)
+        arrays, meta = read_file(path / ARRAYS, state["files"][ARRAYS]), state["meta"]
+        check(arrays, meta)
+        return arrays, meta
+
+    def _state(self, path: Path) -> dict[str, Any]:
+        return read_state(path)
 
     # Writing.
 
@@ -178,8 +223,23 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.probe("checkpoint.mkdir.done")
 
+    def make_room(self) -> bool:
+        """Delete the oldest checkpoint, the best after all others and never the newest; whether one was deleted.
+
+        Raises LeaseLost if a newer generation holds the run folder."""
+        if self.lease:
+            self.lease.check()
+        usable = [entry.path for entry in self.entries() if not entry.problem]
+        best = self.best() if self.keep_best else None
+        for path in sorted(usable[:-1], key=lambda path: path == best):
+            with contextlib.suppress(OSError):
+                self._delete(path)
+                self.say(f"checkpoint {path.name} was deleted, to make room for the last one")
+                return True
+        return False
+
     def clean(self) -> None:
-        """Remove what earlier writers left unfinished. Only the writer that holds the lease may do this."""
+        """Remove unfinished files of earlier writers. Only the writer that holds the lease may do this."""
         if self.lease:
             self.lease.check()
         for path in self.folder.glob("step_*.tmp-*"):
@@ -197,17 +257,17 @@ class Store:
     ) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         self.probe("checkpoint.mkdir")
-        aside.mkdir()
+        aside.mkdir(self.mode | (self.mode & 0o444) >> 2)
         self.probe("checkpoint.mkdir.done")
-        files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe)}
-        # Through JSON once, so that the checksum is that of the values that a reader gets.
+        files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe, self.mode)}
+        # Converted to JSON and back, so that the checksum is that of the values a reader gets.
         state = json.loads(
             json.dumps(
-                {"format": 1, "step": step, "serial": serial, "score": score, "files": files, "meta": dict(meta)}
+                {"format": FORMAT, "step": step, "serial": serial, "score": score, "files": files, "meta": dict(meta)}
             )
         )
         text = json.dumps({**state, "sha256": _digest(state)}, indent=1).encode()
-        write_file(aside / STATE, iter([memoryview(text)]), self.probe)
+        write_file(aside / STATE, iter([memoryview(text)]), self.probe, self.mode)
         sync_folder(aside, self.probe)
 
     def _publish(self, aside: Path, step: int) -> Path:

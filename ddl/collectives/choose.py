@@ -25,7 +25,7 @@ STEPS = ((0, "native"), (8 << 10, "shared"))
 
 
 @dataclass(frozen=True)
-class Rule:
+class TuningRule:
     """``ranks`` workers on ``nodes`` nodes use ``algorithm`` for arrays of at least ``from_bytes``."""
 
     nodes: int
@@ -38,7 +38,7 @@ class Rule:
 class Tuning:
     """Measured rules. Topologies that were not measured use ``default_algorithm``."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[TuningRule, ...] = ()
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps({"rules": [asdict(rule) for rule in self.rules]}, indent=1) + "\n")
@@ -58,7 +58,7 @@ class Tuning:
     def load(cls, path: str | Path) -> Tuning:
         """Raises UserError if the file is not a tuning table, or names an unknown algorithm."""
         try:
-            rules = tuple(Rule(**rule) for rule in json.loads(Path(path).read_text())["rules"])
+            rules = tuple(TuningRule(**rule) for rule in json.loads(Path(path).read_text())["rules"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a tuning table ({error})") from error
         for rule in rules:

@@ -1,9 +1,9 @@
-"""Who can be reached and what can be said: groups of ranks over MPI, and over threads of one process.
+"""Communication: groups of ranks over MPI, and over threads of one process.
 
 The only room that imports mpi4py, and only when a group over MPI is started."""
 
 from ddl.comm.group import Group, Member, NodeMemory, Probe, no_probe
-from ddl.comm.preflight import EAGER_BYTES, can_respawn, fault_tolerance
+from ddl.comm.preflight import EAGER_BYTES, fault_tolerance, unconnected
 
 __all__ = [
     "EAGER_BYTES",
@@ -11,7 +11,7 @@ __all__ = [
     "Member",
     "NodeMemory",
     "Probe",
-    "can_respawn",
     "fault_tolerance",
     "no_probe",
+    "unconnected",
 ]

@@ -1,8 +1,8 @@
-"""Collectives of MPI whose results are checked before anybody believes them.
+"""MPI collectives whose results are verified before use.
 
-After a death Open MPI's allgather was seen to return garbage as if all were well (5.0.11, one node, about one in
-five runs with two deaths of six), so values travel in sums, which were never seen to, and carry a checksum.
-What an error means is mpi_group.py's business."""
+After a death Open MPI's allgather sometimes returned garbage without an error (5.0.11, one node, about one in five
+runs in which two of six ranks died). Sums were never seen to, so values travel in sums, with a checksum. mpi_group.py
+translates the errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKSUM_BYTES = 4
 def gather(mpi: Any, comm: Any, value: Any, limit: int) -> list[Any]:
     """Every rank's picklable value, by rank, on every rank of ``comm``. limit: elements of one message.
 
-    Raises mpi.Exception where MPI does, and where what arrived is not what was sent."""
+    Raises mpi.Exception if MPI does, or if a received value fails its checksum."""
     rank, size = comm.Get_rank(), comm.Get_size()
     packed = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     data = zlib.crc32(packed).to_bytes(CHECKSUM_BYTES, "little") + packed
@@ -31,7 +31,7 @@ def gather(mpi: Any, comm: Any, value: Any, limit: int) -> list[Any]:
     if sizes[rank] != len(data) or sizes.min() <= CHECKSUM_BYTES:
         raise mpi.Exception(mpi.ERR_OTHER)
     ends = np.cumsum(sizes).tolist()
-    # Each rank fills in its own place, all others are 0: the sum is all of them.
+    # Each rank fills its own range and leaves the rest 0, so the sum is the concatenation.
     whole = np.zeros(ends[-1], np.uint8)
     whole[ends[rank] - len(data) : ends[rank]] = np.frombuffer(data, np.uint8)
     for start in range(0, len(whole), limit):
@@ -49,7 +49,7 @@ def broadcast(mpi: Any, comm: Any, chunks: Sequence[Array], root: int) -> None:
     for chunk in chunks:
         comm.Bcast(chunk, root)
         checksum = zlib.crc32(chunk.reshape(-1).view(np.uint8), checksum)
-    # The largest and, negated, the smallest: equal where all ranks have the same.
+    # One reduction gives the maximum and the (negated) minimum: equal if all ranks have the same checksum.
     seen = np.array([checksum, -checksum], np.int64)
     comm.Allreduce(mpi.IN_PLACE, seen, mpi.MAX)
     if seen[0] != -seen[1]:

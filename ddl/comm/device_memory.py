@@ -1,7 +1,7 @@
-"""Whether the MPI library takes arrays that lie in a GPU's memory: asked first, and tried before it is believed.
+"""Test whether the MPI library accepts arrays in GPU memory: ask the library, then verify its answer by a trial.
 
-A library that takes them for the host's reads wild addresses, so the trial is a process of its own. Who sums them is
-parallel's business."""
+A library without CUDA support takes a device address for a host address and crashes, so the trial runs in a separate
+process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 TRIAL_S = 60.0
 
-# What the launcher has told this process: with it the trial would pass for one of the job's ranks.
+# Variables of the launch environment: with them MPI in the trial would believe that it is a rank of this job.
 _OF_THE_JOB = ("PMIX_", "PMI_", "PRTE_", "OMPI_", "SLURM_")
 
 _TRIAL = """
@@ -36,22 +36,22 @@ sys.exit(0 if right else 3)
 
 @cache
 def refusal(mpi: Any, index: int) -> str:
-    """Why MPI cannot be given memory of the GPU ``index``, in words; "" where one element came through alive."""
+    """Why MPI cannot use memory of the GPU ``index``; "" if the trial summed one element correctly."""
     if not claims_support(mpi):
         return "this MPI library was built without CUDA"
     return trial([sys.executable, "-c", _TRIAL, str(index)])
 
 
 def claims_support(mpi: Any) -> bool:
-    """What the library says of itself. It may still fail where a driver or a setting is missing."""
+    """Whether the library says that it was built with CUDA. It may still fail if a driver or setting is missing."""
     try:
         return bool(ctypes.CDLL(mpi.__file__).MPIX_Query_cuda_support())
     except (OSError, AttributeError):
-        return False  # not Open MPI, nor anything that has its question
+        return False  # not Open MPI, and no library with the same query function
 
 
 def trial(command: list[str], environ: Mapping[str, str] = os.environ, limit_s: float = TRIAL_S) -> str:
-    """Run ``command`` as a job of its own; why it failed, or ""."""
+    """Run ``command`` outside the job's launch environment; returns why it failed, or ""."""
     apart = {name: value for name, value in environ.items() if not name.startswith(_OF_THE_JOB)}
     apart["MPI4PY_RC_THREAD_LEVEL"] = "serialized"
     apart["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

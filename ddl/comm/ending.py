@@ -1,8 +1,8 @@
 """How a process ends: the only module that replaces ``os._exit`` and ``sys.excepthook`` or ends this process.
 
-Where ranks survive each other's failures, no rank may end unnoticed: PRRTE 3.0 reports a process that ends by a signal
-or with status 0 as failed, but not one that exits with another status, and its peers would then wait for ever. So a
-rank that ends on its own ends by SIGKILL. The ends that all ranks agreed on are in mpi.py."""
+With fault tolerance no rank may end unnoticed: PRRTE 3.0 reports a process that ends by a signal or with status 0 as
+failed, but not one that exits with another status, and its peers would then wait indefinitely. A rank that ends
+without agreement of the others therefore kills itself with SIGKILL. mpi.py has the ends that all ranks agree on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _users_hook = sys.excepthook
 
 
 def agreed() -> None:
-    """All members have come to the end: from now on every way out of this process is an ordinary one."""
+    """All members have agreed on the end: from now on this process may exit normally."""
     global _is_agreed
     _is_agreed = True
 
@@ -33,12 +33,12 @@ def agreed() -> None:
 def flush() -> None:
     """Flush stdout and stderr; a closed pipe does not prevent the end."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # None where the process was started with it closed
+        with suppress(OSError, ValueError, AttributeError):  # None if the process was started with it closed
             stream.flush()
 
 
 def leave(status: int) -> NoReturn:
-    """End this process now, with ``status``: only for an end that all members know of."""
+    """End this process now with ``status``; only after all members have agreed on the end."""
     flush()
     _real_exit(status)
 
@@ -56,7 +56,7 @@ def report_every_exit(last_words: Callable[[], None]) -> None:
     owner = os.getpid()
 
     def die_unless_agreed() -> None:
-        if os.getpid() == owner and not _is_agreed:  # a forked child is no rank and ends normally
+        if os.getpid() == owner and not _is_agreed:  # a forked child is not a rank and ends normally
             last_words()
             die()
 
@@ -80,7 +80,7 @@ def on_uncaught(handler: Handler) -> Handler:
 
 
 def show(error: BaseException) -> None:
-    """Print an exception as the interpreter, or a hook of the user's, would have done."""
+    """Print an exception as the interpreter, or the user's own hook, would have."""
     _users_hook(type(error), error, error.__traceback__)
 
 

@@ -1,14 +1,12 @@
-"""A group: the ranks of one generation, and everything that one of them can say to the others.
+"""The contract of a group: the ranks of one generation and the communication among them.
 
-Two implementations share this contract: processes over MPI (mpi_group.py) and threads of one process
-(threads.py, for tests). Which algorithm sums gradients is collectives' business; what to do about a
-death is fault's.
+Two implementations: processes over MPI (mpi_group.py) and threads of one process (threads.py, for tests).
+ddl/collectives chooses the algorithm of a sum; ddl/fault decides what to do about a death.
 
-Kill points. Every call passes ``<doing>.<call>`` before it begins and ``<doing>.<call>.done`` after it
-returned; ``doing`` is what the group is used for at the time (``group.doing``: "job", "allreduce", ...),
-``call`` one of
+Kill points. Every call passes ``<doing>.<call>`` before it starts and ``<doing>.<call>.done`` after it has returned;
+``doing`` is the current use of the group (``group.doing``: "job", "allreduce", ...), ``call`` one of
 
-    send receive exchange stream barrier native broadcast gather share agree revoke shrink refill
+    send receive exchange stream barrier native broadcast gather share agree revoke shrink
 
 ``stream.message`` comes before each message of a stream, and an algorithm adds ``block`` before each block that it
 sums in shared memory."""
@@ -24,31 +22,31 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.errors import CommError, JobEnded
+from ddl.errors import JobEnded
 
 Probe = Callable[[str], None]
-"""Called with the name of a kill point each time execution passes it; fault injection listens there."""
+"""Called with the name of a kill point each time execution passes it; fault injection uses it."""
 
 
 def no_probe(point: str) -> None:
-    """Nobody injects faults."""
+    """The default probe: no faults are injected."""
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def check_contiguous(x: Array) -> None:
-    """Raises ValueError for an array whose elements do not lie one after another: a copy would travel in its place."""
+    """Raises ValueError for an array that is not contiguous: MPI would write its result to a copy."""
     if not x.flags.c_contiguous:
         raise ValueError(f"an array that travels or is summed must be contiguous; this one has strides {x.strides}")
 
 
-def nobody_watches(waiting: bool) -> None:
-    """No watchdog wants to know."""
+def no_watchdog(waiting: bool) -> None:
+    """The default of ``Group.waits``: no watchdog is running."""
 
 
 def kill_points(call: str) -> Callable[[_Method], _Method]:
-    """Make a method of a Group pass the kill points of ``call`` before and after, and tell that it waits in it."""
+    """Make a method of a Group pass the kill points of ``call`` and report to ``waits`` while it is running."""
 
     def wrap(method: _Method) -> _Method:
         @functools.wraps(method)
@@ -71,26 +69,27 @@ def kill_points(call: str) -> Callable[[_Method], _Method]:
 
 @dataclass(frozen=True)
 class Member:
-    """A process of the job. ``identity`` is its rank at launch (replacements get new numbers) and never changes."""
+    """A process of the job. ``identity`` is its rank at launch and never changes."""
 
     identity: int
     host: str
     pid: int
     node: str  # equal for members that can map each other's memory
-    started: int = 0  # start time of the process in clock ticks: tells a recycled pid from the process
+    started: int = 0  # start time of the process in clock ticks: detects that a pid was reused
 
 
-# A vote is an AND of these bits, 20 bits of the user's flags, and (inverted, from bit 20 on) a status to end with.
-_STAYS = 1 << 30  # I do not shrink
-_GOES_ON = 1 << 29  # I do not end the job
-_HEARD = 1 << 28  # always set: a vote without it is one that a death has spoilt
+# A vote is the bitwise AND of all members' words, so one member suffices to clear a bit. From low to high: 20 bits of
+# the caller's flags, 8 bits of an exit status (inverted: two different statuses then never combine to 0), and:
+_STAYS = 1 << 30  # cleared by a member that is going to shrink
+_CONTINUES = 1 << 29  # cleared by a member that ends the job
+_VALID = 1 << 28  # set by every member: without it, the vote failed because of a death
 _STATUS_BITS, _STATUS = 20, 0xFF << 20
 
 
 class NodeMemory(ABC):
-    """Memory that all workers of a node have mapped: one slot a worker, and one common part.
+    """Memory that all workers of a node have mapped: one slot per worker, and one common part.
 
-    Newly mapped for every generation and never touched again after the next one begins."""
+    Mapped again in every generation, and not used after the next one has started."""
 
     slots: np.ndarray  # (workers on this node, at least slot_bytes) uint8, rows by index within the node
     common: np.ndarray  # (at least common_bytes,) uint8
@@ -102,10 +101,10 @@ class NodeMemory(ABC):
 class Group(ABC):
     """The members of one generation. Workers have ranks 0 .. size-1 and take part in sums; spares follow them.
 
-    Every blocking call raises PeerLost when a member died (once fault tolerance is on), directly or
-    because another member revoked the group; the contents of receive buffers are then garbage. Only
-    ``revoke``, ``agree``, ``shrink`` and ``close`` may be called on a group that has lost a member.
-    Exactly one thread calls a group at any moment."""
+    With fault tolerance, every blocking call raises PeerLost when a member has died, directly or because another
+    member revoked the group; the contents of receive buffers are then undefined. Only ``revoke``, ``agree``,
+    ``shrink`` and ``close`` may be called on a group that has lost a member. Only one thread may call a group at a
+    time."""
 
     rank: int  # of this process; >= size for a spare
     size: int  # number of workers
@@ -113,24 +112,22 @@ class Group(ABC):
     members: Sequence[Member]  # by rank: workers, then spares
     tolerant: bool  # deaths raise PeerLost here; otherwise a death ends the job
     probe: Probe
-    doing: str = "job"  # what the group is used for now: named in kill points and in PeerLost
-    waits: Callable[[bool], None] = staticmethod(
-        nobody_watches
-    )  # told that a call waits for others, and that it is back
+    doing: str = "job"  # the current use of the group, for kill points and PeerLost
+    waits: Callable[[bool], None] = staticmethod(no_watchdog)  # called before (True) and after (False) a blocking call
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
-    why_not_shared: str = ""  # what the last ``share`` that gave None failed with, where anybody knows
-    newest_identity: int = -1  # the highest that any earlier member had: identities are not used twice
+    why_not_shared: str = ""  # why the last ``share`` returned None, if known
+    newest_identity: int = -1  # the highest identity of any earlier member
     is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
 
     @functools.cached_property
     def kept(self) -> dict[str, Any]:
-        """What collectives keep for this generation, such as mapped work space; empty at first."""
+        """Objects that collectives cache for this generation, such as mapped work space; empty at first."""
         return {}
 
     def scratch(self, nbytes: int) -> np.ndarray:
-        """(nbytes,) uint8, the same memory at every call: content is undefined, one user at a time."""
+        """(nbytes,) uint8, the same memory in every call: undefined content, for one user at a time."""
         kept: np.ndarray | None = getattr(self, "_scratch", None)
         if kept is None or kept.nbytes < nbytes:
             kept = self._scratch = np.empty(nbytes, np.uint8)
@@ -183,8 +180,8 @@ class Group(ABC):
         arrived: Callable[[int], None],
         ahead: int,
     ) -> None:
-        """As many exchanges, with up to ``ahead`` of them on their way; ``arrived(i)`` is called when ``incoming[i]``
-        is whole, one after another. Then ``outgoing[i + ahead]`` must be ready and ``incoming[i + ahead]`` be free."""
+        """A sequence of exchanges, up to ``ahead`` of them in flight; ``arrived(i)`` is called in order as
+        ``incoming[i]`` is complete. Then ``outgoing[i + ahead]`` must be ready and ``incoming[i + ahead]`` be free."""
 
     # Collectives of all workers.
     @abstractmethod
@@ -192,14 +189,14 @@ class Group(ABC):
 
     @abstractmethod
     def node_barrier(self) -> None:
-        """A barrier of the workers of this node; the same as ``barrier`` where there is one node."""
+        """A barrier of the workers of this node; the same as ``barrier`` if there is one node."""
 
     @abstractmethod
     def native_allreduce(self, x: Array) -> None:
         """Sum over the workers, in place, by the library's own algorithm."""
 
     def prepared_allreduce(self, x: Array, source: Array | None = None) -> Callable[[], None]:
-        """A call that does ``native_allreduce`` on ``x`` again and again, of ``source`` where there is one."""
+        """A function that runs ``native_allreduce`` into ``x``, of ``x`` itself or of ``source`` if given."""
 
         def call() -> None:
             if source is not None:
@@ -209,13 +206,13 @@ class Group(ABC):
         return call
 
     def refuses_device_memory(self, index: int) -> str:
-        """Why ``native_allreduce`` cannot be given arrays on the GPU ``index``, in words; "" where it can. Takes a
-        second or two at the first time; ranks may differ in it."""
+        """Why ``native_allreduce`` cannot use arrays on the GPU ``index``; "" if it can. The first call takes a second
+        or two; the answer may differ between ranks."""
         return ""
 
     @abstractmethod
     def broadcast(self, x: Array, root: int) -> None:
-        """``x`` of the worker ``root`` to all workers, in place."""
+        """Overwrite ``x`` on all workers with that of the worker ``root``."""
 
     @abstractmethod
     def gather_objects(self, value: Any) -> list[Any]:
@@ -226,7 +223,7 @@ class Group(ABC):
         """Map memory among the workers of each node; None on ALL workers if any of them cannot."""
 
     def give_back(self, memory: NodeMemory) -> None:
-        """This worker uses ``memory``, which came from ``share``, no more; arrays that view it stay valid."""
+        """Release ``memory``, which came from ``share``; arrays that view it stay valid."""
         memory.close()
 
     # Members, spares included.
@@ -236,25 +233,25 @@ class Group(ABC):
 
     @abstractmethod
     def release_spares(self, status: int = 0) -> None:
-        """The leader's word to the spares that the work is done, and what the job will end with (0 .. 255)."""
+        """Called by the leader: let ``wait_as_spare`` return on all spares, with the job's exit status (0 .. 255)."""
 
     @kill_points("agree")
     def agree(self, flags: int) -> int:
         """Bitwise AND of all members' ``flags`` (below 2^20), the same value on every survivor; always returns,
-        even on a revoked group. 0 on all when a member is found dead or has turned to ``shrink``.
-        Raises JobEnded when a member has ended the job."""
-        # Whoever waits in an agreement that a peer has given up for ``shrink`` would wait for ever. So shrink
-        # begins with a vote of its own, which meets ours, and after which nobody votes again in this group.
-        vote = self._counted(flags | _STAYS | _GOES_ON | _STATUS)
-        return 0 if self._is_ended else vote & ~(_STAYS | _GOES_ON | _HEARD | _STATUS)
+        even on a revoked group. 0 on all members if one is found dead or is in ``shrink``.
+        Raises JobEnded if a member has ended the job."""
+        # A member that waits in ``agree`` while a peer is already in ``shrink`` would wait indefinitely. Therefore
+        # ``shrink`` also starts with a vote: it matches the one of ``agree``, and no member votes again in this group.
+        vote = self._counted(flags | _STAYS | _CONTINUES | _STATUS)
+        return 0 if self._is_ended else vote & ~(_STAYS | _CONTINUES | _VALID | _STATUS)
 
     def _counted(self, flags: int) -> int:
         if self._is_ended:
             return 0
-        vote = self._vote(flags | _HEARD)
-        if vote & _HEARD and not vote & _GOES_ON:
+        vote = self._vote(flags | _VALID)
+        if vote & _VALID and not vote & _CONTINUES:
             self.is_over = True
-            if flags & _GOES_ON:
+            if flags & _CONTINUES:
                 raise JobEnded(~vote >> _STATUS_BITS & 0xFF)
         self._is_ended = not vote & _STAYS
         return vote
@@ -262,32 +259,22 @@ class Group(ABC):
     @kill_points("shrink")
     def shrink(self, workers: int | None = None) -> Group:
         """The survivors as the next generation, in their old order: the first ``workers`` of them (default: as
-        many as before, at most all) are workers, the rest spares. Sealed by an agreement before it is returned.
-        Raises JobEnded when a member has ended the job."""
-        self._counted(_GOES_ON | _STATUS)
-        return self._handed_on(self._next(self.size if workers is None else workers))
-
-    def _handed_on(self, group: Group) -> Group:
-        """``group``, the next generation, with what outlives a generation."""
+        many as before, at most all) are workers, the rest spares. All members have agreed on it when it is returned.
+        Raises JobEnded if a member has ended the job."""
+        self._counted(_CONTINUES | _STATUS)
+        group = self._next(self.size if workers is None else workers)
         group.doing, group.element_limit, group.waits = self.doing, self.element_limit, self.waits
         known = [member.identity for member in (*self.members, *group.members)]
         group.newest_identity = max(self.newest_identity, *known)
         return group
 
-    def refill(self, count: int) -> Group:
-        """The next generation with ``count`` new processes behind the members, all of them workers; called by all.
-
-        The new processes run this program again, and their ``start`` returns this same group. Takes a
-        second or two. Raises CommError where processes cannot be started."""
-        raise CommError("this group cannot start processes")
-
     def end_job(self, status: int) -> None:
-        """Make every member's next ``agree`` or ``shrink`` raise JobEnded with ``status``; other calls PeerLost.
+        """Make every member's next ``agree`` or ``shrink`` raise JobEnded with ``status``, other calls PeerLost.
 
-        Returns when all survivors know. They must use nothing of this group afterwards."""
+        Returns when all survivors know. They must not use this group afterwards."""
         group: Group = self
         while not (self.is_over or group.is_over):
-            group.revoke()  # peers may be in any call
+            group.revoke()  # peers may be blocked in any call, and must reach the vote
             group._counted((~status & 0xFF) << _STATUS_BITS)
             if not group.is_over:
                 group = group._next(self.size)
@@ -295,16 +282,16 @@ class Group(ABC):
 
     @abstractmethod
     def _vote(self, flags: int) -> int:
-        """Bitwise AND over all members; 0 on every survivor when a member is found dead."""
+        """Bitwise AND over all members; 0 on every survivor if a member is found dead."""
 
     @abstractmethod
     def _next(self, workers: int) -> Group:
-        """The survivors as a sealed group, of which at most ``workers`` are workers. All survivors call it."""
+        """The survivors as a new group, agreed on by all, with at most ``workers`` workers. All survivors call it."""
 
     @abstractmethod
     def revoke(self) -> None:
-        """Make every call that is pending or comes later on this group raise PeerLost, on all members."""
+        """Make every pending and every later call on this group raise PeerLost, on all members."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free communicators and mappings of this generation; nothing of it is used again."""
+        """Free the communicators and mappings of this generation; it must not be used afterwards."""

@@ -1,8 +1,11 @@
-"""What the loaded MPI library says of itself. Which launcher started us is launcher.py's."""
+"""What the loaded MPI library reports about itself and can do. Which launcher started us is known in preflight.py."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
+from typing import Any
 
 
 def library_version() -> str:
@@ -13,3 +16,15 @@ def library_version() -> str:
 
     first = str(MPI.Get_library_version()).strip("\0 \n").splitlines()[0].partition(",")[0]
     return " ".join(first.replace("Version:", "").split())  # MPICH writes its name, a colon and a table
+
+
+@functools.cache
+def reports_deaths(mpi: Any) -> bool:
+    """Whether the library of the module ``mpi`` reports the death of a rank to the others (ULFM).
+
+    Libraries without ULFM may define some of its names and error codes, but not this one."""
+    try:
+        ctypes.CDLL(mpi.__file__).MPIX_Comm_is_revoked  # noqa: B018 - whether it is there
+    except (OSError, AttributeError):
+        return False
+    return True

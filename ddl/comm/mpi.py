@@ -1,7 +1,7 @@
-"""How a process joins the others over MPI, and how it leaves them: in order, or for a reason that ends the job.
+"""Join the job over MPI, and leave it: at the agreed end, or with a failure that ends the whole job.
 
-The only file that starts mpi4py, and only once ``start`` is called. What the launcher told us is preflight.py's; what
-members say to each other is mpi_group.py's."""
+The only file that starts mpi4py, and only in ``start``. preflight.py reads the launch environment; mpi_group.py
+communicates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import sys
 from typing import Any, Literal
 
-from ddl.comm import checked, ending, leftovers, preflight, threads
+from ddl.comm import checked, ending, preflight, threads
 from ddl.comm.group import Group, Probe, no_probe
+from ddl.comm.library import reports_deaths
 from ddl.comm.mpi_group import MpiGroup, agree_over, quietly, sealed
 from ddl.comm.topology import this_process
 from ddl.errors import CommError, UserError
@@ -22,10 +23,10 @@ def start(
     probe: Probe = no_probe,
     node: str | None = None,
 ) -> Group:
-    """Start MPI, rightly configured, and return the group of all processes of the job; the last ``spares`` are spares.
+    """Configure and start MPI; returns the group of all processes of the job, of which the last ``spares`` are spares.
 
-    Without a launcher this is a job of one rank and MPI is not needed. ``node`` overrides where this
-    process lives. Raises UserError when tolerance is "on" and cannot be had, or the launch is broken."""
+    Without a launcher this is a job of one rank, and MPI is not needed. ``node`` overrides the node of this process.
+    Raises UserError if tolerance is "on" but not available, or if the launch is broken."""
     possible, reason = preflight.fault_tolerance()
     if tolerant == "on" and not possible:
         raise UserError(f"fault.tolerance is on, but a death would not be survived: {reason}")
@@ -37,7 +38,8 @@ def start(
             raise UserError(f"fault.spares = {spares} leaves no worker: this is a job of one process")
         return threads.alone(probe)
     if not imported:
-        # A launcher that lets survivors live needs a library that tells them, wanted or not.
+        # Even with fault.tolerance = off: if the launcher keeps survivors alive, the library must report deaths to
+        # them, or they would hang.
         os.environ.update(preflight.settings(possible))
     try:
         from mpi4py import MPI
@@ -47,13 +49,10 @@ def start(
     preflight.check_world_size(world.Get_size())
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise CommError("MPI was started below thread level SERIALIZED")
-    if wanted and (MPI.ERR_REVOKED == MPI.ERR_UNKNOWN or (imported and not preflight.library_is_tolerant())):
+    if wanted and (not reports_deaths(MPI) or (imported and not preflight.library_is_tolerant())):
         if tolerant == "on":
             raise UserError("fault.tolerance is on, but this MPI library has no ULFM, or was imported before ddl")
         wanted = False
-    parent = MPI.Comm.Get_parent()
-    if parent != MPI.COMM_NULL:
-        return _join(MPI, parent, wanted, probe, node)
     for comm in (world, MPI.COMM_SELF):
         comm.Set_errhandler(MPI.ERRORS_RETURN)
     if not _all_want(MPI, world, wanted) and wanted:
@@ -68,34 +67,23 @@ def start(
     return group
 
 
-def _join(mpi: Any, parent: Any, tolerant: bool, probe: Probe, node: str | None) -> Group:
-    """The other side of ``refill``: the group that this process was started for."""
-    wider = parent.Merge(high=True)
-    generation, first = wider.bcast(None, root=0)
-    parent.Disconnect()
-    me = this_process(first + mpi.COMM_WORLD.Get_rank(), node)
-    group = sealed(mpi, wider, me, wider.Get_size(), generation, tolerant, probe)
-    _report_every_end(group)
-    return group
-
-
 def _all_want(mpi: Any, world: Any, wanted: bool) -> bool:
-    """Whether deaths are survived on all nodes: their daemons may have read other files than this one's."""
-    told = None
+    """Whether deaths are survived on all nodes: each node's daemon may have read different parameter files."""
+    answers = None
     try:
-        told = checked.gather(mpi, world, wanted, MpiGroup.element_limit)
+        answers = checked.gather(mpi, world, wanted, MpiGroup.element_limit)
     except mpi.Exception as error:
         if not wanted:
             raise CommError(f"{error} while the ranks met") from error
-        quietly(mpi, world.Revoke)  # somebody died already: nobody shall wait for that one
-    if told is not None and not all(told):
+        quietly(mpi, world.Revoke)  # a rank has died already; peers may still wait for it in the gather
+    if answers is not None and not all(answers):
         return False
-    agree_over(mpi, world, 1, wanted)  # nobody goes on while another may still revoke
+    agree_over(mpi, world, 1, wanted)  # a rank that continues before the others have revoked would be interrupted
     return True
 
 
 def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
-    """A communicator of our own with all live processes of the job."""
+    """A duplicate of COMM_WORLD with all live processes of the job."""
     if not tolerant:
         return world.Dup()
     comm = None
@@ -110,7 +98,7 @@ def _first(mpi: Any, world: Any, tolerant: bool) -> Any:
 
 
 def _report_every_end(group: MpiGroup) -> None:
-    """Make sure that the peers do not wait for this process, however it ends."""
+    """Make sure that peers never wait for this process, however it ends."""
     if preflight.library_is_tolerant():
         ending.report_every_exit(lambda: None if group.tolerant else group.revoke())
 
@@ -124,7 +112,7 @@ def _report_every_end(group: MpiGroup) -> None:
 
 
 def part(group: Group) -> None:
-    """``finish`` for a script at the interpreter's end: the process then ends by itself, with its own status."""
+    """``finish`` for a script at the interpreter's exit: the process then ends normally, with its own status."""
     if isinstance(group, MpiGroup) and not group._mpi.Is_finalized() and preflight.library_is_tolerant():
         _meet(group)
         ending.agreed()
@@ -140,11 +128,10 @@ def finish(group: Group, status: int = 0) -> None:
     if not isinstance(group, MpiGroup):
         group.close()
         return
-    if group._mpi.Is_finalized():  # when another group of this process ended
+    if group._mpi.Is_finalized():  # by another group of this process
         return
     if preflight.library_is_tolerant():
         _meet(group)
-        leftovers.remove_segments()
         ending.leave(status)
     group.close()
     group._mpi.Finalize()
@@ -155,7 +142,8 @@ def _meet(group: MpiGroup) -> None:
     try:
         group._everyone.Barrier()
     except group._mpi.Exception:
-        # Not every member notices a death after the end, and none notices a member that left with a status.
+        # Not every member sees a death in this barrier, and none sees a member that exited with a status. Revoke, so
+        # that no member waits in it.
         group.revoke()
 
 
@@ -169,10 +157,10 @@ def fail(group: Group, status: int = 1) -> None:
         try:
             group.end_job(status)
         except BaseException:
-            ending.die()  # the message failed, but a death is noticed
+            ending.die()  # the agreement failed; the peers will notice a death instead
         ending.leave(status)
     if preflight.library_is_tolerant():
-        group.revoke()  # a fault-tolerant launcher lets the others wait for ever
+        group.revoke()  # a fault-tolerant launcher would let the others wait indefinitely
         ending.leave(status)
     ending.flush()
     group._mpi.COMM_WORLD.Abort(status)

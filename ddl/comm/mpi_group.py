@@ -1,15 +1,14 @@
-"""A group of processes over MPI: what one rank can say to the others of its generation, by MPI's own calls.
+"""A group of processes over MPI: the contract of group.py, implemented by calls of MPI.
 
-Uses only those calls of which it was measured that they return after a death under ULFM: blocking
-collectives, Sendrecv, single requests tested one by one; never Waitall, Finalize or Abort. How MPI is started and
-left is mpi.py's, who is where topology.py's."""
+Uses only calls that were seen to return after a death under ULFM: blocking collectives, Sendrecv, and requests that
+are waited for one at a time; never Waitall, Finalize or Abort. mpi.py starts and ends MPI; topology.py identifies
+hosts and nodes."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,23 +19,18 @@ import numpy as np
 from ddl.arrays import Array
 from ddl.comm import checked, device_memory, preflight, shared_memory
 from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
-from ddl.environment import RANKS_VARIABLE, job_size
+from ddl.comm.library import reports_deaths
 from ddl.errors import CommError, PeerLost
 
 SPARE_POLL_S = 0.02
-INHERITED = (
-    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"),
-    *("OMPI_MCA_mpi_yield_when_idle", "PYTHONPATH"),
-)
-"""Variables that a replacement gets from those that start it."""
 RELEASE_TAG = 7
-_abandoned: list[tuple[Any, ...]] = []  # requests of aborted generations, with their arrays
+_abandoned: list[tuple[Any, ...]] = []  # unfinished requests of earlier generations, with their arrays
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _translated(method: _Method) -> _Method:
-    """MPI's exceptions in ours: in a tolerant group every one of them can be the trace of a death."""
+    """Translate MPI's exceptions to ours: in a tolerant group any of them may be caused by a death."""
 
     @functools.wraps(method)
     def translating(self: MpiGroup, *args: Any) -> Any:
@@ -49,8 +43,10 @@ def _translated(method: _Method) -> _Method:
 
 
 class MpiGroup(Group):
-    """``everyone`` (workers, then spares), the ``workers``, and the workers of this ``node``: communicators made in
-    this order and sealed by an agreement of everyone, so that a revocation never meets one that a peer still makes."""
+    """Three communicators: ``everyone`` (workers, then spares), the ``workers``, and the workers of this ``node``.
+
+    They are made in this order, and ``sealed`` ends with an agreement of everyone, because a communicator must not be
+    revoked while a peer is still in the call that makes it."""
 
     def __init__(self, mpi: Any, everyone: Any, me: Member, size: int, generation: int, tolerant: bool, probe: Probe):
         self._mpi, self._everyone, self._me = mpi, everyone, me
@@ -89,7 +85,7 @@ class MpiGroup(Group):
         return PeerLost(self._failed(), self.generation, f"{self.doing}.{call}")
 
     def _failed(self) -> list[int]:
-        """The ranks of which MPI knows that they are gone; it may not know yet."""
+        """The ranks that MPI knows to be dead; it may not know of all of them yet."""
         try:
             failed, group = self._everyone.Get_failed(), self._everyone.Get_group()
             ranks = self._mpi.Group.Translate_ranks(failed, list(range(failed.Get_size())), group)
@@ -124,7 +120,7 @@ class MpiGroup(Group):
         both = min(len(sends), len(receives))
         for send, receive in zip(sends, receives, strict=False):
             self._workers.Sendrecv(send, to, 0, receive, source, 0)
-        # Every send has its receive in the same round, so what is left over cannot close a circle.
+        # In each round above every send is matched by a receive, so the remaining chunks cannot form a cyclic wait.
         for send in sends[both:]:
             self._workers.Send(send, to)
         for receive in receives[both:]:
@@ -155,7 +151,7 @@ class MpiGroup(Group):
         for number in range(min(ahead, len(outgoing))):
             post(number)
         for number in range(len(incoming)):
-            # One by one: waiting for many at once is fatal when a peer dies meanwhile.
+            # One request at a time: Waitall aborts the process if a peer dies meanwhile.
             if receives[0] is not None:
                 receives[0].Wait()
             receives.popleft()
@@ -174,7 +170,7 @@ class MpiGroup(Group):
         self._workers.Barrier()
 
     def node_barrier(self) -> None:
-        # Twice in every step: without the layers that kill points and translation put around other calls.
+        # Called twice in every step, so it does the work of ``kill_points`` and ``_translated`` without their wrappers.
         if self.probe is not no_probe:
             self.probe(f"{self.doing}.barrier")
         self.waits(True)
@@ -194,7 +190,7 @@ class MpiGroup(Group):
             self._workers.Allreduce(self._mpi.IN_PLACE, chunk)
 
     def prepared_allreduce(self, x: Array, source: Array | None = None) -> Callable[[], None]:
-        # A short sum takes two microseconds; what the general way looks at in every call would double that.
+        # A short sum takes two microseconds; the checks of the general method would double that.
         if len(self._chunks(x)) != 1:
             return super().prepared_allreduce(x, source)
         allreduce, of, failed = (
@@ -243,7 +239,7 @@ class MpiGroup(Group):
             if first:
                 try:
                     descriptor = shared_memory.create(len(local), slot_bytes, common_bytes)
-                except OSError as error:  # the next line tells everybody: -1
+                except OSError as error:  # the gather below sends -1 to all ranks
                     problem = f"{error} on {self.me.host}"
             offered = self._gather(descriptor)[local[0]]
             try:
@@ -253,11 +249,11 @@ class MpiGroup(Group):
                     memory = shared_memory.MappedMemory(descriptor, len(local), slot_bytes, common_bytes)
             except (OSError, ValueError) as error:
                 problem = f"{error} on {self.me.host}"
-            # This also keeps the maker's descriptor open until everybody has mapped it.
-            told = self._gather((memory is not None, problem))
-            if not all(mapped for mapped, _ in told):
+            # This gather also keeps the first rank's descriptor open until all ranks have mapped it.
+            answers = self._gather((memory is not None, problem))
+            if not all(is_mapped for is_mapped, _ in answers):
                 memory = None
-                self.why_not_shared = next((problem for _, problem in told if problem), "")
+                self.why_not_shared = next((problem for _, problem in answers if problem), "")
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -299,27 +295,11 @@ class MpiGroup(Group):
 
     @property
     def _revocable(self) -> bool:
-        return self._mpi.ERR_REVOKED != self._mpi.ERR_UNKNOWN and preflight.library_is_tolerant()
+        return reports_deaths(self._mpi) and preflight.library_is_tolerant()
 
     def _next(self, workers: int) -> Group:
         smaller = self._everyone.Shrink()
         return sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
-
-    @kill_points("refill")
-    @_translated
-    def refill(self, count: int) -> Group:
-        everyone = self._everyone
-        # They are a job of their own to the launcher, so they would take the whole machine for theirs.
-        same = [f"{name}={os.environ[name]}" for name in INHERITED if name in os.environ]
-        same.append(f"{RANKS_VARIABLE}={job_size()}")
-        between = everyone.Spawn("env", [*same, sys.executable, *sys.orig_argv[1:]], maxprocs=count, root=0)
-        wider = between.Merge(high=False)
-        newest = max(self.newest_identity, *(member.identity for member in self.members))
-        wider.bcast((self.generation + 1, newest + 1), root=0)
-        between.Disconnect()
-        size = len(self.members) + count
-        group = sealed(self._mpi, wider, self._me, size, self.generation + 1, self.tolerant, self.probe)
-        return self._handed_on(group)
 
     def close(self) -> None:
         for memory in self._memory:
@@ -328,15 +308,15 @@ class MpiGroup(Group):
         for comm in reversed(self._communicators()):
             quietly(self._mpi, comm.Free)
         self._everyone = self._workers = self._node = None
-        # A call was left by an error. That its requests are over cannot be known without touching them, which can be
-        # fatal after a death; until this process ends, nobody else may get memory that MPI might still write to.
+        # An error interrupted ``stream``. Testing its requests can abort the process after a death, so it is unknown
+        # whether they are done. MPI may still write to their arrays: keep them allocated until this process ends.
         if self._on_their_way:
             _abandoned.append(self._on_their_way)
             self._on_their_way = ()
 
 
 def agree_over(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:
-    """Bitwise AND over all of ``comm``; 0 when somebody is found dead, on every survivor alike."""
+    """Bitwise AND over all of ``comm``; 0 on every survivor if a rank is found dead."""
     if not tolerant:
         word = np.array([flags], np.int64)
         comm.Allreduce(mpi.IN_PLACE, word, mpi.BAND)
@@ -348,10 +328,10 @@ def agree_over(mpi: Any, comm: Any, flags: int, tolerant: bool) -> int:
 
 
 def sealed(mpi: Any, comm: Any, me: Member, wanted: int, generation: int, tolerant: bool, probe: Probe) -> MpiGroup:
-    """A group on ``comm`` that every member of it has seen complete; shrinks further while members die."""
+    """A group on ``comm``, returned once all members have agreed that it is complete; shrinks it while members die."""
     while True:
         comm.Set_errhandler(mpi.ERRORS_RETURN)
-        # Everybody must have left the call that made ``comm`` before anybody may revoke it.
+        # All members must have left the call that made ``comm`` before any of them may revoke it.
         agree_over(mpi, comm, 1, tolerant)
         group = None
         try:
@@ -359,8 +339,8 @@ def sealed(mpi: Any, comm: Any, me: Member, wanted: int, generation: int, tolera
         except mpi.Exception as error:
             if not tolerant:
                 raise CommError(f"{error} while the group was made") from error
-            quietly(mpi, comm.Revoke)  # before the agreement: peers may still wait for us in an exchange
-        # The parts are never revoked here: a peer may still be inside the call that makes them.
+            quietly(mpi, comm.Revoke)  # before the agreement, since peers may still wait for this rank in the gather
+        # Its parts are never revoked here: a peer may still be in the call that makes them.
         if agree_over(mpi, comm, int(group is not None), tolerant):
             assert group is not None
             return group
@@ -376,6 +356,6 @@ def sealed(mpi: Any, comm: Any, me: Member, wanted: int, generation: int, tolera
 
 
 def quietly(mpi: Any, call: Callable[[], Any]) -> None:
-    """Call what may fail because its communicator is broken, which is why it is called."""
+    """Run ``call`` and ignore MPI errors, which are expected on a communicator that has lost a rank."""
     with contextlib.suppress(mpi.Exception):
         call()

@@ -1,7 +1,7 @@
-"""What the launcher says before MPI starts: whether a death is survived, and what MPI has to be told.
+"""Before MPI starts: whether this launch survives a death, and the MPI settings that it needs.
 
-Imports no MPI, so that doors and the doctor can ask at once. How many ranks there are is ddl/environment.py's; the
-group itself is made in mpi.py."""
+Imports no MPI, so that commands and the doctor answer at once. ddl/environment.py gives the number of ranks; mpi.py
+makes the group."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ddl.environment import launched_size, ranks_on_node
 from ddl.errors import UserError
 
 UNSAFE_COLL = "^han,adapt"
-"""After a death these two components return wrong sums as if all were well, so they are never used."""
+"""After a death these two components return wrong sums without an error, so they are never used."""
 
 EAGER_BYTES = 256 << 10
-"""Messages up to here leave over TCP at once: asking the receiver first (MPI's habit from 64 KiB on) costs a round trip
-behind all data that already waits in the sockets. A fifth of the time of a ring at 1 Gbit/s, both ways busy."""
+"""Up to this size messages are sent over TCP without a handshake. MPI's default is 64 KiB, and its handshake waits
+behind all data in the sockets: a fifth of the time of a ring at 1 Gbit/s with both directions busy."""
 
 
 def has_process_manager(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a process manager that an MPI library could talk to started us."""
+    """Whether this process was started by a process manager that an MPI library can connect to."""
     return any(name in environment for name in ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PMI_PORT"))
 
 
 def check_world_size(world: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError when the launcher started another number of processes than MPI sees."""
+    """Raises UserError if the launcher started another number of processes than MPI sees."""
     launched = launched_size(environment)
     if launched is not None and launched != world:
         raise UserError(
@@ -39,11 +39,44 @@ def check_world_size(world: int, environment: Mapping[str, str] = os.environ) ->
         )
 
 
-def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, str]:
-    """Whether this launch survives the death of a process, and the reason, in words.
+def unconnected(environment: Mapping[str, str] = os.environ) -> str:
+    """Why a process that nothing connects to others was probably meant to be one of several; "" if nothing says so."""
+    if has_process_manager(environment):
+        return ""
+    for name in ("SLURM_NTASKS", "WORLD_SIZE"):
+        if environment.get(name, "").isdecimal() and int(environment[name]) > 1:
+            return (
+                f"{name} is {environment[name]}, but this process trains alone: start the job with mpirun -n "
+                f"{environment[name]} or, under Slurm, srun --mpi=pmix"
+            )
+    if count := _copies():
+        return f"{count} more of this command run beside it, each a separate job: mpirun -n {count + 1} makes them one"
+    return ""
 
-    Both halves are needed: the launcher must let the others live, and the library must report the
-    death. With one half alone the survivors would hang. Says what is known before MPI is imported."""
+
+def _copies() -> int:
+    """How many other processes of this process's parent run the same command of ddl."""
+    own = _process(os.getpid())
+    if own is None or not any(word == "ddl.train" or word.endswith("/ddl") for word in own[1]):
+        return 0
+    others = (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
+    return sum(_process(pid) == own for pid in others)
+
+
+def _process(pid: int) -> tuple[int, list[str]] | None:
+    """(parent, words) of a process; None where that cannot be read."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), words
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, str]:
+    """Whether this launch survives the death of a process, and the reason.
+
+    The launcher must keep the other processes alive, and the library must report the death: with only one of the two
+    the survivors would hang. Uses only what is known before MPI is imported."""
     reason = _recoverable(environment) if "OMPI_COMM_WORLD_SIZE" in environment else ""
     if library_is_tolerant(environment):
         if reason or _launcher().may_be_tolerant:
@@ -55,29 +88,26 @@ def fault_tolerance(environment: Mapping[str, str] = os.environ) -> tuple[bool, 
         if launched_size(environment) is None:
             return False, "a single process, started without mpirun"
         return False, "not launched by Open MPI's mpirun: this launcher ends the job when a process dies"
-    return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
-
-
-def can_respawn(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the launcher takes processes that a job starts for part of it, and not for a failure at the end."""
-    return bool(_recoverable(environment))
+    if _launcher().can_be_tolerant:
+        return False, "mpirun was started without --with-ft ulfm: it ends the job when a process dies"
+    return False, "this mpirun ends the job when a process dies"
 
 
 def _recoverable(environment: Mapping[str, str]) -> str:
-    """What made the launcher recoverable, in words; "" when nothing did.
+    """Why the launcher is recoverable; "" if it is not.
 
-    Its arguments win over its environment, that over parameter files; what comes first decides, also with a no."""
+    Its arguments take precedence over its environment, and that over parameter files; the first value found decides."""
     launcher = _launcher()
     found = [_setting(name, launcher, environment) for name in ("state_base_recoverable", "state_base_notify_errors")]
     return f"launcher made recoverable by {found[0][1]}" if all(_is_true(value) for value, _ in found) else ""
 
 
 def _setting(name: str, launcher: _Launcher, environment: Mapping[str, str]) -> tuple[str, str]:
-    """(value, where it stands) of a parameter of the launcher; ("", "") where nobody has set it."""
+    """(value, where it was set) of a parameter of the launcher; ("", "") if it was not set."""
     for word, value in pairwise(launcher.words):
         if word == name:
             return value, "its arguments"
-    # The launcher keeps its own variables from the ranks, so they are looked up where it holds them.
+    # The launcher does not pass its own variables to the ranks, so read them from its environment too.
     for variables in (environment, launcher.environment):
         if f"PRTE_MCA_{name}" in variables:
             return variables[f"PRTE_MCA_{name}"], "PRTE_MCA_state_base_* in its environment"
@@ -89,7 +119,7 @@ def _setting(name: str, launcher: _Launcher, environment: Mapping[str, str]) -> 
 
 
 def library_is_tolerant(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether MPI is told to report deaths: by mpirun --with-ft ulfm, or by ``settings``."""
+    """Whether MPI will report deaths: set by mpirun --with-ft ulfm, or by ``settings``."""
     return _is_true(environment.get("OMPI_MCA_mpi_ft_enable", ""))
 
 
@@ -99,26 +129,31 @@ def _is_true(value: str) -> bool:
 
 @dataclass(frozen=True)
 class _Launcher:
-    """The mpirun (or its daemon on this node) that started this process, as far as /proc tells."""
+    """The mpirun (or its daemon on this node) that started this process, as read from /proc."""
 
     executable: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
     @property
+    def can_be_tolerant(self) -> bool:
+        """Whether it is known to be PRRTE's, which ``--with-ft`` makes tolerant."""
+        return self.executable is not None and self.executable.name in ("prterun", "prte", "prted")
+
+    @property
     def may_be_tolerant(self) -> bool:
-        """False for an mpirun that was not told ``--with-ft``. Its daemons on other nodes do not know that."""
+        """False for an mpirun without ``--with-ft``. Its daemons on other nodes do not show that."""
         is_mpirun = self.executable is not None and self.executable.name in ("prterun", "mpirun", "mpiexec")
         return not is_mpirun or any(word.lstrip("-") == "with-ft" for word in self.words)
 
     def files(self, home: str | None) -> list[Path]:
-        """Parameter files that it has read."""
+        """The parameter files that it reads."""
         found = [] if self.executable is None else [self.executable.parent.parent / "etc" / "prte-mca-params.conf"]
         return found + ([Path(home) / ".prte" / "mca-params.conf"] if home else [])
 
 
 def _launcher() -> _Launcher:
-    """The nearest ancestor that is one: a wrapper may stand between it and us."""
+    """The nearest ancestor that is a launcher; there may be a wrapper in between."""
     pid = os.getppid()
     for _ in range(4):
         try:
@@ -130,12 +165,12 @@ def _launcher() -> _Launcher:
                 return _Launcher(executable, {name: value for name, equals, value in pairs if equals}, tuple(words))
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
-            break  # no /proc, or another user's: what cannot be known does not count
+            break  # no /proc, or a process of another user
     return _Launcher()
 
 
 def _parameters(path: Path) -> dict[str, str]:
-    """``name = value`` lines of an MCA parameter file; nothing from a file that cannot be read."""
+    """The ``name = value`` lines of an MCA parameter file; empty if it cannot be read."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -145,7 +180,7 @@ def _parameters(path: Path) -> dict[str, str]:
 
 
 def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables to set before MPI is imported. Raises UserError when the user's own choice is unsafe."""
+    """Environment variables to set before MPI is imported. Raises UserError if the user's own setting is unsafe."""
     chosen = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
     if "OMPI_MCA_opal_signal" not in environment:
         # Open MPI's handler of fatal signals allocates memory: in a crash inside malloc it deadlocks, and the death is
@@ -166,8 +201,8 @@ def settings(tolerant: bool, environment: Mapping[str, str] = os.environ) -> dic
         chosen["MPI4PY_RC_FINALIZE"] = "0"  # MPI_Finalize can hang after a death
     if "OMPI_MCA_btl_tcp_eager_limit" not in environment:
         chosen["OMPI_MCA_btl_tcp_eager_limit"] = str(EAGER_BYTES + 1024)  # and room for headers
-    # Ranks that spin in MPI would take the cores from those that still compute, and where every core has its rank,
-    # from the threads that read ahead and write: a barrier costs 0.3 us more then, a step on a busy machine half.
+    # Ranks that spin in MPI take cores from ranks that still compute and, if every core has a rank, from the threads
+    # that read ahead and write checkpoints. Yielding costs a barrier 0.3 us, and halves a step on a busy machine.
     if ranks_on_node(environment) >= max(2, cores()) and "OMPI_MCA_mpi_yield_when_idle" not in environment:
         chosen["OMPI_MCA_mpi_yield_when_idle"] = "1"
     return chosen

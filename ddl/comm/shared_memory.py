@@ -1,8 +1,7 @@
-"""Memory that the workers of a node map together, without a name anywhere.
+"""Unnamed memory that all workers of a node map.
 
-The node's first worker makes it (memfd_create) and the others open it through /proc, so nothing is
-left behind whatever dies, and the size of /dev/shm does not matter. Who maps what, and what happens
-when somebody cannot, is the group's business (mpi_group.py)."""
+The node's first worker creates it (memfd_create) and the others open it through /proc, so nothing is left behind
+when a rank dies, and the size of /dev/shm does not matter. mpi_group.py handles a rank that cannot map it."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class MappedMemory(NodeMemory):
 def create(workers: int, slot_bytes: int, common_bytes: int) -> int:
     """A descriptor of memory for that many slots, reserved, so that writing to it cannot fail later.
 
-    Raises OSError when the machine has not got it."""
+    Raises OSError if the machine does not have enough."""
     descriptor = os.memfd_create("ddl", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(descriptor, 0, max(1, workers * _pages(slot_bytes) + _pages(common_bytes)))

@@ -1,6 +1,4 @@
-"""Who and where this process is: host, node, process.
-
-How members find each other is the group's business (mpi_group.py)."""
+"""Identify this process: its host, node and pid."""
 
 from __future__ import annotations
 

@@ -4,30 +4,11 @@ train/build.py turns them into objects; no other module reads them."""
 
 from ddl.config.check import check
 from ddl.config.load import load, load_or_exit, override, read, to_toml, write
-from ddl.config.sections import (
-    Checkpoint,
-    Comm,
-    Data,
-    Fault,
-    Job,
-    Metrics,
-    Model,
-    Optim,
-    Run,
-    Train,
-)
+from ddl.config.sections import Job, OptimSettings
 
 __all__ = [
-    "Checkpoint",
-    "Comm",
-    "Data",
-    "Fault",
     "Job",
-    "Metrics",
-    "Model",
-    "Optim",
-    "Run",
-    "Train",
+    "OptimSettings",
     "check",
     "load",
     "load_or_exit",

@@ -13,17 +13,21 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
 
-from ddl.config.check import check
+from ddl.config.check import check, check_values
 from ddl.config.sections import SECTIONS, Job, public_names
+from ddl.config.trust import NAMING, is_of_another_user, refuse_code
 from ddl.config.values import ALIASES, find_setting, guess, read_value, read_word, spell, tomllib, types_of
 from ddl.environment import launched_rank, refuse
 from ddl.errors import ConfigError
+from ddl.reading import read_regular
+from ddl.version import __version__
+from ddl.wording import closest
 
 _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors turn -- into these
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
@@ -34,7 +38,7 @@ digits. The command line takes precedence over the job file, the file over the d
 the resolved settings as a job file."""
 _HINTS = """Lists are written as a TOML array or with commas; tables as {key = value} or --model.options.key value.
 Your own model, data source, loss, metric or callback is named as "package.module:Name". --trace and --chaos are short
-for --metrics.trace and --fault.chaos."""
+for --metrics.trace and --fault.chaos. --trust runs code that is named in the config.toml of another user's run."""
 
 
 def load(argv: Sequence[str], ranks: int | None = None) -> Job:
@@ -42,8 +46,10 @@ def load(argv: Sequence[str], ranks: int | None = None) -> Job:
 
     argv: without the program's name. ranks: as for ``check``. Raises ConfigError, whose message is one line.
     ``--help`` and ``--print_config`` are handled by ``load_or_exit``."""
-    path, words = _split(argv)
+    path, words = _split([word for word in argv if word != "--trust"])
     values = {} if path is None else _from_file(Path(path))
+    if path is not None and "--trust" not in argv and is_of_another_user(Path(path)):
+        refuse_code(_changed(Job(), values), NAMING, f"{path}, of another user's run,")
     for name, keys, text in words:
         if not keys:
             values[name] = _located(name, read_word(name, text), Path.cwd())
@@ -58,11 +64,14 @@ def load(argv: Sequence[str], ranks: int | None = None) -> Job:
 def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:
     """``load`` for a command: rank 0 prints an error as one line, and every rank exits with status 2.
 
-    ``--help`` prints every setting, ``--print_config`` the resolved job; both exit with status 0."""
+    ``--help`` prints every setting, ``--print_config`` the resolved job, ``--version`` the version of ddl; these exit
+    with status 0."""
     text = None
     try:
         if any(word in ("-h", "--help") for word in argv):
             text = help_text(program)
+        elif "--version" in argv:
+            text = f"ddl {__version__}\n"
         else:
             job = load([word for word in argv if word != "--print_config"])
             text = to_toml(job) if "--print_config" in argv else None
@@ -111,7 +120,7 @@ def override(job: Job, settings: Mapping[str, Any]) -> Job:
 
 
 def _implied(values: dict[str, Any]) -> dict[str, Any]:
-    """Add what the given settings imply: data.path means source "files", and a run is named after its data."""
+    """Add the settings that the given ones imply: data.path means source "files", and a run is named after its data."""
     if values.get("data.path") and "data.source" not in values:
         values["data.source"] = "files"
     source = values.get("data.source", Job().data.source)
@@ -147,8 +156,10 @@ def write(job: Job, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> Job:
-    """The job that ``write`` wrote. It is not checked again, because its input files may have moved since."""
-    return _changed(Job(), _from_file(Path(path)))
+    """The job that ``write`` wrote. Only its values are checked again: its input files may have moved since.
+
+    Raises ConfigError."""
+    return check_values(_changed(Job(), _from_file(Path(path), read_regular)))
 
 
 def _plain(value: Any) -> Any:
@@ -189,17 +200,21 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def _from_file(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Any]:
     """The settings of a job file as "section.key" -> value. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        text = read(path).decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no job file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
+        beside = [one.name for one in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        hint = closest(path.name, beside)
+        raise ConfigError(f"there is no job file {path}" + (f"; did you mean {hint!r}?" if hint else "")) from error
+    except OSError as error:
+        raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"job file {path} cannot be read: {error}") from error
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"job file {path} is not TOML: {error}") from error
     values: dict[str, Any] = {}
     for section, table in tables.items():

@@ -28,8 +28,8 @@ def setting(default: T, meaning: str, **limits: float) -> T:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What this run is called, where it is kept, and its seed."""
+class RunSettings:
+    """The name, folder and seed of this run."""
 
     name: str = setting(
         "digits",
@@ -40,7 +40,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSettings:
     """The data set, its splits and its shards."""
 
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
@@ -66,7 +66,7 @@ class Data:
     )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
-        "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset alone"
+        "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
     )
     prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none", least=0)
     batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank", least=1)
@@ -74,7 +74,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSettings:
     """The model, its loss and its metrics."""
 
     name: str = setting("cnn", 'a model of the zoo by name, or your own as "package.module:Name"')
@@ -87,7 +87,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimSettings:
     """How gradients become updates."""
 
     name: str = setting("adam", 'an optimizer by name, or "package.module:Name"')
@@ -118,7 +118,7 @@ class Optim:
     clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping", least=0)
     sharded: Literal["auto", "on", "off"] = setting(
         "auto",
-        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: where that is faster and the "
+        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: if that is faster and the "
         "optimizer is elementwise; off: one replica per rank",
     )
     groups: tuple[dict[str, Any], ...] = setting(
@@ -127,7 +127,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainSettings:
     """How long, in which batches and in which precision."""
 
     global_batch: int = setting(64, "samples of one step, over all ranks: the same at any number of ranks", least=1)
@@ -139,41 +139,46 @@ class Train:
     patience: int = setting(
         0, "evaluations without a better validation loss after which training ends; 0: never", least=0
     )
-    compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
+    compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: if it is installed")
     callbacks: tuple[str, ...] = setting(
         (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.Callback'
     )
 
 
 @dataclass(frozen=True)
-class Comm:
+class CommSettings:
     """How ranks compute and sum."""
 
-    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU if there is one")
     algorithm: str = setting(
         "auto", "how gradients are summed: auto (by bytes, ranks and nodes), native, ring, shared or hierarchical"
     )
     bucket_mib: float = setting(4.0, "size in MiB of the gradient buckets sent while backward runs", above=0)
-    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that is faster")
+    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: if that is faster")
     gpu: Literal["auto", "direct", "staged"] = setting(
-        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct where MPI supports it"
+        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct if MPI supports it"
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultSettings:
     """Fault tolerance: which failures training survives, and how."""
 
     tolerance: Literal["auto", "on", "off"] = setting(
-        "auto", "keep training when a rank dies; auto: where launcher and MPI support it; on: an error elsewhere"
+        "auto", "keep training when a rank dies; auto: if launcher and MPI support it; on: an error elsewhere"
     )
     min_ranks: int = setting(1, "fewer survivors than this stop the job", least=1)
     spares: int = setting(0, "ranks that wait to replace a dead one", least=0)
-    respawn: bool = setting(False, "start a new process for each dead rank; must be ready within recovery_timeout_s")
-    hang_timeout_s: float = setting(
-        120.0, "seconds without progress after which a rank counts as hung and is killed", above=0
+    respawn: bool = setting(
+        False, "after a rank's death, stop at a checkpoint and start again on all ranks (only with ddl.launch)"
+    )
+    hang_timeout_s: float | Literal["auto"] = setting(
+        "auto",
+        "seconds without progress after which a rank counts as hung and is killed; auto: 120, or never if tolerance is "
+        "off",
+        above=0,
     )
     recovery_timeout_s: float = setting(30.0, "seconds after which an unfinished recovery is abandoned", above=0)
     startup_timeout_s: float = setting(
@@ -189,20 +194,20 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSettings:
     """When checkpoints are written, how many are kept, and which one is resumed."""
 
     every_s: float = setting(60.0, "seconds between checkpoints; 0: not by time", least=0)
     every_steps: int = setting(0, "steps between checkpoints; 0: not by steps", least=0)
     every_epochs: int = setting(0, "epochs between checkpoints; 0: not by epochs", least=0)
     keep: int = setting(3, "newest checkpoints that are kept", least=1)
-    keep_best: bool = setting(True, "keep the one with the best validation loss as well")
+    keep_best: bool = setting(True, "also keep the checkpoint with the best validation loss")
     resume: str = setting("auto", "auto: the newest checkpoint in run.dir, if any; none; or a checkpoint's path")
-    replica: bool = setting(False, "keep a copy of the newest state in every node's memory as well")
+    replica: bool = setting(False, "also keep a copy of the newest state in the memory of every node")
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsSettings:
     """Console output and recorded metrics."""
 
     console_every_s: float = setting(
@@ -210,7 +215,7 @@ class Metrics:
         "seconds between progress lines, at first; 0: only errors are printed",
         least=0,
     )
-    jsonl: bool = setting(True, "write metrics.jsonl: one event a line")
+    jsonl: bool = setting(True, "write metrics.jsonl: one event per line")
     trace: str = setting("", "file for a Chrome/Perfetto timeline of all ranks")
     tensorboard: bool = setting(False, "write TensorBoard files (extra: tensorboard)")
     plots: bool = setting(False, "draw the curves at the end (extra: plot)")
@@ -220,27 +225,27 @@ class Metrics:
 class Job:
     """All the settings of a job; frozen. ``load`` and ``override`` return checked ones."""
 
-    run: Run = field(default_factory=Run)
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    comm: Comm = field(default_factory=Comm)
-    fault: Fault = field(default_factory=Fault)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    metrics: Metrics = field(default_factory=Metrics)
+    run: RunSettings = field(default_factory=RunSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    comm: CommSettings = field(default_factory=CommSettings)
+    fault: FaultSettings = field(default_factory=FaultSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
 
 SECTIONS: dict[str, type] = {
-    "run": Run,
-    "data": Data,
-    "model": Model,
-    "optim": Optim,
-    "train": Train,
-    "comm": Comm,
-    "fault": Fault,
-    "checkpoint": Checkpoint,
-    "metrics": Metrics,
+    "run": RunSettings,
+    "data": DataSettings,
+    "model": ModelSettings,
+    "optim": OptimSettings,
+    "train": TrainSettings,
+    "comm": CommSettings,
+    "fault": FaultSettings,
+    "checkpoint": CheckpointSettings,
+    "metrics": MetricsSettings,
 }
 
 

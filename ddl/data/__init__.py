@@ -2,7 +2,7 @@
 
 from ddl.data.augmentations import make_transforms
 from ddl.data.balance import class_weights, multiplicity, oversample
-from ddl.data.dataset import SOURCES, Splits, open_dataset
+from ddl.data.dataset import SOURCES, Splits, as_known, open_dataset
 from ddl.data.digits import digits
 from ddl.data.fingerprint import compare, fingerprint
 from ddl.data.formats.detect import FORMATS
@@ -13,7 +13,7 @@ from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
 from ddl.data.normalise import Normalise, can_normalise, combine, moments, needs_precision
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
-from ddl.data.source import Batch, Field, Source, as_source
+from ddl.data.source import Batch, Field, Source, as_source, drawing
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.targets import KINDS, Target, decide
 from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
@@ -49,6 +49,7 @@ __all__ = [
     "Transform",
     "applies_in_evaluation",
     "as_dtype",
+    "as_known",
     "as_source",
     "assign",
     "audit",
@@ -60,6 +61,7 @@ __all__ = [
     "data_lines",
     "decide",
     "digits",
+    "drawing",
     "fingerprint",
     "labels_of",
     "make_transforms",

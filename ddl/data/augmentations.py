@@ -1,4 +1,4 @@
-"""Transforms from their names in a job. What they do is transforms.py's."""
+"""Create transforms from their names in a job. transforms.py implements them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ddl.data.source import Field
 from ddl.data.transforms import TRANSFORMS, Transform
 from ddl.errors import ConfigError
-from ddl.registry import instantiate, resolve
+from ddl.registry import QUALIFIED, instantiate, resolve
 
 
 def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields: Mapping[str, Field]) -> list[Any]:
@@ -35,7 +35,7 @@ def _parse(spec: str | Mapping[str, Any]) -> tuple[str, list[float], dict[str, A
             raise ConfigError(f"an augmentation needs a name: {options}")
         return str(options.pop("name")), [], options
     name, _, values = spec.partition(":")
-    if not values or name not in TRANSFORMS:
+    if not values or (name not in TRANSFORMS and QUALIFIED.fullmatch(spec)):
         return spec, [], {}
     try:
         return name, [int(v) if v.strip().isdigit() else float(v) for v in values.split(",")], {}

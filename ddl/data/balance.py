@@ -1,6 +1,6 @@
 """Unequal classes: weights for the loss, and samples repeated a known number of times.
 
-What a weighted loss does with the weights is nn's."""
+nn/losses.py applies the weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def oversample(labels: np.ndarray, seed: int, strength: float = 1.0) -> np.ndarr
     """Sample numbers, ascending, in which samples of rare classes occur several times.
 
     strength: 1 brings every class to the size of the largest, 0 repeats nothing. Each sample of a class occurs
-    equally often, but for a remainder drawn by ``seed``. ``Subset(source, oversample(...))`` is an ordinary
+    equally often, up to a remainder drawn by ``seed``. ``Subset(source, oversample(...))`` is an ordinary
     source of so many samples: its ledger is exact, and ``multiplicity`` says how often each sample of the
     original is used in an epoch."""
     if not 0 <= strength <= 1:

@@ -1,6 +1,6 @@
 """A job's dataset: a source by name or from files, cut into training, validation and test parts.
 
-Formats are formats.py's, generated sources generated.py's; shards of the training part are shards.py's."""
+The formats are in formats/, generated sources in generated.py; shards.py cuts the training part into shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
 from ddl.errors import ConfigError, DataError
-from ddl.registry import instantiate, resolve
+from ddl.registry import adapter_of, instantiate, resolve
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "digits": digits,
@@ -29,6 +29,17 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "stdlib_lines": stdlib_lines,
     "stdlib_text": stdlib_text,
 }
+
+
+# Datasets of other frameworks: base class -> what makes a source of one; and the same by the prefix of a source's name.
+FOREIGN = {"torch.utils.data.dataset.Dataset": "ddl.torch:Dataset"}
+PREFIXES = {"torch": "ddl.torch:Dataset"}
+
+
+def as_known(opened: Any) -> Any:
+    """``opened``, where it is a dataset of another framework as a source."""
+    adapter = adapter_of(opened, FOREIGN)
+    return opened if adapter is None else adapter(opened)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def open_dataset(
     normalize: str = "none",
     measured: bool = False,
 ) -> Splits:
-    """Open a dataset; nothing but headers (and for text files an index) is read until a source is told what to hold.
+    """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
     source: a name from SOURCES, "files" with ``path`` (a file, folder or pattern), or "package.module:Name": what it
     returns is a source, a dict of sources by part, or Splits. targets: a file of targets, or columns of a CSV file.
@@ -78,7 +89,7 @@ def open_dataset(
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
     normalisation would lose it. measured: whole numbers in x are measurements, not tokens.
 
-    Raises ConfigError for an impossible request and DataError for a file that is not what it should be."""
+    Raises ConfigError for an impossible request and DataError for an invalid file."""
     if target_kind not in KINDS:
         raise ConfigError(f"data.target_kind = {target_kind!r} must be one of {', '.join(KINDS)}")
     request = Request(targets, _kind_of_columns(target_kind, loss), np.dtype(dtype), options or {})
@@ -101,12 +112,15 @@ def open_dataset(
     if "train" not in parts:
         raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
     try:
-        target = decide(parts["train"], loss, target_kind, classes)
+        target = decide(parts["train"], loss, target_kind, classes, measured)
     except DataError as error:
+        if error.path is not None:
+            raise
         raise DataError(str(error), targets or path or None) from error
     request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:
-        # Numbers of other files must not be numbered anew: a short file seldom holds every class.
+        # Class numbers of other files stay as they are: renumbering a short file, which lacks some classes, would shift
+        # them.
         request = replace(request, target_kind="values")
     fractions: dict[str, float] = {}
     for name, wanted in (("validation", validation), ("test", test)):
@@ -129,7 +143,13 @@ def _open(source: str, path: str, format: str, request: Request) -> Any:
         if source in SOURCES:
             raise ConfigError(f"data.path is given, but data.source is {source!r}: it reads files when it is 'files'")
         options["path"] = path
-    return instantiate(resolve(source, SOURCES, "data.source", ["files"]), options, f"data source {source!r}")
+    prefix, _, rest = source.partition(":")
+    is_foreign = prefix in PREFIXES and ":" in rest
+    builder = resolve(rest if is_foreign else source, SOURCES, "data.source", ["files"])
+    opened = instantiate(builder, options, f"data source {source!r}")
+    made = resolve(PREFIXES[prefix], {}, "data.source") if is_foreign else as_known
+    parts = opened if isinstance(opened, Mapping) else {"train": opened}
+    return {name: made(part) for name, part in parts.items()} if not isinstance(opened, Splits) else opened
 
 
 def _kind_of_columns(wanted: str, loss: str) -> str:

@@ -1,6 +1,6 @@
-"""What a checkpoint keeps of the training data, and files of new samples read by it: no other file is needed.
+"""What a checkpoint records about the training data, which suffices to read files of new samples.
 
-How words, characters and classes are numbered is their sources' (``learned``, ``recall``); formats are formats.py's."""
+The sources number words, characters and classes (``learned``, ``recall``); the formats are in formats/."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
 from ddl.data.targets import Target
 from ddl.errors import DataError
+from ddl.reading import take
 
 
 @dataclass(frozen=True)
 class Known:
-    """fields: of the training part. learned: what its source says of itself: columns, words, characters, classes.
+    """fields: of the training part. learned: what its source has learned: columns, words, characters, classes.
     names: of the classes, if they have names. notes: for the
     banner."""
 
@@ -37,7 +38,7 @@ class Known:
 
     @classmethod
     def of(cls, source: Source, names: Sequence[str] = (), target: Target | None = None) -> Known:
-        """What is to be kept of the training part."""
+        """Describe the training part ``source``."""
         return cls(
             dict(source.fields), as_source(source).learned(), tuple(names), target, tuple(as_source(source).notes)
         )
@@ -61,18 +62,22 @@ class Known:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Known:
-        fields = {
-            name: Field(tuple(f["shape"]), np.dtype(f["dtype"]), f["size"]) for name, f in values["fields"].items()
-        }
+        """Raises KeyError, TypeError or ValueError where ``values`` are not what ``to_json`` returns."""
+        fields = {name: _field(take(values["fields"], name, dict)) for name in take(values, "fields", dict)}
         target = values.get("target")  # checkpoints of earlier versions have none
         target = None if target is None else Target.from_json(target, fields["y"])
-        return cls(fields, values["learned"], tuple(values["names"]), target)
+        return cls(fields, take(values, "learned", dict), tuple(map(str, take(values, "names", list))), target)
 
     @property
     def symbols(self) -> Any:
-        """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
+        """Converts text to the model's tokens and back (``encode``, ``decode``); None if the data is not text."""
         unit = self.learned.get("unit")
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
+
+
+def _field(values: Mapping[str, Any]) -> Field:
+    shape = [take({"shape": length}, "shape", int) for length in take(values, "shape", list)]
+    return Field(tuple(shape), np.dtype(take(values, "dtype", str)), take(values, "size", int, type(None)))
 
 
 def data_lines(known: Mapping[str, Any]) -> list[str]:
@@ -84,11 +89,11 @@ def data_lines(known: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How files of new samples are read. format, columns, options: the job's own, for what the files do not tell;
+    """How files of new samples are read. format, columns, options: the job's, if the files do not determine them;
     columns are those of the targets, or the name of their array.
 
-    is_labelled: targets are read as well, and have to be there. targets: the file or columns that hold them, where
-    they are not where the job has them."""
+    is_labelled: targets are read too, and must exist. targets: the file or columns that hold them, if they differ from
+    the job's."""
 
     format: str = "auto"
     columns: str = ""
@@ -167,7 +172,7 @@ class Inputs:
         return opened
 
     def _format(self, path: Path) -> str:
-        """By the file itself; by the job where it does not tell."""
+        """The format detected from the file, or else the job's."""
         try:
             found = detect(path)
         except DataError:

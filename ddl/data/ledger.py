@@ -1,38 +1,43 @@
-"""The ledger: which steps were committed, by which plan; and the audit that proves from it what became of each sample.
+"""The ledger of committed steps and their plans, and the audit that proves from it how often each sample was used.
 
-Sample numbers are computed from the keyed permutation (order.py), never stored. Printing is audit.py's, the door.
+Sample numbers are computed from the keyed permutation (order.py), never stored. ddl/audit.py prints the result.
 
-A ledger is a JSONL file of two kinds of lines (the first is broken here to be read), in the order of writing:
+A ledger is a JSONL file of two kinds of lines (the first is wrapped here), in the order of writing:
 
     {"start": 120, "launch": "a1", "generation": 0,
      "samples": 1437, "shards": 24, "global_batch": 64, "seed": 0, "shuffle": true}
     {"step": 120, "launch": "a1", "generation": 0, "plan": [0, 0, 1, 1], "skipped": false, "samples": 64}
 
-A start says that a launch goes on before that step (0, or that of the checkpoint it resumed from), and whatever
-stood in the ledger from that step on is no longer part of the job's history. Nor is what an earlier launch, which
-has not noticed that yet, still enters after it. ``plan`` is left out where it is that of this launch's line before.
-``samples`` is what the ranks counted, summed over them."""
+A start line gives the first step of a launch (0, or that of the checkpoint it resumed from). Earlier lines from that
+step on are no longer part of the job's history. Neither are lines that an earlier launch, which has not noticed yet,
+still appends after it. ``plan`` is omitted if it equals that of the launch's previous line. ``samples`` is the sum of
+the ranks' counts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.data.order import Order
-from ddl.errors import DataError
+from ddl.errors import ConfigError, DataError
 from ddl.jsonlines import Lines
+from ddl.reading import parse_object, read_regular, take
 
+COUNTS = ("expected", "used", "missing", "repeated", "skipped")
+MOST_SAMPLES = 1 << 40  # a ledger with more is damaged
 NAMED = 8  # how many samples or steps a problem names
 
 
 @dataclass(frozen=True)
 class Start:
-    """A launch begins before ``step``, with this order of samples."""
+    """A launch starts at ``step``, with this order of samples."""
 
     launch: str
     generation: int
@@ -42,7 +47,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Record:
-    """Step ``step`` (numbered from 0) was committed. samples: what the ranks counted; None where nobody did."""
+    """Step ``step`` (numbered from 0) was committed. samples: the sum of the ranks' counts; None if not counted."""
 
     launch: str
     generation: int
@@ -53,10 +58,9 @@ class Record:
 
 
 class Ledger:
-    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none,
-    unless the disk is full.
+    """Appends to a ledger file; each line is written at once, so a killed process loses none unless the disk is full.
 
-    say: told when a full disk makes lines wait, and when they are written after all."""
+    say: called with a warning when a full disk makes lines wait, and again when they have been written."""
 
     def __init__(self, path: str | Path, say: Callable[[str], None] = lambda message: None):
         self.path, self._say = Path(path), say
@@ -64,11 +68,11 @@ class Ledger:
         self._plan: tuple[int, ...] | None = None
 
     def catch_up(self) -> bool:
-        """Write what waits, if there is room by now; whether the file tells all."""
+        """Write waiting lines if the disk has room again; returns whether the file is complete."""
         return self._lines is None or self._lines.catch_up()
 
     def forget(self) -> None:
-        """The file is another launch's: lines that wait for room are never written."""
+        """Discard waiting lines: another launch owns the file now."""
         if self._lines is not None:
             self._lines.forget()
 
@@ -110,48 +114,53 @@ class Ledger:
 
 
 def read(path: str | Path) -> list[Start | Record]:
-    """The lines of a ledger. Half a line, as a killed writer leaves it, counts as not written.
+    """The entries of a ledger. An incomplete last line, as a killed writer leaves it, is ignored.
 
-    Raises DataError naming the line that is not a ledger's."""
+    Raises DataError naming an invalid line."""
     try:
-        with open(path) as file:
-            lines = file.readlines()
+        lines = read_regular(path).split(b"\n")
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path) from error
     entries: list[Start | Record] = []
     plans: dict[str, tuple[int, ...]] = {}  # by launch: two may be writing for a while
     for number, text in enumerate(lines, 1):
         try:
-            line = json.loads(text)
-        except ValueError:
+            entries.append(_entry(parse_object(text.decode()), plans))
+        except json.JSONDecodeError:
             continue
-        try:
-            if "start" in line:
-                order = Order(line["samples"], line["shards"], line["global_batch"], line["seed"], line["shuffle"])
-                entries.append(Start(line["launch"], line["generation"], line["start"], order))
-                plans.pop(line["launch"], None)
-                continue
-            launch = line["launch"]
-            if "plan" in line:
-                plans[launch] = tuple(line["plan"])
-            if launch not in plans:
-                raise KeyError("plan")
-            entries.append(
-                Record(launch, line["generation"], line["step"], plans[launch], line["skipped"], line["samples"])
-            )
-        except (KeyError, TypeError) as error:
+        except (ValueError, ConfigError) as error:
             raise DataError(f"not a line of a ledger: {error}", path, number, "line") from error
     return entries
 
 
+def _entry(line: Mapping[str, Any], plans: dict[str, tuple[int, ...]]) -> Start | Record:
+    """The entry that a line describes. Raises ValueError or ConfigError for an invalid line."""
+    launch, generation = take(line, "launch", str), take(line, "generation", int)
+    if "start" in line:
+        numbers = {name: take(line, name, int) for name in ("samples", "shards", "global_batch", "seed")}
+        if numbers["samples"] > MOST_SAMPLES:
+            raise ValueError(f"samples is {numbers['samples']}")
+        order = Order(**numbers, shuffle=take(line, "shuffle", bool))
+        plans.pop(launch, None)
+        return Start(launch, generation, take(line, "start", int), order)
+    if "plan" in line:
+        plan = take(line, "plan", list)
+        if any(type(owner) is not int for owner in plan):
+            raise ValueError(f"plan is {plan}")
+        plans[launch] = tuple(plan)
+    if launch not in plans:
+        raise ValueError("plan is missing")
+    samples = take(line, "samples", int, type(None))
+    return Record(launch, generation, take(line, "step", int), plans[launch], take(line, "skipped", bool), samples)
+
+
 @dataclass(frozen=True)
 class Audit:
-    """What became of the samples. Counts are of uses: a sample is to be used once in each epoch.
+    """The result of an audit. It counts uses: each sample should be used once in each epoch.
 
-    expected: uses up to the last step. used: those that went into a committed update. missing: in no
-    record. repeated: uses beyond the first within an epoch. skipped: in a step that was skipped.
-    expected = used - repeated + missing + skipped. problems: one line each, empty when all is well;
-    a skipped step is none."""
+    expected: uses up to the last step. used: in a committed update. missing: in no record. repeated: beyond the first
+    within an epoch. skipped: in a skipped step. expected = used - repeated + missing + skipped.
+    problems: one line each; a skipped step is not a problem."""
 
     steps: int
     epochs: float
@@ -171,30 +180,27 @@ class Audit:
     @property
     def samples(self) -> dict[str, int]:
         """The five counts, as summary.json carries them."""
-        names = ("expected", "used", "missing", "repeated", "skipped")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in COUNTS}
 
 
 def lineage(entries: Iterable[Start | Record]) -> tuple[dict[int, Record], Order | None, list[str]]:
-    """The surviving history: step -> the record that counts, the order of samples, and contradictions.
+    """The surviving history: step -> the record that counts, by ascending steps; the order of samples; contradictions.
 
-    A record takes the place of every earlier one of its step or of later steps; so does a start. What a launch enters
-    after the start of another does not count: the folder is no longer its own."""
+    A record, like a start, replaces all earlier records of its step and of later steps. Records that a launch appends
+    after the start of another one do not count, since it no longer owns the folder."""
     surviving: dict[int, Record] = {}
     order: Order | None = None
     problems: list[str] = []
-    last, owner = -1, ""
+    owner = ""
     for entry in entries:
         if isinstance(entry, Start):
             owner = entry.launch
         elif owner and entry.launch != owner:
             continue
-        for step in range(entry.step, last + 1):
-            surviving.pop(step, None)
-        last = entry.step - 1
+        while surviving and next(reversed(surviving)) >= entry.step:
+            surviving.popitem()
         if isinstance(entry, Record):
             surviving[entry.step] = entry
-            last = entry.step
         elif order is None:
             order = entry.order
         elif order != entry.order:
@@ -203,10 +209,10 @@ def lineage(entries: Iterable[Start | Record]) -> tuple[dict[int, Record], Order
 
 
 def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: int | None = None) -> Audit:
-    """Prove what happened to each sample, from the records alone.
+    """Prove how often each sample was used, from the records only.
 
-    order: where the ledger has no start line. steps: how many the job says it committed; by default those
-    up to the last record. Raises DataError where neither gives the order."""
+    order: used if the ledger has no start line. steps: how many the job says it committed; by default those
+    up to the last record. Raises DataError if neither gives the order."""
     surviving, own_order, problems = lineage(entries)
     order = order or own_order
     if order is None:
@@ -216,50 +222,67 @@ def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: 
     beyond = [step for step in surviving if step >= total]
     if beyond:
         problems.append(f"records of steps {_few(beyond)}, but the job ended after {total}")
-    expected = used = missing = repeated = skipped = 0
-    for epoch in range(-(-total // order.steps_per_epoch)):
-        first = epoch * order.steps_per_epoch
-        uses = np.zeros(order.samples, np.int64)
-        table = order.table(epoch, range(order.shards))
-        lost: list[int] = []
-        lost_samples: list[int] = []
-        for step in range(first, min(first + order.steps_per_epoch, total)):
-            numbers, _ = table.row(step - first)
-            expected += len(numbers)
-            record = surviving.get(step)
-            if record is None:
-                lost.append(step)
-                lost_samples.extend(numbers.tolist())
-                missing += len(numbers)
-            elif record.skipped:
-                skipped += len(numbers)
-            else:
-                # A shard without an owner was computed by nobody; one sample counted is one sample used.
-                uses[numbers] += 1
-                counted = len(numbers) if record.samples is None else record.samples
-                used += counted
-                missing += max(len(numbers) - counted, 0)
-                repeated += max(counted - len(numbers), 0)
-                if counted != len(numbers):
-                    problems.append(f"step {step}: ranks counted {counted} samples, it has {len(numbers)}")
-        again = np.flatnonzero(uses > 1)
-        if len(again):
-            repeated += int((uses[again] - 1).sum())
-            problems.append(f"epoch {epoch}: samples {_few(again.tolist())} were used more than once")
-        if lost:
-            problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {_few(sorted(lost_samples))}")
+    counts: Counter[str] = Counter()
+    recorded = sorted({step // order.steps_per_epoch for step in surviving if step < total})
+    try:
+        for epoch in recorded:
+            counts += _epoch(epoch, surviving, order, total, problems)
+    except MemoryError as error:
+        what = f"{order.samples} samples in {order.shards} shards"
+        raise DataError(f"the ledger's order of {what} does not fit in memory") from error
+    # Skip epochs without a record: a damaged step number may be arbitrarily large.
+    if unrecorded := -(-total // order.steps_per_epoch) - len(recorded):
+        epochs, rest = divmod(total, order.steps_per_epoch)
+        expected = epochs * order.samples + min(rest * order.global_batch, order.samples)
+        lost = expected - counts["expected"]
+        counts += Counter(expected=lost, missing=lost)
+        known = set(recorded)
+        first = list(islice((epoch for epoch in count() if epoch not in known), min(unrecorded, NAMED)))
+        problems.append(f"no record of epochs {_few(first, unrecorded)}")
     return Audit(
         steps=total,
         epochs=total / order.steps_per_epoch,
-        expected=expected,
-        used=used,
-        missing=missing,
-        repeated=repeated,
-        skipped=skipped,
+        **{name: counts[name] for name in COUNTS},
         launches=len({entry.launch for entry in entries}),
         generations=len({(entry.launch, entry.generation) for entry in entries}),
         problems=problems,
     )
+
+
+def _epoch(epoch: int, surviving: Mapping[int, Record], order: Order, total: int, problems: list[str]) -> Counter[str]:
+    """The COUNTS of one epoch, of the first ``total`` steps; errors are appended to ``problems``."""
+    counts: Counter[str] = Counter()
+    first = epoch * order.steps_per_epoch
+    uses = np.zeros(order.samples, np.int64)
+    table = order.table(epoch, range(order.shards))
+    lost: list[int] = []
+    lost_samples: list[int] = []
+    for step in range(first, min(first + order.steps_per_epoch, total)):
+        numbers, _ = table.row(step - first)
+        record = surviving.get(step)
+        counts["expected"] += len(numbers)
+        if record is None:
+            lost.append(step)
+            lost_samples.extend(numbers.tolist())
+            counts["missing"] += len(numbers)
+        elif record.skipped:
+            counts["skipped"] += len(numbers)
+        else:
+            # No rank computed a shard without an owner, so the ranks' count may be lower than the step's samples.
+            uses[numbers] += 1
+            counted = len(numbers) if record.samples is None else record.samples
+            counts["used"] += counted
+            counts["missing"] += max(len(numbers) - counted, 0)
+            counts["repeated"] += max(counted - len(numbers), 0)
+            if counted != len(numbers):
+                problems.append(f"step {step}: ranks counted {counted} samples, it has {len(numbers)}")
+    again = np.flatnonzero(uses > 1)
+    if len(again):
+        counts["repeated"] += int((uses[again] - 1).sum())
+        problems.append(f"epoch {epoch}: samples {_few(again.tolist())} were used more than once")
+    if lost:
+        problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {_few(sorted(lost_samples))}")
+    return counts
 
 
 def _plan_problems(surviving: dict[int, Record], order: Order) -> list[str]:
@@ -274,6 +297,7 @@ def _plan_problems(surviving: dict[int, Record], order: Order) -> list[str]:
     return problems
 
 
-def _few(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return ", ".join(map(str, numbers[:NAMED])) + more
+def _few(numbers: Sequence[int], total: int | None = None) -> str:
+    """The first of ``numbers``, and how many more there are in ``total`` (default: their count)."""
+    rest = (len(numbers) if total is None else total) - NAMED
+    return ", ".join(map(str, numbers[:NAMED])) + (f" and {rest} more" if rest > 0 else "")

@@ -1,12 +1,13 @@
-"""Sources that lie in memory: arrays of the caller's, and a part of another source by sample numbers.
+"""Sources in memory: the caller's arrays, and a subset of another source by sample numbers.
 
-How parts are chosen is split.py's."""
+split.py chooses the parts of a dataset."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ from ddl.errors import DataError
 
 
 class Arrays(Source):
-    """Samples in arrays of the caller's, not copied: x (n, ...), y (n, ...) or None, and others by name.
+    """Samples in the caller's arrays, not copied: x (n, ...), y (n, ...) or None, and others by name.
 
     names: of the classes of "y". classes: how many there are, if more than occur."""
 
@@ -36,7 +37,7 @@ class Arrays(Source):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
         self.arrays = {name: _native(value) for name, value in given.items()}
         is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
-        if is_truth:  # two classes, whichever of them occur
+        if is_truth:  # two classes, even if only one occurs
             self.arrays["y"] = self.arrays["y"].astype(np.int64)
         lengths = {name: len(value) if value.ndim else 0 for name, value in self.arrays.items()}
         if len(set(lengths.values())) > 1:
@@ -44,7 +45,7 @@ class Arrays(Source):
         if not lengths["x"]:
             raise DataError("an array of no samples")
         for name, value in self.arrays.items():
-            if value.dtype.kind not in "biuf":
+            if value.dtype.kind not in ("biufU" if name == "y" else "biuf"):
                 raise DataError(f"array {name!r} is of {value.dtype}, not of numbers")
         self.names = tuple(names)
         self._fields = {name: _field(name, value) for name, value in self.arrays.items()}
@@ -59,7 +60,7 @@ class Arrays(Source):
         return len(self.arrays["x"])
 
     def hold(self, ranges: Sequence[range]) -> None:
-        """The arrays are the caller's and stay as they are."""
+        """Nothing to do: the caller keeps the arrays."""
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.take(value, indices, axis=0) for name, value in self.arrays.items()}
@@ -72,6 +73,9 @@ class Arrays(Source):
     def targets(self) -> np.ndarray | None:
         return self.arrays.get("y")
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return list(self.arrays.values())
+
     def labels(self) -> np.ndarray:
         return self.arrays["y"]
 
@@ -79,6 +83,8 @@ class Arrays(Source):
 def _native(value: Any) -> np.ndarray:
     """``value``, anything that NumPy can read, as a contiguous array in the byte order of this machine."""
     array = np.asarray(value)
+    if array.dtype == object and all(isinstance(one, str) for one in array.flat):
+        array = array.astype(str)  # a column of pandas
     # ascontiguousarray would make a one-element array of a scalar.
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
@@ -91,9 +97,9 @@ def _field(name: str, value: np.ndarray) -> Field:
 
 
 class Shared:
-    """A source that several subsets read: it holds what any of them needs.
+    """A source that several subsets share: it holds the samples that any of them needs.
 
-    Gathers one at a time, since a user's source need not know of threads."""
+    Calls ``gather`` from one thread at a time, since a user's source need not be thread-safe."""
 
     def __init__(self, source: Source):
         self.source = as_source(source)

@@ -1,6 +1,6 @@
-"""Which rank computes which shard: pure arithmetic.
+"""Assign shards to ranks: pure arithmetic.
 
-Which samples a shard has, and in what order, is order.py's."""
+order.py defines the samples of a shard and their order."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ddl.errors import ConfigError
 AUTO_COUNTS = (120, 60, 48, 24, 12, 6, 4, 2, 1)
 
 
-def auto_shards(global_batch: int, samples: int) -> int:
-    """The number of shards of a job: depends on the batch and the dataset alone, never on ranks.
+def auto_shards(global_batch: int, samples: int, least: int = 2) -> int:
+    """The number of shards of a job: depends on the batch, the dataset and the model alone, never on ranks.
 
-    The largest of AUTO_COUNTS that is at most half the global batch (two samples of each shard in a
-    step, since statistics of one sample are worth nothing) and not above ``samples``; 1 at least.
+    The largest of AUTO_COUNTS that leaves each shard ``least`` samples of a step (two, since statistics of one sample
+    are worth nothing) and is not above ``samples``; 1 at least.
     Raises ConfigError for an empty batch or dataset."""
     if global_batch < 1 or samples < 1:
         raise ConfigError(f"a global batch of {global_batch} from {samples} samples is empty")
     # The batch cannot hold more than the dataset has.
-    half = min(global_batch, samples) // 2
-    return next((count for count in AUTO_COUNTS if count <= half), 1)
+    most = min(global_batch, samples) // least
+    return next((count for count in AUTO_COUNTS if count <= most), 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who computes what in one generation. ``owners[shard]`` is the shard's rank."""
+    """The assignment of shards in one generation. ``owners[shard]`` is the shard's rank."""
 
     owners: tuple[int, ...]
 
@@ -70,9 +70,9 @@ def assign(shards: int, ranks: int) -> Plan:
 def reassign(plan: Plan, new_rank: Mapping[int, int], ranks: int) -> Plan:
     """The plan of the next generation.
 
-    new_rank: surviving old rank -> its number among the ``ranks`` of the new generation; numbers that
-    nobody maps to are newcomers. Counts differ by at most one, and no plan that is so balanced moves
-    fewer shards: what a survivor holds it keeps, up to its quota."""
+    new_rank: surviving old rank -> its number among the ``ranks`` of the new generation; the other numbers are new
+    ranks. Counts differ by at most one, and no plan that is so balanced moves fewer shards: a survivor keeps its
+    shards, up to its quota."""
     held: dict[int, list[int]] = {rank: [] for rank in range(ranks)}
     free: list[int] = []
     for shard, old in enumerate(plan.owners):
@@ -80,7 +80,7 @@ def reassign(plan: Plan, new_rank: Mapping[int, int], ranks: int) -> Plan:
             held[new_rank[old]].append(shard)
         else:
             free.append(shard)
-    # Whoever holds most gets the larger quotas, so that the least has to move.
+    # The ranks that hold most get the larger quotas, so that as few shards as possible move.
     share = quotas(plan.shards, sorted(range(ranks), key=lambda rank: (-len(held[rank]), rank)))
     for rank in range(ranks):
         free.extend(held[rank][share[rank] :])

@@ -4,14 +4,35 @@ Readers of files are in data/formats; how samples are cut into shards is decided
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Batch = Mapping[str, np.ndarray]
+_drawing: ContextVar[tuple[int, int] | None] = ContextVar("drawing", default=None)
 LABELS_AT_ONCE = 4096  # samples
+
+
+def drawing() -> tuple[int, int] | None:
+    """(seed, epoch) while samples are gathered for training, else None.
+
+    A source whose samples are random draws keys them by these and the sample's number."""
+    return _drawing.get()
+
+
+@contextmanager
+def draw_for(seed: int, epoch: int) -> Iterator[None]:
+    """Within this context, samples are gathered for training in this epoch."""
+    token = _drawing.set((seed, epoch))
+    try:
+        yield
+    finally:
+        _drawing.reset(token)
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class Source:
 
     names: Sequence[str] = ()  # names of the classes of "y", by class number; () if they have none
     notes: Sequence[str] = ()  # what was decided or left out on opening, one line each, printed at the start
+    stays_on_thread = False  # ``gather`` must be called by the thread that trains: no thread reads ahead
     is_cheap = False  # gathering is a copy in memory: no thread reads ahead
     is_sequential = False  # neighbouring samples continue one text: fractions split it into runs, not at random
     reads_from_start = False  # reaching a sample takes reading all before it
@@ -55,7 +77,7 @@ class Source:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Samples by number, (n,) int64, all within the held ranges: field -> new array (n, *shape).
 
-        Must be safe to call from two threads at once."""
+        Must be safe to call from two threads at once, unless the source ``stays_on_thread``."""
         raise NotImplementedError
 
     def gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
@@ -71,15 +93,19 @@ class Source:
         return {}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number classes and words as the source that returned ``learned`` does. Raises DataError for unknown ones."""
+        """Apply the numbering of classes and words recorded in ``learned``. Raises DataError for unknown ones."""
 
     def exact(self) -> Source:
-        """The source with "x" in float64 where the stored numbers have more precision than what it delivers now."""
+        """The source with "x" in float64 if the stored numbers have more precision than the delivered ones."""
         return self
 
     def targets(self) -> np.ndarray | None:
         """Every sample's target as stored, before any conversion; None if reading them all is not cheap."""
         return None
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        """The files or arrays that hold all samples, to be hashed whole; none if that is unknown."""
+        return ()
 
     def labels(self) -> np.ndarray:
         """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
@@ -105,6 +131,10 @@ class Wrapper(Source):
     @property
     def notes(self) -> Sequence[str]:  # type: ignore[override]
         return self.source.notes
+
+    @property
+    def stays_on_thread(self) -> bool:  # type: ignore[override]
+        return self.source.stays_on_thread
 
     @property
     def is_cheap(self) -> bool:  # type: ignore[override]
@@ -143,13 +173,16 @@ class Wrapper(Source):
     def targets(self) -> np.ndarray | None:
         return self.source.targets()
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return self.source.content()
+
     def labels(self) -> np.ndarray:
         return self.source.labels()
 
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels"),
-    *("names", "notes", "is_cheap", "is_sequential"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
+    *("names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 
 

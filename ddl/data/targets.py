@@ -6,7 +6,7 @@ readers in data/formats; which network and loss suit a kind is decided in models
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,24 +28,36 @@ SETTING = 'data.target_kind ("classes", "values", "probabilities" or "multilabel
 class Target:
     """What "y" is, and how it is delivered. kind: one of KINDS but "auto". reason: why, for the banner.
 
-    labels: the stored number of each class; () if the stored number is the class. is_one_hot: stored as rows with a
-    single 1."""
+    labels: the stored number or text of each class; () if the stored number is the class. is_one_hot: stored as rows
+    with a single 1. spread: of values, the mean squared distance from their means; 0 if all targets are the same."""
 
     kind: str
     reason: str
     field: Field
-    labels: tuple[float, ...] = ()
+    labels: tuple[float, ...] | tuple[str, ...] = ()
     is_one_hot: bool = False
+    spread: float | None = None
 
     def __str__(self) -> str:
         return f"y: {self.reason}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "reason": self.reason, "labels": list(self.labels), "one_hot": self.is_one_hot}
+        values = {"kind": self.kind, "reason": self.reason, "labels": list(self.labels), "one_hot": self.is_one_hot}
+        return values if self.spread is None else {**values, "spread": self.spread}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], field: Field) -> Target:
-        return cls(values["kind"], values["reason"], field, tuple(values["labels"]), values["one_hot"])
+        labels, spread = tuple(values["labels"]), values.get("spread")
+        return cls(values["kind"], values["reason"], field, labels, values["one_hot"], spread)
+
+    @property
+    def loss(self) -> str | None:
+        """The loss for this kind, if the field alone does not determine it."""
+        if self.kind == "multilabel":
+            return BINARY
+        if self.kind == "probabilities":
+            return BINARY if math.prod(self.field.shape) == 1 else CROSS_ENTROPY
+        return None
 
     def apply(self, source: Source) -> Source:
         """``source`` with "y" delivered as this kind. Raises DataError for a target that this kind does not have."""
@@ -64,25 +76,33 @@ class Target:
         return bool(self.labels) or not is_same or field.size != self.field.size
 
     def _names(self) -> tuple[str, ...]:
-        return tuple(f"{label:g}" for label in self.labels)
+        return tuple(map(_text, self.labels))
 
     def convert(self, y: np.ndarray) -> np.ndarray:
         """Stored targets (n, ...) as delivered, (n, *field.shape). Raises DataError naming the first that cannot be."""
         if self.is_one_hot and y.ndim == 2:
+            wrong = (y.max(axis=1) != 1) | (np.count_nonzero(y, axis=1) != 1)
+            if wrong.any():
+                raise DataError(f"the targets are rows with a single 1, but one is {y[wrong][0].tolist()}")
             y = y.argmax(axis=1)
         y = y.reshape(len(y), *self.field.shape)
+        is_text = bool(self.labels) and isinstance(self.labels[0], str)
+        if len(y) and is_text != (y.dtype.kind == "U"):
+            own, others = ("a number", "texts") if is_text else ("a text", "numbers")
+            raise DataError(f"target {_text(y.flat[0])} is {own}, those of the training part are {others}")
         if self.kind != "classes" or not len(y):
             return y.astype(self.field.dtype, copy=False)
         if self.labels:
             known = np.asarray(self.labels)
             numbers = np.minimum(np.searchsorted(known, y), len(known) - 1)
-            is_wrong = known[numbers] != y
+            is_wrong = np.asarray(known[numbers] != y)
         else:
             numbers, size = y.astype(np.int64), self.field.size
             is_wrong = (numbers != y) | (numbers >= size if size is not None else False)
         if is_wrong.any():
-            known_text = _shown(np.asarray(self.labels)) if self.labels else f"0 to {(self.field.size or 1) - 1}"
-            raise DataError(f"target {y[is_wrong].flat[0]:g} is none of the training part's classes, {known_text}")
+            known_text = _listed(self.labels) if self.labels else f"0 to {(self.field.size or 1) - 1}"
+            wrong = _text(y[is_wrong].flat[0])
+            raise DataError(f"target {wrong} is none of the training part's classes, {known_text}")
         return numbers
 
 
@@ -116,11 +136,13 @@ class _Retargeted(Wrapper):
         return Source.labels(self) if stored is None else self._target.convert(stored)
 
 
-def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None) -> Target | None:
-    """What the targets of ``source``, the training part, are; None if it has none.
+def decide(
+    source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None, measured: bool = False
+) -> Target | None:
+    """The kind of the targets of ``source``, the training part; None if it has none.
 
-    loss: its name, "auto", or anything else for a loss of the user's. wanted: the setting data.target_kind.
-    classes: how many there are, if the job says so; -1 is then padding.
+    loss: its name, "auto", or anything else for the user's own loss. wanted: the setting data.target_kind.
+    classes: how many there are, if the job says so; -1 is then padding. measured: whole numbers in x are no tokens.
     Without either, whole numbers are classes and floating-point numbers are values.
     Raises ConfigError if the targets are outside the loss's domain, and names the setting that decides otherwise."""
     if wanted not in KINDS:
@@ -132,42 +154,67 @@ def decide(source: Source, loss: str = "auto", wanted: str = "auto", classes: in
         raise ConfigError(f"data.target_kind = 'values' does not go with loss {loss!r}: set model.loss = 'mse'")
     if wanted in ("classes", "multilabel") and loss in OF_VALUES:
         raise ConfigError(f"data.target_kind = {wanted!r} does not go with loss {loss!r}")
+    stored = None if source.names or field.dtype.kind == "U" else _stored(source)
+    if stored is not None and stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        bad = int(np.argmin(np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)))
+        raise DataError(f"the target of sample {bad} is not finite")
     if source.names:
         return _named(source, field, loss, wanted)
+    if field.dtype.kind == "U":
+        return _texts(source, field, loss, wanted)
     if field.size is not None and field.shape not in ((), (1,)):
         return Target("classes", f"a class number at each of {field.shape} positions", field)
     if wanted == "values" or (wanted == "auto" and loss in OF_VALUES):
         why = "data.target_kind" if wanted == "values" else f"loss {loss!r}"
-        return _values(source, field, f"values, because of {why}")
+        return _values(field, stored, f"values, because of {why}")
     if wanted == "auto" and field.dtype.kind == "f" and loss not in (CROSS_ENTROPY, BINARY):
-        return _values(source, field, "values, from floating-point numbers" + _whole_hint(_stored(source)))
-    stored = _stored(source)
+        return _values(field, stored, "values, from floating-point numbers" + _whole_hint(stored))
     if stored is None and field.shape in ((), (1,)) and field.dtype.kind == "f" and loss != BINARY:
         stored = source.labels()
-    if stored is None:  # a source of the user's: what it declares counts, and the loss checks each batch
+    if stored is None:  # the user's own source: trust its declaration; the loss checks each batch
         kind = "values" if field.dtype.kind == "f" else "classes"
         return Target(kind, f"{kind}, as the source declares", field)
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        bad = int(np.argmin(np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)))
-        raise DataError(f"the target of sample {bad} is not finite")
     if math.prod(stored.shape[1:]) == 1:
         return _one_number(stored.reshape(-1), loss, wanted, classes, field.size or 0)
-    return _row(source, stored, field, loss, wanted)
+    x = source.fields["x"]
+    is_tokens = not measured and x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
+    return _row(stored, field, loss, wanted, is_tokens)
 
 
 def _named(source: Source, field: Field, loss: str, wanted: str) -> Target:
     names = list(source.names)
-    listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    _check_names(names, len(source), loss, wanted)
+    numbers = [_number(name) for name in names]
+    labels = () if None in numbers or numbers == list(range(len(names))) else tuple(numbers)
+    what = "texts" if None in numbers else "whole numbers"
+    return Target("classes", f"{_count(len(names))}, from the {what} {_listed(names)}", field, labels)  # type: ignore[arg-type]
+
+
+def _texts(source: Source, field: Field, loss: str, wanted: str) -> Target:
+    """Stored texts, each different one a class."""
+    if math.prod(field.shape) != 1:
+        raise DataError(f"targets are texts of shape {field.shape}, where one text per sample is a class")
+    names = np.unique(source.labels()).tolist()
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"the target has over {MOST_CLASSES} classes: {len(names)} different texts")
+    if "" in names:
+        raise DataError("some samples have no target: it is the empty text")
+    _check_names(names, len(source), loss, wanted)
+    reason = f"{_count(len(names))}, from the texts {_listed(names)}"
+    return Target("classes", reason, Field((), np.dtype(np.int64), len(names)), tuple(names))
+
+
+def _check_names(names: Sequence[str], samples: int, loss: str, wanted: str) -> None:
+    """Raises DataError for texts that are no classes, ConfigError where classes do not go with the loss or setting."""
+    listed = _listed(names)
+    if len(names) > max(20, samples / 2) and None in map(_number, names):
+        raise DataError(f"y holds {len(names)} different texts in {samples} samples, {listed}: these are no classes")
     if loss in OF_VALUES or wanted not in ("auto", "classes"):
         raise ConfigError(
             f"loss {loss!r} needs numbers; y holds {len(names)} classes, {listed}: set model.loss = 'auto'"
         )
     if loss == BINARY and len(names) != 2:
         raise ConfigError(f"loss {loss!r} needs two classes; y holds {len(names)}, {listed}: set model.loss = 'auto'")
-    numbers = [_number(name) for name in names]
-    labels = () if None in numbers or numbers == list(range(len(names))) else tuple(numbers)
-    what = "texts" if None in numbers else "whole numbers"
-    return Target("classes", f"{_count(len(names))}, from the {what} {listed}", field, labels)  # type: ignore[arg-type]
 
 
 def _number(text: str) -> float | None:
@@ -177,9 +224,10 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _values(source: Source, field: Field, reason: str) -> Target:
+def _values(field: Field, stored: np.ndarray | None, reason: str) -> Target:
     dtype = field.dtype if field.dtype.kind == "f" else np.dtype(np.float64)
-    return Target("values", reason, Field(field.shape, dtype))
+    spread = None if stored is None else float(stored.astype(np.float64).var(axis=0).mean())
+    return Target("values", reason, Field(field.shape, dtype), spread=spread)
 
 
 def _whole_hint(stored: np.ndarray | None) -> str:
@@ -192,7 +240,7 @@ def _whole_hint(stored: np.ndarray | None) -> str:
 
 
 def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, declared: int) -> Target:
-    """One stored number a sample, for a loss that needs classes or probabilities, or whole numbers without a loss."""
+    """One stored number per sample, for a loss that needs classes or probabilities, or whole numbers without a loss."""
     distinct = np.unique(y)
     is_whole = bool((distinct == np.floor(distinct)).all())
     shown, floats = _shown(distinct), Field((1,), y.dtype if y.dtype.kind == "f" else np.dtype(np.float64))
@@ -206,7 +254,7 @@ def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, decl
             f"set model.loss = 'mse', or {SETTING}"
         )
     if wanted == "multilabel":
-        raise ConfigError(f"data.target_kind = 'multilabel' needs a row of labels a sample; y holds {shown}")
+        raise ConfigError(f"data.target_kind = 'multilabel' needs a row of labels per sample; y holds {shown}")
     what = {"f": "whole floats", "b": "truth values"}.get(y.dtype.kind, "whole numbers")
     if loss == BINARY:
         if len(distinct) > 2:
@@ -233,25 +281,25 @@ def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, decl
     )
 
 
-def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) -> Target:
-    """Several stored numbers a sample."""
+def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -> Target:
+    """Several stored numbers per sample."""
     is_row, floats = y.ndim == 2, Field(field.shape, field.dtype if field.dtype.kind == "f" else np.dtype(np.float64))
     is_binary = bool(((y == 0) | (y == 1)).all())
-    x = source.fields["x"]
-    is_tokens = x.dtype.kind in "iu" and (x.size is not None or x.dtype.itemsize > 1)
-    if wanted == "multilabel" or (wanted == "auto" and loss == BINARY):
+    is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
+    is_whole = y.dtype.kind != "f"
+    are_labels = loss == "auto" and is_row and is_binary and is_whole and not is_tokens and not is_one_hot
+    if wanted == "multilabel" or (wanted == "auto" and (loss == BINARY or are_labels)):
         distinct = np.unique(y)
         if distinct[-1] > 1 or distinct.tolist() == [-1, 1]:
             raise ConfigError(
-                f"several labels a sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
+                f"several labels per sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
             )
-        return Target("multilabel", f"{y.shape[1:]} labels a sample, each 0 to 1", floats)
-    is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
-    if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or y.dtype.kind != "f"))):
+        return Target("multilabel", f"{math.prod(y.shape[1:])} labels per sample, each 0 to 1", floats)
+    if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or is_whole))):
         classes = y.shape[1]
         field = Field((), np.dtype(np.int64), classes)
         return Target("classes", f"{_count(classes)}, from rows with a single 1", field, is_one_hot=True)
-    if wanted == "probabilities" or (loss == CROSS_ENTROPY and y.dtype.kind == "f"):
+    if wanted == "probabilities" or (loss == CROSS_ENTROPY and not is_whole):
         if (y < 0).any() or not np.allclose(y.sum(axis=-1), 1, atol=1e-2):
             example = _shown(y.reshape(-1, y.shape[-1])[0])
             raise ConfigError(
@@ -267,7 +315,8 @@ def _row(source: Source, y: np.ndarray, field: Field, loss: str, wanted: str) ->
 def _classes(distinct: np.ndarray, what: str, labels: tuple[float, ...], size: int) -> Target:
     absent = size - len(distinct)
     reason = f"{_count(size)}, from {what} {_shown(distinct)}" + (f" ({absent} of them do not occur)" if absent else "")
-    return Target("classes", reason, Field((), np.dtype(np.int64), size), labels)
+    spread = 0.0 if len(distinct) == 1 else None
+    return Target("classes", reason, Field((), np.dtype(np.int64), size), labels, spread=spread)
 
 
 def _count(classes: int) -> str:
@@ -276,6 +325,15 @@ def _count(classes: int) -> str:
 
 def _labels(distinct: np.ndarray) -> tuple[float, ...]:
     return tuple(float(label) for label in distinct)
+
+
+def _text(label: Any) -> str:
+    return str(label) if isinstance(label, str) else f"{label:g}"
+
+
+def _listed(labels: Sequence[Any]) -> str:
+    shown = ", ".join(repr(label) if isinstance(label, str) else _text(label) for label in labels[:5])
+    return shown + (", ..." if len(labels) > 5 else "")
 
 
 def _shown(values: np.ndarray) -> str:
@@ -288,7 +346,7 @@ def _is_whole_float(value: Any) -> bool:
 
 
 def _stored(source: Source) -> np.ndarray | None:
-    """All targets as stored, if they are small enough to be looked at."""
+    """All targets as stored, if they are few enough to examine."""
     field = source.fields["y"]
     if math.prod(field.shape) * field.dtype.itemsize * len(source) > MOST_BYTES:
         return None

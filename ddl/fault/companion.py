@@ -21,7 +21,7 @@ BEATS, STEP, PHASE, WAITING, RECOVERING, MEDIAN_NS, HANG_MS, RECOVERY_MS, STOP_M
     range(12)
 )
 FIRST, ENDED = 12, 13  # the phase is new to this generation; all ranks have agreed on the end
-PART = 14  # the part of a recovery, for those with a limit of their own:
+PART = 14  # the current part of a recovery, if it has a separate limit:
 MEETING, READING = 1, 2  # waiting for all live ranks, which may still compute; reading new shards
 SLOTS = 16
 PHASES_AT, PHASES_END = 8 * SLOTS, 2048
@@ -77,7 +77,8 @@ class Watch:
         limit_s = hang_limit_s(slots)
         hangs = self.still_s > limit_s
         if slots[FIRST]:
-            hangs = self.idle_s > limit_s or self.still_s > max(limit_s, FIRST_S)
+            # A set-up may read a large checkpoint, for as long as that takes.
+            hangs = self.idle_s > limit_s or (self.still_s > max(limit_s, FIRST_S) and slots[STEP] >= 0)
         return "hang" if slots[HANG_MS] and hangs else ""
 
 
@@ -89,7 +90,7 @@ def hang_limit_s(slots) -> float:
 def recovery_limit_s(slots) -> float:
     """The limit for this part of a recovery on this rank; 0: no limit.
 
-    It is longer for ranks that wait: the companions of those that they wait for must act first."""
+    It is longer for ranks that wait, so that the companion of the rank they wait for acts first."""
     recovery_s, part = slots[RECOVERY_MS] / 1e3, slots[PART]
     if part == READING:  # reading files that are not in the page cache may take the whole limit
         return recovery_s / ALONE_SHARE if slots[WAITING] else recovery_s
@@ -124,9 +125,15 @@ def write_note(folder: str, note: dict) -> None:
     """Write a note about a rank for the survivors and the supervisor, atomically."""
     path = note_path(folder, note["rank"])
     os.makedirs(folder, exist_ok=True)
-    with open(f"{path}.tmp-{os.getpid()}", "w") as file:
-        json.dump(note, file)
-    os.replace(f"{path}.tmp-{os.getpid()}", path)
+    aside = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(aside, "w") as file:
+            json.dump(note, file)
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise
 
 
 class Process:
@@ -167,7 +174,7 @@ def stack_from(rank: Process, stack_fd: int) -> str:
 
 
 def note_of(kind: str, page, slots, pid: int) -> dict:
-    """What is known about the rank at its end."""
+    """A note about the rank and how it ended."""
     return {
         "rank": slots[RANK],
         "host": os.uname().nodename,

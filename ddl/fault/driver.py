@@ -13,15 +13,11 @@ from ddl.errors import DdlError, JobEnded, PeerLost
 from ddl.fault.recover import Leaves, Recovery, RecoverySettings, Report, detection_s
 from ddl.fault.work import EndJob, Program
 
-FAILED_REFILLS = 2  # consecutive refills without a new rank after which ranks are no longer replaced
-LAST_REFILLED = 100  # a cause that kills every replacement is not cured by the next one
-
 
 class Driver:
     """Runs ``program`` through one generation after another.
 
-    plan: which rank of ``group`` computes which shards. respawn: start a new rank for each lost one. joins: this
-    process is such a new rank, and the others are training already. group: the newest generation.
+    plan: which rank of ``group`` computes which shards. group: the newest generation.
     reports: what each recovery did. is_running: from here on the other ranks continue if this one ends."""
 
     def __init__(
@@ -30,15 +26,11 @@ class Driver:
         group: Group,
         plan: Plan,
         settings: RecoverySettings | None = None,
-        *,
-        respawn: bool = False,
-        joins: bool = False,
     ):
         self.program, self.group, self.plan = program, group, plan
         self.recovery = Recovery(program.work, plan, group, settings or RecoverySettings())
         self.reports: list[Report] = []
         self.is_running = False
-        self._respawn, self._joins, self._wanted, self._failed_refills = respawn, joins, len(group.members), 0
         self._attached = False
         self._failure: DdlError | None = None
 
@@ -54,8 +46,8 @@ class Driver:
             try:
                 self._run_generation()
                 self.group.probe("end.agree")
-                # Every member leaves a generation through exactly one agreement. A rank that dies before it is
-                # recovered from; once it has succeeded nobody needs anybody any more.
+                # Every member leaves a generation through exactly one agreement. A death before it is recovered from;
+                # after it, no rank needs another one any more.
                 agreed = True
                 if self.group.agree(1):
                     return self._failure
@@ -74,10 +66,6 @@ class Driver:
                 raise
 
     def _run_generation(self) -> None:
-        if self._joins:
-            self._joins = False
-            self.group, report = self.recovery.join(self.group)
-            self._failure, self._attached = report.refusal, True
         if self.group.is_spare:
             status = self.group.wait_as_spare()
             self._failure = JobEnded(status) if status else None
@@ -123,24 +111,6 @@ class Driver:
             # Read only now: by this time the dead rank's companion has written its note.
             note = self.recovery.settings.notes(death.identity)
             report.detect_s[death.identity] = detection_s(note, raised_s, began_s, longest_s)
-        self._report(report, failed, owners)
-        while self._respawn and report.refusal is None and len(self.group.members) < self._wanted:
-            if self.group.generation > LAST_REFILLED:
-                break
-            report = self._refill(failed, owners)
-        self._failure, self._attached = report.refusal, not self.group.is_spare
-
-    def _refill(self, failed: int, owners: tuple[int, ...]) -> Report:
-        self.program.work.detach()
-        before = len(self.group.members)
-        self.group, report = self.recovery.refill(self.group, self._wanted - before)
-        self._report(report, failed, owners)
-        self._failed_refills = self._failed_refills + 1 if len(self.group.members) <= before else 0
-        if self._failed_refills == FAILED_REFILLS:
-            self._respawn = False
-            self.program.warn(f"no new rank started in {FAILED_REFILLS} attempts: lost ranks are no longer replaced")
-        return report
-
-    def _report(self, report: Report, failed: int, owners: tuple[int, ...]) -> None:
         self.reports.append(report)
         self.program.recovered(report, failed, owners)
+        self._failure, self._attached = report.refusal, not self.group.is_spare

@@ -6,7 +6,7 @@
     random:seed=7,kills=3
 
 A rank is named by its rank at launch. ``at step 40`` is the first kill point passed when 40 steps are
-committed and training goes on; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
+committed and training continues; ``at point P:17`` is the 17th time that the rank passes P (with a step: while that
 step is computed). Each fault happens once. The same script does the same in every run."""
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ddl.arrays import generator
 from ddl.comm import Probe
 from ddl.environment import job_size
 from ddl.errors import ConfigError
+from ddl.wording import counted, instead, listed
 
 ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",
@@ -34,22 +35,22 @@ ACTS = {
     "segv": "SIGSEGV: a crash in native code",
     "abort": "SIGABRT from inside malloc, whose lock is held: heap corruption",
     "exit": "os._exit(0) without a word",
-    "quit": "sys.exit(0), as in code of the user's",
-    "raise": "an exception in what looks like code of the user's",
-    "hang": "sleeps for ever and beats no more",
+    "quit": "sys.exit(0), as the user's code may call it",
+    "raise": "an exception, as if raised by the user's code",
+    "hang": "sleeps indefinitely, without heartbeats",
 }
 _CALLS = {  # what a group is used for: where that is, and the calls that a job then makes
     "job": ("outside the sum of a step", "barrier native broadcast gather share spare agree revoke shrink"),
     "allreduce": ("in the sum of a step", "barrier native stream"),
-    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink refill"),
+    "recovery": ("in a recovery", "broadcast gather share agree revoke shrink"),
 }
-_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign", "refill"]
+_RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign"]
 _CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
 
 POINTS: dict[str, str] = {
     "setup.claim": "before the leader claims the run folder",
     "setup.claim.done": "after the leader has claimed the run folder, before the others know",
-    "setup.announce": "before the leader tells that the job begins",
+    "setup.announce": "before the leader announces the start of the job",
     **{f"{use}.{call}": f"before a {call} {where}" for use, (where, calls) in _CALLS.items() for call in calls.split()},
     **{
         f"{use}.{call}.done": f"after a {call} {where}"
@@ -85,7 +86,7 @@ _FAULT = re.compile(
 
 
 class InjectedError(RuntimeError):
-    """Raised by ``raise rank ...``: stands for a mistake in code of the user's."""
+    """Raised by ``raise rank ...``: simulates a bug in the user's code."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ def _parse_fault(line: str, ranks: int | None) -> list[Fault]:
     if match is None or not (match["step"] or match["point"]):
         raise ConfigError(
             f'fault.chaos: cannot read "{line}"; a fault is "ACT rank R at step S", "ACT rank R at point NAME:COUNT" '
-            f"or both, ACT one of {sorted(ACTS)}"
+            f"or both, ACT one of {listed(sorted(ACTS))}"
         )
     act, point, count = match["act"], match["point"], int(match["count"] or 1)
     if act not in ACTS:
-        raise ConfigError(f'fault.chaos: there is no act "{act}" ({line}); there are {sorted(ACTS)}')
+        raise ConfigError(f'fault.chaos: there is no act "{act}" ({line}); {instead(act, ACTS, "there are")}')
     if point is not None and point not in POINTS:
         near = difflib.get_close_matches(point, POINTS, n=3) or sorted(POINTS)
-        raise ConfigError(f'fault.chaos: there is no kill point "{point}" ({line}); did you mean {near}?')
+        raise ConfigError(f'fault.chaos: there is no kill point "{point}" ({line}); did you mean {listed(near)}?')
     if count < 1:
         raise ConfigError(f"fault.chaos: kill points count from 1 ({line})")
     step = None if match["step"] is None else int(match["step"])
@@ -163,18 +164,20 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
     for word in filter(None, text.split(",")):
         name, _, value = word.strip().partition("=")
         if name not in options:
-            raise ConfigError(f"fault.chaos: random has no option {name!r}; it has {sorted(options)}")
+            raise ConfigError(f"fault.chaos: random has no option {name!r}; {instead(name, options, 'it has')}")
         options[name] = value
     acts = options.pop("acts").split("+")
     if unknown := sorted(set(acts) - set(ACTS)):
-        raise ConfigError(f"fault.chaos: there are no acts {unknown}; there are {sorted(ACTS)}, joined by +")
+        raise ConfigError(
+            f"fault.chaos: there is no act {unknown[0]!r}; {instead(unknown[0], ACTS, 'there are')} (joined by +)"
+        )
     try:
         seed, kills, last = (int(options[name]) for name in ("seed", "kills", "steps"))
     except ValueError as error:
         raise ConfigError(f"fault.chaos: random:{text}: {error}") from error
     if not 1 <= kills < max(ranks, 2) or last < 2:
         raise ConfigError(
-            f"fault.chaos: random:{text}: 1 to {ranks - 1} of {ranks} ranks can be lost, in 2 steps or more"
+            f"fault.chaos: random:{text}: 1 to {ranks - 1} of {counted(ranks, 'rank')} can be lost, in 2 steps or more"
         )
     draw = generator(seed, "chaos", ranks, kills, last)
     victims = draw.permutation(ranks)[:kills]
@@ -185,8 +188,8 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
     )
 
 
-def told_in(folder: Path) -> Callable[[Fault], None]:
-    """``perform`` that first enters the fault in ``folder``/faults, a line each: which of a script's have happened."""
+def recorded_in(folder: Path) -> Callable[[Fault], None]:
+    """``perform``, but first append the fault to ``folder``/faults, which lists the faults that have happened."""
 
     def act(fault: Fault) -> None:
         with contextlib.suppress(OSError):
@@ -200,7 +203,7 @@ def told_in(folder: Path) -> Callable[[Fault], None]:
 
 
 def perform(fault: Fault) -> None:
-    """Do it, to this very process."""
+    """Inject the fault into this process."""
     if fault.act == "raise":
         raise InjectedError(f"injected: {fault}")
     if fault.act == "exit":
@@ -214,8 +217,8 @@ def perform(fault: Fault) -> None:
         free_twice()
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}[fault.act]
     if number == signal.SIGSEGV:
-        # A real crash is not held up by anybody's handler. By the C library, which does it in every thread: a
-        # checkpoint's points lie in its writer's.
+        # A real crash bypasses Python's handlers. Reset the action through the C library, which works in any thread,
+        # unlike ``signal.signal``: a checkpoint's kill points are passed in its writer thread.
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
     os.kill(os.getpid(), number)
 
@@ -224,7 +227,7 @@ def free_twice() -> NoReturn:
     """End this process as the C library does when it finds the heap corrupted."""
     library = ctypes.CDLL(None)
     library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    block = library.malloc(1 << 14)  # large enough that free takes the lock before it finds the mistake
+    block = library.malloc(1 << 14)  # large enough that free takes the lock before it detects the double free
     library.free(block)
     library.free(block)
     raise AssertionError("this C library does not notice a double free")

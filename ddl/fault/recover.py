@@ -18,8 +18,9 @@ from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.decision import Action, Call, RankDeath, Situation, decide, fatal_death
+from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
+from ddl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Report:
     moved: dict[int, list[int]] = field(default_factory=dict)  # identity -> shards it took over
     promoted: list[int] = field(default_factory=list)  # spares that became workers
     refusal: DdlError | None = None  # why all survivors must end the job
-    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row that found nobody dead
+    without_death: tuple[tuple[int, int], int] = ((-1, -1), 0)  # position, recoveries in a row without a death
     detect_s: dict[int, float] = field(default_factory=dict)  # identity -> seconds from its death to this recovery
 
     @property
@@ -66,7 +67,7 @@ def kill_and_confirm(member: Member, timeout_s: float, node: str) -> bool:
     if member.pid == os.getpid():
         return True  # ranks are threads of this process: a thread that is gone has returned
     deadline = time.monotonic() + timeout_s
-    # The start time tells the process from a later one with the same pid.
+    # The start time distinguishes the process from a later one with the same pid.
     while (started := start_time(member.pid)) and (not member.started or started == member.started):
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)
@@ -95,7 +96,7 @@ class Leaves(Exception):
 
 @dataclass(frozen=True)
 class _Ballot:
-    """What each worker of a new generation sends to all others."""
+    """The information that each worker of a new generation sends to all others."""
 
     identity: int
     position: tuple[int, int]
@@ -105,7 +106,7 @@ class _Ballot:
     failure: DdlError | None
     has_state: bool
     history: tuple[RankDeath, ...]
-    call: Call | None
+    call: FailedCall | None
     without_death: tuple[tuple[int, int], int]
 
 
@@ -115,8 +116,8 @@ def survive(
     """Repeat an action that can be restarted from its beginning, such as set-up, until all workers have completed it.
 
     Returns the group of the survivors. action: returns on every worker why the job cannot begin, or None; spares do not
-    run it. mine: a problem that a spare found by itself. Ranks without a problem of their own get JobEnded with the
-    status of the others."""
+    run it. mine: a problem that a spare found by itself. Ranks that have no problem get JobEnded with the status
+    of the others."""
     while True:
         problem, done = mine if group.is_spare else None, 1
         try:
@@ -147,8 +148,8 @@ _STATUS, _WORKERS, _SPARES = 0xFF, 1, 9  # mask of a status, and the bits where 
 class Recovery:
     """Recovers as often as necessary during a job; remembers earlier deaths and which rank holds which shard.
 
-    owners: shard -> identity of the worker that holds it. history: earlier deaths. has_state: False on a spare or new
-    rank until it received the state. raised: set before ``recover`` by a rank whose own code raised.
+    owners: shard -> identity of the worker that holds it. history: earlier deaths. has_state: False on a spare until
+    it received the state. raised: set before ``recover`` by a rank whose own code raised.
     failure: why the job must end, as soon as any rank knows it."""
 
     def __init__(self, work: Recoverable, plan: Plan, group: Group, settings: RecoverySettings):
@@ -171,51 +172,19 @@ class Recovery:
         few ranks), UserCodeError or CommError (repeating would not help); the state is then levelled only for Stop.
         A rank that raised takes part until all know it, since all may have raised the same; then it gets Leaves."""
         with self._deadline:
-            return self._recover(group, group, cause, agreed, counts=True)
-
-    def refill(self, group: Group, count: int) -> tuple[Group, Report]:
-        """Return a group with ``count`` additional processes, all of them workers with the newest state.
-
-        Called by all members after a recovery, under the same time limit. If a rank dies meanwhile, returns the group
-        that a recovery from that leaves, which may have no new rank."""
-        with self._deadline:
-            self._within_limit()
-            began = self.settings.clock()
-            self.settings.beat("recover refill")
-            group.probe("recover.refill")
-            group.doing = "recovery"
-            try:
-                wider = group.refill(count)
-            except PeerLost as lost:
-                return self._recover(group, group, lost, False)
-            group.close()
-            refill_s = self.settings.clock() - began
-            wider, report = self._recover(wider, group, None, True)
-            report.phases = {"refill": refill_s, **report.phases}
-            return wider, report
-
-    def join(self, group: Group) -> tuple[Group, Report]:
-        """The new rank's side of ``refill``, in the group for which it was started."""
-        self.has_state = False
-        with self._deadline:
-            return self._recover(group, group, None, True)
+            return self._recover(group, cause, agreed)
 
     def _within_limit(self, part: str = "") -> None:
         """Restart the watchdog's clock, with the limit of this part."""
         self._deadline.close()
         self._deadline.enter_context(self.settings.recovering(part))
 
-    def _recover(
-        self, group: Group, last: Group, cause: PeerLost | None, agreed: bool, counts: bool = False
-    ) -> tuple[Group, Report]:
-        """cause: None if ``group`` is complete and only needs levelling and shards. last: the group whose ranks hold
-        the shards so far. counts: whether a recovery without any death is an error of the job when it repeats."""
+    def _recover(self, group: Group, cause: PeerLost, agreed: bool) -> tuple[Group, Report]:
         clock = self.settings.clock
         phases: dict[str, float] = {}
         mark = clock()
         group.doing = "recovery"
-        before = list(group.members)
-        lost = None if cause is None else set(cause.ranks)
+        last, lost = group, set(cause.ranks)
 
         def lap(phase: str) -> None:
             nonlocal mark
@@ -230,29 +199,26 @@ class Recovery:
         while True:
             # A rank that has not noticed the death yet may still compute, for as long as a step may take.
             self._within_limit("" if agreed else "meet")
-            if lost is not None:
-                enter("fence")
-                for rank in lost:
-                    kill_and_confirm(group.members[rank], self.settings.kill_timeout_s, group.me.node)
-                lap("fence")
-                enter("revoke")
-                group.revoke()
-                lap("revoke")
-                enter("shrink")
-                # Every member leaves a generation through exactly one agreement: those that came to its regular end
-                # have passed it, and all others vote 0 here, so both kinds count the same calls.
-                if not agreed:
-                    group.agree(0)
-                    self._within_limit()
-                survivors = group.shrink()
-                group.close()
-                group, lost = survivors, set()  # ranks of the closed group mean nothing in this one
-                lap("shrink")
+            enter("fence")
+            for rank in lost:
+                kill_and_confirm(group.members[rank], self.settings.kill_timeout_s, group.me.node)
+            lap("fence")
+            enter("revoke")
+            group.revoke()
+            lap("revoke")
+            enter("shrink")
+            # Every member leaves a generation through exactly one agreement: ranks that reached its regular end have
+            # passed it there, and all others vote 0 here, so that every rank makes the same number of calls.
+            if not agreed:
+                group.agree(0)
+                self._within_limit()
+            survivors = group.shrink()
+            group.close()
+            group, lost = survivors, set()  # ranks of the closed group mean nothing in this one
+            lap("shrink")
             try:
                 enter("agree")
-                report = self._settle(
-                    group, last, before, _failed_call(cause, group.me) if counts else None, lap, enter
-                )
+                report = self._settle(group, last, _failed_call(cause, group.me), lap, enter)
                 done = 1
             except PeerLost as again:
                 lost = set(again.ranks)
@@ -265,12 +231,10 @@ class Recovery:
                 self.raised, report.phases, self._without_death = None, phases, report.without_death
                 return group, report
 
-    def _settle(
-        self, group: Group, last: Group, before: Sequence[Member], call: Call | None, lap: Callable, enter: Callable
-    ) -> Report:
+    def _settle(self, group: Group, last: Group, call: FailedCall | None, lap: Callable, enter: Callable) -> Report:
         """Everything between the shrink and the closing agreement. If it raises PeerLost it is run again."""
         alive = {member.identity for member in group.members}
-        gone = [member for member in before if member.identity not in alive]
+        gone = [member for member in last.members if member.identity not in alive]
         timeout_s = self.settings.kill_timeout_s
         confirmed = frozenset(m.identity for m in gone if kill_and_confirm(m, timeout_s, group.me.node))
         if group.is_spare:
@@ -308,7 +272,7 @@ class Recovery:
         calls = [ballot.call for ballot in ballots if ballot.call is not None]
         repeats = 0 if deaths or not calls else 1 + (count if position == newest else 0)
         now = Situation(
-            last=[member.identity for member in before],
+            last=[member.identity for member in last.members],
             alive=alive,
             confirmed=frozenset().union(*(ballot.confirmed for ballot in ballots)),
             minimum=self.settings.min_ranks,
@@ -384,11 +348,13 @@ class Recovery:
             )
         if action is Action.STOP:
             left = len(now.alive) - len(now.leaving)
-            return Stop(f"{left} ranks are left, fault.min_ranks is {now.minimum}")
+            return Stop(
+                f"{counted(left, 'rank')} {'is' if left == 1 else 'are'} left, fault.min_ranks is {now.minimum}"
+            )
         return None
 
     def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:
-        """The lowest survivor with the newest state sends it to all; those that are behind or have none take it."""
+        """Broadcast the newest state from the lowest survivor that has it; ranks that are behind load it."""
         if all(ballot.has_state and ballot.position == newest for ballot in ballots):
             return
         meta = group.gather_objects(self.work.meta() if group.rank == leader else None)[leader]
@@ -417,11 +383,11 @@ class Recovery:
         report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]
 
 
-def _failed_call(cause: PeerLost | None, me: Member) -> Call | None:
+def _failed_call(cause: PeerLost, me: Member) -> FailedCall | None:
     """The call whose error made this rank recover; None if another rank revoked the group or MPI reported a death."""
-    if cause is None or cause.ranks or cause.__cause__ is None:
+    if cause.ranks or cause.__cause__ is None:
         return None
     text = str(cause.__cause__)
     if "REVOKED" in text or "PROC_FAILED" in text:
         return None
-    return Call(me.identity, cause.doing, text)
+    return FailedCall(me.identity, cause.doing, text)

@@ -1,9 +1,10 @@
-"""Start-up of a launch: every rank announces itself before MPI starts, and none waits forever for a rank that is lost.
+"""Start-up of a launch: every rank announces itself before MPI starts, so that none waits forever for a lost rank.
 
-MPI_Init returns once all ranks have called it, and mpi4py holds the GIL meanwhile, so no Python thread can watch it.
-Each rank therefore starts a small process, ``python -I -S startup.py ...``, that imports nothing of ddl. It writes the
-rank's announcement to a folder of this launch, reads those of the others, and kills its rank when one is missing. Once
-MPI has started, failures are fault/recover.py's."""
+Until MPI has started, a rank may end or hang while it imports, opens its data or builds its model, and the others then
+wait in MPI_Init; mpi4py holds the GIL meanwhile, so no Python thread can watch it. Each rank therefore starts a small
+process, ``python -I -S startup.py ...``, that imports nothing of ddl. It writes the rank's announcement to a folder of
+this launch, reads those of the others, and kills its rank when one is lost. Once MPI has started, fault/recover.py
+handles failures."""
 
 from __future__ import annotations
 
@@ -24,10 +25,9 @@ from typing import Any
 TICK_S = 0.2
 LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the others do not wait the full time
 SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
-CPU_STEP_S = 0.05  # CPU time that counts as progress of a rank that still imports
+CPU_STEP_S, READ_STEP_BYTES = 0.05, 1 << 16  # what counts as progress of a rank that has not come to MPI yet
 EX_TEMPFAIL = 75
 STARTING, JOINING, STARTED, ENDED = "starting", "joining", "started", "ended"
-_STATES = {b"j": JOINING, b"s": STARTED}
 
 _watcher: subprocess.Popen[bytes] | None = None
 
@@ -39,13 +39,13 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
     """Announce this rank to the others of its launch and watch for them; call before MPI is imported.
 
     timeout_s: seconds after the last sign of progress when a launch without all its ranks ends; 0: never.
-    run_dir: the run folder, where it is known; notes and the summary go there. Does nothing on a second call, in a
+    run_dir: the run folder, if it is known; notes and the summary go there. Does nothing on a second call, in a
     job of one process, or where the launcher gives its ranks no common name."""
-    from ddl.environment import RANKS_VARIABLE, launched_rank, launched_size
+    from ddl.environment import launched_rank, launched_size
 
     global _watcher
     size, folder = launched_size() or 1, announcements_folder(run_dir)
-    if _watcher is not None or size < 2 or not timeout_s or folder is None or RANKS_VARIABLE in os.environ:
+    if _watcher is not None or size < 2 or not timeout_s or folder is None:
         return
     launch = os.environ.get("DDL_LAUNCH") or os.environ["PMIX_NAMESPACE"]
     words = [folder, str(launched_rank()), str(size), str(timeout_s), run_dir and os.path.abspath(run_dir), launch]
@@ -60,15 +60,20 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def doing(what: str) -> None:
+    """Say what this rank does from here on, such as "opening its data"."""
+    _send(what)
+
+
 def joining() -> None:
-    """Say that this rank enters MPI_Init. Waiting in MPI uses CPU time, so from here on that is no progress."""
-    _send(b"j")
+    """Announce that this rank enters MPI_Init, where CPU time is no sign of progress: waiting in MPI uses it too."""
+    _send(JOINING)
 
 
 def joined() -> None:
     """Say that MPI has started, and end the watcher."""
     global _watcher
-    _send(b"s")
+    _send(STARTED)
     if _watcher is not None:
         assert _watcher.stdin is not None
         _watcher.stdin.close()
@@ -76,14 +81,14 @@ def joined() -> None:
         _watcher = None
 
 
-def _send(state: bytes) -> None:
+def _send(line: str) -> None:
     if _watcher is not None and _watcher.stdin is not None:
         with contextlib.suppress(OSError):
-            os.write(_watcher.stdin.fileno(), state)
+            os.write(_watcher.stdin.fileno(), f"{line}\n".encode())
 
 
 def announcements_folder(run_dir: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Where the ranks of this launch announce themselves, or None where the launcher gives no common name.
+    """The folder in which the ranks of this launch announce themselves; None if the launcher gives no common name.
 
     On one node a folder for temporary files; on several the folder that holds the runs, which they must share anyway:
     the run folder itself may not be chosen yet."""
@@ -102,23 +107,28 @@ def announcements_folder(run_dir: str, environment: Mapping[str, str] = os.envir
 
 
 def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: float, timeout_s: float) -> list[int]:
-    """The ranks for whose absence this launch has to end now; empty while the others still wait for them.
+    """The lost ranks because of which this launch must end now; empty while the others still wait for them.
 
-    announced: rank -> announcement. still_s: seconds since any announcement changed."""
+    announced: rank -> announcement. still_s: seconds since any announcement changed: as long as one rank makes
+    progress, the others may be waiting for it."""
     absent = [rank for rank in range(size) if rank not in announced or announced[rank]["state"] == ENDED]
     ended = any(rank in announced for rank in absent)
-    return absent if still_s > (min(LOST_S, timeout_s) if ended else timeout_s) else []
+    if still_s <= (min(LOST_S, timeout_s) if ended else timeout_s):
+        return []
+    return absent or [rank for rank in range(size) if announced[rank]["state"] == STARTING]
 
 
 def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeout_s: float) -> str:
-    """One line that says which ranks are missing, and what is known of them."""
+    """One line that says which ranks are lost, and what they did."""
     parts = []
     never = [str(rank) for rank in lost if rank not in announced]
     if never:
         parts.append(f"rank{'s' * (len(never) > 1)} {', '.join(never)} did not start within {timeout_s:g} s")
     for rank in lost:
         if rank in announced:
-            parts.append(f"rank {rank} on {announced[rank]['host']} ended during start-up")
+            one = announced[rank]
+            how = "ended" if one["state"] == ENDED else f"made no progress for {timeout_s:g} s"
+            parts.append(f"rank {rank} on {one['host']} {how} while {one['doing']}")
     return "; ".join(parts)
 
 
@@ -128,7 +138,7 @@ class Watcher:
     def __init__(self, folder: str, rank: int, size: int, timeout_s: float, run_dir: str, launch: str):
         self.folder, self.rank, self.size, self.timeout_s = folder, rank, size, timeout_s
         self.run_dir, self.launch, self.pid = run_dir, launch, os.getppid()
-        self.state, self.cpu_s = STARTING, 0.0
+        self.state, self.doing, self.progress = STARTING, "starting", 0
 
     def run(self) -> None:
         """Return when the rank has started or ended, or was ended here because others are lost."""
@@ -152,10 +162,16 @@ class Watcher:
         """Wait for a tick, or until the rank reports its state; write what changed."""
         state = self.state
         if select.select([0], [], [], TICK_S)[0]:
-            self.state = _STATES.get(os.read(0, 1), ENDED)  # end of file: the rank is gone
-        cpu_s = cpu_seconds(self.pid) if self.state == STARTING else self.cpu_s
-        if self.state != state or cpu_s > self.cpu_s + CPU_STEP_S:
-            self.cpu_s = cpu_s
+            lines = os.read(0, 1 << 12).decode().split("\n")[:-1]
+            if not lines:  # end of file: the rank is gone
+                self.state = ENDED
+            elif lines[-1] in (JOINING, STARTED):
+                self.state, self.doing = lines[-1], f"{lines[-1]} MPI"
+            else:
+                self.doing = lines[-1]
+        progress = progress_of(self.pid) if self.state == STARTING else self.progress
+        if self.state != state or progress != self.progress:
+            self.progress = progress
             self.write()
 
     def changed(self) -> int:
@@ -169,7 +185,7 @@ class Watcher:
         return {"rank": self.rank, "host": os.uname().nodename, "pid": self.pid, "time": time.time(), **more}
 
     def write(self) -> None:
-        write_json(self.folder, f"rank-{self.rank}.json", self.note(state=self.state, cpu_s=self.cpu_s))
+        write_json(self.folder, f"rank-{self.rank}.json", self.note(state=self.state, doing=self.doing))
 
     def read(self) -> dict[int, dict[str, Any]]:
         """rank -> announcement, of all ranks that have made one."""
@@ -181,16 +197,16 @@ class Watcher:
         return announced
 
     def end_rank(self, lost: list[int], announced: Mapping[int, Mapping[str, Any]]) -> None:
-        """Leave a note, let the lowest present rank print the reason, and kill the rank, which is blocked in MPI."""
+        """Leave a note, let the lowest present rank print the reason, and kill the rank, which is blocked."""
         reason = reason_of(lost, announced, self.timeout_s)
         if self.run_dir:
-            note = self.note(kind="startup", step=0, phase="startup", error=reason)
+            note = self.note(kind="startup", step=0, phase=self.doing, error=reason)
             write_json(os.path.join(self.run_dir, "notes", self.launch), f"rank-{self.rank}.json", note)
-        if self.rank == min(set(announced) - set(lost)):
+        if self.rank == min(set(announced) - set(lost), default=min(announced)):
             print(f"ddl: {reason}; this launch ends before its first step and can be started again", file=sys.stderr)
             sys.stderr.flush()
             self.write_summary(reason)
-        time.sleep(SETTLE_S)
+        time.sleep(min(SETTLE_S, self.timeout_s))
         os.kill(self.pid, signal.SIGKILL)
         self.state = ENDED
         self.write()
@@ -222,18 +238,29 @@ def write_json(folder: str, name: str, content: Mapping[str, Any]) -> None:
         os.replace(temporary, os.path.join(folder, name))
 
 
-def cpu_seconds(pid: int) -> float:
-    """The CPU time that a process has used; 0 when it is gone."""
+def progress_of(pid: int) -> int:
+    """A number that grows while a process or one of its children computes or reads; 0 when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(word) for word in file.read().split()]
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        children = []
+    return sum(_progress_of(one) for one in (pid, *children) if one != os.getpid())
+
+
+def _progress_of(pid: int) -> int:
+    cpu_s = read_bytes = 0.0
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b") ")[2].split()
+        cpu_s = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # with the children that have ended
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/io", "rb") as file:
+        counts = dict(line.split(b": ") for line in file)
+        read_bytes = int(counts[b"rchar"]) + int(counts[b"read_bytes"])  # a memory map is read without a call
+    return int(cpu_s / CPU_STEP_S) + int(read_bytes / READ_STEP_BYTES)
 
 
 def make_private(folder: str) -> bool:
-    """Make the folder, readable by its owner alone; False where another user has made it, or it is a link."""
+    """Make the folder, readable by its owner alone; False if another user has made it, or it is a link."""
     try:
         os.makedirs(os.path.dirname(folder), exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import mmap
 import os
 import re
@@ -24,8 +23,11 @@ from typing import Any
 
 from ddl.fault import companion as page_of
 from ddl.fault.companion import PAGE_BYTES, PHASES_AT, PHASES_END, SLOTS, STACK_SIGNAL, write_note
+from ddl.reading import parse_object, read_regular, take
 
 REMEMBERED_STEPS = 21
+HANG_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 2.0
+BEFORE_STEPS = -1  # the step during set-up, when the first one has not begun
 NOT_FOR_THE_COMPANION = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -50,8 +52,9 @@ class Heartbeat:
         self._slots = self._page[: 8 * SLOTS].cast("q")
         self._slots[page_of.RANK] = rank
         self._phases: dict[str, int] = {}
-        self._phase, self._met = -1, set[int]()  # the present phase, and those that this generation has seen
-        self._beats, self._step = 0, -1
+        self._phase, self._met = -1, set[int]()  # the current phase, and the phases seen in this generation
+        self._beats, self._step = 0, BEFORE_STEPS
+        self._slots[page_of.STEP] = BEFORE_STEPS
         self._step_began_ns = 0
         self._durations_ns: deque[int] = deque(maxlen=REMEMBERED_STEPS)
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +66,7 @@ class Heartbeat:
     def companion_pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def limits(self, hang_timeout_s: float, recovery_timeout_s: float, stop_timeout_s: float = 2.0) -> None:
+    def limits(self, hang_timeout_s: float, recovery_timeout_s: float, stop_timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Change the limits; 0 switches one off."""
         for slot, limit_s in (
             (page_of.HANG_MS, hang_timeout_s),
@@ -108,7 +111,7 @@ class Heartbeat:
         """Around a recovery: if it takes longer than the limit, the companion kills this rank.
 
         part: "meet" until all live ranks take part, which may take as long as a step; "read" while shards are opened;
-        both have limits of their own."""
+        both have separate limits."""
         slots = self._slots
         slots[page_of.PART] = _PARTS[part]
         slots[page_of.RECOVERING] = time.monotonic_ns()
@@ -160,7 +163,7 @@ class Heartbeat:
             "time": time.time(),
             "kind": "exception",
             "step": step,
-            "shards": sorted(shards),  # a rank computes all of its own at once
+            "shards": sorted(shards),  # a rank computes all its shards at once, so any of them may be the cause
             "phase": self.phase,
             # Without addresses, so that two ranks that fail alike have the same text.
             "error": _ADDRESS.sub("0x", message) + location,
@@ -209,7 +212,11 @@ class Heartbeat:
 
 
 def start_companion(
-    rank: int, *, hang_timeout_s: float = 120.0, recovery_timeout_s: float = 30.0, stop_timeout_s: float = 2.0
+    rank: int,
+    *,
+    hang_timeout_s: float = HANG_TIMEOUT_S,
+    recovery_timeout_s: float = 30.0,
+    stop_timeout_s: float = STOP_TIMEOUT_S,
 ) -> Heartbeat:
     """Start this rank's companion and return the heartbeat that it watches. Call it before MPI is imported: a process
     that has started MPI should not fork."""
@@ -251,9 +258,13 @@ def _memory_file(name: str) -> int:
 
 
 def read_note(folder: str | Path, rank: int) -> dict[str, Any] | None:
-    """The note about a rank's death, or None if there is none."""
+    """The note about a rank's death, or None if there is none that can be read."""
     try:
-        note = json.loads((Path(folder) / f"rank-{rank}.json").read_text())
+        note = parse_object(read_regular(Path(folder) / f"rank-{rank}.json"))
+        for name in {"kind", "error", "traceback", "stack", "phase"} & set(note):
+            take(note, name, str)
+        take({"step": -1, **note}, "step", int, least=-1)
+        take({"after_s": 0, **note}, "after_s", int, float)
     except (OSError, ValueError):
         return None
-    return note if isinstance(note, dict) else None
+    return note

@@ -79,14 +79,11 @@ class Program:
         raise NotImplementedError
 
     def raised_alone(self, error: Exception) -> None:
-        """This rank raised and nobody continues without it. The exception is raised again afterwards."""
+        """This rank raised, and no other rank continues without it. The exception is raised again afterwards."""
 
     def recovered(self, report: Report, failed: int, owners: tuple[int, ...]) -> None:
         """The rank belongs to the next generation. failed: number of the generation that lost a rank;
         owners: shard -> identity of the rank that computed it there."""
-
-    def warn(self, message: str) -> None:
-        """Show one line to the user."""
 
     def seconds_since_commit(self) -> float:
         """Seconds since every rank of this generation was last known to be alive."""

@@ -1,7 +1,7 @@
 """One step in time of the gated recurrent cells, forward and backward.
 
 Arrays are contiguous (rows, units) or (rows, gates * units). mask: (rows,) booleans, or (0,) for none; a row whose
-mask is False keeps its state. The loop over time is nn/recurrent.py's."""
+mask is False keeps its state. The loop over time is in nn/recurrent.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The twins of cells.py for arrays on a GPU: one launch for each step in time."""
+"""CuPy kernels of cells.py: one launch per time step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""The compiled twins of cells.py.
-
-Each step is one pass over its arrays."""
+"""Numba kernels of cells.py: each time step is one pass over its arrays."""
 
 from __future__ import annotations
 

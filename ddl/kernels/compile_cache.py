@@ -1,4 +1,4 @@
-"""Where Numba keeps compiled kernels: its own choice of folder, or one in TMPDIR where it has none."""
+"""The folder in which Numba caches compiled kernels: its own choice, or one in TMPDIR if it finds none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ notes: list[str] = []  # one line for the user where the cache is not in its usu
 
 
 def prepare(numba: Any) -> bool:
-    """Give Numba a cache folder where it would find none; False where no folder can be written.
+    """Give Numba a cache folder if it would find none; False if no folder can be written.
 
     Numba looks beside the source file and in the user's cache folder, and raises an error when the package is
     read-only and there is no writable HOME, as in containers that run under an unknown uid."""

@@ -1,7 +1,7 @@
-"""Kernels for a GPU that do in one launch what array code does in many: CuPy's ElementwiseKernel, made when called.
+"""GPU kernels that replace many launches of array code by one: CuPy's ElementwiseKernel, compiled at the first call.
 
-Their C is straight-line code over elements; what they compute is said by the plain functions whose twins they are
-(kernels.py). The optimizers have theirs in optim/elementwise.py."""
+Their C is straight-line code per element. The NumPy function of the same name documents what a kernel computes
+(backend.py). The kernels of optimizers are in optim_cupy.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fused:
         self.name, self.inputs, self.changed, self.code = name, inputs, changed, code
 
     def __call__(self, *arrays: Array) -> None:
-        """arrays: the inputs, of which masks may be True, then those that change; the last decides the device."""
+        """arrays: the inputs (a mask may be the constant True), then the changed arrays; the last sets the device."""
         _made(namespace_of(arrays[-1]), self.name, self.inputs, self.changed, self.code)(*arrays)
 
 

@@ -1,4 +1,4 @@
-"""Convolution straight over the pixels, for windows of few numbers: gathering them would cost more than their product.
+"""Direct convolution, without im2col, for small windows: gathering them would cost more than multiplying them.
 
 Images are (batch, height, width, channels), weight (ky, kx, channels, units). nn/conv_algorithms.py chooses it."""
 

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""The compiled twins of straight.py: eight places, or nine numbers of the weight, are summed in registers at a time.
+"""Numba kernels of direct_conv.py: eight output positions, or nine numbers of the weight, are summed in registers.
 
-Units must be a multiple of a vector's length (lanes.py), and an output must have eight places."""
+Units must be a multiple of the vector length (simd.py), and an output needs at least eight positions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Windows that slide over images: gathering them, adding them back, taking their maximum.
 
-Images are (batch, height, width, channels). What they are used for is nn/conv.py's and nn/pool.py's."""
+Images are (batch, height, width, channels). nn/conv.py and nn/pool.py use them."""
 
 from __future__ import annotations
 

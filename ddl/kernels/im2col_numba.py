@@ -1,7 +1,7 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""The compiled twins of windows.py.
+"""Numba kernels of im2col.py.
 
-Sums and comparisons keep their order and their NaN: no fastmath."""
+No fastmath: sums keep their order, and NaN propagates."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""exp, tanh and sigmoid that a compiled loop can do for several float32 at once; float64 goes to the C library.
+"""exp, tanh and sigmoid for float32 that compiled loops can vectorise; float64 uses the C library.
 
 NaN stays NaN. exp is accurate to 2 units in the last place of float32, tanh to 3."""
 
@@ -25,7 +25,7 @@ _T9, _T11 = np.float32(0.020637818), np.float32(-0.0057039922)
 _ONE, _TWO = np.float32(1), np.float32(2)
 _BIAS, _SHIFT = np.int32(126), np.int32(23)
 
-# Compiled with flags of its own: a caller that lets sums be reordered would let "+ _ROUND - _ROUND" vanish.
+# Compiled with separate flags: if a caller allows reordering of sums, LLVM would remove "+ _ROUND - _ROUND".
 _own: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "fastmath": {"contract"}}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ddl.arrays.namespace import Array, namespace_of
 from ddl.kernels.backend import runs_compiled
 
-Rule = Callable[..., Any]
+UpdateRule = Callable[..., Any]
 
 # Elements per block in the NumPy pass: parameters, gradient, two slots and the temporaries of one block (32 KiB each in
 # float32) stay in a core's L2 cache through all the operations of a rule.
@@ -66,6 +66,30 @@ def adamw(p, g, mean, square, scale, kept, lr, keep1, add1, keep2, add2, unbias,
     return p, mean, square
 
 
+def nadam(p, g, mean, square, scale, decay, of_gradient, of_mean, keep1, add1, keep2, add2, unbias, eps):
+    d = g * scale
+    if decay != 0:
+        d += p * decay
+    mean *= keep1
+    mean += d * add1
+    square *= keep2
+    square += d * d * add2
+    p -= (d * of_gradient + mean * of_mean) / (np.sqrt(square) * unbias + eps)
+    return p, mean, square
+
+
+def radam(p, g, mean, square, scale, decay, plain, rectified, keep1, add1, keep2, add2, eps):
+    d = g * scale
+    if decay != 0:
+        d += p * decay
+    mean *= keep1
+    mean += d * add1
+    square *= keep2
+    square += d * d * add2
+    p -= mean * plain + mean / (np.sqrt(square) + eps) * rectified
+    return p, mean, square
+
+
 def rmsprop(p, g, square, scale, decay, lr, keep, add, eps):
     d = g * scale
     if decay != 0:
@@ -85,7 +109,7 @@ def adagrad(p, g, square, scale, decay, lr, eps):
     return p, square
 
 
-def apply(rule: Rule, state: Sequence[Array], grads: Array, constants: Sequence[float]) -> None:
+def apply(rule: UpdateRule, state: Sequence[Array], grads: Array, constants: Sequence[float]) -> None:
     """Apply ``rule`` to every element, in place. state: parameters and slots, flat arrays of the dtype of ``grads``."""
     if namespace_of(grads) is not np:
         from ddl.kernels.optim_cupy import kernel
@@ -103,7 +127,11 @@ def apply(rule: Rule, state: Sequence[Array], grads: Array, constants: Sequence[
 
 
 def apply_into(
-    rule: Rule, new: Sequence[np.ndarray], old: Sequence[np.ndarray], grads: np.ndarray, constants: Sequence[float]
+    rule: UpdateRule,
+    new: Sequence[np.ndarray],
+    old: Sequence[np.ndarray],
+    grads: np.ndarray,
+    constants: Sequence[float],
 ) -> None:
     """Write what ``apply`` would make of ``old`` into ``new``; ``old`` is unchanged and must not overlap ``new``."""
     if runs_compiled(grads):

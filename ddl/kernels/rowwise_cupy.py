@@ -1,6 +1,6 @@
-"""The twins of rowwise.py for arrays on a GPU, where several passes over elements are one launch.
+"""CuPy kernels of rowwise.py: several elementwise passes become one launch.
 
-Sums over rows are left to CuPy's own reductions."""
+Sums over rows use CuPy's own reductions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GELU = f"""T t = tanh(T({GELU_SLOPE}) * (v + T({GELU_CUBE}) * v * v * v));
 
 _gelu = Fused("gelu", "T x", "T y, T slope", "T v = x;" + _GELU)
 _bias_gelu = Fused("bias_gelu", "T bias", "T y, T slope", "T v = y + bias;" + _GELU)
-# What is not a number is not below 0 and stays.
+# Written as v < 0 rather than max(v, 0), so that NaN stays NaN.
 _bias_relu = Fused("bias_relu", "T bias", "T y", "T v = y + bias; y = v < 0 ? T(0) : v")
 _relu_backward = Fused("relu_backward", "T y", "T dy", "dy = y <= 0 ? T(0) : dy")
 

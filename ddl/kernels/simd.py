@@ -1,8 +1,8 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,misc,no-untyped-call"
-"""Vectors inside compiled loops: the numbers of one cache line at a time, added and multiplied together.
+"""Explicit SIMD vectors for Numba loops: one cache line of numbers is added or multiplied at a time.
 
-LLVM makes vectors of simple loops by itself; a loop that keeps a dozen running sums in registers has to say so. On a
-processor with shorter registers one of these vectors is several of its own. Only ``*_numba`` files use it."""
+LLVM vectorises simple loops by itself, but a loop that keeps a dozen running sums in registers needs explicit vectors.
+On a processor with shorter registers LLVM splits each vector into several. Only ``*_numba`` files use this."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from numba.extending import intrinsic, models, overload, register_model
 from ddl.kernels.backend import LINE
 
 
-class Lanes(types.Type):
-    """As many ``element`` as a cache line holds."""
+class Vector(types.Type):
+    """A vector of as many ``element`` as a cache line holds."""
 
     def __init__(self, element):
         self.element, self.count = element, LINE * 8 // element.bitwidth
-        super().__init__(name=f"Lanes({element})")
+        super().__init__(name=f"Vector({element})")
 
 
 def _vector(element):
     return ir.VectorType(ir.FloatType() if element == types.float32 else ir.DoubleType(), LINE * 8 // element.bitwidth)
 
 
-@register_model(Lanes)
+@register_model(Vector)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, lanes):
         super().__init__(manager, lanes, _vector(lanes.element))
@@ -49,7 +49,7 @@ def load(typingctx, x, at):
         found.align = x.dtype.bitwidth // 8
         return found
 
-    return Lanes(x.dtype)(x, types.intp), build
+    return Vector(x.dtype)(x, types.intp), build
 
 
 @intrinsic
@@ -77,7 +77,7 @@ def spread(typingctx, x, at):
         places = ir.Constant(ir.VectorType(cgutils.int32_t, vector.count), None)
         return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), places)
 
-    return Lanes(x.dtype)(x, types.intp), build
+    return Vector(x.dtype)(x, types.intp), build
 
 
 @intrinsic
@@ -87,7 +87,7 @@ def nothing(typingctx, x):
     def build(context, builder, signature, arguments):
         return ir.Constant(_vector(x.dtype), None)
 
-    return Lanes(x.dtype)(x), build
+    return Vector(x.dtype)(x), build
 
 
 @intrinsic
@@ -98,7 +98,7 @@ def lowest(typingctx, x):
         vector = _vector(x.dtype)
         return ir.Constant(vector, [ir.Constant(vector.element, float("-inf"))] * vector.count)
 
-    return Lanes(x.dtype)(x), build
+    return Vector(x.dtype)(x), build
 
 
 @intrinsic
@@ -168,7 +168,7 @@ def load_whole(typingctx, whole, at, x):
         found.align = whole.dtype.bitwidth // 8
         return builder.sitofp(found, vector)
 
-    return Lanes(x.dtype)(whole, types.intp, x), build
+    return Vector(x.dtype)(whole, types.intp, x), build
 
 
 @intrinsic
@@ -222,7 +222,7 @@ def _spell(symbol, name):
 
     @overload(symbol, inline="always")
     def spelled(a, b):
-        if isinstance(a, Lanes) and a == b:
+        if isinstance(a, Vector) and a == b:
             return lambda a, b: apply(a, b)
         return None
 

@@ -1,4 +1,4 @@
-"""Winograd's way to convolve with 3 x 3 windows: 16 products make 4 places of the output, where windows need 36.
+"""Winograd convolution for 3 x 3 windows: 16 products give 4 positions of the output, where im2col needs 36.
 
 The image is cut into tiles of 4 x 4 that overlap by 2, one for each 2 x 2 places of the output. A tile d becomes
 B' d B, the weights w become G w G'; their products m, one for each of the 16 numbers, become the output A' m A. Each

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,call-overload"
-"""The compiled twins of winograd.py: of each tile one vector of channels at a time, in registers.
+"""Numba kernels of winograd.py: one vector of channels of a tile at a time, in registers.
 
-Channels must be a multiple of a vector's length (lanes.py)."""
+The number of channels must be a multiple of the vector length (simd.py)."""
 
 from __future__ import annotations
 

@@ -1,16 +1,14 @@
 """The supervisor: starts mpirun, and starts it again from the newest state when it must.
 
 Works with mpi4py absent, since it has to outlive MPI. It believes no exit status of mpirun's, only the
-summary.json of its own launch. mpirun's command line, noise and leftovers are launcher/mpirun.py's, the words of the
-command line launch.py's."""
+summary.json of the launch it started. launcher/mpirun.py builds mpirun's command line, filters its output and cleans
+up after it; launch.py parses the arguments."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,133 +16,43 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from ddl.config import Job, check
 from ddl.config.folder import run_folder
-from ddl.errors import EX_TEMPFAIL, EX_USAGE, ConfigError
+from ddl.environment import REGAINS_VARIABLE
+from ddl.errors import EX_TEMPFAIL, ConfigError
+from ddl.launcher.evidence import config_written, last_step, owner_of, progress_of, read_json, steps_of, write_json
+from ddl.launcher.leftovers import remove_leftovers, remove_segments, segments
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
-    SHARED_MEMORY,
     Filter,
     Host,
     command_line,
     find_mpirun,
-    remove_segments,
-    segments,
     sweep,
 )
+from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
+from ddl.launcher.verdict import Ended, decide, taken_over
+from ddl.metrics import EARLY_STOPS, TOO_EARLY, early_stops
 
 REPLICA_VARIABLE = "DDL_REPLICA"
-EXPORTED = (LAUNCH_VARIABLE, REPLICA_VARIABLE, "PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX")
-HOST = os.uname().nodename
-SAME_STEP = 3  # a step that fails this often in a row is not going to succeed
+# Where Open MPI 5 has options, older versions and other MPIs would refuse them; variables mean nothing to the others.
+OLDER_OPEN_MPI = {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+if os.geteuid() == 0:
+    OLDER_OPEN_MPI |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
+SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
 TICK_S = 0.1
 PROBE_S = 30.0
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a launch ended. returncode: mpirun's, which proves little. summary: that of this very launch, or empty.
-
-    step: the last that is known to be committed, -1 without one. failed_at: the same of the launches before
-    that failed. asked: the signal by which a person or the system asked the job to end, "" without one."""
-
-    returncode: int
-    summary: dict[str, Any] = field(default_factory=dict)
-    step: int = -1
-    progressed: bool = False
-    failed_at: tuple[int, ...] = ()
-    restarts_left: int = 0
-    asked: str = ""
-    overdue_s: float = 0.0
-    hosts: int = 1
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """status: what to end with; None: start again. reason: in words, for people."""
-
-    status: int | None
-    reason: str
-
-
-def decide(now: Ended) -> Verdict:
-    """Whether the job is done, beyond help, or to be started again."""
-    status, step = now.summary.get("status"), max(now.step, 0)
-    error = f": {now.summary['error']}" if now.summary.get("error") else ""
-    if status == "finished":
-        return Verdict(0, "finished")
-    if now.asked:
-        return Verdict(EX_TEMPFAIL, f"ended by {now.asked} after step {step}; starting it again goes on from there")
-    if status == "failed":
-        return Verdict(int(now.summary.get("exit_status") or 1), f"failed after step {step}{error}")
-    if now.returncode == EX_USAGE and not now.progressed:
-        return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
-    # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
-    is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
-    if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:
-        return Verdict(1, "failed before its first step")  # a mistake in code, not the death of a machine
-    what = f"ended early after step {step}{error}" if status == "stopped" else f"lost after step {step}"
-    if now.overdue_s:
-        what = f"made no progress for {now.overdue_s:.0f} s after step {step} and was killed"
-    if (*now.failed_at, now.step)[-SAME_STEP:] == (now.step,) * SAME_STEP:
-        return Verdict(1, f"{what}, the {SAME_STEP}rd time at the same step: starting it again would not help")
-    if not now.restarts_left:
-        return Verdict(EX_TEMPFAIL if status == "stopped" else 1, f"{what}; no restart is left (--restarts)")
-    return Verdict(None, what)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when there is none that can be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def last_step(folder: Path) -> int:
-    """The newest committed step that metrics.jsonl or the ledger tells of; -1 where none does."""
-    for name, first in (("metrics.jsonl", 0), ("ledger.jsonl", 1)):  # the ledger counts from 0
-        try:
-            with open(folder / name, "rb") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - (1 << 16), 0))
-                lines = file.read().splitlines()
-        except OSError:
-            continue
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError, TypeError):
-                told = json.loads(line)
-                if told.get("event", "step") == "step" and "step" in told:
-                    return int(told["step"]) + first
-    return -1
-
-
-def progress_of(folder: Path) -> tuple[tuple[int, int], ...]:
-    """Something that changes whenever the job gets somewhere."""
-    found = []
-    for name in ("metrics.jsonl", "ledger.jsonl", "checkpoints", "summary.json"):
-        with contextlib.suppress(OSError):
-            status = (folder / name).stat()
-            found.append((status.st_mtime_ns, status.st_size))
-    return tuple(found)
-
-
-def config_written(folder: Path) -> int:
-    """When config.toml was written, in ns: every launch writes it as soon as its ranks have met."""
-    try:
-        return (folder / "config.toml").stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 class Supervisor:
-    """Starts ``words`` (the job and its settings) again and again until it is done or beyond help."""
+    """Starts ``words`` (the job and its settings) repeatedly until the job is done or cannot succeed."""
 
     def __init__(
         self,
@@ -165,42 +73,71 @@ class Supervisor:
         self.folder = run_folder(job).absolute()
         self.name = uuid.uuid4().hex[:8]
         self.asked = ""
+        self._owner = owner_of(self.folder)  # the launch to which the folder belonged at the end of the last one
         self.must_end = False
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
-        self._replica = SHARED_MEMORY / f"ddl-replica-{HOST}-{os.getpid()}" if job.checkpoint.replica else None
+        self._replica: MemoryFolder | None = None
 
     def run(self) -> int:
-        """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
+        """Returns the overall exit status, when no process and no file in shared memory is left."""
         failed_at: list[int] = []
         try:
             remove_stale_replicas()
+            remove_leftovers()
+            self._make_replica()
             while not self.asked:
                 ended = self._launch(len(failed_at), tuple(failed_at))
                 verdict = decide(ended)
                 if verdict.status is not None:
+                    if self.asked and not ended.summary and not ended.taken_over_by:
+                        return self._end_asked(verdict.reason)
                     if verdict.status and verdict.reason:
                         self._say(verdict.reason)
-                        if not ended.summary:  # else the leader has told why
+                        if not ended.summary and not ended.taken_over_by:  # else the leader has printed the reason
                             self._show_notes(self._id(len(failed_at)))
                     return verdict.status
                 failed_at.append(ended.step)
                 if self._drop_dead_hosts(self._id(len(failed_at) - 1)):
                     try:
                         check(self.job, self.ranks)
-                    except ConfigError as error:  # which was not one on all the hosts
-                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to go on: {error}")
+                    except ConfigError as error:  # it was valid on all the hosts
+                        self._say(f"{verdict.reason}; {self.ranks} ranks are too few to continue: {error}")
                         return EX_TEMPFAIL
                 if not self.asked:
+                    if owner := self._taken_over_by():
+                        self._say(taken_over(owner).reason)
+                        return EX_TEMPFAIL
                     left = self.restarts - len(failed_at)
-                    self._say(f"{verdict.reason}; starting again on {self.ranks} ranks ({left} restarts left)")
-            self._say(f"ended by {self.asked} before the job was started{' again' if failed_at else ''}")
-            return EX_TEMPFAIL
+                    self._say(
+                        f"{verdict.reason}; starting again on {_count(self.ranks, 'rank')} "
+                        f"({_count(left, 'restart')} left)"
+                    )
+                    if self.job.fault.respawn and not self._regains(len(failed_at)):
+                        self._say("fault.respawn: a rank lost from here on is not regained (--restarts)")
+            return self._end_asked(f"ended by {self.asked} before the job was started{' again' if failed_at else ''}")
         finally:
             if self._replica is not None:
-                shutil.rmtree(self._replica, ignore_errors=True)
-                self._remove_replicas(self._id(len(failed_at)))
+                self._replica.remove()
+                self._remove_replicas(self._id(len(failed_at)), self._replica.path)
+
+    def _end_asked(self, reason: str) -> int:
+        """The status after a signal if no rank has written a summary. Then a summary is written here, which counts the
+        launches that a signal ended before they could train, as the ranks' own does."""
+        count = early_stops(self.folder) + 1
+        if steps_of(self.folder, self.name) > 1:
+            count = 0
+        status, reason = (1, TOO_EARLY) if count >= EARLY_STOPS else (EX_TEMPFAIL, reason)
+        if count and read_json(self.folder / "summary.json").get("status") != "finished":
+            summary: dict[str, Any] = {"status": "failed" if status == 1 else "stopped", "launch": self.name}
+            summary |= {"exit_status": status, "error": reason, "early_stops": count}
+            try:
+                write_json(self.folder / "summary.json", summary)
+            except OSError as error:
+                self._say(f"{self.folder} cannot be written: {error}")
+        self._say(reason)
+        return status
 
     def ask_to_stop(self, number: int, frame: object = None) -> None:
         """SIGUSR1: the ranks write a checkpoint and end. Between two launches there is nothing to write."""
@@ -217,14 +154,22 @@ class Supervisor:
     def _id(self, attempt: int) -> str:
         return f"{self.name}-{attempt}"
 
-    def _environ(self, launch: str) -> dict[str, str]:
-        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica)}
-        return {**os.environ, LAUNCH_VARIABLE: launch, **replica}
+    def _environ(self, attempt: int) -> dict[str, str]:
+        replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
+        own = {LAUNCH_VARIABLE: self._id(attempt), REGAINS_VARIABLE: str(self._regains(attempt))}
+        return {**os.environ, **OLDER_OPEN_MPI, **own, **replica}
+
+    def _regains(self, attempt: int) -> int:
+        """How often ranks may still be regained; the last restart is kept for a launch that is lost."""
+        return max(self.restarts - attempt - 1, 0)
 
     def _command(self, attempt: int) -> list[str]:
         words = [*self.words, "--run.dir", str(self.folder)]
         if attempt:
-            words += ["--fault.chaos", ""]  # a drill is for the first launch; again it would strike at the same step
+            words += [
+                "--fault.chaos",
+                "",
+            ]  # a drill is for the first launch only; it would strike the same step again
             if self.job.checkpoint.resume == "none" or self._has_state():
                 words += ["--checkpoint.resume", "auto"]
         return command_line(
@@ -233,12 +178,12 @@ class Supervisor:
             self.ranks,
             self.hosts,
             tolerant=self.job.fault.tolerance != "off",
-            exported=EXPORTED,
-            environ=self._environ(self._id(attempt)),
+            exported=(*OWN, *SHARED),
+            environ=self._environ(attempt),
         )
 
     def _has_state(self) -> bool:
-        replica = self._replica is not None and any(self._replica.glob("step_*"))
+        replica = self._replica is not None and any(self._replica.path.glob("step_*"))
         return replica or any((self.folder / "checkpoints").glob("step_*"))
 
     def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
@@ -247,11 +192,11 @@ class Supervisor:
         overdue_s = 0.0
         with subprocess.Popen(
             self._command(attempt),
-            env=self._environ(launch),
+            env=self._environ(attempt),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes on what it decides
+            start_new_session=True,  # Ctrl-C reaches only this process, which decides what to pass on
             preexec_fn=_end_with_parent,
         ) as process:
             self._passed_on.clear()
@@ -268,6 +213,8 @@ class Supervisor:
             for pump in pumps:
                 pump.join(GRACE_S)
         remove_segments(files)
+        taken_over_by = self._taken_over_by(launch)
+        self._owner = owner_of(self.folder)
         return Ended(
             process.returncode,
             self._summary(launch),
@@ -278,14 +225,16 @@ class Supervisor:
             self.asked,
             overdue_s,
             max(len(self.hosts), 1),
+            taken_over_by,
         )
 
     def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object, config: int) -> float:
-        """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
+        """Wait until mpirun ends or must be ended; returns how long the job made no progress, if that is the reason."""
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
-        # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
+        # Plots and the timeline are made after the summary; if a rank hangs there, its companion kills it.
         makes_more = self.job.metrics.plots or self.job.metrics.trace
-        grace_s = GRACE_S + (self.job.fault.hang_timeout_s or self.deadline_s if makes_more else 0.0)
+        hang_s = self.job.fault.hang_timeout_s
+        grace_s = GRACE_S + ((self.deadline_s if hang_s == "auto" else hang_s) if makes_more else 0.0)
         while process.poll() is None and not self.must_end:
             time.sleep(TICK_S)
             now = time.monotonic()
@@ -306,7 +255,7 @@ class Supervisor:
         return 0.0
 
     def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:
-        """mpirun and all its processes are gone when this returns."""
+        """End mpirun and all its processes; they are gone when this returns."""
         if process.poll() is None:
             self._signal(signal.SIGTERM)  # mpirun then ends its ranks, those of other hosts as well
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -349,10 +298,15 @@ class Supervisor:
         summary = read_json(self.folder / "summary.json")
         return summary if summary.get("launch") == launch else {}
 
+    def _taken_over_by(self, launch: str = "") -> str:
+        """The launch to which the folder belongs if that is neither the one that had it before nor ``launch``."""
+        owner = owner_of(self.folder)
+        return "" if owner in (self._owner, launch) else owner
+
     # Between two launches.
 
     def _drop_dead_hosts(self, launch: str) -> bool:
-        """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends.
+        """Drop hosts on which nothing can be started; on the others, end the remaining processes of the launch.
 
         Whether there are fewer now."""
         if len(self.hosts) < 2:
@@ -363,12 +317,12 @@ class Supervisor:
             lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
             self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
             self.hosts = alive
-            self._say(f"no answer from {', '.join(lost)}: going on without")
+            self._say(f"no answer from {', '.join(lost)}: continuing without")
         return some
 
     def _answers(self, host: Host, launch: str) -> bool:
         sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch]
-        words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=EXPORTED[2:])
+        words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=SHARED)
         deadline = time.monotonic() + PROBE_S
         try:
             probe = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -380,16 +334,23 @@ class Supervisor:
                 time.sleep(TICK_S)
             if probe.poll() is None:
                 probe.kill()
-                return bool(self.asked)  # nobody will need to know
+                return bool(self.asked)  # a stop was requested, so the answer no longer matters
             return b"swept" in probe.stdout.read()
 
-    def _remove_replicas(self, launch: str) -> None:
-        """Those on other hosts, by way of mpirun; one that does not answer keeps its own."""
+    def _make_replica(self) -> None:
+        if self.job.checkpoint.replica:
+            try:
+                self._replica = MemoryFolder()
+            except OSError as error:
+                self._say(f"no checkpoint is kept in memory: {error}")
+
+    def _remove_replicas(self, launch: str, folder: Path) -> None:
+        """Remove memory checkpoints on other hosts through mpirun; a host that does not answer keeps its own."""
         if len(self.hosts) < 2:
             return
-        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(self._replica)]
+        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(folder)]
         hosts = [replace(host, slots=1) for host in self.hosts]
-        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=EXPORTED[2:])
+        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=SHARED)
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S)
 
@@ -413,14 +374,10 @@ class Supervisor:
         print(f"ddl.launch: {line}", file=sys.stderr, flush=True)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _end_with_parent() -> None:
-    """In the new process: mpirun gets SIGTERM when the supervisor ends in a way that it cannot notice."""
+    """In the new process: make the kernel send SIGTERM to mpirun if the supervisor is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def remove_stale_replicas(folder: Path = SHARED_MEMORY) -> None:
-    """Remove replicas whose supervisor is gone; of one on another host nothing is known here."""
-    for path in folder.glob(f"ddl-replica-{HOST}-*") if folder.is_dir() else ():
-        pid = path.name.removeprefix(f"ddl-replica-{HOST}-")
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            shutil.rmtree(path, ignore_errors=True)

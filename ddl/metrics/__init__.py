@@ -1,6 +1,6 @@
-"""Metrics: events that training emits, and the sinks that listen - console, files, timeline.
+"""Metrics: events that training emits, and the sinks that receive them: console, files, timeline.
 
-Rooms below train never import this; they are handed a callable."""
+Rooms below train never import this; they are passed a callable."""
 
 from ddl.metrics.console import Console
 from ddl.metrics.events import (
@@ -17,10 +17,22 @@ from ddl.metrics.events import (
 )
 from ddl.metrics.hub import Hub, Sink
 from ddl.metrics.jsonl import JsonLines, read_lines
-from ddl.metrics.summary import Failure, Samples, Summary, versions, write_summary
+from ddl.metrics.summary import (
+    EARLY_STOPS,
+    TOO_EARLY,
+    Failure,
+    Samples,
+    Summary,
+    early_stops,
+    read_summary,
+    versions,
+    write_summary,
+)
 from ddl.metrics.trace import Trace, merge
 
 __all__ = [
+    "EARLY_STOPS",
+    "TOO_EARLY",
     "CheckpointSaved",
     "Console",
     "EpochDone",
@@ -39,8 +51,10 @@ __all__ = [
     "Summary",
     "Trace",
     "Warned",
+    "early_stops",
     "merge",
     "read_lines",
+    "read_summary",
     "versions",
     "write_summary",
 ]

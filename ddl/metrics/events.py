@@ -1,6 +1,6 @@
-"""Events: what training tells while it runs, as frozen values; the names and units that files carry.
+"""Events that training emits, as frozen values; their fields give the names and units used in files.
 
-Who listens is hub.py's and the sinks'; when something is told is train's."""
+hub.py passes them to the sinks; ddl/train decides when to emit them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Event:
 
 @dataclass(frozen=True)
 class JobStarted(Event):
-    """The job begins, or goes on from ``step``. hosts: host -> ranks on it.
+    """The job starts, or resumes after ``step``. hosts: host -> ranks on it.
 
     data: what was decided when the data were read, one line each."""
 
@@ -44,7 +44,8 @@ class JobStarted(Event):
     steps: int
     steps_per_epoch: int
     step: int = 0
-    tolerance: str = ""  # what is and what is not survived, in one line
+    tolerance: str = ""  # whether a rank's death is survived and why, in one line
+    status: str = ""  # which command's exit status is the job's, in one line
     versions: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[str] = ()
 
@@ -67,7 +68,7 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class EpochDone(Event):
-    """An epoch ended; train: means over the epoch, validation: over the whole split, empty where not evaluated."""
+    """An epoch ended; train: means over the epoch, validation: over the whole split, empty if not evaluated."""
 
     kind: ClassVar[str] = "epoch"
     epoch: int
@@ -78,7 +79,7 @@ class EpochDone(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something that a person should know; training goes on."""
+    """A message for the user; training continues."""
 
     kind: ClassVar[str] = "warning"
     message: str
@@ -87,7 +88,7 @@ class Warned(Event):
 @dataclass(frozen=True)
 class RankFailed(Event):
     """A rank was lost. how: "crash", "hang", "exception", ...; error: its exception in one line, if any. phase: what it
-    was at, where that is known. note: the file with its traceback, or with the stack where it hung."""
+    was doing, if known. note: the file with its traceback, or with the stack where it hung."""
 
     kind: ClassVar[str] = "failure"
     step: int
@@ -101,7 +102,7 @@ class RankFailed(Event):
 
 @dataclass(frozen=True)
 class Recovered(Event):
-    """A generation of survivors goes on. phases: name -> seconds; moved: rank -> shards it took over."""
+    """A generation of survivors continues. phases: name -> seconds; moved: rank -> shards it took over."""
 
     kind: ClassVar[str] = "recovery"
     step: int
@@ -125,7 +126,7 @@ class FirstStep(Event):
 
 @dataclass(frozen=True)
 class CheckpointSaved(Event):
-    """A checkpoint was written whole."""
+    """A complete checkpoint was written."""
 
     kind: ClassVar[str] = "checkpoint"
     step: int

@@ -1,23 +1,25 @@
-"""metrics.jsonl: one event a line, appended at once: a kill loses nothing that was told, unless the disk is full.
+"""metrics.jsonl: one event per line, written at once, so that a kill loses no event unless the disk is full.
 
-The names of fields are events.py's."""
+events.py defines the fields."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ddl.jsonlines import Lines
 from ddl.metrics.events import Event
+from ddl.reading import parse_object, read_regular
 
 _AS_THEY_ARE = (int, str, bool)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: arrays as lists, NaN and infinities as null, keys as strings."""
+    """``value`` as plain JSON values: arrays as lists, NaN and infinities as null, keys as strings."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if value is None or isinstance(value, (str, bool, int)):
@@ -37,7 +39,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would mak
 class JsonLines:
     """Appends events to a file as ``{"event": ..., "time": ..., ...}``, time in seconds since 1970.
 
-    say: told when a full disk makes lines wait, and when they are written after all."""
+    say: called with a warning when a full disk makes lines wait, and again when they have been written."""
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class JsonLines:
         self._lines.write(_encode(line))
 
     def forget(self) -> None:
-        """The file is another launch's: lines that wait for room are never written."""
+        """Discard waiting lines: another launch owns the file now."""
         self._lines.forget()
 
     def close(self) -> None:
@@ -60,17 +62,11 @@ class JsonLines:
 
 
 def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The events of a file; lines that a kill cut short are passed over. tail_bytes: only its end."""
+    """The events of a file; incomplete lines, left by a kill, are skipped. tail_bytes: read only its end.
+
+    Raises OSError."""
     found = []
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0 if tail_bytes is None else max(size - tail_bytes, 0))
-        text = file.read().decode(errors="replace")
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
+    for line in read_regular(path, tail_bytes).split(b"\n"):
+        with suppress(ValueError):
+            found.append(parse_object(line.decode()))
     return found

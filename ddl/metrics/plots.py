@@ -1,6 +1,6 @@
-"""Pictures for people: curves of a run's metrics, a confusion matrix, a grid of images.
+"""Plots: curves of a run's metrics, a confusion matrix, a grid of images.
 
-The only place that imports matplotlib; what is shown in a grid is train's to say."""
+The only module that imports matplotlib. The caller chooses the images of a grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DPI = 120
 
 
 def has_matplotlib() -> bool:
-    """Whether pictures can be drawn here (extra: plot)."""
+    """Whether matplotlib is installed (extra: plot)."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -23,10 +23,10 @@ def has_matplotlib() -> bool:
 
 
 def curves(events: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
-    """Loss, and the other figures of training and validation, over the steps; None where there is nothing to draw.
+    """Plot the loss and the other metrics of training and validation over the steps; None if there are none.
 
-    events: the lines of metrics.jsonl. Of a step that is told more than once, since training went on from an older
-    checkpoint, the last counts."""
+    events: the lines of metrics.jsonl. If a step occurs more than once, since training resumed from an older
+    checkpoint, the last line counts."""
     steps = {e["step"]: e for e in events if e.get("event") == "step" and e.get("loss") is not None}
     epochs = {e["step"]: e for e in events if e.get("event") == "epoch"}
     if not steps:
@@ -45,7 +45,7 @@ def curves(events: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
         if is_share(name):
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         elif _spans_decades([value for line in axis.lines for value in line.get_ydata()]):
-            axis.set_yscale("log")  # else the first steps press all others flat
+            axis.set_yscale("log")  # otherwise the first steps dominate the axis
     axes[0].legend()
     axes[-1].set_xlabel("step")
     return _save(figure, path)
@@ -68,7 +68,7 @@ def _is_number(values: Mapping[str, Any] | None, name: str) -> bool:
 
 
 def confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], path: Path) -> Path:
-    """How often each class (row) was taken for which (column): colours by row, numbers in the cells where they fit."""
+    """Plot how often each class (row) was predicted as each other (column): colours by row, numbers where they fit."""
     size = len(matrix)
     labels = list(names) if len(names) == size else [str(i) for i in range(size)]
     shares = [[cell / (sum(row) or 1) for cell in row] for row in matrix]
@@ -113,7 +113,7 @@ def grid(images: Any, path: Path, columns: int = 8, title: str = "", scale: tupl
 
 
 def _figure(rows: int, columns: int, width: float = 7.0, height: float = 0.0) -> tuple[Any, list[Any]]:
-    # Without pyplot: no display is looked for, and nothing of ours stays behind in the process.
+    # Without pyplot, matplotlib neither needs a display nor keeps global state in the user's process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

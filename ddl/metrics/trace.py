@@ -1,6 +1,6 @@
 """A timeline of all ranks for Chrome's tracing page or Perfetto: a row of spans for each rank.
 
-Each rank appends to a file of its own; the leader merges them at the end. What is worth a span is train's."""
+Each rank appends to a separate file; the leader merges them at the end. ddl/train chooses the spans."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Trace:
             self.add(name, began, self.clock())
 
     def add(self, name: str, began: float, ended: float) -> None:
-        """A span that was measured elsewhere; times as ``clock`` tells them. Any thread may call."""
+        """Add a span with times taken from ``clock``. Any thread may call."""
         thread = threading.get_native_id()
         row = 0 if threading.current_thread() is threading.main_thread() else thread
         microseconds = {"ts": round(began * 1e6, 1), "dur": round((ended - began) * 1e6, 1)}
         self._put({"name": name, "ph": "X", "pid": self.identity, "tid": row, **microseconds})
 
     def waits(self, waiting: bool) -> None:
-        """Told that a call waits for other ranks, and that it is back (comm.Group.waits); calls may be nested."""
+        """Called before (True) and after (False) a call that waits for ranks (comm.Group.waits); may be nested."""
         self._depth += 1 if waiting else -1
         if waiting and self._depth == 1:
             self._waits_since = self.clock()
@@ -51,7 +51,7 @@ class Trace:
             self.add("wait", self._waits_since, self.clock())
 
     def mark(self, name: str) -> None:
-        """A moment: a failure, a checkpoint."""
+        """Add an instant event, such as a failure or a checkpoint."""
         at = round(self.clock() * 1e6, 1)
         self._put({"name": name, "ph": "i", "s": "p", "pid": self.identity, "tid": 0, "ts": at})
 
@@ -75,9 +75,9 @@ def part_of(path: str | Path, identity: int) -> Path:
 
 
 def merge(path: str | Path) -> int:
-    """Merge the ranks' files into ``path`` and remove them; how many there were.
+    """Merge the ranks' files into ``path``, remove them, and return how many there were.
 
-    Spans that a killed rank had not yet written are missing, those it had are kept."""
+    Spans that a killed rank had not yet written are missing."""
     path = Path(path)
     parts = sorted(path.parent.glob(f"{path.name}.rank*"))
     records = [record for part in parts for record in read_lines(part)]

@@ -33,25 +33,24 @@ def gan(
     dropout: float = 0.3,
     output: Literal["linear", "tanh", "sigmoid"] = "linear",
 ) -> GAN:
-    """A forger and a judge: the generator turns noise into samples, the discriminator tells them from real ones.
+    """The generator turns noise into samples; the discriminator learns to distinguish them from real ones.
 
-    Each learns from the other. The generator climbs the judge's belief that its samples are real (the
-    non-saturating loss, whose slope does not vanish while the judge is ahead); the discriminator learns to
-    tell them apart. Goodfellow et al., 2014. A judge that is too good teaches nothing: smoothing and dropout
-    hold it back.
+    The generator maximises the discriminator's score of its samples (the non-saturating loss, whose gradient does not
+    vanish while the discriminator is ahead). Goodfellow et al., 2014. A discriminator that is too good teaches the
+    generator nothing, so smoothing and dropout hold it back.
 
-    noise: how many normal numbers a sample is made from. generator_hidden, discriminator_hidden: units of the dense
+    noise: how many normal numbers per sample is made from. generator_hidden, discriminator_hidden: units of the dense
     layers. smoothing: real samples count as 1 - smoothing. dropout: in the discriminator. output: the range of the
     data, "tanh" for -1 .. 1, "sigmoid" for 0 .. 1, "linear" for normalised data."""
-    forger: list[Layer] = []
+    generator: list[Layer] = []
     for units in generator_hidden:
-        forger += [Dense(units), LeakyReLU(0.2)]
-    forger += [Dense(prod(problem.shape)), *_RANGE[output], Reshape(problem.shape)]
-    judge: list[Layer] = [Reshape((prod(problem.shape),))]
+        generator += [Dense(units), LeakyReLU(0.2)]
+    generator += [Dense(prod(problem.shape)), *_RANGE[output], Reshape(problem.shape)]
+    discriminator: list[Layer] = [Reshape((prod(problem.shape),))]
     for units in discriminator_hidden:
-        judge += [Dense(units), LeakyReLU(0.2), *([Dropout(dropout)] if dropout else [])]
-    judge.append(Dense(1))
-    return GAN(Sequential(*forger), Sequential(*judge), tuple(problem.shape), noise, smoothing)
+        discriminator += [Dense(units), LeakyReLU(0.2), *([Dropout(dropout)] if dropout else [])]
+    discriminator.append(Dense(1))
+    return GAN(Sequential(*generator), Sequential(*discriminator), tuple(problem.shape), noise, smoothing)
 
 
 _RANGE: Mapping[str, Sequence[Layer]] = {"linear": (), "tanh": (Tanh(),), "sigmoid": (Sigmoid(),)}
@@ -59,10 +58,10 @@ _RANGE: Mapping[str, Sequence[Layer]] = {"linear": (), "tanh": (Tanh(),), "sigmo
 
 @dataclass(frozen=True)
 class GAN(Model):
-    """Two networks and their game, as a Model.
+    """Two networks trained against each other, as one Model.
 
     generator: (noise,) -> shape. discriminator: shape -> (1,), a logit that a sample is real; it may not have
-    running averages, since it sees real and made samples in turn.
+    running averages, since it sees real and generated samples alternately.
 
     Both losses are taken at the same parameters, so the two updates are one transaction. Noise belongs to
     shards: the rows of a segment are drawn from that shard's generator."""
@@ -111,35 +110,35 @@ class GAN(Model):
     def loss_and_gradients(
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
-        """The loss is the sum of both; each network's gradient is that of its own loss alone."""
+        """The loss is the sum of both losses; each network gets only its own loss's gradient."""
         x = batch["x"]
         rows, xp = len(x), namespace_of(x)
         state = Views({**params, **buffers}) if buffers else params
-        forger, judge = state.at("generator"), state.at("discriminator")
+        of_generator, of_discriminator = state.at("generator"), state.at("discriminator")
         z = self._noise(ctx, rows, next(iter(params.values())).dtype)
         ctx.data = z
-        fake, of_fake = self.generator.forward(forger, z, ctx)
+        fake, of_fake = self.generator.forward(of_generator, z, ctx)
 
-        # The generator's turn: how the judge's belief in its samples changes with them.
-        logits, cache = self.discriminator.forward(judge, fake, ctx)
+        # The generator's gradient: how the discriminator's score of the fake samples changes with them.
+        logits, cache = self.discriminator.forward(of_discriminator, fake, ctx)
         fake_belief = _sigmoid(logits)
         generator_loss = _softplus_sum(-logits)
         fake_loss = _softplus_sum(logits)
         names: list[str] = []
         if grads is not None:
             spare = self._spare(grads, xp)
-            d_fake = _finish(self.discriminator.backward(judge, spare, cache, fake_belief - 1), [])
-            names_of_forger: list[str] = []
-            _finish(self.generator.backward(forger, grads.at("generator"), of_fake, d_fake), names_of_forger)
-            ctx.announce([f"generator.{name}" for name in names_of_forger])
+            d_fake = _finish(self.discriminator.backward(of_discriminator, spare, cache, fake_belief - 1), [])
+            final: list[str] = []
+            _finish(self.generator.backward(of_generator, grads.at("generator"), of_fake, d_fake), final)
+            ctx.announce([f"generator.{name}" for name in final])
 
-            # The discriminator's turn on the same samples; a second pass, since backward may use up a cache.
+            # The discriminator's gradient on the same samples; a second pass, since backward may overwrite its cache.
             ctx.data = fake
-            logits, cache = self.discriminator.forward(judge, fake, ctx)
+            logits, cache = self.discriminator.forward(of_discriminator, fake, ctx)
             fake_belief, fake_loss = _sigmoid(logits), _softplus_sum(logits)
-            _finish(self.discriminator.backward(judge, spare, cache, fake_belief.copy()), [])
+            _finish(self.discriminator.backward(of_discriminator, spare, cache, fake_belief.copy()), [])
         ctx.data = x
-        logits, cache = self.discriminator.forward(judge, x, ctx)
+        logits, cache = self.discriminator.forward(of_discriminator, x, ctx)
         real_belief = _sigmoid(logits)
         real_loss = _softplus_sum(-logits) + self.smoothing * float(logits.sum())
         sums = {
@@ -151,14 +150,14 @@ class GAN(Model):
         if grads is not None:
             own = grads.at("discriminator")
             d_logits = real_belief - (1 - self.smoothing)
-            _finish(self.discriminator.backward(judge, own, cache, d_logits), names)
+            _finish(self.discriminator.backward(of_discriminator, own, cache, d_logits), names)
             for name, gradient in own.items():
                 gradient += spare[name]
             ctx.announce([f"discriminator.{name}" for name in names])
         return generator_loss + real_loss + fake_loss, float(rows), sums
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
-        """One made sample for each row: from batch["noise"] (rows, noise) where given, else drawn from ctx."""
+        """One generated sample per row: from batch["noise"] (rows, noise) if given, else from noise drawn by ctx."""
         of = next(iter(params.values()))
         z = batch["noise"] if "noise" in batch else self._noise(ctx, len(batch["x"]), of.dtype)
         state = Views({**params, **buffers}) if buffers else params

@@ -1,10 +1,11 @@
-"""From a name (or an object of the user's) and the data's fields to a Model: network, loss and metrics that fit.
+"""Build a Model from a name (or a user's object) and the data's fields: a network with matching loss and metrics.
 
-What each model is stands in the zoo's files; ``build`` is the one function that train calls."""
+The networks are defined in the zoo's files; ``build`` is the only function that train calls."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,9 @@ from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn.context import Context
-from ddl.nn.losses import LOSSES, CrossEntropy
-from ddl.nn.metric import METRICS, BitsPerByte, Metric, Perplexity
-from ddl.registry import adapt, instantiate, resolve
+from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
+from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
+from ddl.registry import adapt, adapter_of, instantiate, resolve
 
 MODELS = {
     "linear": linear,
@@ -39,6 +40,11 @@ MODELS = {
 }
 
 
+# Networks of other frameworks: base class -> what makes a Model of (network, loss, metrics).
+FOREIGN = {"torch.nn.modules.module.Module": "ddl.torch:Model"}
+# Frameworks whose networks draw their initial values when they are made: module -> the function that seeds these draws.
+SEEDS = {"torch": "torch:manual_seed"}
+
 OF_MEASUREMENTS = ("linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
 
 
@@ -48,22 +54,34 @@ def build(
     loss: str | Loss | None = None,
     metrics: Sequence[str | Metric] | None = None,
     options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    suggested: str | None = None,
 ) -> Model:
     """The Model for data with these fields.
 
-    model: a name of the zoo; "package.module:Name" of the user's; or an object: a Model, a network (Layer), or
-    a function (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses what goes
-    with the model and the targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values.
-    options: the builder's; besides ``classes`` and ``vocabulary`` where the data does not tell them, and ``loss``, a
-    table of the loss's own options. Raises ConfigError, in one line, for whatever does not fit together."""
+    model: a name of the zoo; a user's "package.module:Name"; or an object: a Model, a network (Layer), or a function
+    (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses by the model and the
+    targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values. options: the builder's arguments,
+    and ``classes`` and ``vocabulary`` if the data does not determine them, and ``loss``, a table of options of the
+    loss. seed: of the initial values that another framework draws. suggested: the loss for the kind of the targets
+    if neither ``loss`` nor the model names one. Raises ConfigError, in one line, for an incompatible combination."""
     settings = dict(options or {})
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
     found = resolve(model, MODELS, "model.name") if isinstance(model, str) else model
     takes = set(inspect.signature(found).parameters) if callable(found) else set()
     known = {key: settings.pop(key, None) for key in ("classes", "vocabulary") if key not in takes}
-    problem = _problem(fields, loss, known.get("classes"), known.get("vocabulary"))
+    problem = _problem(fields, loss or suggested, known.get("classes"), known.get("vocabulary"))
+    for framework in SEEDS.keys() & sys.modules.keys() if isinstance(model, str) else ():
+        resolve(SEEDS[framework], {}, "seed")(seed)
     made = _made(found, name, problem, settings)
+    foreign = adapter_of(made, FOREIGN)
+    if foreign is not None:
+        if "y" not in fields:
+            raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
+        for_y: str | Loss = loss or suggested or default_loss(fields["y"])
+        adapted: Model = foreign(made, for_y, _default_metrics(for_y, fields["y"]) if metrics is None else metrics)
+        return adapted
     if _is_model(made):
         if loss is not None or metrics is not None:
             raise ConfigError(f"model {name!r} brings its own loss and metrics: leave model.loss and model.metrics out")
@@ -71,12 +89,14 @@ def build(
     blueprint = made if isinstance(made, Blueprint) else Blueprint(made)
     if not _is_layer(blueprint.network):
         raise ConfigError(f"model {name!r} is a {type(blueprint.network).__name__}, neither a Model nor a network")
-    return _supervised(blueprint, problem, name, loss, metrics, of_loss)
+    chosen = loss or blueprint.loss or suggested
+    return _supervised(replace(blueprint, loss=chosen), problem, name, metrics, of_loss)
 
 
 def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -> Any:
-    """What the builder returns, or the object itself where it needs no building."""
-    if not inspect.isclass(found) and (_is_model(found) or _is_layer(found) or isinstance(found, Blueprint)):
+    """The builder's result, or the object itself if it needs no building."""
+    is_made = _is_model(found) or _is_layer(found) or isinstance(found, Blueprint) or adapter_of(found, FOREIGN)
+    if not inspect.isclass(found) and is_made:
         if options:
             raise ConfigError(f"model {name!r} is an object and takes no options, got {sorted(options)}")
         return found
@@ -110,14 +130,13 @@ def _supervised(
     blueprint: Blueprint,
     problem: Problem,
     name: str,
-    loss: str | Loss | None,
     metrics: Sequence[str | Metric] | None,
     of_loss: Mapping[str, Any],
 ) -> Model:
     target = problem.fields.get(blueprint.target)
     if target is None:
         raise ConfigError(f"model {name!r} needs targets, and the data has none (data.targets)")
-    chosen = loss or blueprint.loss or default_loss(target)
+    chosen = blueprint.loss or default_loss(target)
     of_metrics = metrics if metrics is not None else blueprint.metrics
     if of_metrics is None:
         of_metrics = _default_metrics(chosen, target)
@@ -140,7 +159,7 @@ def _supervised(
 
 
 def _check_sizes(model: Supervised, name: str) -> None:
-    """Layers say what they cannot take; this is for numbers that make no layer at all."""
+    """Raises ConfigError for options that give parameters of invalid shape; layers report all other errors."""
     try:
         shapes = {parameter: shape for parameter, (shape, _) in model.params.items()}
     except (ArithmeticError, ValueError, TypeError) as error:
@@ -151,7 +170,7 @@ def _check_sizes(model: Supervised, name: str) -> None:
 
 
 def _try_out(model: Supervised, target: FieldLike) -> None:
-    """One row of zeros through the loss and the metrics that are ours: what does not fit should fail here, in one
+    """Pass one row of zeros through ddl's own losses and metrics, so that a mismatch fails here, in one
     line, and not after the first epoch. Raises ConfigError."""
     outputs = np.zeros((1, *model.spec.output), np.float32)
     targets = np.zeros((1, *target.shape), target.dtype)
@@ -174,7 +193,10 @@ def _tried(action: Callable[[], object], what: str, shapes: str) -> None:
 
 
 def _fitting(metric: Metric, loss: Loss) -> Metric:
-    """Perplexity and bits a byte are read off the loss, where that is a plain cross-entropy."""
+    """Perplexity and bits per byte are computed from the loss if it is a plain cross-entropy; with binary cross-entropy
+    each label is a separate decision."""
+    if isinstance(metric, OfChoices) and isinstance(loss, BinaryCrossEntropy):
+        return replace(metric, by_label=True)
     if isinstance(metric, (Perplexity, BitsPerByte)):
         if isinstance(loss, CrossEntropy):
             return replace(metric, of_outputs=bool(loss.label_smoothing or loss.class_weights))
@@ -184,7 +206,7 @@ def _fitting(metric: Metric, loss: Loss) -> Metric:
 
 
 def _name_of(loss: str | Loss | None) -> str | None:
-    """What a loss of ours is called, be it named or made; None for one of the user's."""
+    """The name of one of ddl's losses, given by name or as an object; None for the user's own."""
     if isinstance(loss, str):
         return loss if loss in LOSSES else None
     return next((name for name, made in LOSSES.items() if type(loss) is made), None)

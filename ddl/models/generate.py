@@ -1,6 +1,6 @@
-"""Drawing text from a trained decoder: token after token, each from the scores that the ones before it give.
+"""Generate text with a trained decoder: each token is drawn from the scores given by the tokens before it.
 
-The decoder is transformer.py's; bytes, characters and tokens are turned into numbers by the data room."""
+The decoder is in transformer.py; ddl/data turns bytes, characters and tokens into numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddl.nn.context import Context
 
 
 class Symbols(Protocol):
-    """How text becomes token numbers and back: what a corpus of the data room knows."""
+    """Converts text to token numbers and back; implemented by the corpora of ddl/data."""
 
     def encode(self, text: str) -> np.ndarray: ...
 
@@ -50,10 +50,10 @@ def generate(
     seed: int = 0,
     symbols: Symbols = Numbers(),  # noqa: B008 - it has no state
 ) -> str:
-    """``prompt`` and how a trained decoder goes on with it, for so many ``tokens``.
+    """``prompt`` and its continuation by a trained decoder, ``tokens`` long.
 
-    symbols: how text is numbered. An empty prompt is the begin of a file. Other options as in ``next_tokens``.
-    Raises ConfigError for a model that is no decoder."""
+    symbols: how text is numbered. An empty prompt is the start of a file. Other options as in ``next_tokens``.
+    Raises ConfigError for a model that is not a decoder."""
     _window(model)
     first = symbols.encode(prompt) if prompt else np.zeros(1, np.int64)
     drawn = next_tokens(model, params, first, tokens, temperature=temperature, top_k=top_k, seed=seed)
@@ -61,10 +61,10 @@ def generate(
 
 
 def _window(model: Model) -> tuple[int, int]:
-    """(tokens that it sees, tokens that it knows); raises ConfigError for a model that is no decoder."""
+    """(length of the context, size of the vocabulary); raises ConfigError for a model that is not a decoder."""
     if isinstance(model, Supervised) and len(model.spec.output) == 2 and model.shape == model.spec.output[:1]:
         return model.spec.output[0], model.spec.output[1]
-    raise ConfigError("only a language model (a transformer that predicts each next token) goes on with a prompt")
+    raise ConfigError("only a language model (a transformer that predicts each next token) can continue a prompt")
 
 
 def next_tokens(
@@ -95,7 +95,7 @@ def next_tokens(
     nothing, random, ctx = Views({}), generator(seed, "generate"), Context(seed=seed, arena=Arena(xp))
     for step in range(length):
         seen = tokens[-window:]
-        # What lies to the right cannot be seen: the row is filled up, so that each pass has the same shapes.
+        # Attention is causal, so padding on the right changes nothing and gives every pass the same shapes.
         row = np.zeros((1, window), np.int64)
         row[0, : len(seen)] = seen
         ctx.begin([slice(0, 1)], [0], step)

@@ -1,7 +1,7 @@
-"""The contract of a model, and the model most people need: a network, a loss and metrics.
+"""The contract of a model, and the usual model: a network, a loss and metrics.
 
-The trainer knows nothing else about models: a GAN or another framework's network has the same members.
-What a network is made of is in ddl/nn."""
+The trainer uses only these members, so a GAN or another framework's network implements the same ones. Layers are in
+ddl/nn."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
 from ddl.nn.context import Context
-from ddl.nn.layer import Average, Initialiser, Layer, Shape
+from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
 from ddl.nn.losses import BinaryCrossEntropy, Loss
 from ddl.nn.metric import Metric
 
-Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, where there is one, "y"
+Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
 Sums = Mapping[str, Any]  # metric name -> sum over the batch: a float or a small array
 
 
@@ -41,9 +41,10 @@ class Model:
     ) -> tuple[float, float, Sums]:
         """(sum of the loss, weight, metric sums) of a batch.
 
-        Gradients are those of the SUM, written (not added) into ``grads``, whose names are those of ``params``
-        and ``averages``; None: compute no gradients. ``weight`` is the divisor of the mean: the number of samples, of
-        tokens that are not padding, or the sum of class weights. In evaluation all metrics are returned."""
+        Gradients are those of the SUM, written (not added) into ``grads``, whose names are those of ``averages`` and
+        of all ``params`` that are not ``frozen``; None: compute no gradients. ``weight`` is the divisor of the mean:
+        the number of samples, of tokens that are not padding, or the sum of class weights. In evaluation all metrics
+        are returned."""
         raise NotImplementedError
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
@@ -52,9 +53,32 @@ class Model:
 
     # Optional.
 
+    def check(self, batch: Batch) -> None:
+        """Raises ConfigError if the model cannot train on samples such as these few; default: it can."""
+
+    def show(self, params: Views, buffers: Views) -> None:
+        """Called with the committed state before callbacks and after training: for a model whose parameters the user
+        reads elsewhere, as in a module of another framework. The arrays hold it until the next step ends."""
+
+    @property
+    def frozen(self) -> Sequence[str]:
+        """Names of parameters that no optimizer changes, the last ones of ``params``; default: none. They have no
+        gradient."""
+        return ()
+
+    @property
+    def dtype(self) -> str | None:
+        """The type that parameters must have; default: that of the job, ``train.dtype``."""
+        return None
+
     @property
     def averages(self) -> Mapping[str, Average]:
         """name -> running average (buffer); default: none."""
+        return {}
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        """name -> buffer other than an average: a table or a counter; default: none."""
         return {}
 
     @property
@@ -114,13 +138,46 @@ def initial_values(model: Model, seed: int) -> dict[str, np.ndarray]:
 
 
 def gradient_layout(model: Model, dtype: np.dtype | str) -> Layout:
-    """The layout of gradients: parameters first (as in the parameter layout), then the sums of averages."""
+    """The layout of gradients: trained parameters first (as in the parameter layout), then the sums of averages."""
     shapes = {name: shape for name, (shape, _) in model.params.items()}
+    for name in reversed(model.frozen):
+        assert list(shapes)[-1] == name, f"{name} is frozen and must be behind the parameters that are trained"
+        del shapes[name]
     return Layout.of({**shapes, **{name: a.shape for name, a in model.averages.items()}}, dtype)
 
 
+class Measured(Model):
+    """A model with metrics of its outputs and targets. A subclass calls ``measured`` in each pass."""
+
+    metrics: Sequence[Metric] = ()
+
+    @property
+    def step_metrics(self) -> Sequence[str]:
+        return [name for m in self.metrics for name in _step_names(m)]
+
+    def measured(self, outputs: Any, targets: Any, loss: float, training: bool) -> dict[str, Any]:
+        """The sums of a batch: of all metrics, or in training only of the metrics computed at every step."""
+        sums: dict[str, Any] = {}
+        for metric in self.metrics:
+            if not training:
+                sums[metric.name] = metric.sums(outputs, targets, loss)
+            elif metric.every_step:
+                values = np.atleast_1d(metric.sums(outputs, targets, loss)).tolist()
+                sums.update(zip(_step_names(metric), values, strict=True))
+        return sums
+
+    def metric_values(self, sums: Sums, weight: float) -> dict[str, Any]:
+        values = {}
+        for metric in self.metrics:
+            if metric.name in sums:
+                parts = [sums[name] for name in _step_names(metric)[1:] if name in sums]
+                whole = np.array([sums[metric.name], *parts]) if parts else sums[metric.name]
+                values[metric.name] = metric.value(whole, weight)
+        return values
+
+
 @dataclass(frozen=True)
-class Supervised(Model):
+class Supervised(Measured):
     """A network trained on pairs: batch["x"] goes in, the loss compares the output with batch["y"].
 
     ``target`` names the field that the loss compares with; "x" makes an autoencoder.
@@ -165,10 +222,6 @@ class Supervised(Model):
     def targets_are_values(self) -> bool:
         return isinstance(self.loss, BinaryCrossEntropy)
 
-    @property
-    def step_metrics(self) -> Sequence[str]:
-        return [name for m in self.metrics for name in _step_names(m)]
-
     def _state(self, params: Views, buffers: Views) -> Views:
         """Parameters and averages in one set of views, cached because training passes the same ones at every step."""
         if not self.averages:
@@ -188,13 +241,7 @@ class Supervised(Model):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
         loss, weight, kept = self.loss.forward(outputs, targets, ctx)
-        sums: dict[str, Any] = {}
-        for metric in self.metrics:
-            if not ctx.training:
-                sums[metric.name] = metric.sums(outputs, targets, loss)
-            elif metric.every_step:
-                values = np.atleast_1d(metric.sums(outputs, targets, loss)).tolist()
-                sums.update(zip(_step_names(metric), values, strict=True))
+        sums = self.measured(outputs, targets, loss, ctx.training)
         if grads is not None:
             with ctx.span("backward"):
                 for names in self.network.backward(state, grads, cache, self.loss.backward(kept)):
@@ -204,15 +251,6 @@ class Supervised(Model):
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
         outputs, _ = self.network.forward(self._state(params, buffers), batch["x"], ctx)
         return {"output": outputs}
-
-    def metric_values(self, sums: Sums, weight: float) -> dict[str, Any]:
-        values = {}
-        for metric in self.metrics:
-            if metric.name in sums:
-                parts = [sums[name] for name in _step_names(metric)[1:] if name in sums]
-                whole = np.array([sums[metric.name], *parts]) if parts else sums[metric.name]
-                values[metric.name] = metric.value(whole, weight)
-        return values
 
 
 def _step_names(metric: Metric) -> list[str]:

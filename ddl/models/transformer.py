@@ -1,6 +1,6 @@
 """Transformers: a decoder that predicts the next token, an encoder that classifies a text.
 
-Attention itself is nn's; drawing text from a trained decoder is generate.py's."""
+Attention is in nn/attention.py; generate.py draws text from a trained decoder."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def transformer(
     tied: bool = True,
     padding: int = 0,
 ) -> Blueprint:
-    """Attention is all it has: each place of a text gathers from the others what it needs, layer by layer.
+    """A transformer: in each layer, attention combines the vectors of a text's tokens.
 
-    Which of two it is, the targets say. One target a token (y like x): a decoder, a language model that sees
-    only what stands to the left and gives scores for the next token. One target a text: an encoder, which
-    sees the whole text and classifies the mean of its places.
+    The targets choose one of two. One target per token (y like x): a decoder, a language model that sees only the
+    tokens to the left and gives scores for the next one. One target per text: an encoder, which sees the whole text
+    and classifies the mean of its vectors.
 
-    layers: blocks of attention and dense part. width: of a token's vector, a multiple of heads. heads: patterns of
-    attention in parallel. dropout: of what each part adds. positions: how a place is told from another: by a vector
-    of its own, "learned" or of waves ("sinusoidal"), or by turning queries and keys ("rotary": attention sees how far
-    apart two places stand, and learns soonest). tied (decoder): the same matrix embeds a token and scores it.
-    padding (encoder): the token that fills short texts and is left out of the mean (-1: none)."""
+    layers: blocks of attention and a dense part. width: of a token's vector, a multiple of heads. heads: attention
+    heads in parallel. dropout: of the output of each part. positions: how the position of a token is encoded: by
+    adding a "learned" or a "sinusoidal" vector, or by rotating queries and keys ("rotary": attention depends on the
+    distance of two tokens; it learns fastest). tied (decoder): the same matrix embeds a token and scores it.
+    padding (encoder): the token that fills up short texts and is left out of the mean (-1: none)."""
     vocabulary, outputs = problem.need_vocabulary("transformer"), problem.need_outputs("transformer")
     if heads < 1 or width % heads:
         raise ConfigError(f"transformer: width = {width} must be a multiple of heads = {heads}")
     is_decoder = len(outputs) == 2 and outputs[0] == problem.shape[0]
     blocks = [block(width, heads, dropout, is_decoder, positions == "rotary") for _ in range(layers)]
-    # Vectors of tokens have a length of about 1, the waves one of sqrt(width / 2), what a block adds one of
-    # sqrt(width): none should drown the other. Learned places begin small and find their size.
+    # Token vectors have a norm of about 1, sinusoidal positions one of sqrt(width / 2), the output of a block one of
+    # sqrt(width). Scaling keeps one from drowning the others; learned positions start small and find their own size.
     first: list[Layer] = [] if positions == "learned" else [Scale(width**0.5)]
     if positions != "rotary":
         first.append(PositionalEmbedding(kind=positions))
@@ -71,7 +71,7 @@ def transformer(
 
 
 def block(width: int, heads: int, dropout: float, causal: bool, rotary: bool) -> Layer:
-    """One layer: attention, then a dense part of four times the width; each adds to what it was given.
+    """One layer: attention, then a dense part of four times the width; each is added to its input.
 
     Normalised before each part (pre-norm), which trains without warm-up."""
     drop: list[Layer] = [Dropout(dropout)] if dropout else []

@@ -1,4 +1,4 @@
-"""Activations as separate layers, and those that Dense and Conv2D apply together with their bias.
+"""Activations, as separate layers and in the form that Dense and Conv2D apply together with the bias.
 
 ReLU and GELU are computed in kernels/rowwise.py."""
 

@@ -1,6 +1,6 @@
 """Multi-head self-attention over sequences (batch, time, width).
 
-The softmax under its masks is kernels/rowwise.py's; what stands around attention is models/transformer.py's."""
+The masked softmax is in kernels/rowwise.py, the layers around attention in models/transformer.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Three ways to multiply an image's windows with a weight, forward and back, and which of them suits a layer.
+"""Three convolution algorithms, forward and backward, and the choice of one for a layer.
 
-The arithmetic is arrays' (windows.py, winograd.py, direct_conv.py); bias and activation are the layer's, in conv.py."""
+The arithmetic is in ddl/kernels (im2col.py, winograd.py, direct_conv.py); conv.py adds bias and activation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Finish = Callable[[Array], None]  # on (rows, units) of the output, as soon as t
 Undo = Callable[[Array, Array], None]  # (dy, y): the same rows back
 
 
-class Way(Protocol):
+class ConvAlgorithm(Protocol):
     """x: (batch, height, width, inputs), contiguous. weight: (ky, kx, inputs / groups, units). y: (batch, rows,
     columns, units). ``finish`` and ``undo`` are called once for each row of y."""
 
@@ -36,22 +36,22 @@ class Way(Protocol):
     def backward(
         self, kept: Any, y: Array, dy: Array, weight: Array, dweight: Array, dx: Array | None, undo: Undo, ctx: Context
     ) -> None:
-        """Write dweight, and dx where it is wanted; dy is overwritten."""
+        """Write dweight, and dx unless it is None; dy is overwritten."""
         ...
 
 
-def choose(weight: Array, places: Pair, stride: Pair, padding: Pair, groups: int) -> Way:
-    """The fastest way, where loops are compiled; windows suit everything."""
+def choose(weight: Array, places: Pair, stride: Pair, padding: Pair, groups: int) -> ConvAlgorithm:
+    """The fastest algorithm for these sizes. Im2col handles every case, the others need compiled loops."""
     size, inputs, units = weight.shape[:2], weight.shape[2], weight.shape[3]
     lanes = LINE // weight.dtype.itemsize
     if groups == 1 and units % lanes == 0 and runs_compiled(weight):
         if prod(size) * inputs <= SHORT_WINDOW and prod(places) >= FEWEST_PLACES:
-            return Straight(stride, padding)
+            return DirectConvolution(stride, padding)
         tiles = prod(winograd.tiles_of(places))
         fewer = 16 * tiles <= 0.75 * 9 * prod(places)
         if size == (3, 3) and stride == (1, 1) and inputs % lanes == 0 and fewer:
             return Winograd(padding, tiles)
-    return Windows(stride, padding, groups)
+    return Im2col(stride, padding, groups)
 
 
 def _blocks(count: int, length: int) -> Iterator[slice]:
@@ -63,8 +63,8 @@ def _rows(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """One product of all windows, gathered, with the weight."""
+class Im2col:
+    """Gather all windows, then multiply them with the weight in one product."""
 
     stride: Pair
     padding: Pair
@@ -114,16 +114,16 @@ class Windows:
 
 
 def _group(x: Array, g: int, groups: int) -> Array:
-    """The g-th of equal parts of the last axis."""
+    """The g-th of ``groups`` equal parts of the last axis."""
     width = x.shape[-1] // groups
     return x if groups == 1 else x[..., g * width : (g + 1) * width]
 
 
 @dataclass(frozen=True)
 class Winograd:
-    """16 products for each 2 x 2 places, a few images at a time.
+    """16 products for each 2 x 2 output positions, a few images at a time.
 
-    tiles: of one image. Backward spreads the image again: reading back what was kept would take longer."""
+    tiles: per image. Backward spreads the image again, because reading a stored copy takes longer."""
 
     padding: Pair
     tiles: int
@@ -133,7 +133,7 @@ class Winograd:
         inputs, units = weight.shape[2:]
         each = 16 * self.tiles * (inputs + units) * weight.dtype.itemsize
         images = min(max(BLOCK_BYTES // each, -(-FEWEST_TILES // self.tiles), 1), max(batch, 1))
-        # One tile more than there are, lest all 16 parts of a tile fall into the same few lines of the cache.
+        # One extra tile keeps the stride from being a power of two: otherwise the 16 parts of a tile share cache sets.
         height = images * self.tiles + 1
         spread = ctx.empty((16, inputs, units), weight.dtype)
         winograd.spread_weights(weight, spread)
@@ -177,8 +177,8 @@ class Winograd:
 
 
 @dataclass(frozen=True)
-class Straight:
-    """Over the pixels themselves, a few images at a time: for the first layer, whose inputs are few."""
+class DirectConvolution:
+    """Loop over the pixels without gathering windows, a few images at a time: for first layers, with few channels."""
 
     stride: Pair
     padding: Pair

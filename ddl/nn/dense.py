@@ -1,6 +1,6 @@
 """The dense layer: every output sees every input, along the last axis.
 
-Its activation, where it has one, is activation.py's."""
+Its optional activation is in activation.py."""
 
 from __future__ import annotations
 

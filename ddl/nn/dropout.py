@@ -1,6 +1,4 @@
-"""Dropout, drawn for each shard by its own generator.
-
-The generators are context.py's."""
+"""Dropout, drawn for each shard by its own generator (context.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Embeddings: a vector for each token, and one for each place in a sequence.
 
-Adding up the gradients of tokens that occur more than once is kernels/rowwise.py's."""
+kernels/rowwise.py adds up the gradients of tokens that occur more than once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Initial values of parameters: pure functions of a shape and a generator, in float64.
 
-A weight's last axis is its outputs, the one before its inputs, what stands before those a window."""
+The axes of a weight are (window ..., inputs, outputs)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The contract of a layer, and the one way to put layers in a row.
+"""The contract of a layer, and Sequential, which puts layers in a row.
 
-A layer is a frozen description: it holds no numbers. Its parameters live in flat buffers and reach
-it as named views; what backward needs, forward returns."""
+A layer is a frozen description without numbers. Its parameters live in flat buffers and are passed in as named views;
+forward returns whatever backward needs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,30 @@ class Average:
     """A running average (a buffer): new = (1 - momentum) * old + momentum * (sum over samples) / samples.
 
     In training a layer writes the SUM over its samples into ``grads[name]``; it travels with the
-    gradients and is applied in the commit."""
+    gradients and is applied in the commit. momentum None: the plain mean over all updates."""
 
     shape: Shape
-    initial: float = 0.0
-    momentum: float = 0.1
+    initial: float | np.ndarray = field(default=0.0, compare=False)
+    momentum: float | None = 0.1
+
+    def advance(self, old: Array, total: Array, samples: float, updates: int) -> None:
+        """Change ``old`` in place. total: the sum over ``samples`` samples; updates: how many came before this one."""
+        share = 1 / (updates + 1) if self.momentum is None else self.momentum
+        old *= 1 - share
+        old += total.reshape(self.shape) * (share / samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A buffer other than an average, in its own dtype: a table that never changes, or a counter of updates."""
+
+    initial: np.ndarray
+    counts: bool = False
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a layer is for inputs of one shape. Shapes leave out the batch axis.
+    """A layer's outputs and parameters for inputs of one shape. Shapes omit the batch axis.
 
     output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average.
     synchronised: in training it asks all ranks for sums, so all must compute it in step.
@@ -89,7 +103,7 @@ def wide(x: Array) -> np.dtype:
 
 
 def contiguous(x: Array) -> Array:
-    """``x`` in C order; a copy only where it is not."""
+    """``x`` in C order; a copy only if it is not."""
     return x if x.flags.c_contiguous else namespace_of(x).ascontiguousarray(x)
 
 

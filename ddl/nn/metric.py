@@ -6,7 +6,7 @@ counted."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, inf, log, prod
 from typing import Any, ClassVar, Protocol
 
@@ -40,28 +40,39 @@ class Metric(Protocol):
         ...
 
 
-def _choices(outputs: Array, targets: Array) -> tuple[Array, Array, int]:
+def _choices(outputs: Array, targets: Array, by_label: bool) -> tuple[Array, Array, int]:
     """(chosen class, true class, number of classes), flat and without padding.
 
-    outputs: (rows, ..., classes) with targets (rows, ...); or one logit a target, (rows, ...) or (rows, ..., 1),
-    for classes 0 and 1; or (rows, ..., classes) with targets of the same shape, one-hot or soft: their largest."""
+    outputs: (rows, ..., classes) with targets (rows, ...); or one logit per target, (rows, ...) or (rows, ..., 1),
+    for classes 0 and 1, where a target above 1/2 is class 1; or (rows, ..., classes) with targets of the same shape,
+    one-hot or soft: their largest. by_label: outputs and targets of one shape are one logit per target."""
     xp = namespace_of(outputs)
     if outputs.ndim > targets.ndim and outputs.shape[-1] > 1:
         classes, chosen = outputs.shape[-1], xp.argmax(outputs, axis=-1)
-    elif outputs.shape == targets.shape and outputs.ndim > 1 and outputs.shape[-1] > 1 and targets.dtype.kind == "f":
+    elif _are_rows(outputs, targets) and targets.dtype.kind == "f" and not by_label:
         classes, chosen = outputs.shape[-1], xp.argmax(outputs, axis=-1)
         targets = xp.argmax(targets, axis=-1)
     else:
         classes, chosen = 2, (outputs > 0).astype(np.int64)
+        targets = _yes(targets)
     chosen, truth = chosen.reshape(-1), targets.reshape(-1).astype(np.int64)
     counted = truth >= 0
     return (chosen, truth, classes) if bool(counted.all()) else (chosen[counted], truth[counted], classes)
 
 
-def _matrix(outputs: Array, targets: Array) -> np.ndarray:
+def _are_rows(outputs: Array, targets: Array) -> bool:
+    return outputs.shape == targets.shape and outputs.ndim > 1 and outputs.shape[-1] > 1
+
+
+def _yes(targets: Array) -> Array:
+    """1 where a target is above 1/2, -1 where it is padding, else 0."""
+    return (targets > 0.5).astype(np.int64) - (targets < 0)
+
+
+def _matrix(outputs: Array, targets: Array, by_label: bool = False) -> np.ndarray:
     """(classes, classes) float64: how often class i (row) was taken for class j (column)."""
     xp = namespace_of(outputs)
-    chosen, truth, classes = _choices(outputs, targets)
+    chosen, truth, classes = _choices(outputs, targets, by_label)
     counts = xp.bincount(truth * classes + chosen, minlength=classes * classes)
     return host(counts).reshape(classes, classes).astype(np.float64)
 
@@ -71,14 +82,24 @@ def _ratio(part: float, whole: float) -> float:
 
 
 @dataclass(frozen=True)
-class Accuracy(Metric):
-    """The share of targets whose class has the largest output."""
+class OfChoices(Metric):
+    """A metric that compares chosen classes with true ones.
+
+    by_label: each label of a sample is a separate yes or no, as with binary cross-entropy; otherwise the targets are
+    the probabilities of one class."""
+
+    by_label: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Accuracy(OfChoices):
+    """The share of targets whose class has the largest output; of several labels per sample, the share of labels."""
 
     name: ClassVar[str] = "accuracy"
     every_step: ClassVar[int] = 2
 
     def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
-        chosen, truth, _ = _choices(outputs, targets)
+        chosen, truth, _ = _choices(outputs, targets, self.by_label)
         return np.array([float((chosen == truth).sum()), len(truth)])
 
     def value(self, sums: np.ndarray, weight: float) -> float:
@@ -113,20 +134,20 @@ class TopK(Metric):
 
 
 @dataclass(frozen=True)
-class ConfusionMatrix(Metric):
-    """How often class i (row) was taken for class j (column), as a list of rows."""
+class ConfusionMatrix(OfChoices):
+    """How often class i (row) was taken for class j (column), as a list of rows; several labels count together."""
 
     name: ClassVar[str] = "confusion"
 
     def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
-        return _matrix(outputs, targets)
+        return _matrix(outputs, targets, self.by_label)
 
     def value(self, sums: np.ndarray, weight: float) -> list[list[int]]:
         return [[int(count) for count in row] for row in sums]
 
 
 @dataclass(frozen=True)
-class _PerClass(Metric):
+class _PerClass(OfChoices):
     """What precision, recall and F1 share. average: "macro" (mean over the classes that occur), "weighted" (by how
     often each is the truth), "micro" (over all decisions), or "binary" (class 1 alone)."""
 
@@ -143,7 +164,11 @@ class _PerClass(Metric):
             raise ConfigError(f"average = {self.average!r} is unknown; known are macro, weighted, micro, binary")
 
     def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
-        """(3, classes): right decisions, decisions and truths of each class."""
+        """(3, classes): right decisions, decisions and truths of each class, or of each label of a sample."""
+        if self.by_label and _are_rows(outputs, targets):
+            chosen, truth = (host(x).reshape(-1, outputs.shape[-1]) for x in (outputs > 0, _yes(targets)))
+            decisions = chosen & (truth >= 0)
+            return np.stack([(part > 0).sum(axis=0) for part in (decisions & (truth > 0), decisions, truth)]) * 1.0
         matrix = _matrix(outputs, targets)
         return np.stack([matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)])
 
@@ -192,7 +217,7 @@ def _errors(outputs: Array, targets: Array) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MAE(Metric):
+class MeanAbsoluteError(Metric):
     """The mean absolute error."""
 
     name: ClassVar[str] = "mae"
@@ -323,7 +348,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "precision": Precision,
     "recall": Recall,
     "f1": F1,
-    "mae": MAE,
+    "mae": MeanAbsoluteError,
     "rmse": RMSE,
     "r2": R2,
     "perplexity": Perplexity,

@@ -16,7 +16,7 @@ from ddl.nn.context import Context
 from ddl.nn.initial import ones, zeros
 from ddl.nn.layer import Average, Backward, Shape, Spec, contiguous, wide
 
-LEAST_SAMPLES = 16  # of a shard, for statistics of its own
+LEAST_SAMPLES = 16  # per shard, with sync=False
 
 
 @dataclass(frozen=True)

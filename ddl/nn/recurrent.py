@@ -1,7 +1,7 @@
 """Recurrent layers: RNN, LSTM, GRU over sequences (batch, time, features).
 
-A step of the gated cells is kernels/cells.py's; attention is attention.py's. Inside, time comes first: all inputs
-meet their weights in one product before the loop, and the weights get their gradients in one after it."""
+A time step of the gated cells is in kernels/cells.py. Internally time is the first axis: one matrix product before
+the loop multiplies all inputs with their weights, and one after it gives the gradients of the weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Layers that only rearrange: Flatten, Reshape; and Residual, which adds its input to what its layers make of it.
-
-Putting layers in a row is layer.py's."""
+"""Layers that only rearrange (Flatten, Reshape), and Residual, which adds its input to the output of its layers."""
 
 from __future__ import annotations
 

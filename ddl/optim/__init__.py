@@ -13,7 +13,7 @@ from ddl.optim.clip import gradient_scale
 from ddl.optim.groups import Groups, Rule
 from ddl.optim.layerwise import LAMB, LARS
 from ddl.optim.optimizer import Optimizer, slot_dtype
-from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, RMSprop
+from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, NAdam, RAdam, RMSprop
 from ddl.optim.schedule import (
     SCHEDULES,
     Constant,
@@ -33,6 +33,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "momentum": Momentum,
     "adam": Adam,
     "adamw": AdamW,
+    "nadam": NAdam,
+    "radam": RAdam,
     "rmsprop": RMSprop,
     "adagrad": Adagrad,
     "lamb": LAMB,
@@ -69,7 +71,9 @@ __all__ = [
     "LearningRate",
     "Linear",
     "Momentum",
+    "NAdam",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "Rule",
     "Schedule",

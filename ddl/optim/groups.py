@@ -1,6 +1,6 @@
 """Parameter groups: which optimizer, learning rate and weight decay each stretch of the flat buffer gets.
 
-The rules themselves are the optimizers'; names and places come from the Layout."""
+The update rules are in the optimizers; the Layout maps names to slices."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A stretch of the flat buffer with one treatment; ``optimizer`` is None where it is frozen."""
+class UpdateRange:
+    """A range of the flat buffer that one optimizer updates; ``optimizer`` is None if it is frozen."""
 
     place: slice
     names: tuple[str, ...]
@@ -41,11 +41,11 @@ class Run:
 
 
 class Groups:
-    """An optimizer for a whole layout: names with equal treatment that lie side by side are one run, one pass.
+    """An optimizer for a whole layout: adjacent parameters with equal treatment are updated in one pass.
 
-    The first rule that matches a name decides; without one the job's optimizer does. ``no_decay`` names
-    parameters whose weight decay is 0, ``freeze`` those that never change. Raises ConfigError for a pattern
-    that matches no parameter."""
+    The first rule that matches a name applies, or else the job's optimizer. ``no_decay``: patterns of parameters
+    without weight decay. ``freeze``: patterns of parameters that never change. Raises ConfigError for a pattern that
+    matches no parameter."""
 
     def __init__(
         self,
@@ -60,17 +60,17 @@ class Groups:
         for pattern in [*(rule.match for rule in rules), *no_decay, *freeze]:
             if not any(fnmatchcase(name, pattern) for name in layout.shapes):
                 raise ConfigError(f"no parameter matches {pattern!r}; there are {_listed(layout.shapes)}")
-        runs: list[Run] = []
+        ranges: list[UpdateRange] = []
         for name, place in layout.slices.items():
             chosen, factor = self._treatment(name, rules, no_decay, freeze)
-            last = runs[-1] if runs else None
+            last = ranges[-1] if ranges else None
             together = last is not None and (last.optimizer, last.lr_factor) == (chosen, factor)
             if last is not None and together and not (chosen is not None and chosen.layerwise):
-                # The gap between two names is zero in all arrays and stays so: one pass may run through it.
-                runs[-1] = Run(slice(last.place.start, place.stop), (*last.names, name), chosen, factor)
+                # The padding between two parameters is zero in all arrays and stays zero, so one pass may cross it.
+                ranges[-1] = UpdateRange(slice(last.place.start, place.stop), (*last.names, name), chosen, factor)
             else:
-                runs.append(Run(place, (name,), chosen, factor))
-        self.runs = runs
+                ranges.append(UpdateRange(place, (name,), chosen, factor))
+        self.ranges = ranges
 
     def _treatment(
         self, name: str, rules: Sequence[Rule], no_decay: Sequence[str], freeze: Sequence[str]
@@ -92,22 +92,22 @@ class Groups:
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the flat arrays that the optimizers keep, zero at the start."""
-        names = [slot for run in self.runs if run.optimizer is not None for slot in run.optimizer.slots]
+        names = [slot for part in self.ranges if part.optimizer is not None for slot in part.optimizer.slots]
         return tuple(dict.fromkeys(names))
 
     @property
     def frozen(self) -> bool:
         """Whether some parameters are never changed."""
-        return any(run.optimizer is None for run in self.runs)
+        return any(part.optimizer is None for part in self.ranges)
 
     def squared_norm(self, grads: Array) -> float:
-        """Of the gradients of what is trained."""
-        return sum(squares(grads[run.place]) for run in self.runs if run.optimizer is not None)
+        """Squared norm of the gradients of all trained parameters."""
+        return sum(squares(grads[part.place]) for part in self.ranges if part.optimizer is not None)
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether any stretch of the parameters can be updated without the rest, by rules that nobody has added to."""
-        return all(run.optimizer is None or is_elementwise(run.optimizer) for run in self.runs)
+        """Whether any slice of the parameters can be updated alone: no rule is layerwise or overrides ``update``."""
+        return all(part.optimizer is None or is_elementwise(part.optimizer) for part in self.ranges)
 
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float
@@ -115,10 +115,10 @@ class Groups:
         """One step over flat arrays of the layout's length, in place; ``grads`` stays as it is.
 
         lr: the rate of this step. step: updates so far. scale: turns the gradient of the sum into the mean's."""
-        for run in self.runs:
-            if run.optimizer is not None:
-                kept = {name: slots[name][run.place] for name in run.optimizer.slots}
-                run.optimizer.update(params[run.place], grads[run.place], kept, lr * run.lr_factor, step, scale)
+        for part in self.ranges:
+            if part.optimizer is not None:
+                kept = {name: slots[name][part.place] for name in part.optimizer.slots}
+                part.optimizer.update(params[part.place], grads[part.place], kept, lr * part.lr_factor, step, scale)
 
     def update_into(
         self,
@@ -132,17 +132,17 @@ class Groups:
     ) -> None:
         """The same step from ``old`` parameters and slots to ``new`` ones, as far as they lie ``within``; only where
         ``is_elementwise``. What is frozen, of no name or no optimizer's slot is not written: it is equal in both."""
-        for run in self.runs:
-            place = slice(max(run.place.start, within.start), min(run.place.stop, within.stop))
-            if run.optimizer is None or place.start >= place.stop:
+        for part in self.ranges:
+            place = slice(max(part.place.start, within.start), min(part.place.stop, within.stop))
+            if part.optimizer is None or place.start >= place.stop:
                 continue
-            arrays = [[params[place], *(slots[n][place] for n in run.optimizer.slots)] for params, slots in (new, old)]
-            run.optimizer.update_into(*arrays, grads[place], lr * run.lr_factor, step, scale)
+            arrays = [[params[place], *(slots[n][place] for n in part.optimizer.slots)] for params, slots in (new, old)]
+            part.optimizer.update_into(*arrays, grads[place], lr * part.lr_factor, step, scale)
 
     def __repr__(self) -> str:
         return "\n".join(
-            f"{', '.join(run.names)}: " + ("frozen" if run.optimizer is None else f"{run.optimizer} x {run.lr_factor}")
-            for run in self.runs
+            f"{', '.join(r.names)}: " + ("frozen" if r.optimizer is None else f"{r.optimizer} x {r.lr_factor}")
+            for r in self.ranges
         )
 
 

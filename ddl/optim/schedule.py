@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions of the step number that give a factor of the base rate.
 
-Steps count from 0. What the base rate is, is the optimizer's."""
+Steps count from 0. The base rate belongs to the optimizer."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _spans(layout: Layout) -> dict[str, slice]:
     return {name: slice(a, b) for name, (a, b) in zip(layout.slices, pairwise(edges), strict=True)}
 
 
-class Progress:
+class BucketTracker:
     """Tracks which buckets may be sent during backward.
 
     Buckets are sent strictly in plan order, even if a later one is complete first: all ranks must start their

@@ -1,4 +1,4 @@
-"""The reducer: sums the gradients and headers of all ranks once per step, during backward where that pays.
+"""The reducer: sums the gradients and headers of all ranks once per step, during backward if that pays.
 
 buckets.py cuts the buckets and sums.py adds them; the training loop defines what the header holds."""
 
@@ -19,7 +19,7 @@ import numpy as np
 from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
-from ddl.parallel.buckets import Progress, buckets
+from ddl.parallel.buckets import BucketTracker, buckets
 from ddl.parallel.contract import SumPlan
 from ddl.parallel.sparse_rows import SparseGradient
 from ddl.parallel.sums import SharedMemory, make_sum
@@ -46,7 +46,7 @@ class GradientSum:
     Write gradients into ``local`` (on ``device``) and the header into ``header``; ``finish`` returns the sums.
     Between the first ``announce`` and the return of ``finish`` the caller must not use the group.
 
-    overlap: send buckets while backward is running; "auto": where that pays (between nodes, from a GPU).
+    overlap: send buckets while backward is running; "auto": if that pays (between nodes, from a GPU).
     order: all names in the order in which backward finishes them (default: the layout's, reversed).
     by_rows: names of gradients (rows, width) that may be sparse, the same on all ranks. If ``local.views.zero_outside``
     names the rows that a step has touched, and few rows are touched on all ranks together, only those are summed.
@@ -103,14 +103,15 @@ class GradientSum:
         self.replicas: list[list[Array]] = [] if self._shared is None else self._shared.replicas
         for copy in self.replicas:  # both copies: the second must also hold what no update ever writes
             for flat, shared in zip(replica, copy, strict=True):
-                for share in self.shares:
+                # What lies behind the gradients' length is frozen: there all ranks write the same.
+                for share in (*self.shares, slice(layout.length, None)):
                     shared[share] = flat[share]
         wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1
         # ``open`` is collective: if one rank sends its parts one by one during backward, all ranks must open them one
         # by one. The gather is also the barrier after which both replicas are complete.
         self._one_by_one = any(group.gather_objects(wanted))
-        self._progress = Progress(plan)
+        self._progress = BucketTracker(plan)
         self._sender = _Sender(self._send) if wanted else None
         self.header = self._sum.header
         self.local = FlatBuffer(layout, self._sum.local)

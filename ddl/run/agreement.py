@@ -45,14 +45,18 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
     values["the table of comm.tuning"] = repr(task.tuning)
     knowledge = task.settings.get("knowledge", {})
     values |= {f"the number of {name} samples": count for name, count in knowledge.get("samples", {}).items()}
-    values |= {f"the data's {name}": value for name, value in knowledge.get("data", {}).items()}
+    data = dict(knowledge.get("data", {}))
+    hashes = data.pop("fingerprint", {})
+    values |= {f"the data's {name}": value for name, value in data.items()}
+    values["the hash of the training data"] = hashes.get("all", "")
+    values["the hash of sampled training data"] = hashes.get("hashes", {})
     return values | {f"the shape of parameter {name}": shape for name, (shape, _) in task.model.params.items()}
 
 
 def disagreement(group: Group, problem: DdlError | None, mine: Mapping[str, Any]) -> DdlError | None:
-    """On all workers: the first rank's problem, or a ConfigError where their essentials differ, or None.
+    """On all workers: the first rank's problem, or a ConfigError if their essentials differ, or None.
 
-    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError where
+    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError if
     another rank's script does something else."""
     try:
         check_same_call(group, Call("starts to train"))

@@ -20,6 +20,8 @@ from ddl.errors import CheckpointError, DataError, DdlError, Stop
 from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
 from ddl.metrics import (
+    EARLY_STOPS,
+    TOO_EARLY,
     CheckpointSaved,
     EpochDone,
     Event,
@@ -36,6 +38,7 @@ from ddl.metrics import (
     StepDone,
     Summary,
     Warned,
+    early_stops,
     read_lines,
     versions,
     write_summary,
@@ -44,6 +47,8 @@ from ddl.train.services import Reporter
 from ddl.train.state import Progress, State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
+from ddl.train.verdict import doubt
+from ddl.wording import numbered
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
@@ -52,7 +57,7 @@ TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 class RunLog(Reporter):
     """Writes nothing until ``lead`` makes this rank the leader.
 
-    sinks: creates the listeners besides the files, such as a console. jsonl: write metrics.jsonl; the ledger and
+    sinks: creates further sinks, such as a console. jsonl: write metrics.jsonl; the ledger and
     summary.json are always written. Without a folder nothing is written to disk."""
 
     def __init__(
@@ -64,10 +69,10 @@ class RunLog(Reporter):
     ):
         self.task, self._sinks, self._jsonl = task, sinks, jsonl
         self._say: Callable[[str], None] = say or (lambda message: None)
-        self.launch = ""
+        self.launch = self.run = ""  # the ids of this launch, and of the run that it belongs to
         self.on_known: Callable[[], None] = lambda: None  # called when launch and folder are known
         self.folder: Path | None = None
-        self.ranks_started = 0
+        self.ranks_started = self.first_step = 0
         self.serial: int | None = None  # this launch's number among the launches in the folder
         self.failures: list[Failure] = []
         self.began = time.time()
@@ -87,15 +92,18 @@ class RunLog(Reporter):
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch,
+            "run": self.run,
             "folder": None if self.folder is None else str(self.folder),
             "ranks_started": self.ranks_started,
+            "first_step": self.first_step,
             "began": self.began,
             "serial": self.serial,
             "failures": [asdict(failure) for failure in self.failures],
         }
 
     def become(self, values: Mapping[str, Any]) -> None:
-        self.launch, self.ranks_started = values["launch"], values["ranks_started"]
+        self.launch, self.run, self.ranks_started = values["launch"], values["run"], values["ranks_started"]
+        self.first_step = values["first_step"]
         self.folder = None if values["folder"] is None else Path(values["folder"])
         self.began, self.serial = values["began"], values["serial"]
         self.failures = [Failure(**failure) for failure in values["failures"]]
@@ -200,7 +208,7 @@ class RunLog(Reporter):
             )
         )
         if outcome.skipped:
-            named = f"shard(s) {list(outcome.bad_shards)}" if outcome.bad_shards else "a shard that could not be named"
+            named = numbered("shard", outcome.bad_shards)
             self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
 
     def _enter(self, what: Callable[[Ledger], None]) -> None:
@@ -270,6 +278,15 @@ class RunLog(Reporter):
     ) -> DdlError | None:
         progress, order = state.progress, self.task.order
         wall = time.time() - self.began
+        early = 0
+        if self.folder is not None and progress.step - self.first_step <= 1:
+            # A stop that nothing but a signal explains.
+            early = early_stops(self.folder) + (status == "stopped" and failure is None and not self.failures)
+            if status == "stopped" and early >= EARLY_STOPS:
+                status, failure = "failed", DdlError(TOO_EARLY)
+        warning = doubt(self.task, progress) if status == "finished" and failure is None else ""
+        if warning:
+            self.warn(warning)
         summary = Summary(
             status=status,
             launch=self.launch,
@@ -288,8 +305,10 @@ class RunLog(Reporter):
             samples_per_s=samples_per_s,
             wall_s=round(wall, 3),
             versions=versions(),
+            warning=warning,
             error="" if failure is None else str(failure),
             exit_status=failure.exit_status if failure else Stop.exit_status if status == "stopped" else 0,
+            early_stops=early,
         )
         if self.folder is not None:
             try:
@@ -298,7 +317,7 @@ class RunLog(Reporter):
                 self.warn(f"summary.json was not written: {error}")
                 return CheckpointError(f"the summary was not written to {self.folder}: {error}")
         self.emit(Finished(status, summary.to_json(), "" if self.folder is None else str(self.folder)))
-        return None
+        return failure
 
     def _samples_of(self, progress: Progress) -> Samples:
         """The counts that the ledger proves, or those of this rank if there is no ledger."""
@@ -328,11 +347,12 @@ def _last_reported(folder: Path, jsonl: bool) -> tuple[int, int]:
     """(the last step in the files of a run, the last that they have as the end of an epoch); -1 if there is none."""
     path = folder / ("metrics.jsonl" if jsonl else "ledger.jsonl")
     lines = read_lines(path, TAIL_BYTES) if path.exists() else []
-    if not jsonl:  # the ledger numbers steps from 0, everybody else counts how many are done; it knows no epochs
-        told = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
-        return next(told, -1), -1
+    lines = [line for line in lines if type(line.get("start", line.get("step"))) is int]
+    if not jsonl:  # the ledger numbers steps from 0, all others count completed steps; it has no epochs
+        steps = (line["start"] if "start" in line else line["step"] + 1 for line in reversed(lines))
+        return next(steps, -1), -1
     starts = [place for place, line in enumerate(lines) if line.get("event") == "start"]
-    lines = lines[starts[-1] :] if starts else lines  # what an earlier launch told is told again
-    told = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
+    lines = lines[starts[-1] :] if starts else lines  # this launch reports again what an earlier one reported
+    reported = (line["step"] for line in reversed(lines) if line.get("event") in ("start", "step"))
     ends = (line["step"] for line in reversed(lines) if line.get("event") == "epoch")
-    return next(told, -1), next(ends, -1)
+    return next(reported, -1), next(ends, -1)

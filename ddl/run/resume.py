@@ -1,52 +1,75 @@
-"""Resuming: find the checkpoint that is meant, and load it into the state.
+"""Resuming: find the requested checkpoint, and load it into the state.
 
 What a checkpoint contains is decided in ddl/train, how it is stored in ddl/checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.checkpoint import Store, newer_of, open_memory_checkpoint
-from ddl.data import compare
+from ddl.checkpoint import Store, newer_of, open_memory_checkpoint, owner_of
+from ddl.data import Known, Normalise, compare
 from ddl.errors import CheckpointError, ConfigError
 from ddl.optim import resumed_span
+from ddl.reading import take
 from ddl.train.state import Progress, State
 from ddl.train.task import Task
 
 
-def find_checkpoint(
-    resume: str, folder: Path, say: Callable[[str], None]
-) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
-    """Arrays and meta of the checkpoint to resume from; None if training starts from the beginning.
+def resume(state: State, task: Task, setting: str, folder: Path, say: Callable[[str], None]) -> bool:
+    """Load the checkpoint to resume from into ``state``; False if training starts from the beginning.
 
-    resume: the setting. folder: the run's. say: called with a line about each checkpoint that was skipped. Raises
-    ConfigError if the requested checkpoint cannot be used."""
-    if resume == "none":
-        return None, {}
+    setting: checkpoint.resume. folder: the run's. say: called with a line about each checkpoint that was skipped.
+    Raises ConfigError if the requested checkpoint cannot be used, or belongs to another job."""
+    if setting == "none":
+        return False
     try:
-        if resume != "auto":
-            path = Path(resume)
+        if setting != "auto":
+            path = Path(setting)
             inner = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-            if inner.name == "checkpoints":
-                return Store(inner, say=say).load()
-            return Store(inner.parent, say=say).load(inner)
-        disk = Store(folder / "checkpoints", say=say)
-        store = newer_of(disk, open_memory_checkpoint(say=say))
-        if store.newest() is None:
-            return None, {}
-        try:
-            return store.load()
-        except CheckpointError as error:
-            if store is disk or disk.newest() is None:
-                raise
-            say(f"the checkpoint in memory was skipped: {error}")
-            return disk.load()
+            is_store = inner.name == "checkpoints"
+            arrays, meta = Store(inner if is_store else inner.parent, say=say).load(
+                None if is_store else inner, understand
+            )
+        else:
+            disk, owner = Store(folder / "checkpoints", say=say), owner_of(folder)
+            memory = open_memory_checkpoint(owner.run, say=say) if owner is not None and owner.run else None
+            if memory is not None and newer_of(disk, memory) is memory:
+                try:
+                    restore(state, *memory.load(check=understand), task, say)
+                    return True
+                except (CheckpointError, ConfigError) as error:
+                    say(f"the checkpoint in memory was skipped: {error}")
+            if disk.newest() is None:
+                return False
+            arrays, meta = disk.load(check=understand)
     except CheckpointError as error:
-        raise ConfigError(f"checkpoint.resume = {resume!r}: {error}") from error
+        raise ConfigError(f"checkpoint.resume = {setting!r}: {error}") from error
+    restore(state, arrays, meta, task, say)
+    return True
+
+
+def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if ``meta`` is not what training saves. Every reader of a checkpoint calls it."""
+    try:
+        progress = Progress.from_json(take(meta, "progress", dict))
+        if progress.normalise is not None:
+            known = Normalise.from_json(progress.normalise)
+            if not np.isfinite(np.array([known.mean, known.scale], np.float64)).all():
+                raise ValueError("normalise is not finite")
+        for name in ("shards", "samples", "global_batch", "seed"):
+            take({name: 0, **meta}, name, int)
+        take({"shuffle": True, **meta}, "shuffle", bool)
+        if "knowledge" in meta:
+            knowledge = take(meta, "knowledge", dict)
+            Known.from_json(take(knowledge, "data", dict))
+            take(knowledge, "options", dict), take(knowledge, "samples", dict)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"its meta data cannot be understood: {reason}") from error
 
 
 def restore(

@@ -16,19 +16,20 @@ from typing import Any, NoReturn
 from ddl.arrays import Device, device
 from ddl.arrays.namespace import limit_memory, ranks_on
 from ddl.checkpoint.memory import FOLDER_VARIABLE
-from ddl.comm import Group, Member, can_respawn, ending, fault_tolerance, mpi, no_probe
-from ddl.comm.group import nobody_watches
+from ddl.comm import Group, Member, ending, fault_tolerance, mpi, no_probe
+from ddl.comm.group import no_watchdog
 from ddl.config import Job
-from ddl.environment import launched_rank, launched_size, linger
+from ddl.environment import REGAINS_VARIABLE, launched_rank, launched_size, linger
 from ddl.errors import ConfigError, DdlError, JobEnded, PeerLost, UserCodeError, UserError
 from ddl.fault import inject, startup
 from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
-from ddl.fault.watchdog import Heartbeat, read_note, start_companion
+from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
 from ddl.kernels.backend import is_compiled, use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
+from ddl.output import print_past_launcher
 from ddl.run.agreement import disagreement, essentials
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
@@ -72,6 +73,7 @@ class Runner:
             checkpoint_every_epochs=job.checkpoint.every_epochs,
             keep_best=job.checkpoint.keep_best,
             in_memory=job.checkpoint.replica and bool(os.environ.get(FOLDER_VARIABLE)),
+            all_ranks=job.fault.respawn and bool(self._regains),
         )
         self._in_script = in_script
         self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
@@ -79,7 +81,6 @@ class Runner:
         self.group: Group
         self.failure: DdlError | None = None
         self.loop: Loop | None = None
-        self._joins = False  # this process was started to replace one that died
         self.log: RunLog | None = None
         self.folder: RunFolder | None = None
         self._lost: list[Member] = []  # during set-up
@@ -88,36 +89,38 @@ class Runner:
         self._essentials: dict[str, Any] = {}
 
     @property
+    def _regains(self) -> int | None:
+        """How often the supervisor still starts all ranks again because one was lost; None without a supervisor."""
+        return int(os.environ[REGAINS_VARIABLE]) if REGAINS_VARIABLE in os.environ else None
+
+    @property
     def has_started(self) -> bool:
         """Whether this process has joined a group."""
         return hasattr(self, "group")
 
     def run(self) -> int:
         job = self.job
+        if self._running is None:
+            startup.announce(job.fault.startup_timeout_s, job.run.dir)
         task, chaos, problem = self._make_task()
-        if job.fault.tolerance != "off" and self._running is None:
+        if self._limits()["hang_timeout_s"] and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
-            self.heartbeat = start_companion(
-                launched_rank(),
-                hang_timeout_s=job.fault.hang_timeout_s,
-                recovery_timeout_s=job.fault.recovery_timeout_s,
-            )
+            self.heartbeat = start_companion(launched_rank(), **self._limits())
         _survival()
         try:
             self._check_joined()
             if self._running is None:
-                startup.announce(job.fault.startup_timeout_s, job.run.dir)
                 startup.joining()
             self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
             startup.joined()
         except UserError as error:
             return self._refuse(error)
-        self._joins = self._running is None and self.group.generation > 0
         if self.heartbeat is not None:
             self.group.waits = self.heartbeat.wait
             if self._running is not None:
                 self.heartbeat.wait(False)
-                self.heartbeat.limits(job.fault.hang_timeout_s, job.fault.recovery_timeout_s)
+                self.heartbeat.limits(**self._limits())
+            self._beat(BEFORE_STEPS, "set-up")
         with Signals(self.request):
             try:
                 return self._train(task, chaos, problem)
@@ -129,6 +132,15 @@ class Runner:
                 self._die(error)
             finally:
                 self._close()
+
+    def _limits(self) -> dict[str, float]:
+        """The watchdog's. A stopped rank need not be given up soon if no rank could train without it."""
+        fault, tolerant = self.job.fault, self.job.fault.tolerance != "off"
+        hang_s = fault.hang_timeout_s
+        if hang_s == "auto":
+            hang_s = HANG_TIMEOUT_S if tolerant else 0.0
+        stop_s = STOP_TIMEOUT_S if tolerant else hang_s
+        return {"hang_timeout_s": hang_s, "recovery_timeout_s": fault.recovery_timeout_s, "stop_timeout_s": stop_s}
 
     def _check_joined(self) -> None:
         """Raises ConfigError if the group that this process is in does not match the settings."""
@@ -146,18 +158,17 @@ class Runner:
         if is_compiled() or compile_cache.notes:
             self._warnings += compile_cache.notes
         try:
-            if self.job.fault.respawn and fault_tolerance()[0] and not can_respawn():
+            if self.job.fault.respawn and self._regains is None:
                 raise ConfigError(
-                    "fault.respawn is true, but this mpirun would call the job a failure for it: start it with "
-                    "`python -m ddl.launch`, or in an environment that `python -m ddl.doctor "
-                    "--enable-fault-tolerance` has prepared"
+                    "fault.respawn is true, but mpirun cannot regain a lost rank: where the new process dies as it "
+                    "starts, MPI_Comm_spawn and MPI_Comm_connect never return on the others (Open MPI 5.0, 5 of 5 "
+                    "trials); start the job with `python -m ddl.launch`, which starts all ranks again at a checkpoint"
                 )
             if self.job.metrics.tensorboard:
                 writer_class()  # checked now, on every rank: each may become the leader
             task = self.make_task(self.job)
             self._essentials = essentials(self.job, task)
-            ranks = None if self.job.fault.respawn else launched_size() or 1  # new ranks get higher numbers
-            return task, inject.parse(self.job.fault.chaos, ranks, task.total_steps), None
+            return task, inject.parse(self.job.fault.chaos, launched_size() or 1, task.total_steps), None
         except UserError as error:
             return None, inject.Script(), error
         except Exception as error:
@@ -170,7 +181,7 @@ class Runner:
             if self.heartbeat is not None:
                 self.heartbeat.part()  # the companion watches until the process is gone
             mpi.finish(self.group, status)
-            self.group.waits = nobody_watches
+            self.group.waits = no_watchdog
         if self.heartbeat is not None:
             self.heartbeat.close()
 
@@ -207,7 +218,6 @@ class Runner:
             JobServices(log, folder, self._announce, self.heartbeat, self._trace),
             request=self.request,
             recovery=self._recovery_settings(state),
-            respawn=self.job.fault.respawn,
         )
         if self._running is not None:
             self.group.probe = no_probe  # faults that were scripted for the previous run are over
@@ -215,13 +225,12 @@ class Runner:
             # -1 during set-up: a fault at step 0 is meant for the first step.
             step: Callable[[], int] = lambda: state.progress.step if loop.driver.is_running else -1  # noqa: E731
             self.group.probe = chaos.probe(self.group.me.identity, step, self._strike)
-        if not self._joins:  # a new rank receives all of that in its first recovery
-            resume = self.job.checkpoint.resume
-            problem = self._survive(lambda group: set_up(group, loop, folder, resume, self._say))
+        resume = self.job.checkpoint.resume
+        problem = self._survive(lambda group: set_up(group, loop, folder, resume, self._say))
         if problem is not None:
             return self._refuse(problem)
         log.lost_at_start(self._lost, state.progress.step)
-        loop.start(self.group, self._joins)
+        loop.start(self.group)
         if self.group.is_leader:
             log.lead()
             self.group.probe("setup.announce")
@@ -234,15 +243,13 @@ class Runner:
         if self.job.metrics.plots and self.group.is_leader:
             self._beat(state.progress.step, "plots")
             draw_pictures(loop, log)
+        if loop.status == "stopped" and self.request.interrupted and self.group.is_leader and launched_size():
+            print_past_launcher(f"ddl.train: the state of step {self._step} is saved in {log.folder}")
         return loop.exit_status(failure)
 
     def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:
-        """On every rank the problem that keeps any of them from starting: its own, another rank's, or essentials
-        (``mine``) that differ."""
-        if self._joins and problem is not None:
-            raise problem
-        if self._joins:
-            return None
+        """On every rank, the problem that keeps any rank from starting: its own, another rank's, or different
+        essentials (``mine``)."""
         return self._survive(lambda group: disagreement(group, problem, mine or {}), problem)
 
     def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
@@ -265,7 +272,7 @@ class Runner:
     def _strike(self, fault: inject.Fault) -> None:
         """Perform an injected fault, after an entry in the run folder if this rank knows it; a spare does not."""
         known = self.folder is not None and self.folder.path is not None
-        act = inject.told_in(self.folder.notes) if self.folder is not None and known else inject.perform
+        act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
     def _recovery_settings(self, state: State) -> RecoverySettings:
@@ -285,7 +292,7 @@ class Runner:
 
     @property
     def _newest_group(self) -> Group:
-        """That of set-up until training begins, then that of the loop."""
+        """The request of set-up until training begins, then that of the loop."""
         return self.loop.group if self.loop is not None and self.loop.driver.is_running else self.group
 
     @property
@@ -333,7 +340,7 @@ class Runner:
         return error.exit_status
 
     def _die(self, error: Exception) -> NoReturn:
-        """End this rank after an exception that is its alone; the others continue if that is possible."""
+        """End this rank after an exception that only it raised; the others continue if possible."""
         group, status = self._newest_group, 1
         if self._in_script and len(group.members) == 1:
             raise error
@@ -341,8 +348,8 @@ class Runner:
             status = error.exit_status
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
         print(f"rank {group.me.identity}: {text}", file=sys.stderr, flush=True)
-        alone = self._joins or (self.loop is not None and self.loop.driver.is_running)
-        if group.tolerant and len(group.members) > 1 and alone:
+        is_training = self.loop is not None and self.loop.driver.is_running
+        if group.tolerant and len(group.members) > 1 and is_training:
             ending.die()
         self.end()
         mpi.fail(group, status)  # before the first step the others end as well

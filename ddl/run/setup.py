@@ -1,56 +1,56 @@
 """Set-up of a job on all its ranks: choose the run folder, load the newest checkpoint, report the start.
 
 It is repeated when a rank dies during it, and the next leader continues what the previous one began. Settings become
-objects in train/build.py; training is train/loop.py's."""
+objects in train/build.py; train/loop.py trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
-
-from ddl.comm import Group
+from ddl.comm import Group, unconnected
 from ddl.comm.library import library_version
 from ddl.config import Job
 from ddl.data import data_lines
+from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
-from ddl.run.resume import find_checkpoint, restore
+from ddl.run.resume import resume
 from ddl.train.loop import Loop
+from ddl.wording import counted, numbered
 
 
-def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callable[[str], None]) -> DdlError | None:
+def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
     """Choose the run folder, acquire its lease and load the newest checkpoint: the leader reads, all receive.
 
-    resume: the setting. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's state
-    is then unchanged, and the survivors can repeat all of this."""
+    setting: checkpoint.resume. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's
+    state is then unchanged, and the survivors can repeat all of this."""
     log, state, work = folder.log, loop.state, loop.work
     message: DdlError | dict[str, Any] | None = None
-    arrays: dict[str, np.ndarray] | None = None
     folder.choose(group)
     digests = group.gather_objects(state.parameters_digest())
     if group.is_leader:
         try:
             assert folder.path is not None
-            arrays, meta = find_checkpoint(resume, folder.path, say)
-            if loop.task.initial is not None and arrays is None:
+            is_resumed = resume(state, loop.task, setting, folder.path, say)
+            if loop.task.initial is not None and not is_resumed:
                 for line in loop.task.initial(state):
                     say(line)
             others = [rank for rank, own in enumerate(digests) if own != digests[0]]
-            if others and arrays is None:
-                say(f"rank(s) {others} drew other initial parameters than rank 0, whose parameters all ranks now have")
-            if arrays is not None:
-                restore(state, arrays, meta, loop.task, say)
+            if others and not is_resumed:
+                drew = f"{numbered('rank', others)} drew other initial parameters than rank 0"
+                say(f"{drew}, whose parameters all ranks now have")
             state.progress.total_steps = loop.task.total_steps
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)
             group.probe("setup.claim.done")
             # Identities are the ranks at launch, some of which may have died by now.
+            log.first_step = state.progress.step
             log.ranks_started = 1 + max(group.newest_identity, *(member.identity for member in group.members))
             message = work.meta()
         except UserError as error:
@@ -66,6 +66,15 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, resume: str, say: Callab
         group.broadcast(flat, 0)
     work.take_over(received, message)
     return None
+
+
+def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
+    """The command whose exit status is the job's; "" if that is obvious."""
+    if REGAINS_VARIABLE in environment:
+        return "the exit status of ddl.launch is the job's"
+    if launched_size(environment) is None:
+        return ""
+    return "mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json"
 
 
 def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
@@ -93,12 +102,15 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             steps_per_epoch=task.order.steps_per_epoch,
             step=loop.state.progress.step,
             tolerance=f"{survived} ({survival})",
+            status=_trusted_status(),
             versions=versions(library_version()),
             data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
         )
     )
+    if len(group.members) == 1 and (line := unconnected()):
+        log.warn(line)
     if group.size > task.order.shards:
-        log.warn(
-            f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "
-            "have nothing to compute (data.shards)"
-        )
+        first, last = task.order.shards, group.size - 1
+        idle = f"rank {last} has" if first == last else f"ranks {first} to {last} have"
+        shards = counted(task.order.shards, "shard")
+        log.warn(f"{group.size} ranks for {shards}: {idle} nothing to compute (data.shards)")

@@ -16,11 +16,13 @@ from ddl.checkpoint import Store
 from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
+from ddl.config.trust import OPENING, refuse_code
 from ddl.data import Inputs, Known, Normalise, Source, compare
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.run.plots import samples
+from ddl.run.resume import understand
 from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
@@ -29,7 +31,7 @@ T = TypeVar("T")
 
 
 def together(group: Group, action: Callable[[], T]) -> T:
-    """Do something on every rank. A mistake that any of them meets is raised on all alike, so that none waits alone."""
+    """Run ``action`` on every rank. An error on any rank is raised on all of them, so that none keeps waiting."""
     value: T | None = None
     problem: DdlError | None = None
     try:
@@ -48,10 +50,11 @@ def local_rank(group: Group) -> int:
 
 
 class Trained:
-    """The checkpoint holds all that outputs need: the data that the run was trained on may be gone.
+    """A trained run, loaded from its checkpoint alone; the training data need not exist any more.
 
     checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
-    on its node; None computes on the CPU. say: told which checkpoints were passed over.
+    on its node; None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code
+    that the run names; else such a run is refused. Everything else in a run is read as data and never executed.
     Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
 
     def __init__(
@@ -60,18 +63,21 @@ class Trained:
         checkpoint: str = "newest",
         local_rank: int | None = None,
         say: Callable[[str], None] = lambda message: None,
+        trust: bool = False,
     ):
         self.folder = Path(run)
         try:
             self.job: Job = read_config(self.folder / "config.toml")
         except (OSError, ConfigError) as error:
             raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
+        if not trust:
+            refuse_code(self.job, OPENING, f"run {str(run)!r}")
         store = Store(self.folder / "checkpoints", say=say)
         try:
-            path = {"newest": None, "best": store.best()}.get(checkpoint, Path(checkpoint))
+            path = None if checkpoint == "newest" else store.best() if checkpoint == "best" else Path(checkpoint)
             if path is None and checkpoint == "best":
                 raise CheckpointError("no checkpoint was evaluated, so none is the best")
-            arrays, meta = store.load(path)
+            arrays, meta = store.load(path, understand)
         except CheckpointError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         knowledge = meta.get("knowledge")
@@ -80,7 +86,7 @@ class Trained:
         self._knowledge = knowledge
         self.known = Known.from_json(knowledge["data"])
         try:
-            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"])
+            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target)
         except ConfigError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.device = Device()
@@ -100,8 +106,8 @@ class Trained:
         return [] if known is None else [Normalise.from_json(known)]
 
     def split(self, name: str) -> Source:
-        """The run's own "train", "validation" or "test" samples. Raises ConfigError where it has none of that name, or
-        they cannot be had any more."""
+        """The run's own "train", "validation" or "test" samples. Raises ConfigError if there are none of that name, or
+        they cannot be loaded any more."""
         try:
             splits = build_data(self.job)
             found = json.loads(json.dumps(knowledge_of(self.job, splits)))
@@ -125,8 +131,8 @@ class Trained:
     def open_inputs(self, path: str, labelled: bool = False, targets: str = "") -> Source:
         """Samples from a file or folder, in any format that training reads, numbered as the training data were.
 
-        labelled: with their targets; targets: the file or columns that hold them, where they are not those of the job.
-        Raises UserError when they do not fit."""
+        labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
+        Raises UserError if they do not match."""
         data = self.job.data
         is_file = data.source == "files"
         # A job's file of targets belongs to its own samples; columns are named alike in another file.
@@ -149,11 +155,11 @@ class Trained:
 
     @property
     def symbols(self) -> Any:
-        """How text becomes the model's tokens and back; numbers stand for themselves where nothing is known of text."""
+        """How text becomes the model's tokens and back; plain numbers if the run was not trained on text."""
         return self.known.symbols or Numbers()
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
+        """``count`` samples of a generator, in the units of the data. Raises ConfigError if the model draws none."""
         if not self.model.generates:
             raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
         return samples(self.model, self.state, count, seed)
@@ -161,7 +167,7 @@ class Trained:
     def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
         """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks.
 
-        What a model gives in place of its input (an autoencoder) is in the units of the data."""
+        The reconstructions of an autoencoder are in the units of the data."""
         pieces = group.gather_objects(together(group, lambda: self._outputs(source, own_samples(source, group))))
         if not group.is_leader:
             return None
@@ -179,11 +185,11 @@ class Trained:
 
 
 def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """The model's outputs for one batch that has been transformed, on the host; those in place of x as x was before."""
+    """The model's outputs on the host for one transformed batch; reconstructions of x are not normalised."""
     rows = len(next(iter(batch.values())))
     context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
-    outputs = model.predict(state.params.views, state.averages.views, inputs, context)
+    outputs = model.predict(state.params.views, state.buffers, inputs, context)
     found = {name: np.array(host(value)) for name, value in outputs.items()}
     normalise = state.progress.normalise
     if normalise is not None and model.reconstructs:

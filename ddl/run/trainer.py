@@ -4,11 +4,10 @@
                       optimizer=ddl.optim.Adam(lr=1e-3), data=ddl.data.Arrays(x, y), global_batch=256)
     run.fit(epochs=10)
 
-The same script runs alone, under mpirun and under srun; what it does is what a job file does."""
+The same script runs alone, under mpirun and under srun; it does the same as a job file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -19,17 +18,17 @@ import numpy as np
 from ddl.arrays import Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
-from ddl.config import Job, override
-from ddl.config import Optim as OptimSettings
-from ddl.data import Arrays, Source, Splits, as_dtype, as_source, decide, needs_precision
+from ddl.config import Job, OptimSettings, override
+from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
+from ddl.metrics import read_summary
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
 from ddl.nn.losses import LOSSES
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
-from ddl.registry import described
+from ddl.registry import adapter_of, described
 from ddl.run.runner import Runner
 from ddl.run.trained import outputs_of
 from ddl.train.build import (
@@ -45,6 +44,10 @@ from ddl.train.build import (
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
 from ddl.train.task import Task
+
+# Optimizers and schedules of other frameworks: base class -> what makes ddl's of them.
+_OPTIMIZERS = {"torch.optim.optimizer.Optimizer": "ddl.torch:translated"}
+_SCHEDULES = {"torch.optim.lr_scheduler.LRScheduler": "ddl.torch:Factors"}
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
 _OF_SCHEDULE = tuple(
@@ -70,11 +73,11 @@ class Trainer:
     with model and data. optimizer: one of ``ddl.optim``, or a name; then its numbers are settings, as in a job. rules:
     other optimizers or settings for some parameters (a GAN has two). schedule: a name of ``ddl.optim.SCHEDULES``, over
     the steps of ``fit``, or a function from the step to a factor of the learning rate. augment, callbacks: objects, or
-    names as in a job. Callbacks are called on the leading rank with what each step came to; one that has a method
-    ``on_epoch(epoch, results)`` or ``on_end(results)`` is told of these too, where results are metrics by split. After
-    that rank's death another one hears of the last step, epoch or end again. settings: any other setting of a job by
-    name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
-    Raises UserError for what does not fit together."""
+    names as in a job. Callbacks are called on the leading rank with the outcome of each step; their optional methods
+    ``on_epoch(epoch, results)`` and ``on_end(results)`` are called too, where results are metrics by split. If that
+    rank dies, the next leader repeats the call for the last step, epoch or end. settings: any other setting of a job
+    by name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    Raises UserError for an incompatible combination."""
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class Trainer:
         data: Source | tuple[Any, Any],
         *,
         loss: Any = None,
-        optimizer: Optimizer | str | None = None,
+        optimizer: Optimizer | str | Any = None,
         rules: Sequence[Rule] = (),
         metrics: Sequence[Any] | None = None,
         validation: Source | tuple[Any, Any] | None = None,
@@ -101,7 +104,14 @@ class Trainer:
         given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
         if given["train"] is None:
             raise UserError("a Trainer needs data")
+        translate, factors = adapter_of(optimizer, _OPTIMIZERS), adapter_of(schedule, _SCHEDULES)
+        if translate is not None:
+            if rules:
+                raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
+            optimizer, rules = translate(optimizer, model, schedule)
         self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        if factors is not None:
+            self.schedule = factors(schedule)
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
         self.initial = initial
         self._check(settings or {})
@@ -112,21 +122,23 @@ class Trainer:
             **self._record(given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
-        self._target = decide(as_source(given["train"]), _loss_name(loss), self.job.data.target_kind)
         self._measured = isinstance(model, str) and model in OF_MEASUREMENTS
+        kind = self.job.data.target_kind
+        self._target = decide(as_source(given["train"]), _loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
         self.validation, self.test = parts["validation"], parts["test"]
-        self.model = build_model(model, self.data.fields, loss, metrics)
+        suggested = None if self._target is None else self._target.loss
+        self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
 
     def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
-        """Train up to ``epochs`` or ``steps``, as counted from the very beginning; what summary.json holds.
+        """Train up to ``epochs`` or ``steps``, counted from the very beginning; returns the contents of summary.json.
 
-        Called again it goes on from where it stood, in the same folder. Survives failures as a job does, and
-        returns on every rank that is left. Raises what ended it early: UserError, Stop, Diverged, UserCodeError."""
+        Another call resumes in the same folder. Survives failures as a job does, and returns on every surviving rank.
+        Raises the error that ended it early: UserError, Stop, Diverged, UserCodeError."""
         length: dict[str, Any] = {"train.epochs": self.job.train.epochs if epochs is None else epochs}
         length["train.steps"] = self.job.train.steps if steps is None and epochs is None else steps or 0
         if self.folder is not None:
@@ -138,19 +150,21 @@ class Trainer:
         finally:
             if runner.has_started:
                 session.hold(runner.group, runner.heartbeat).before_leaving = end_script
+            if runner.loop is not None:
+                runner.loop.keep_state()
         if self._runner.failure is not None:
             raise self._refused(self._runner.failure)
         folder = self.folder
         if folder is not None:
-            self.summary = json.loads((folder / "summary.json").read_text())
+            self.summary = read_summary(folder)
         if self.summary.get("status") == "stopped":
             steps = self.summary["steps"]
-            raise self._refused(Stop(f"training was asked to stop after step {steps}; fit() again goes on from there"))
+            raise self._refused(Stop(f"training was asked to stop after step {steps}; call fit() again to resume"))
         return self.summary
 
     @staticmethod
     def _refused(error: DdlError) -> DdlError:
-        """``error``, which all ranks are told alike: uncaught it ends them with its status."""
+        """``error``, which every rank raises: if uncaught, it ends all of them with its status."""
         joined = session.current()
         if joined is not None:
             joined.refusal = error
@@ -177,7 +191,7 @@ class Trainer:
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them.
 
-        Raises ValueError, on every rank, where others call something else or with another number of samples."""
+        Raises ValueError, on every rank, if others call something else or with another number of samples."""
         source, loop = _source(data), self._loop
         if source is None:
             raise UserError("evaluation needs data")
@@ -209,7 +223,7 @@ class Trainer:
         return self._runner.loop
 
     def _task(self, job: Job) -> Task:
-        order = order_of(job, len(self.data))
+        order = order_of(job, len(self.data), self.model)
         total = job.train.steps or job.train.epochs * order.steps_per_epoch
         splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
         groups = self._groups(job)
@@ -233,12 +247,13 @@ class Trainer:
         if isinstance(self.optimizer, str):
             return build_groups(job, self.model)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
-        return Groups(layout, self.optimizer, self.rules, freeze=job.model.freeze)
+        return Groups(layout, self.optimizer, self.rules, freeze=[*job.model.freeze, *self.model.frozen])
 
     def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
         if isinstance(self.schedule, str):
             return learning_rate(job, total_steps, lr)
         factor = self.schedule
+        factor(max(total_steps - 1, 0))  # a schedule that does not cover all steps should fail now
         return lambda step: lr * factor(step)
 
     def _check(self, settings: Mapping[str, Any]) -> None:
@@ -257,8 +272,8 @@ class Trainer:
             raise UserError('rules go with an optimizer that is an object; with a name, set "optim.groups"')
 
     def _record(self, given: Mapping[str, Source | None], model: Any, loss: Any, metrics: Any) -> dict[str, Any]:
-        """What stands in config.toml for the arguments: names as they are, objects in plain values where these make
-        them again, else in words."""
+        """The arguments as config.toml records them: names unchanged, objects as plain values from which they can be
+        rebuilt, or else as text."""
         lengths = {name: 0 if source is None else len(source) for name, source in given.items()}
         record: dict[str, Any] = {
             "data.source": described(given["train"]),
@@ -281,8 +296,8 @@ class Trainer:
         return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
 
     def _prepared(self, source: Source) -> Source:
-        """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
-        else the numbers of tokens."""
+        """``source`` in the job's type. Bytes are images if they form rows and columns or are to be normalised, else
+        token numbers."""
         source = as_source(source)
         if self._target is not None:
             source = self._target.apply(source)
@@ -305,7 +320,7 @@ def _of_model(model: Any, loss: Any) -> dict[str, Any]:
 
 
 def _loss_name(loss: Any) -> str:
-    """The name of one of ddl's losses; "auto" for none, "" for a loss of the user's."""
+    """The name of one of ddl's losses; "auto" for none, "" for the user's own."""
     if loss is None or isinstance(loss, str):
         return loss or "auto"
     return next((name for name, made in LOSSES.items() if type(loss) is made), "")
@@ -324,4 +339,4 @@ def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
         if len(data) not in (1, 2):
             raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
         return Arrays(*data)
-    return data
+    return as_known(data)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ddl import early_signals
 from ddl.output import protect_output
-from ddl.train import early_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """From settings to objects: the one place where a job's configuration is read and becomes a task.
 
-What the settings may be is config's; what the objects do is their rooms'."""
+ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import numpy as np
 from ddl.arrays import Layout, host
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
-from ddl.config import Job
-from ddl.config import Optim as OptimSettings
+from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
     Known,
     Mixup,
     Order,
+    Source,
     Splits,
+    Target,
     auto_shards,
     class_weights,
     fingerprint,
@@ -33,6 +34,7 @@ from ddl.data import (
     open_dataset,
 )
 from ddl.errors import CheckpointError, ConfigError
+from ddl.fault import startup
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
@@ -48,6 +50,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "momentum": ("momentum", "nesterov"),
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),
+    "nadam": ("beta1", "beta2", "eps"),
+    "radam": ("beta1", "beta2", "eps"),
     "rmsprop": ("decay", "eps"),
     "adagrad": ("eps",),
     "lamb": ("beta1", "beta2", "eps"),
@@ -56,11 +60,13 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def build_task(job: Job) -> Task:
-    """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    """The task of ``job``. Opens its data and makes its model; raises UserError for an impossible job."""
+    startup.doing("opening its data")
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
-    model = model_of(job, splits.train.fields, knowledge["options"])
-    order = order_of(job, len(splits.train))
+    startup.doing("building its model")
+    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
+    order = order_of(job, len(splits.train), model)
     total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
     groups = build_groups(job, model)
     return assemble(
@@ -79,19 +85,21 @@ def build_task(job: Job) -> Task:
     )
 
 
-def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any]) -> Model:
-    """The job's model for data with these fields. options: as ``knowledge_of`` has them."""
+def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
+    """The job's model for data with these fields and this target. options: from ``knowledge_of``."""
     return build_model(
         job.model.name,
         fields,
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
         options=options,
+        seed=job.run.seed,
+        suggested=None if target is None else target.loss,
     )
 
 
 def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
-    """What has been learned from the data before training, as JSON has it: a checkpoint keeps it, so that the model
+    """What was learned from the data before training, as JSON: a checkpoint keeps it, so that the model
     can be made, and new samples read, where the data are gone."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
@@ -118,23 +126,32 @@ def augmentations(specs: Sequence[Any], fields: Mapping[str, Field], model: Mode
     ]
 
 
-def order_of(job: Job, samples: int) -> Order:
+def order_of(job: Job, samples: int, model: Model) -> Order:
     """The order of ``samples`` training samples."""
-    batch = job.train.global_batch
-    shards = auto_shards(batch, samples) if job.data.shards == "auto" else int(job.data.shards)
+    batch, least = job.train.global_batch, max(model.samples_per_shard * job.train.accumulate, 2)
+    shards = auto_shards(batch, samples, least) if job.data.shards == "auto" else int(job.data.shards)
     return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
 
 
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
-    """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
+    """A task made of objects and settings. objects: the Task's fields that are not plain settings."""
     resolve_algorithm(job.comm.algorithm)  # raises for an unknown name
     if job.optim.sharded == "on" and not objects["optimizer"].is_elementwise:
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
         )
+    model = objects["model"]
+    if model.dtype not in (None, job.train.dtype):
+        raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    model.check(_first_samples(splits.train))
+    if model.synchronised and order.global_batch < 2 * job.train.accumulate:
+        raise ConfigError(
+            "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "
+            "train.global_batch or a smaller train.accumulate"
+        )
     samples = order.global_batch // (order.shards * job.train.accumulate)
-    least = objects["model"].samples_per_shard
-    if samples < least:
+    least = model.samples_per_shard
+    if samples < least and order.shards > 1:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
             f"BatchNorm(sync=True), data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "
@@ -173,10 +190,18 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     )
 
 
+def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
+    """A batch of a few samples; afterwards the source holds nothing."""
+    source.hold([range(min(count, len(source)))])
+    batch = source.gather(np.arange(min(count, len(source))))
+    source.hold([])
+    return batch
+
+
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
-    Raises ConfigError where there are no classes to balance."""
+    Raises ConfigError if there are no classes to balance."""
     of_loss = job.model.options.get("loss", {})
     if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
         return job.model.options
@@ -227,11 +252,11 @@ def build_groups(job: Job, model: Model) -> Groups:
         own = _optimizer(optim, name, float(wanted.get("lr", lr)), wanted)
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
-    return Groups(layout, main, rules, no_decay=no_decay, freeze=job.model.freeze)
+    return Groups(layout, main, rules, no_decay=no_decay, freeze=[*job.model.freeze, *model.frozen])
 
 
 def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
-    """What the schedule, clipping and the like are is one thing for all parameters: a group cannot have its own."""
+    """Raises ConfigError for a setting that a group does not have, such as the schedule, or that has the wrong type."""
     own = ("name", "lr", "weight_decay", *_OPTIONS.get(name, ()))
     unknown = sorted(set(wanted) - set(own))
     if unknown:
@@ -274,10 +299,10 @@ def learning_rate(job: Job, total_steps: int, lr: float) -> LearningRate:
 
 
 def start_from(job: Job) -> Callable[[Any], list[str]] | None:
-    """What copies ``model.from`` into a fresh state, by name; None where nothing is asked.
+    """A function that copies ``model.from`` into a new state, by name; None if the setting is empty.
 
     Strict: every parameter must be found with its shape. Otherwise what matches is taken, and what did not is
-    returned in one line. Running averages come along where they match. Raises ConfigError that names what does not."""
+    returned in one line. Running averages are taken too if they match. Raises ConfigError that names mismatches."""
     if not job.model.from_:
         return None
     from ddl.checkpoint import Store
@@ -286,13 +311,16 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
     def take(state: Any) -> list[str]:
-        # Read only now: a run that goes on from a checkpoint of its own does not need the other one any more.
+        # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
+        skipped: list[str] = []
+        is_store = folder.name == "checkpoints"
         try:
-            arrays, _ = Store(folder).load(None) if folder.name == "checkpoints" else Store(folder.parent).load(folder)
+            store = Store(folder if is_store else folder.parent, say=skipped.append)
+            arrays, _ = store.load(None if is_store else folder)
         except CheckpointError as error:
             raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
         wrong, fitting = [], []
-        for kind, views in (("params", state.params.views), ("averages", state.averages.views)):
+        for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
                 found = arrays.get(f"{kind}/{name}")
                 if found is None:
@@ -306,13 +334,14 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
             for name in arrays
             if name.startswith("params/") and name.removeprefix("params/") not in state.params.views
         )
-        told = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
+        problems = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
         if wrong and (job.model.strict or not fitting):
-            raise ConfigError(told + ("; model.strict = false takes what matches" if fitting else ""))
+            raise ConfigError(problems + ("; model.strict = false takes what matches" if fitting else ""))
         for view, found in fitting:
             view[...] = state.device.array(found)
         total = len(fitting) + len(wrong)
-        return [f"{told}; {len(fitting)} of {total} arrays were taken, the others begin anew"] if wrong else []
+        taken = f"{len(fitting)} of {total} arrays were taken, the others keep their initial values"
+        return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
 
@@ -324,7 +353,7 @@ def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
-        views = {**state.params.views, **state.averages.views}
+        views = {**state.params.views, **state.buffers}
         for name, value in values.items():
             if name not in views:
                 raise ConfigError(f"initial: the model has no parameter {name!r}; {instead(name, views, 'it has')}")

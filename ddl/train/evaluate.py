@@ -1,6 +1,6 @@
 """Evaluation spread over ranks: every sample once, nothing padded, exact at any number of ranks.
 
-When to evaluate is loop.py's; the door ``python -m ddl.evaluate`` is ddl/evaluate.py."""
+loop.py decides when to evaluate; ``python -m ddl.evaluate`` is in ddl/evaluate.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def own_samples(source: Source, group: Group) -> range:
 
 
 def batches(source: Source, own: range, rows: int, transforms: Sequence[Transform]):
-    """Batches of at most ``rows`` samples of ``own``, transformed as in training but for augmentation."""
+    """Batches of at most ``rows`` samples of ``own``, transformed as in training but without augmentation."""
     for start in range(own.start, own.stop, rows):
         indices = np.arange(start, min(start + rows, own.stop), dtype=np.int64)
         batch: dict[str, np.ndarray] = source.gather(indices)
@@ -45,7 +45,7 @@ def evaluate(
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost, and on every rank
-    alike the UserError of one whose samples are not what they should be.
+    alike the UserError of a rank with invalid samples.
 
     rows: samples per forward pass. transforms: normalisation and the like; they draw nothing."""
     loss, weight = 0.0, 0.0
@@ -61,7 +61,7 @@ def evaluate(
             context = Context(segments=[slice(0, count)], shards=[0], arena=Arena(state.device.xp))
             batch = {name: state.device.array(value) for name, value in batch.items()}
             got_loss, got_weight, got = model.loss_and_gradients(
-                state.params.views, state.averages.views, batch, None, context
+                state.params.views, state.buffers, batch, None, context
             )
             loss, weight = loss + float(got_loss), weight + float(got_weight)
             for name, value in got.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from ddl.arrays import Device
 from ddl.comm import Group
-from ddl.data import Plan, assign
+from ddl.data import assign
 from ddl.errors import (
     CheckpointError,
     DdlError,
@@ -37,12 +37,13 @@ from ddl.train.state import State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.work import Work
+from ddl.wording import numbered
 
 
 class Loop(Program):
     """Trains ``task`` on the ranks of a group, and of the generations that follow it when ranks die.
 
-    request: what signals and clocks ask of the next step. work: what is trained, bound to the present generation.
+    request: what signals and time limits ask of the next step. work: what is trained, bound to the current generation.
     samples, train_seconds: of all steps of this process but the first, in which kernels are compiled."""
 
     work: Work
@@ -57,7 +58,6 @@ class Loop(Program):
         *,
         request: StepRequest | None = None,
         recovery: RecoverySettings | None = None,
-        respawn: bool = False,
     ):
         self.task, self.state, self.services = task, state, services or Services()
         self.log = self.services.log
@@ -70,11 +70,8 @@ class Loop(Program):
         # The last steps for which this rank called the callbacks, and their on_epoch.
         self._called = self._called_epoch = -1
         self._warned_of_memory = False
-        self._recovery, self._respawn = recovery, respawn
-        self.driver = self._drive(group, self.work.plan)
-
-    def _drive(self, group: Group, plan: Plan, joins: bool = False) -> Driver:
-        return Driver(self, group, plan, self._recovery, respawn=self._respawn, joins=joins)
+        self._recovery = recovery
+        self.driver = Driver(self, group, self.work.plan, recovery)
 
     @property
     def group(self) -> Group:
@@ -85,10 +82,10 @@ class Loop(Program):
     def reports(self) -> list[Report]:
         return self.driver.reports
 
-    def start(self, group: Group, joins: bool = False) -> None:
-        """Use the group that set-up resulted in. joins: this rank replaces one of a job that is training already."""
+    def start(self, group: Group) -> None:
+        """Use the group that set-up resulted in."""
         self.work.group, self.work.plan = group, assign(self.task.order.shards, group.size)
-        self.driver = self._drive(group, self.work.plan, joins)
+        self.driver = Driver(self, group, self.work.plan, self._recovery)
 
     def train(self) -> DdlError | None:
         """Train to the end, through any number of failures; returns on every survivor after the agreed end.
@@ -104,6 +101,11 @@ class Loop(Program):
         self.work.detach()
         self.saving.close()
 
+    def keep_state(self) -> None:
+        """After ``close``: move the trained state to memory that no other rank uses."""
+        self.state.own()
+        self._show()
+
     # The driver's calls.
 
     def run(self) -> None:
@@ -113,6 +115,7 @@ class Loop(Program):
         task, progress = self.task, self.state.progress
         self._call_missed()
         self._warn_of_memory()
+        self._regain()
         self._after_epoch()
         self._committed_s = time.monotonic()
         while progress.step < task.total_steps and not progress.ended and not progress.stopping:
@@ -177,9 +180,6 @@ class Loop(Program):
             self.log.missed(self.work.last, failed, owners)
             self.log.missed_epoch(self._epoch_of(progress.step), progress)
 
-    def warn(self, message: str) -> None:
-        self.log.warn(message)
-
     def seconds_since_commit(self) -> float:
         return time.monotonic() - self._committed_s
 
@@ -201,24 +201,36 @@ class Loop(Program):
             self._call_epoch()
 
     def _call(self, outcome: Outcome) -> None:
-        # A phase of its own: ranks that crash in the same callback for the same step leave the same note.
+        # A separate phase: ranks that crash in the same callback at the same step then leave the same note.
         self.services.beat(outcome.step, "callback")
+        self._show()
         for callback in self.task.callbacks:
             callback(outcome)
         self._called = outcome.step
 
     def _call_epoch(self) -> None:
+        self._show()
         progress = self.state.progress
         splits = ("train", "validation") if progress.validated_at == progress.step else ("train",)
         for callback in self.task.callbacks:
             callback.on_epoch(self._epoch_of(progress.step), {s: dict(progress.results[s]) for s in splits})
         self._called_epoch = progress.step
 
+    def _show(self) -> None:
+        self.task.model.show(self.state.params.views, self.state.buffers)
+
     def _epoch_of(self, step: int) -> int:
         """The epoch, counted from 1, that ends with ``step`` or is broken off there."""
         return -(-step // self.task.order.steps_per_epoch)
 
     # Steps, epochs, and the end.
+
+    def _regain(self) -> None:
+        """Stop after the next step if ranks were lost and the supervisor will start all of them again."""
+        missing = self.log.ranks_started - len(self.group.members)
+        if self.request.all_ranks and missing > 0 and not self.request.stop:
+            self.request.stop = True
+            self.log.warn("fault.respawn: the job stops at a checkpoint and starts again on all its ranks")
 
     def _warn_of_memory(self) -> None:
         """One line if gradients cannot be summed in the memory that would be fastest."""
@@ -245,7 +257,7 @@ class Loop(Program):
         self._warned_of_memory = bool(problems)
 
     def advance(self) -> None:
-        """One step, and what is due after it."""
+        """One step, and whatever is due after it."""
         assert self.work.step is not None
         due = self.group.is_leader and self.request.checkpoint_due()
         self._after_step(self.work.step.run(self.request.stop, due, self.saving.lease_lost is not None))
@@ -272,7 +284,7 @@ class Loop(Program):
             raise EndJob(
                 Diverged(
                     f"{progress.skipped_in_row} steps in a row were not finite, the last of them step {outcome.step} "
-                    f"in shard(s) {list(outcome.bad_shards) or 'unknown'}; lower optim.lr, clip gradients "
+                    f"in {numbered('shard', outcome.bad_shards)}; lower optim.lr, clip gradients "
                     "(optim.clip_norm) or look at these samples"
                 )
             )
@@ -336,6 +348,7 @@ class Loop(Program):
         if self.group.is_leader and not isinstance(problem, LeaseLost):
             self.group.probe("end.summary")
             problem = self._write_summary(problem) or problem
+            self._show()
             for callback in self.task.callbacks:
                 callback.on_end({name: dict(values) for name, values in progress.results.items()})
         self.group.probe("end.barrier")
@@ -378,4 +391,6 @@ class Loop(Program):
         if different is None:
             raise EndJob(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if different and self.group.is_leader:
-            self.log.warn(f"after step {step} rank(s) {different} held a different state; copied from the majority")
+            self.log.warn(
+                f"after step {step} {numbered('rank', different)} held a different state; copied from the majority"
+            )

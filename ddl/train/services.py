@@ -1,4 +1,4 @@
-"""What training asks of the job around it: a run log, the run folder, the watchdog, a trace.
+"""Services that training needs from the job around it: a run log, the run folder, the watchdog, a trace.
 
 The base classes do nothing, which suits tests and benchmarks; ddl/run implements them for real jobs."""
 
@@ -18,11 +18,12 @@ from ddl.train.step import Outcome
 
 
 class Reporter:
-    """What the leader writes about a run. Every rank has one, since every rank may become the leader.
+    """Reports of the leader about a run. Every rank has one, since every rank may become the leader.
 
-    has_started: whether the start of this launch was written."""
+    has_started: whether the start of this launch was written. ranks_started: with how many ranks it began."""
 
     has_started: bool = True
+    ranks_started: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """What another rank needs to continue the report; it travels with the state."""
@@ -61,7 +62,7 @@ class Reporter:
     def end(
         self, state: State, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
     ) -> DdlError | None:
-        """Write the summary. ranks: at the end. Returns why that failed, or None."""
+        """Write the summary. ranks: at the end. Returns why the job has failed, or None."""
         return None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What signals and clocks ask of the next step: to stop, to save a checkpoint.
+"""Requests that signals and time limits make of the next step: stop, or save a checkpoint.
 
 Handlers only set flags, so a signal never interrupts a step halfway; ranks agree on the request in the step's sum."""
 
@@ -11,24 +11,28 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddl.train import early_signals
+from ddl import early_signals
 
 HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
 
 
 @dataclass
 class StepRequest:
-    """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time.
+    """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time, and ``interrupted``
+    where the signal is one that ends programs.
 
     checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory.
-    keep_best: also save a checkpoint whenever the validation loss is the lowest so far."""
+    keep_best: also save a checkpoint whenever the validation loss is the lowest so far. all_ranks: stop when a rank was
+    lost, because the supervisor then starts all ranks again."""
 
     stop: bool = False
+    interrupted: bool = False
     checkpoint_every_s: float = 0.0
     checkpoint_every_steps: int = 0
     checkpoint_every_epochs: int = 0
     in_memory: bool = False
     keep_best: bool = False
+    all_ranks: bool = False
     last_checkpoint: float = field(default_factory=time.monotonic)
 
     def checkpoint_due(self) -> bool:
@@ -50,6 +54,7 @@ class Signals:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._on_signal)
             self.request.stop |= bool(early_signals.received)
+            self.request.interrupted |= signal.SIGTERM in early_signals.received
             _installed.append(self)
         return self
 
@@ -58,6 +63,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.request.stop = True
+        self.request.interrupted |= number in (signal.SIGTERM, signal.SIGINT)
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():

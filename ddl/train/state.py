@@ -1,6 +1,6 @@
 """The state that a step commits: parameters, optimizer slots, running averages and counters.
 
-Equal on all ranks between two steps. Who computes the next one is step.py's."""
+Equal on all ranks between two steps. step.py computes the next one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Array, Device, FlatBuffer, Layout, aligned, host
+from ddl.arrays import Array, Device, FlatBuffer, Layout, Views, aligned, host
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
+from ddl.reading import take
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Progress:
     """How far training has come: small values that travel as JSON.
 
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
-    epoch_sums: header sums of the running epoch. results: metrics by split, as last evaluated.
+    epoch_sums: header sums of the running epoch. early_sums: loss and weight of the task's early steps.
+    results: metrics by split, as last evaluated.
     best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
     normalise: statistics of the training data, once they are known. total_steps: of the job. schedule_span: the steps
     for which the schedule of the learning rate is made; empty: all of them."""
@@ -34,6 +36,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     epoch_sums: list[float] = field(default_factory=list)
+    early_sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluated_at: int = -1
     validated_at: int = -1
@@ -52,7 +55,7 @@ class Progress:
         return self.step, self.stage
 
     def become(self, other: Progress) -> None:
-        """Take over all of ``other``'s values; whoever holds this object sees them."""
+        """Copy all values of ``other`` into this object, which other objects refer to."""
         self.__dict__.update(copy.deepcopy(other.__dict__))
 
     def to_json(self) -> dict[str, Any]:
@@ -61,16 +64,32 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """JSON has no NaN: what is null in results and sums was a value that is not finite."""
-        known = copy.deepcopy(dict(values))
+        """The inverse of ``to_json``. JSON has no NaN, so nonfinite results and sums were written as null.
+
+        Raises ValueError if ``values`` are not what ``to_json`` returns."""
+        known = {**cls().__dict__, **copy.deepcopy(dict(values))}
+        if unknown := set(known) - set(cls().__dict__):
+            raise ValueError(f"{min(unknown)} is unknown")
+        take(values, "step", int)
+        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale", "total_steps"):
+            take(known, name, int)
+        for name in ("evaluated_at", "validated_at", "tested_at"):
+            take(known, name, int, least=-1)
+        take(known, "best", int, float, type(None), least=None)
+        take(known, "ended", bool), take(known, "stopping", bool)
+        take(known, "epoch_sums", list), take(known, "normalise", dict, type(None))
+        span = take(known, "schedule_span", list)
+        if span and not (len(span) == 2 and all(isinstance(step, int) for step in span) and 0 <= span[0] < span[1]):
+            raise ValueError(f"schedule_span = {span} are not two steps")
+        for part in take(known, "results", dict):
+            take(known["results"], part, dict)
         for name in ("epoch_sums", "results"):
-            if name in known:
-                known[name] = _numbers(known[name])
+            known[name] = _numbers(known[name])
         return cls(**known)
 
 
 def _numbers(value: Any) -> Any:
-    """``value``, in which null stands for NaN."""
+    """``value`` with NaN in place of null."""
     if isinstance(value, Mapping):
         return {name: _numbers(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -80,7 +99,7 @@ def _numbers(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Replica:
-    """What an optimizer changes: parameters and slots, flat arrays of one layout."""
+    """The arrays that an optimizer updates: parameters and slots, flat and of one layout."""
 
     params: FlatBuffer
     slots: Mapping[str, Array]
@@ -91,16 +110,17 @@ class Replica:
 
 
 class State:
-    """Flat buffers on a device, and the progress.
+    """Flat buffers on a device, and the progress. buffers: averages and other buffers of the model, by name.
 
-    The replica lies in memory of this rank's own, where an update writes over it; or in memory that the ranks of a
-    node share, in two places: one holds what is committed, in the other they prepare what comes next, each rank its
-    share (``lodge``). Whoever keeps one of its arrays across a commit may see either."""
+    The replica is either in private memory, and an update overwrites it, or in memory shared by the ranks of a node
+    (``lodge``). There it exists twice: one copy is committed, and in the other each rank prepares its share of the
+    next one. An array that is kept across a commit may belong to either copy."""
 
     def __init__(self, model: Model, slots: tuple[str, ...], dtype: np.dtype | str, seed: int, device: Device):
         self.device = device
         self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
         average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
+        kept = model.kept
         self.progress = Progress()
         self._coming: Replica | None = None  # where the next one is prepared
         self._is_guest = False  # in memory of a node that has been left
@@ -110,10 +130,12 @@ class State:
                 params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in slots}
             )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
+            self._kept = {name: device.array(np.array(one.initial)) for name, one in kept.items()}
+            self.buffers = Views({**self.averages.views, **self._kept})
             for name, value in initial_values(model, seed).items():
                 self.params[name][...] = device.array(value)
             for name, average in model.averages.items():
-                self.averages[name][...] = average.initial
+                self.averages[name][...] = device.array(np.asarray(average.initial))
 
     @property
     def params(self) -> FlatBuffer:
@@ -124,12 +146,13 @@ class State:
         return self.replica.slots
 
     def flat_arrays(self) -> list[Array]:
-        """Every array of the state, in a fixed order: what a rank that is behind receives."""
-        return [self.params.flat, self.averages.flat, *self.slots.values()]
+        """Every array of the state, in a fixed order; a rank that is behind receives these."""
+        kept = [array.reshape(-1) for array in self._kept.values()]
+        return [self.params.flat, self.averages.flat, *kept, *self.slots.values()]
 
     def assign(self, arrays: Sequence[np.ndarray]) -> None:
-        """Hold what another rank's ``flat_arrays`` hold, on the host; in a shared replica also where the next is to
-        come, since what no update writes must be the same there. All ranks of its node then assign the same."""
+        """Copy another rank's ``flat_arrays`` (host) into this state. In a shared replica also into the copy for the
+        next one, where elements that no update writes must be the same; all ranks of the node assign the same."""
         self.own()
         for flat, received in zip(self.flat_arrays(), arrays, strict=True):
             flat[...] = self.device.array(received)
@@ -140,8 +163,8 @@ class State:
     # A replica that the ranks of a node share.
 
     def lodge(self, committed: Sequence[Array], coming: Sequence[Array]) -> None:
-        """Live in memory of the node: two sets of arrays in the order of ``Replica.flat_arrays``, of which the first
-        holds what this state holds."""
+        """Move into the node's shared memory: two sets of arrays in the order of ``Replica.flat_arrays``, of which the
+        first already holds this state."""
         self.replica, self._coming, self._is_guest = self._placed(committed), self._placed(coming), False
 
     def _placed(self, arrays: Sequence[Array]) -> Replica:
@@ -150,21 +173,21 @@ class State:
 
     @property
     def coming(self) -> Replica:
-        """Where the ranks of the node prepare the next replica; nobody reads it before all have."""
+        """The copy in which the ranks of the node prepare the next replica; no rank reads it until all are done."""
         assert self._coming is not None, "this state is not shared"
         return self._coming
 
     def advance(self) -> None:
-        """What they have prepared is the committed replica now."""
+        """Commit the prepared replica."""
         self.replica, self._coming = self.coming, self.replica
 
     def leave(self) -> None:
-        """Share no more. What is committed stays where it lies, in memory that nobody writes again: where many ranks
-        share a large replica there may be no room for one each."""
+        """Stop sharing. The committed replica stays in the shared memory, which no rank writes again: if many ranks
+        share a large replica, the node may not have room for one copy each."""
         self._is_guest, self._coming = self._is_guest or self._coming is not None, None
 
     def own(self) -> None:
-        """Before this rank writes to the replica: into memory of its own, where it has left the node's."""
+        """Copy the replica into private memory if it is still in shared memory that was left; call before a write."""
         if self._is_guest:
             self.replica = self._placed([aligned.copy(flat) for flat in self.replica.flat_arrays()])
             self._is_guest = False
@@ -172,7 +195,7 @@ class State:
     def to_named(self) -> dict[str, np.ndarray]:
         """Host views or copies by name, as a checkpoint stores them: ``params/``, ``averages/``, ``<slot>/``."""
         named = {f"params/{name}": host(view) for name, view in self.params.views.items()}
-        named.update({f"averages/{name}": host(view) for name, view in self.averages.views.items()})
+        named.update({f"averages/{name}": host(view) for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             named.update({f"{slot}/{name}": host(view) for name, view in self.layout.views(flat).items()})
         return named
@@ -181,12 +204,12 @@ class State:
         """The inverse of ``to_named``; raises ValueError, changing nothing, when names or shapes differ."""
         self.own()
         targets = {f"params/{name}": view for name, view in self.params.views.items()}
-        targets.update({f"averages/{name}": view for name, view in self.averages.views.items()})
+        targets.update({f"averages/{name}": view for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             targets.update({f"{slot}/{name}": view for name, view in self.layout.views(flat).items()})
         if set(named) != set(targets):
             lacking, surplus = sorted(set(targets) - set(named)), sorted(set(named) - set(targets))
-            raise ValueError(f"the saved state lacks {lacking[:3]} and has {surplus[:3]} besides")
+            raise ValueError(f"the saved state lacks {lacking[:3]} and has the unknown {surplus[:3]}")
         for name, view in targets.items():
             if named[name].shape != view.shape:
                 raise ValueError(f"{name} was saved with shape {named[name].shape}, the model has {view.shape}")

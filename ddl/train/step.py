@@ -54,7 +54,7 @@ class Outcome:
 class Step:
     """The step of one rank in one generation: bound to a group, a plan's shards and the state it commits to.
 
-    shards: those that this rank computes."""
+    shards: the shards that this rank computes."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Step:
         self.model, self.state, self.optimizer = model, state, task.optimizer
         self.lr = task.lr_over(state.progress.schedule_span)
         self.order, self.loader, self.shards, self.group, self.total = task.order, loader, list(shards), group, total
-        self.parts, self.clip_norm = task.parts, task.clip_norm
+        self.parts, self.clip_norm, self.early_steps = task.parts, task.clip_norm, task.early_steps
         self.span, self.beat = services.span, services.beat
         self.context = Context(training=True, seed=task.seed, arena=Arena(state.device.xp), span=services.span)
         self.metrics = list(model.step_metrics)
@@ -80,8 +80,10 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
-        # What is summed also contains averages, which are no gradients, and gradients of frozen parameters.
-        self._norm_differs = bool(model.averages) or task.optimizer.frozen
+        # The sum also contains averages, which are not gradients, and gradients of frozen parameters.
+        self._averages = dict(model.averages)
+        self._counters = [name for name, kept in model.kept.items() if kept.counts]
+        self._norm_differs = bool(self._averages) or task.optimizer.frozen
         self._shares = bool(total.replicas)  # the ranks of a node update one replica
         if self._shares:
             state.lodge(*total.replicas)
@@ -201,9 +203,7 @@ class Step:
         ctx.begin(segments, shards, step, part, on_complete)
         if self.state.device.is_gpu:
             batch = {name: self.state.device.array(value) for name, value in batch.items()}
-        result = self.model.loss_and_gradients(
-            self.state.params.views, self.state.averages.views, batch, target.views, ctx
-        )
+        result = self.model.loss_and_gradients(self.state.params.views, self.state.buffers, batch, target.views, ctx)
         for name in written.keys() - announced:  # their rows are unknown in this step, so they travel as a whole
             del written[name]
         return result
@@ -250,16 +250,17 @@ class Step:
         norm = math.nan
         if not skipped and weight > 0:
             scale, norm = gradient_scale(self._norm_of(gradient, squared_norm), weight, self.clip_norm)
+            updates = step - progress.skipped
             if self._shares:
                 state.advance()
             else:
-                updates = step - progress.skipped
                 own = gradient[: state.layout.length]
                 self.optimizer.update(state.params.flat, own, state.slots, lr, updates, scale)
-            for name, average in self.model.averages.items():
-                kept, place = state.averages[name], self.layout.slices[name]
-                kept *= 1 - average.momentum
-                kept += gradient[place].reshape(average.shape) * (average.momentum / header[SAMPLES])
+            for name, average in self._averages.items():
+                average.advance(state.buffers[name], gradient[self.layout.slices[name]], header[SAMPLES], updates)
+            for counter in self._counters:
+                count = state.buffers[counter]
+                count += 1
         if step % self.order.steps_per_epoch == 0 or not progress.epoch_sums:
             progress.epoch_sums = [0.0] * len(header)
         if skipped:
@@ -267,6 +268,9 @@ class Step:
             progress.skipped_in_row += 1
         else:
             progress.epoch_sums = [a + float(b) for a, b in zip(progress.epoch_sums, header, strict=True)]
+            if step < self.early_steps:
+                loss, early = progress.early_sums
+                progress.early_sums = [loss + float(header[LOSS]), early + weight]
             progress.skipped_in_row = 0
             progress.samples += samples
         progress.stopping = bool(header[STOP])

@@ -85,5 +85,10 @@ class Task:
         return self.lr.over(*span) if span and isinstance(self.lr, LearningRate) else self.lr
 
     @property
+    def early_steps(self) -> int:
+        """The first epoch, or the first half of a run of less than two: the loss at the end is compared with theirs."""
+        return min(self.order.steps_per_epoch, max(self.total_steps // 2, 1))
+
+    @property
     def epochs(self) -> float:
         return self.total_steps / self.order.steps_per_epoch

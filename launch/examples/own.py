@@ -1,4 +1,4 @@
-"""Parts of your own for a job: data, a model, a loss, a metric and a callback. own.toml names them."""
+"""Write your own data source, model, loss, metric and callback. own.toml uses them by name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ddl.data import Arrays
 def rings(samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Arrays:
     """Points on two rings, one inside the other: x (2,), y which ring.
 
-    Arrays that lie in memory are the simplest source. For more than that, write a class with ``fields``, ``__len__``,
-    ``hold`` and ``gather`` (ddl.data.Source): a rank is asked to hold its own samples only."""
+    Arrays in memory are the simplest source. For larger data, write a class with ``fields``, ``__len__``, ``hold``
+    and ``gather`` (ddl.data.Source); ``hold`` asks a rank for its own samples only."""
     random = np.random.default_rng(seed)
     y = random.integers(0, 2, samples)
     angle, radius = random.uniform(0, 2 * np.pi, samples), 1 + y + noise * random.standard_normal(samples)
@@ -23,18 +23,18 @@ def rings(samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Arrays:
 
 
 def network(problem, *, hidden: int = 32) -> nn.Layer:
-    """A network for the data at hand: ``problem`` says what goes in and what must come out."""
+    """Build a network for the data: ``problem`` describes the inputs and the outputs."""
     return nn.Sequential(nn.Dense(hidden, "relu"), nn.Dense(hidden, "relu"), nn.Dense(problem.outputs[0]))
 
 
 @dataclass(frozen=True)
 class Focal:
-    """Cross-entropy that looks away from what is known already: -(1 - p)^gamma log p (Lin et al., 2017)."""
+    """Cross-entropy that gives well-classified samples less weight: -(1 - p)^gamma log p (Lin et al., 2017)."""
 
     gamma: float = 2.0
 
     def forward(self, outputs, targets, ctx):
-        """(sum of the loss, weight, what backward needs): the SUM over samples, never the mean."""
+        """(sum of the loss, weight, cache for backward): the SUM over samples, never the mean."""
         shifted = outputs - outputs.max(axis=1, keepdims=True)
         shares = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
         rows = np.arange(len(targets))
@@ -51,10 +51,10 @@ class Focal:
 
 
 class Confidence:
-    """The mean share that the softmax gives to the class it chooses: a metric is a value of sums over samples."""
+    """Mean probability of the predicted class. A metric is computed from sums over samples."""
 
     name = "confidence"
-    every_step = 2  # so many numbers are summed at each training step; 0: in evaluation only
+    every_step = 2  # how many numbers are summed at each training step; 0: in evaluation only
 
     def sums(self, outputs, targets, loss):
         shifted = outputs - outputs.max(axis=1, keepdims=True)
@@ -64,8 +64,8 @@ class Confidence:
         return float(sums[0] / sums[1])
 
 
-def tell(step) -> None:
-    """Called with every committed step, on the leading rank alone."""
+def log_loss(step) -> None:
+    """Called after every committed step, on the leading rank only."""
     if step.step % 50 == 0:
-        with open(Path("told.txt"), "a", encoding="utf-8") as file:
+        with open(Path("losses.txt"), "a", encoding="utf-8") as file:
             file.write(f"{step.step} {step.loss:.4f}\n")

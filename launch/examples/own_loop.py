@@ -1,8 +1,8 @@
-"""A loop of your own, for those who come from Horovod: rank and size, broadcast, an optimizer that averages.
+"""Your own training loop, for Horovod users: rank and size, broadcast, an optimizer that averages gradients.
 
     mpirun -n 4 python launch/examples/own_loop.py
 
-Fits a line to points, of which each rank has its own part."""
+Fits a line to points; each rank has its own part of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import ddl
 
 def main() -> None:
     ddl.init()
-    random = np.random.default_rng(ddl.rank())  # each rank draws points of its own
+    random = np.random.default_rng(ddl.rank())  # each rank draws different points
     x = random.standard_normal(200)
     y = 3 * x + 2 + 0.1 * random.standard_normal(200)
     params = {"slope": random.standard_normal(1), "intercept": random.standard_normal(1)}
-    ddl.broadcast(params)  # all begin as rank 0 does
+    ddl.broadcast(params)  # every rank starts from rank 0's values
     optimizer = ddl.DistributedOptimizer(ddl.optim.Momentum(lr=0.05), params)
     for _ in range(150):
         error = params["slope"] * x + params["intercept"] - y

@@ -1,9 +1,9 @@
-"""A loop of your own that survives the death of ranks: ddl.elastic.
+"""Your own training loop that survives the death of ranks: ddl.elastic.
 
     mpirun --with-ft ulfm -n 4 python launch/examples/survive.py
 
-Fits a line to points. The work is cut into shards; each rank computes those that ``world`` gives it. Kill a rank while
-it runs: the others go back to the last commit, take over its shards and go on."""
+Fits a line to points. The work is cut into shards, and each rank computes the shards in ``world.shards``. Kill a rank
+while it runs: the others return to the last commit, take over its shards and continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two hosts of their own name, address, process table and /dev/shm, joined by a network, and mpirun over them."""
+"""mpirun over two simulated hosts, each with its own name, address, process table and /dev/shm."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [
 
 
 class Hosts:
-    """Hosts that hosts.sh has made under a name of their own."""
+    """Hosts made by hosts.sh; ``tag`` keeps their names distinct."""
 
     def __init__(self, tag: str):
         self.environ = {
@@ -74,7 +74,7 @@ class Trained:
         self.losses = {event["step"]: event["loss"] for event in events if event["event"] == "step"}
 
     def is_like(self, other: Trained) -> bool:
-        """The same loss at each step, and each sample used once an epoch."""
+        """The same loss at each step, and each sample used once per epoch."""
         samples = self.summary["samples"]
         assert samples["used"] == samples["expected"] > 0 and samples["missing"] == samples["repeated"] == 0
         return self.losses == pytest.approx(other.losses, rel=SAME)
@@ -194,7 +194,7 @@ LIMIT_S = 140.0
 SUPERVISOR = """
 import sys
 import ddl.launch, ddl.launcher.supervisor
-ddl.launch.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
+ddl.launcher.supervisor.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
 raise SystemExit(ddl.launch.main())
 """
 WRAPPER = """#!/bin/bash
@@ -261,18 +261,18 @@ def test_a_host_whose_link_is_cut_is_left_out(own_hosts, tmp_path):
     finally:
         job.terminate()
         job.wait()
-    told = (tmp_path / "said").read_text()
-    assert status == 0, told
+    output = (tmp_path / "said").read_text()
+    assert status == 0, output
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["ranks_finished"] == 2, told
-    assert f"no answer from {addresses[1]}" in told
+    assert summary["status"] == "finished" and summary["ranks_finished"] == 2, output
+    assert f"no answer from {addresses[1]}" in output
     assert report(folder).is_exact
     launches = [line["launch"] for line in lines(folder / "ledger.jsonl")]
     first = launches[0]
     assert launches.index(summary["launch"]) == launches.count(first)  # nothing of the old launch after the new one's
 
 
-def test_the_bench_measures_mpi_in_a_program_of_its_own(hosts):
+def test_the_bench_measures_mpi_in_a_separate_program(hosts):
     words = ("--ranks", "4", "--sizes", "65536", "--seconds", "0.3", "--json", "--mpirun", f"{HERE}/hosts.sh mpirun")
     done = subprocess.run(
         [sys.executable, "-m", "ddl.bench", "allreduce", *words],

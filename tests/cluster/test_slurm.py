@@ -1,4 +1,4 @@
-"""``sbatch slurm/train.sbatch`` on two nodes of a sandbox: real Slurm daemons, each node in namespaces of its own."""
+"""``sbatch slurm/train.sbatch`` on two sandboxed nodes: real Slurm daemons, each node in its own namespaces."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_digits_job_trains_on_two_nodes_with_two_ranks_each(slurm, environme
     assert abs(local["test"]["accuracy"] - summary["test"]["accuracy"]) * images <= 2.5
 
 
-def test_a_mistake_in_the_settings_fails_the_job_with_one_line(slurm, environment, tmp_path):
+def test_invalid_settings_fail_the_job_with_one_line(slurm, environment, tmp_path):
     state, output, summary = submit(slurm, environment, tmp_path, "--optim.lr", "fast")
     assert state == "FAILED" and not summary
     assert output.count("[optim] lr is fast") == 1, output

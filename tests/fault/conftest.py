@@ -1,6 +1,6 @@
-"""Whole jobs as subprocesses: start one under mpirun, wait for its end, read what it left, see nothing of it remain.
+"""Whole jobs as subprocesses: start one under mpirun, wait for its end, read its run folder, check nothing is left.
 
-What strikes the jobs stands in the tests."""
+The tests themselves define the faults."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Ended:
 
     @property
     def losses(self) -> dict[int, float]:
-        """step -> loss, as told last."""
+        """step -> loss; the last report of a step counts."""
         return {event["step"]: event["loss"] for event in self.of("step")}
 
     @property
@@ -65,7 +65,7 @@ class Ended:
         return [(failure["rank"], failure["kind"]) for failure in self.summary.get("failures", [])]
 
     def is_exact(self) -> bool:
-        """Every sample exactly once an epoch: by the ledger, and by the summary."""
+        """Every sample exactly once per epoch: by the ledger, and by the summary."""
         samples = self.summary["samples"]
         return report(self.folder).is_exact and samples["used"] == samples["expected"] > 0
 
@@ -151,21 +151,21 @@ class Running:
         """Where each rank hangs."""
         from ddl.fault.companion import STACK_SIGNAL
 
-        told = []
+        stacks = []
         for rank, pid in sorted(self.ranks().items()):
             with contextlib.suppress(OSError):
                 os.kill(pid, STACK_SIGNAL)
                 time.sleep(0.3)
                 for fd in Path(f"/proc/{pid}/fd").iterdir():
                     if "ddl-stack" in os.readlink(fd):
-                        told.append(f"rank {rank}:\n{fd.read_text(errors='replace')}")
-        return "\n".join(told)
+                        stacks.append(f"rank {rank}:\n{fd.read_text(errors='replace')}")
+        return "\n".join(stacks)
 
 
 class Jobs:
-    """Starts jobs in a folder of their own. Words are settings; ``chaos`` is the script of faults."""
+    """Starts jobs, each in its own folder. ``words`` are settings; ``chaos`` is the script of faults."""
 
-    # The environment's own parameter files may make mpirun tolerant; this overrules them.
+    # The environment's parameter files may make mpirun tolerant; these options override them.
     INTOLERANT = ("--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0")
 
     def __init__(self, folder: Path):
@@ -193,13 +193,21 @@ class Jobs:
         return self._start(command, folder, environ or {}, limit_s)
 
     def supervised(
-        self, *words: str, n: int = 4, chaos: str = "", folder: Path | None = None, limit_s: float = LIMIT_S
+        self,
+        *words: str,
+        n: int = 4,
+        chaos: str = "",
+        folder: Path | None = None,
+        environ: dict[str, str] | None = None,
+        limit_s: float = LIMIT_S,
     ) -> Running:
         """The same under ddl.launch."""
         self.count += 1
         folder = folder or self.folder / f"run{self.count}"
         settings = [*QUICK, *words, "--run.dir", str(folder), *(["--chaos", chaos] if chaos else [])]
-        return self._start([sys.executable, "-m", "ddl.launch", "-n", str(n), *settings], folder, {}, limit_s)
+        return self._start(
+            [sys.executable, "-m", "ddl.launch", "-n", str(n), *settings], folder, environ or {}, limit_s
+        )
 
     def _start(self, command: list[str], folder: Path, environ: dict[str, str], limit_s: float) -> Running:
         defaults = {

@@ -30,7 +30,7 @@ BAD = {
     "a batch of no samples": (["--train.global_batch=0"], "[train] global_batch is 0"),
     "nothing left to train on": (["--data.validation=0.6", "--data.test=0.5"], "nothing is left to train on"),
     "more shards than a step has samples": (["--data.shards=100"], "[data] shards is 100"),
-    "spares alone": (["--fault.spares=1"], "[fault] spares is 1, but only 1 ranks"),
+    "spares alone": (["--fault.spares=1"], "[fault] spares is 1, but only 1 rank was started"),
     "a job file that there is not": (["nowhere.toml"], "there is no job file nowhere.toml"),
     "a job file that is not TOML": (["broken.toml"], "broken.toml is not TOML"),
     "a job file with a mistyped section": (["mistyped.toml"], "no section [trian]"),
@@ -42,7 +42,7 @@ BAD = {
         "no setting 'lrr'; did you",
     ),
     "freezing parameters that do not exist": (["--model.freeze", "no*"], "no parameter matches 'no*'"),
-    # names and code of the user's own
+    # names in the settings, and the user's own code
     "an unknown model": (["--model.name=cnm"], "model.name = 'cnm' is unknown; did you mean 'cnn'?"),
     "an unknown loss": (
         ["--model.loss=crossentropy"],
@@ -178,10 +178,10 @@ def ended(folder, before) -> dict[str, subprocess.CompletedProcess[str]]:
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_job_that_cannot_be_ends_with_one_line_and_status_2(case, ended):
-    done, told = ended[case], BAD[case][1]
+    done, expected = ended[case], BAD[case][1]
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode == 2 and len(lines) == 1, done.stderr
-    assert lines[0].startswith("ddl.train: ") and told in lines[0]
+    assert lines[0].startswith("ddl.train: ") and expected in lines[0]
     assert done.stdout == ""
 
 
@@ -191,9 +191,9 @@ def test_none_of_them_wrote_or_altered_anything(ended, folder, before):
 
 @pytest.mark.parametrize("case", BAD_SAMPLES)
 def test_a_bad_sample_is_refused_before_there_is_a_run_folder(case, folder, tmp_path):
-    words, told = BAD_SAMPLES[case]
+    words, expected = BAD_SAMPLES[case]
     done = train(folder, *FILES, *words, f"--run.dir={tmp_path / 'run'}")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and told in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -207,14 +207,14 @@ def test_the_good_run_is_still_good_after_all_of_them(ended, folder):
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path")
 @pytest.mark.parametrize("case", UNDER_MPIRUN)
 @pytest.mark.parametrize("flags", [(), ("--with-ft", "ulfm")], ids=["plain", "ulfm"])
-def test_under_mpirun_the_line_comes_once_and_every_rank_has_status_2(case, flags, folder, tmp_path):
-    words, told = UNDER_MPIRUN[case]
+def test_under_mpirun_the_line_is_printed_once_and_every_rank_has_status_2(case, flags, folder, tmp_path):
+    words, expected = UNDER_MPIRUN[case]
     words = [word.replace("NEW", str(tmp_path / "new")) for word in words]
     # mpirun's own status proves nothing where deaths are survived, so each rank prints its own.
     shell = ("bash", "-c", '"$0" "$@"; echo "status $?"')
     done = train(folder, *words, launcher=("mpirun", *flags, "-n", "2", *shell))
     assert done.stdout.split() == ["status", "2"] * 2, done.stdout + done.stderr
-    assert done.stderr.count("ddl.train: ") == 1 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("ddl.train: ") == 1 and expected in done.stderr and "Traceback" not in done.stderr
 
 
 LATE = """
@@ -235,7 +235,7 @@ raise SystemExit(main())
         ("predict", ["--inptu", "x"]),
     ],
 )
-def test_the_line_comes_even_where_rank_0_is_the_last_to_know(tmp_path, door, words):
+def test_the_line_is_printed_even_if_rank_0_is_the_last_to_find_the_error(tmp_path, door, words):
     """mpirun ends all ranks when the first has ended with a status, and what rank 0 has not said by then is lost."""
     (tmp_path / "late.py").write_text(LATE.format(words=words, door=door))
     done = subprocess.run(

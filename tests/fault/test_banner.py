@@ -1,4 +1,4 @@
-"""What the banner says of a rank's death is what the launch was able to, asked before MPI changed the answer."""
+"""The banner says whether this launch survives a rank's death; that is asked before MPI changes the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = ("--train.steps=1", "--model.name=mlp", "--train.compiled=off")
 
 
 @pytest.mark.parametrize(
-    ("launcher", "words", "told"),
+    ("launcher", "words", "expected"),
     [
         ([], [], "ends the job (a single process, started without mpirun)"),
         (["mpirun", "-n", "2"], ["--fault.tolerance=off"], "ends the job (fault.tolerance is off)"),
@@ -28,7 +28,7 @@ SHORT = ("--train.steps=1", "--model.name=mlp", "--train.compiled=off")
     ],
     ids=["alone", "off", "flag", "variables"],
 )  # fmt: skip
-def test_the_banner_tells_why_a_death_is_survived(launcher, words, told, tmp_path):
+def test_the_banner_says_whether_a_death_is_survived_and_why(launcher, words, expected, tmp_path):
     names = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
         [*launcher, sys.executable, "-m", "ddl.train", *SHORT, *words],
@@ -38,4 +38,20 @@ def test_the_banner_tells_why_a_death_is_survived(launcher, words, told, tmp_pat
         text=True,
         timeout=100,
     )
-    assert f"a rank's death {told}" in " ".join(done.stdout.split()), done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"a rank's death {expected}" in said, done.stdout + done.stderr
+    assert ("mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json" in said) == bool(
+        launcher
+    )
+
+
+def test_the_banner_names_ddl_launch_as_the_command_whose_status_counts(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.launch", "-n", "2", *SHORT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "the exit status of ddl.launch is the job's" in done.stdout, done.stdout + done.stderr

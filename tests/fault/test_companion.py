@@ -32,7 +32,7 @@ print(beat.companion_pid, flush=True)
 
 
 class Rank:
-    """A process with a companion, running ``code``; leads a process group of its own."""
+    """A process with a companion, running ``code`` in a new process group."""
 
     def __init__(self, tmp_path, code, hang=0.0, recovery=0.0, stop=0.0, before=""):
         self.notes = tmp_path / "notes"
@@ -64,7 +64,7 @@ def state_of(pid):
 def wait_until(true):
     deadline = time.monotonic() + DEADLINE_S
     while not true():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true after {DEADLINE_S} s"
         time.sleep(0.01)
 
 
@@ -116,7 +116,7 @@ def test_a_suspended_and_resumed_job_lives(rank):
     assert job.note is None
 
 
-def test_a_rank_that_stands_still_is_killed_with_its_stack(rank):
+def test_a_hung_rank_is_killed_and_leaves_its_stack(rank):
     hung = rank("def waits_for_godot():\n    threading.Event().wait()\nwaits_for_godot()", hang=0.3)
     assert hung.end() == -signal.SIGKILL
     assert (hung.note["kind"], hung.note["step"]) == ("hang", 8)
@@ -148,7 +148,7 @@ def test_a_rank_that_waits_for_others_is_not_the_victim(rank):
     assert waiting.note is None
 
 
-def test_a_waiting_rank_can_still_be_found_stopped(rank):
+def test_a_stopped_rank_is_detected_even_while_it_waits(rank):
     waiting = rank("with beat.waiting(): print(1, flush=True); time.sleep(1000)", hang=0.3, stop=0.3)
     waiting.process.stdout.readline()
     os.kill(waiting.process.pid, signal.SIGSTOP)
@@ -192,18 +192,18 @@ def test_an_end_that_all_agreed_on_is_not_noted(rank, end):
     assert done.note is None
 
 
-def test_what_a_rank_said_itself_is_not_written_over(rank):
+def test_a_companion_does_not_overwrite_its_ranks_own_note(rank):
     dead = rank("beat.note_exception(ValueError('mine'), 8); os.kill(os.getpid(), signal.SIGKILL)")
     dead.end()
     assert dead.note["kind"] == "exception"
 
 
-def test_a_death_whose_note_cannot_be_written_holds_nobody_up(rank, tmp_path):
+def test_a_death_whose_note_cannot_be_written_does_not_block_the_peers(rank, tmp_path):
     (tmp_path / "notes").write_text("a file where the folder should be")
     rank("os._exit(0)").end()
 
 
-def test_who_waits_too_long_for_the_others_at_the_end_is_ended(rank):
+def test_a_rank_that_waits_too_long_for_the_others_at_the_end_is_killed(rank):
     code = "from ddl.fault import companion; companion.FIRST_S = 0.1; beat.part(); time.sleep(1000)"
     alone = rank(code, hang=0.2, recovery=0.2)
     assert alone.end() == -signal.SIGKILL

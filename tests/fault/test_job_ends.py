@@ -1,13 +1,18 @@
-"""How a job ends when nobody may go on, or is asked not to: status, words, and nothing left running."""
+"""How a job ends when no rank may continue, or a stop is requested: its status, its message, nothing left running."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+
+from .conftest import QUICK, ROOT
 
 pytestmark = [
     pytest.mark.fault,
@@ -35,6 +40,33 @@ def test_without_tolerance_a_death_ends_the_job(jobs):
     assert ended.status not in (0, 75), ended.said
 
 
+def test_a_hang_without_tolerance_ends_the_job_if_a_limit_is_set(jobs):
+    words = ("--fault.tolerance", "off", "--fault.hang_timeout_s", "2")
+    ended = jobs.run(*words, chaos="hang rank 1 at step 5", n=2)
+    assert ended.status not in (0, 75), ended.said
+    notes = [json.loads(path.read_text()) for path in ended.folder.glob("notes/*/rank-1.json")]
+    assert [(note["kind"], note["step"]) for note in notes] == [("hang", 5)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_without_mpirun_saves_a_checkpoint_and_ends_with_75(number, jobs):
+    (jobs.folder / "own.py").write_text(
+        f"import os\ndef step(done):\n    if done.step == 3: os.kill(os.getpid(), {number:d})\n"
+    )
+    words = [*QUICK, "--train.callbacks", "own:step", "--run.dir", "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.train", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=jobs.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert json.loads((jobs.folder / "run" / "summary.json").read_text())["status"] == "stopped"
+    assert (jobs.folder / "run" / "checkpoints" / "step_00000004").is_dir()
+
+
 LATE = """
 import os, signal, time
 import ddl.comm.mpi as mpi
@@ -59,7 +91,7 @@ raise SystemExit(main())
 
 
 @pytest.mark.parametrize("late", ["stop", "hang"])
-def test_a_rank_that_stands_still_after_the_agreed_end_holds_nobody_up(late, jobs):
+def test_a_rank_that_hangs_after_the_agreed_end_does_not_block_the_others(late, jobs):
     (jobs.folder / "late.py").write_text(LATE)
     ended = jobs.run("--fault.hang_timeout_s", "3", program=("late.py",), environ={"LATE": late})
     assert ended.status == 0 and ended.summary["status"] == "finished" and ended.is_exact(), ended.said

@@ -64,7 +64,7 @@ def test_a_supervised_job_starts_again_when_a_rank_is_lost_at_its_start(tmp_path
 def test_a_signal_before_the_job_can_handle_it_stops_the_job_and_does_not_kill_it(tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from ddl.train import early_signals\n"
+        "from ddl import early_signals\n"
         "early_signals.install()\n"
         "os.kill(os.getpid(), signal.SIGUSR1)\n"
         "from ddl.train.__main__ import main\n"
@@ -75,3 +75,32 @@ def test_a_signal_before_the_job_can_handle_it_stops_the_job_and_does_not_kill_i
     )
     assert done.returncode == 75, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+
+
+HANGS_ONCE = """
+import os, pathlib, time
+import numpy as np
+import ddl
+
+def source():
+    first = os.environ["DDL_LAUNCH"].endswith("-0")
+    if first and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        time.sleep(1000)
+    return ddl.data.Arrays(np.eye(8), np.arange(8) % 2)
+"""
+
+
+def test_a_supervised_job_starts_again_when_a_rank_hangs_while_it_opens_its_data(tmp_path):
+    (tmp_path / "own.py").write_text(HANGS_ONCE)
+    words = ["--data.source", "own:source", "--model.name", "mlp", "--train.steps", "2", "--train.compiled", "off"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.launch", "-n", "3", *words, "--run.dir", "run", "--fault.startup_timeout_s", "3"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("made no progress for 3 s while opening its data") == 2  # once by ddl.launch
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -40,7 +40,7 @@ def test_it_is_the_same_job_on_any_number_of_ranks(main_job, ranks):
     assert {rank for record in records for rank in record.plan} == set(range(ranks))
 
 
-def test_what_scripts_read_has_its_names(main_job):
+def test_the_keys_that_scripts_read_keep_their_names(main_job):
     job = main_job(4)
     step = next(json.loads(line) for line in (job.folder / "metrics.jsonl").open() if '"event":"step"' in line)
     assert {"event", "time", "step", "epoch", "loss", "lr", "samples", "seconds"} <= set(step)

@@ -1,4 +1,4 @@
-"""What failures do to the numbers of a job: the same samples in every step, the same losses, the same accuracy."""
+"""Failures do not change the results of a job: same samples in every step, same losses, same accuracy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ AFTER = 20  # steps after a failure in which float32 must not drift
 
 
 def samples(job) -> dict[int, list[int]]:
-    """step -> the numbers of the samples that went into it, as the job's ledger tells."""
+    """step -> indices of the samples used in it, according to the job's ledger."""
     records, order, problems = lineage(read(job.folder / "ledger.jsonl"))
     assert order is not None and not problems
     found = {}
     for step, record in records.items():
         epoch, place = divmod(step, order.steps_per_epoch)
-        # A shard that the plan does not name was computed by nobody.
+        # No rank computed a shard that is missing from the plan.
         numbers, _ = order.indices(epoch, place, range(len(record.plan)))
         assert record.samples == len(numbers) and not record.skipped, step
         found[step] = sorted(numbers.tolist())

@@ -40,7 +40,7 @@ rank, size = ddl.rank(), ddl.size()
 
 
 def start(launch, code, folder, limit_s=150):
-    """What a script said; each process tells its own exit status as its last line, mpirun's proves nothing."""
+    """Output of a script. Each process prints its exit status as its last line, since mpirun's proves nothing."""
     ranks, launcher = LAUNCHES[launch]
     (folder / "script.py").write_text(code)
     environ = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"}
@@ -54,7 +54,7 @@ def count(text, line):
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_a_script_trains_goes_on_asks_and_ends_by_itself(launch, tmp_path):
+def test_a_script_trains_resumes_predicts_and_exits_by_itself(launch, tmp_path):
     code = """
 run = make(validation=(x[:40], y[:40]))
 first = run.fit(epochs=3)
@@ -123,7 +123,7 @@ def test_an_exception_of_the_script_ends_it_with_a_traceback(launch, tmp_path):
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_what_does_not_fit_is_raised_on_every_rank(launch, tmp_path):
+def test_invalid_arguments_raise_on_every_rank(launch, tmp_path):
     code = """
 from ddl.errors import UserError
 try:
@@ -143,7 +143,7 @@ print("steps", run.fit(steps=5)["steps"])
     assert count(out, "steps 5") == count(out, "status 0") == ranks, out + err
 
 
-def test_a_death_in_the_first_fit_is_survived_and_the_second_goes_on(tmp_path):
+def test_a_death_in_the_first_fit_is_survived_and_the_second_fit_continues(tmp_path):
     code = """
 rank = os.environ["OMPI_COMM_WORLD_RANK"]
 def strike(outcome):
@@ -198,7 +198,7 @@ UNEVEN = {
 @pytest.mark.parametrize(
     ("loop", "launch"), [*((loop, "mpirun") for loop in UNEVEN), ("steps", "mpirun --with-ft ulfm")]
 )
-def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_that_says_who_waits_where(loop, launch, tmp_path):
+def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_about_the_waiting_ranks(loop, launch, tmp_path):
     code, call = UNEVEN[loop]
     setup = "optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.1), {'w': np.zeros(3)})\n"
     _, out, err = start(launch, WORLD + setup + code, tmp_path)
@@ -237,7 +237,7 @@ def test_rank_and_size_are_known_only_after_init(tmp_path):
     assert "call ddl.init() first" in out
 
 
-def test_what_ends_all_ranks_alike_is_told_once_and_ends_with_its_status(tmp_path):
+def test_an_error_common_to_all_ranks_is_printed_once_and_sets_the_status(tmp_path):
     code = """
 def strike(outcome):
     if outcome.step == 4 and os.environ["OMPI_COMM_WORLD_RANK"] == "0":
@@ -247,7 +247,7 @@ ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings=settings, cal
 """
     _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
     assert count(out, "status 75") == 1, out + err
-    assert err.count("1 ranks are left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
+    assert err.count("1 rank is left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
 
 
 DISAGREEMENTS = {
@@ -284,3 +284,12 @@ except ddl.errors.ConfigError as error:
     refusals = [line for line in out.splitlines() if line.startswith("refused: ")]
     assert len(refusals) == ranks and len(set(refusals)) == 1, out + err
     assert message in refusals[0] and count(out, "status 2") == ranks
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_ctrl_c_ends_a_script_after_the_step_with_one_line_and_75(launch, tmp_path):
+    code = "def step(done):\n    if done.step == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+    ranks, out, err = start(launch, TRAINER + code + "make(callbacks=[step]).fit(epochs=5)\nprint('after')", tmp_path)
+    assert "Traceback" not in err and "after" not in out
+    assert count(out, "status 75") == ranks, out + err
+    assert count(err, "script.py: training was asked to stop after step 4; fit() again goes on from there") == 1, err

@@ -1,9 +1,9 @@
 """A rank of a real job dies at every kill point: of start, step, recovery, evaluation, checkpoint and end.
 
-Whatever dies, the job ends with the result of the undisturbed one. PARTS tells what ranks pass in each part of a job,
-and a test holds it against what they really do. Of a point that is passed several times the first is tried on the
-leader, the last on another rank. Several deaths share a job, since starting one takes longer than training does.
-DDL_SWEEP=full tries the first, a middle and the last on both, each in a job of its own, on 4 ranks."""
+The job must still end with the result of an undisturbed run. PARTS lists the points that ranks pass in each part of a
+job, and a test compares it with a trace. When a point is passed several times, the leader dies at its first pass and
+another rank at its last. Several deaths share a job, since starting one takes longer than training.
+DDL_SWEEP=full tries the first, a middle and the last pass on both, each in a separate job, on 4 ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOB = (
 )
 
 
-# Notes down each point that a rank passes, with the steps that are committed by then.
+# Records each point that a rank passes, and how many steps are committed by then.
 TRACER = """
 import os
 from ddl.fault import inject
@@ -49,7 +49,7 @@ raise SystemExit(main())
 
 
 def passed(text: str) -> list[str]:
-    """The points of a line such as ``step.load allreduce.block*3 job.gather+``; a + stands for the .done behind it."""
+    """Points of a line such as ``step.load allreduce.block*3 job.gather+``; ``x+`` is short for ``x x.done``."""
     found: list[str] = []
     for word in text.split():
         name, _, times = word.partition("*")
@@ -140,7 +140,7 @@ PLAIN = ["start", "step", "evaluation", "end"]
 OTHERWISE = ["step, clipped", "step, a replica a rank", "step, ring", "step, native"]
 ROOM = 4  # deaths that share a job
 # Behind the agreement on the end: the summary is written.
-TOO_LATE_TO_TELL = {"job.agree.done"}
+TOO_LATE_TO_REPORT = {"job.agree.done"}
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class Drill:
         return [self.before] * bool(self.before) + [str(death) for death in self.deaths]
 
     @property
-    def untold(self) -> set[str]:
-        """Deaths of those who do not know yet where to tell of them: in the set-up, and of a spare."""
+    def unrecorded(self) -> set[str]:
+        """Deaths during set-up and of spares, which do not know yet where to record a fault."""
         return {str(death) for death in self.deaths if death.step is None and not death.point.startswith("checkpoint")}
 
 
@@ -233,7 +233,7 @@ def drills() -> dict[str, Drill]:
             for some in packed(leader):
                 add(f"plain-{role}", some, victims, ranks, "step")
         for some in chunks(deaths("set-up", leader), 1 if FULL else ROOM):
-            add(f"set-up-{role}", some, victims, ranks, "set-up")  # it is done again, by those who are left
+            add(f"set-up-{role}", some, victims, ranks, "set-up")  # the survivors repeat the set-up
         for part in OTHERWISE:
             # Fewer ranks send fewer messages: the last of them comes while all are there.
             found = sorted(deaths(part, leader), key=lambda death: -death.nth)
@@ -247,14 +247,14 @@ def drills() -> dict[str, Drill]:
             if leader:
                 first, victims = 0, range(1, ranks)
             elif PARTS[part].words:
-                first, victims, size = 1, [last], 1  # without the spare nobody is given the state
+                first, victims, size = 1, [last], 1  # without the spare no rank receives the state
                 found = [replace(death, step=None) for death in found]  # the spare does not know it yet
             else:
                 first, victims = last, [2, 1, 3, 4]
             for some in chunks(found, size):
                 add(f"{part}-{role}", some, victims, ranks + 1, part, PARTS[part].before.format(first))
     for some in chunks(deaths("checkpoint", True), 1 if FULL else ROOM):
-        # Whoever leads writes; the next leader's first checkpoint is its own.
+        # Only the leader writes checkpoints, so each victim is the leader at the time, and counts from its own first.
         add("checkpoint", some, range(RANKS), RANKS + 1, "checkpoint")
     return made
 
@@ -267,24 +267,24 @@ def test_the_job_ends_like_an_undisturbed_one(name, jobs, undisturbed):
     drill, calm = DRILLS[name], undisturbed(*JOB)
     ended = jobs.run(*JOB, *drill.words, n=drill.ranks, chaos="; ".join(drill.script))
     assert ended.status == 0 and ended.summary["status"] == "finished", ended.said
-    told, script = told_of(ended), {str(fault) for fault in parse("; ".join(drill.script)).faults}
-    assert len(told) == len(set(told)) and script - drill.untold <= set(told) <= script, ended.said
+    happened, script = recorded_faults(ended), {str(fault) for fault in parse("; ".join(drill.script)).faults}
+    assert len(happened) == len(set(happened)) and script - drill.unrecorded <= set(happened) <= script, ended.said
     victims = {(int(line.split()[2]), "crash") for line in drill.script}
-    untold = {(death.rank, "crash") for death in drill.deaths if death.point in TOO_LATE_TO_TELL}
-    assert victims - untold <= set(ended.lost) <= victims, ended.said
+    unreported = {(death.rank, "crash") for death in drill.deaths if death.point in TOO_LATE_TO_REPORT}
+    assert victims - unreported <= set(ended.lost) <= victims, ended.said
     assert ended.summary["steps"] == LAST and ended.is_exact()
     assert ended.summary["test"]["loss"] == pytest.approx(calm.summary["test"]["loss"], rel=1e-8)
     assert ended.summary["test"]["accuracy"] == calm.summary["test"]["accuracy"]
     assert ended.losses == pytest.approx(calm.losses, rel=1e-8)
 
 
-def told_of(ended) -> list[str]:
-    """The faults that happened, by the job's own word."""
+def recorded_faults(ended) -> list[str]:
+    """The injected faults that the job recorded when they happened."""
     path = ended.folder / "notes" / ended.summary["launch"] / "faults"
     return path.read_text().splitlines() if path.exists() else []
 
 
-# Whether PARTS is the truth.
+# PARTS agrees with a trace of a real job.
 
 
 def trace(jobs, words: tuple[str, ...] = (), ranks: int = RANKS, chaos: str = "hang rank 0 at step 1000"):
@@ -296,7 +296,7 @@ def trace(jobs, words: tuple[str, ...] = (), ranks: int = RANKS, chaos: str = "h
     ended = jobs.run(*JOB, *words, n=ranks, chaos=chaos, program=("tracer.py",), environ=environ)
     assert ended.status == 0, ended.said
     lines = {int(path.name): path.read_text().splitlines() for path in folder.iterdir()}
-    return {rank: [(int(step), point) for step, point in map(str.split, told)] for rank, told in lines.items()}
+    return {rank: [(int(step), point) for step, point in map(str.split, passed)] for rank, passed in lines.items()}
 
 
 def of_rank(rank: int, part: str) -> list[str]:
@@ -304,11 +304,11 @@ def of_rank(rank: int, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize("part", ["step", *(OTHERWISE if FULL else [])])
-def test_ranks_pass_what_is_tried(part, jobs):
+def test_ranks_pass_exactly_the_points_in_parts(part, jobs):
     step = PARTS[part].points
-    for rank, told in trace(jobs, PARTS[part].words).items():
-        of_thread = [point for _, point in told if point.startswith("checkpoint.")]
-        points = {number: [p for s, p in told if s == number and p not in of_thread] for number in range(-1, LAST + 1)}
+    for rank, seen in trace(jobs, PARTS[part].words).items():
+        of_thread = [point for _, point in seen if point.startswith("checkpoint.")]
+        points = {number: [p for s, p in seen if s == number and p not in of_thread] for number in range(-1, LAST + 1)}
         assert points[-1] == of_rank(rank, "set-up")
         assert points[3] == step and points[0][-len(step) :] == step
         assert points[EPOCH] == PARTS["evaluation"].points + step
@@ -319,23 +319,21 @@ def test_ranks_pass_what_is_tried(part, jobs):
 
 
 @pytest.mark.parametrize("part", ["recovery", "recovery, with a spare"])
-def test_survivors_pass_what_is_tried(part, jobs):
+def test_survivors_pass_exactly_the_points_in_parts(part, jobs):
     for first in (0, 3) if FULL else (0,):
         folder = jobs.folder / "traces"
         shutil.rmtree(folder, ignore_errors=True)
-        told = trace(jobs, PARTS[part].words, RANKS + 1, PARTS[part].before.format(first))
-        del told[first]
-        for found in told.values():
-            points = [point for _, point in found if not point.startswith("checkpoint.")]
+        survivors = trace(jobs, PARTS[part].words, RANKS + 1, PARTS[part].before.format(first))
+        del survivors[first]
+        for traced in survivors.values():
+            points = [point for _, point in traced if not point.startswith("checkpoint.")]
             begin = points.index("recover.fence")
             assert points[begin : begin + len(PARTS[part].points)] == PARTS[part].points
             assert points[begin + len(PARTS[part].points)] == "step.load"
 
 
 def test_no_point_of_a_job_on_one_node_is_left_out():
-    """What is not here: calls that only other algorithms, several nodes or a loop of the user's own make; respawn."""
+    """Not covered: calls made only by other algorithms, on several nodes, or by a user's own loop."""
     tried = {point for part in PARTS.values() for point in part.points}
-    assert {
-        point for point in POINTS if point.split(".")[0] in ("setup", "step", "evaluate", "checkpoint", "end")
-    } <= tried
-    assert {point for point in POINTS if point.startswith("recover.")} - tried == {"recover.refill"}
+    of_all_jobs = ("setup", "step", "evaluate", "checkpoint", "end", "recover")
+    assert {point for point in POINTS if point.split(".")[0] in of_all_jobs} <= tried

@@ -19,12 +19,12 @@ pytestmark = [
 ]
 
 USER_CODE = '''
-"""A callback and a model of a user's, with mistakes in them."""
+"""A user's callbacks and model, with bugs in them."""
 import os
 
 def each_step(outcome):
     if outcome.step >= int(os.environ["FAIL_AT"]):
-        raise ValueError(f"mistake of the user's at step {outcome.step}")
+        raise ValueError(f"user error at step {outcome.step}")
 
 def broken_model(*args, **options):
     if os.environ.get("FAIL_ON", "all") in ("all", os.environ["OMPI_COMM_WORLD_RANK"]):
@@ -77,9 +77,9 @@ def test_the_same_exception_on_a_second_rank_stops_the_job(jobs):
     (jobs.folder / "mistakes.py").write_text(USER_CODE)
     ended = jobs.run("--train.callbacks", '["mistakes:each_step"]', environ={"FAIL_AT": "5"})
     assert ended.status == 1, ended.said
-    assert ended.summary["status"] == "failed" and "mistake of the user's at step 5" in ended.summary["error"]
+    assert ended.summary["status"] == "failed" and "user error at step 5" in ended.summary["error"]
     assert "each_step" in ended.said  # the traceback
-    assert ended.summary["ranks_finished"] >= 2  # a mistake does not eat the ranks one by one
+    assert ended.summary["ranks_finished"] >= 2  # a bug that every rank hits does not kill the ranks one by one
 
 
 @pytest.mark.parametrize("overlap", [(), ("--comm.overlap=on", "--comm.bucket_mib=0.05")], ids=["", "overlapping"])
@@ -182,13 +182,13 @@ def test_one_rank_is_enough_to_finish(script, jobs, calm):
     assert ended.summary["ranks_finished"] == 4 - len(ended.lost)
 
 
-def test_random_faults_are_those_of_their_seed(jobs, calm):
+def test_a_seed_determines_the_random_faults(jobs, calm):
     script = "random:seed=7,kills=3,steps=25"
     ended = jobs.run(chaos=script)
     assert_calm(ended, calm)
     drawn = parse(script, ranks=4)
-    told = (ended.folder / "notes" / ended.summary["launch"] / "faults").read_text().splitlines()
-    assert told == [str(fault) for fault in drawn.faults] and len(told) == 3
+    recorded = (ended.folder / "notes" / ended.summary["launch"] / "faults").read_text().splitlines()
+    assert recorded == [str(fault) for fault in drawn.faults] and len(recorded) == 3
     assert [rank for rank, _ in ended.lost] == [fault.rank for fault in drawn.faults]
 
 
@@ -255,7 +255,7 @@ def test_a_recovery_that_hangs_is_ended_by_the_companions_and_the_supervisor_sta
 
 
 @pytest.mark.parametrize("point", ["recover.shrink", "recover.reassign"])
-def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_go_on(point, jobs, calm):
+def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_continue(point, jobs, calm):
     ended = jobs.run("--fault.recovery_timeout_s", "12", chaos=f"kill rank 2 at step 9; hang rank 1 at point {point}")
     assert_calm(ended, calm)
     assert ended.lost == [(1, "recovery"), (2, "crash")]  # of one recovery, by rank
@@ -264,7 +264,7 @@ def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_go_on(point, j
 # Tolerance by parameter files of the environment, as launch/local.sh writes them.
 
 
-def test_plain_mpirun_is_tolerant_where_the_environment_says_so(jobs, calm):
+def test_plain_mpirun_is_tolerant_if_the_environment_says_so(jobs, calm):
     home = jobs.folder / "home"
     enable_fault_tolerance(home / ".prte" / "mca-params.conf")
     ended = jobs.run(chaos="kill rank 0 at step 5; segv rank 2 at step 9", flags=(), environ={"HOME": str(home)})

@@ -49,7 +49,7 @@ SAME_LOSS = 1e-8  # relative, in float64: what is lost is computed again, only t
 
 @dataclass
 class Trial:
-    """What happened. problems: empty when all is well. struck: the blows that fell. missed: those that should
+    """The result of one trial. problems: empty for success. struck: the blows that fell. missed: the blows that should
     have fallen, unless the supervisor started the job again."""
 
     plan: Plan
@@ -173,7 +173,7 @@ class Job:
         return found
 
     def _ranks(self) -> dict[int, int]:
-        """rank -> process of those that train."""
+        """rank -> pid of its training process."""
         found = {}
         for pid in self._members():
             with contextlib.suppress(OSError):
@@ -239,7 +239,7 @@ def _differences(folder: Path, calm: Path) -> list[str]:
 
 
 def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
-    """Which blows fell; and whether no rank was lost but those that were struck."""
+    """Record which blows fell, and check that only struck ranks were lost."""
     plan, happened = trial.plan, set()
     for path in (folder / "notes").glob("*/faults"):
         happened |= set(path.read_text().splitlines())

@@ -77,7 +77,7 @@ def start(ranks: int, words: list[str], cwd: Path, environ: dict[str, str] | Non
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Ended]:
-    """train("mlp", 2, "--train.epochs=3"): the job of the catalogue on so many ranks, into a folder of its own."""
+    """train("mlp", 2, "--train.epochs=3") runs that job of the catalogue on 2 ranks, in its own run folder."""
 
     def run(job: str, ranks: int, *words: str, name: str = "run", environ: dict[str, str] | None = None) -> Ended:
         folder = tmp_path / name

@@ -1,24 +1,31 @@
-"""slurm/train.sbatch without Slurm, against a stub of mpirun: where the run goes, and what its end means."""
+"""slurm/train.sbatch without Slurm, against a stub of mpirun: where the run goes, signals, and what its end means."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 STUB = """#!{python}
-import json, os, pathlib, sys
+import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
 pathlib.Path("words.json").write_text(json.dumps(words))
 sys.path.insert(0, {root!r})
 from ddl.config import load
 folder = pathlib.Path(load(words[words.index("ddl.train") + 1:]).run.dir)
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 status = os.environ["ENDS"]
+if status == "waits":
+    signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit())
+    (folder / "config.toml").touch()
+    time.sleep(100)
 if status != "dies":
     (folder / "summary.json").write_text(json.dumps({{"status": status, "launch": os.environ["DDL_LAUNCH"]}}))
 """
@@ -35,22 +42,29 @@ def batch(tmp_path):
     (tools / "python").symlink_to(sys.executable)
     (tmp_path / "job.toml").write_text('[run]\ndir = "mine"\n')
 
-    def run(*words: str, ends: str = "finished") -> subprocess.CompletedProcess[str]:
+    def run(*words: str, ends: str = "finished", after_s: float | None = None) -> subprocess.CompletedProcess[str]:
+        """after_s: seconds until USR1 is sent to the script."""
         names = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": str(tmp_path)}
-        return subprocess.run(
-            ["bash", str(ROOT / "slurm" / "train.sbatch"), *words],
+        command = ["bash", str(ROOT / "slurm" / "train.sbatch"), *words]
+        process = subprocess.Popen(
+            command,
             env={**os.environ, **names, "DDL_VENV": str(tools.parent), "ENDS": ends, "PYTHONPATH": _paths()},
             cwd=tmp_path,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=100,
         )
+        if after_s is not None:
+            time.sleep(after_s)
+            process.send_signal(signal.SIGUSR1)
+        out, err = process.communicate(timeout=100)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
 
 
 def _paths() -> str:
-    # The link above is no environment of its own: packages are found where this interpreter finds them.
+    # The link above is not a virtual environment, so pass this interpreter's search path on.
     return os.pathsep.join([str(ROOT), *filter(None, sys.path)])
 
 
@@ -63,19 +77,26 @@ def _paths() -> str:
         (("--run.dir=other", "--train.steps=3"), "other"),
     ],
 )
-def test_the_run_goes_where_the_command_line_or_the_job_file_says(batch, tmp_path, words, folder):
+def test_the_run_folder_comes_from_the_command_line_or_the_job_file(batch, tmp_path, words, folder):
     done = batch(*words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / folder / "summary.json").exists()
     assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
-@pytest.mark.parametrize(("ends", "status"), [("finished", 0), ("stopped", 75), ("failed", 1), ("dies", 75)])
-def test_its_status_is_what_the_summary_says_and_not_mpiruns(batch, ends, status):
-    assert batch(ends=ends).returncode == status
+@pytest.mark.parametrize(("ends", "status"), [("finished", 0), ("stopped", 75), ("failed", 1), ("dies", 1)])
+def test_the_exit_status_comes_from_the_summary_and_not_from_mpirun(batch, ends, status):
+    assert batch("--restarts", "0", ends=ends).returncode == status
 
 
-def test_a_mistake_is_one_line_before_anything_starts(batch, tmp_path):
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.6, 2.0])
+def test_a_signal_at_any_moment_of_the_start_reaches_the_job_and_is_recorded(batch, tmp_path, after_s):
+    done = batch(ends="waits", after_s=after_s)
+    assert done.returncode == 75, (done.returncode, done.stderr)
+    assert json.loads((tmp_path / "runs" / "slurm-7" / "summary.json").read_text())["early_stops"] == 1
+
+
+def test_bad_arguments_print_one_line_before_anything_starts(batch, tmp_path):
     done = batch("--optim.lrr=1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("train.sbatch: [optim] has no setting 'lrr'")

@@ -1,4 +1,4 @@
-"""Every job of the catalogue learns, in a shortened form; what the whole ones reach is launch/check_jobs.py's."""
+"""Every job of the catalogue learns, in a shortened form; launch/check_jobs.py checks the results of whole jobs."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_the_language_model_writes_fewer_bits_than_equally_likely_bytes(train, d
     ended = train("transformer", 2, *TRANSFORMER)
     assert ended.summary["test"]["bits_per_byte"] < 4.8
     words = ["-m", "ddl.predict", ended.folder, "--prompt", "def main(", "--tokens", 30]
-    told = [door(words, ranks).out for ranks in (0, 2)]
-    assert told[0] == told[1] and told[0].startswith("def main(") and len(told[0]) >= 30
+    written = [door(words, ranks).out for ranks in (0, 2)]
+    assert written[0] == written[1] and written[0].startswith("def main(") and len(written[0]) >= 30
     greedy = [door([*words, "--temperature", 0, "--seed", seed]).out for seed in (1, 2)]
     assert greedy[0] == greedy[1]
 
@@ -88,7 +88,7 @@ JUDGED = {
 
 
 @pytest.mark.parametrize("job", JUDGED)
-def test_a_run_is_compared_with_what_it_must_reach(train, door, job):
+def test_a_run_is_compared_with_its_required_results(train, door, job):
     if job in ("text", "gan"):
         pytest.importorskip("sklearn")
     words, against = JUDGED[job]
@@ -102,7 +102,7 @@ def test_every_job_is_tried_here():
 
 
 @pytest.mark.parametrize(("job", "more"), [("mlp", ()), ("text", ()), ("cnn", ("--model.options.batch_norm=sync",))])
-def test_a_job_ends_alike_on_one_two_and_four_ranks(train, job, more):
+def test_a_job_gives_the_same_results_on_one_two_and_four_ranks(train, job, more):
     words = (*SHORTENED[job][0], *more)
     tests = [train(job, ranks, *words, name=f"on-{ranks}").summary["test"] for ranks in (1, 2, 4)]
     for other in tests[1:]:

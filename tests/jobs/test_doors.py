@@ -39,9 +39,9 @@ def test_evaluate_and_predict_agree_with_training_on_any_ranks(train, door, tmp_
     ended = train("mlp", 2, *QUICK, "--train.epochs=10")
     truth = figures(ended.summary)
     for ranks in (0, 2, 3):
-        told = door(["-m", "ddl.evaluate", ended.folder, "--json"], ranks)
-        assert told.status == 0, told.said
-        found = json.loads(told.out)
+        done = door(["-m", "ddl.evaluate", ended.folder, "--json"], ranks)
+        assert done.status == 0, done.said
+        found = json.loads(done.out)
         assert figures({"test": {name: found[name] for name in truth}}) == truth
         assert found["loss"] == pytest.approx(ended.summary["test"]["loss"], rel=1e-5)
         assert found["step"] == ended.summary["steps"]
@@ -50,8 +50,8 @@ def test_evaluate_and_predict_agree_with_training_on_any_ranks(train, door, tmp_
     outputs = []
     for ranks in (0, 3):
         words = ["-m", "ddl.predict", ended.folder, "--input", "x.npy", "--output", "y.npy"]
-        told = door(words, ranks)
-        assert told.status == 0 and "101 outputs" in told.out, told.said
+        done = door(words, ranks)
+        assert done.status == 0 and "101 outputs" in done.out, done.said
         outputs.append(np.load(tmp_path / "y.npy"))
     assert outputs[0].shape == (101, 10) and np.allclose(*outputs, rtol=1e-5, atol=1e-5)
     assert (outputs[0].argmax(axis=1) == pictures.arrays["y"][:101]).mean() > 0.85
@@ -71,12 +71,12 @@ def test_texts_are_numbered_as_in_training_on_any_ranks_though_its_file_is_gone(
     data.rename(tmp_path / "gone.jsonl")
     fresh.write_text("".join(json.dumps({"text": line["text"]}) + "\n" for line in lines[90:20:-1]))
     for ranks in (0, 2):
-        told = door(["-m", "ddl.predict", ended.folder, "--input", fresh, "--output", "y.npy"], ranks)
-        assert told.status == 0, told.said
+        done = door(["-m", "ddl.predict", ended.folder, "--input", fresh, "--output", "y.npy"], ranks)
+        assert done.status == 0, done.said
         found = np.load(tmp_path / "y.npy").argmax(axis=1)
         assert found.tolist() == [line["label"] == "spam" for line in lines[90:20:-1]]
-        told = door(["-m", "ddl.evaluate", ended.folder, "--input", "gone.jsonl", "--json"], ranks)
-        assert told.status == 0 and json.loads(told.out)["accuracy"] == 1, told.said
+        done = door(["-m", "ddl.evaluate", ended.folder, "--input", "gone.jsonl", "--json"], ranks)
+        assert done.status == 0 and json.loads(done.out)["accuracy"] == 1, done.said
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_texts_are_numbered_as_in_training_on_any_ranks_though_its_file_is_gone(
     ],
 )
 def test_doors_refuse_in_one_line(shared_run, door, words, says):
-    told = door(["-m", *(str(shared_run) if word == "RUN" else word for word in words)])
-    assert told.status == 2 and says in told.said, told.said
-    assert len(told.said.strip().splitlines()) == 1
+    done = door(["-m", *(str(shared_run) if word == "RUN" else word for word in words)])
+    assert done.status == 2 and says in done.said, done.said
+    assert len(done.said.strip().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +114,12 @@ def test_training_starts_from_a_run_by_name_and_freezes_by_pattern(train):
     first = train("mlp", 2, *QUICK, "--train.epochs=10", name="first")
     source = f"--model.from={first.folder}"
     again = train("mlp", 2, *QUICK, source, "--train.epochs=1", "--optim.lr=1e-6", name="again")
-    assert again.summary["test"]["accuracy"] >= first.summary["test"]["accuracy"] - 0.01  # it did not begin anew
+    assert again.summary["test"]["accuracy"] >= first.summary["test"]["accuracy"] - 0.01  # not from scratch
     frozen = train("mlp", 2, *QUICK, source, "--train.epochs=1", '--model.freeze=["*"]', name="frozen")
     assert frozen.summary["parameters_sha256"] == first.summary["parameters_sha256"]
 
 
-def test_what_does_not_match_is_refused_or_told(train):
+def test_parameters_that_do_not_match_are_rejected_or_reported(train):
     first = train("mlp", 1, *QUICK, name="first")
     words = ("--train.epochs=1", "--model.options.hidden=[32, 16]", f"--model.from={first.folder}")
     refused = train("mlp", 2, *words, name="refused")
@@ -128,8 +128,8 @@ def test_what_does_not_match_is_refused_or_told(train):
     partial = train("mlp", 2, *words, "--model.strict=false", name="partial")
     assert partial.summary["steps"] > 0
     warned = [json.loads(line) for line in (partial.folder / "metrics.jsonl").read_text().splitlines()]
-    told = [line["message"] for line in warned if line["event"] == "warning" and "model.from" in line["message"]]
-    assert len(told) == 1 and "arrays were taken" in told[0] and "shape" in told[0]
+    messages = [line["message"] for line in warned if line["event"] == "warning" and "model.from" in line["message"]]
+    assert len(messages) == 1 and "arrays were taken" in messages[0] and "shape" in messages[0]
 
 
 def test_training_ends_when_it_no_longer_helps(train):
@@ -160,7 +160,7 @@ def test_oversampling_shows_rare_classes_as_often_and_the_ledger_stays_exact(tra
     even = train("mlp", ranks, *RARE, '--model.metrics=["accuracy", "confusion"]', "--data.oversample=1").summary
     assert even["samples"]["used"] > plain["samples"]["used"]
     per_epoch = even["samples"]["used"] / even["epochs"]
-    assert per_epoch % 3 == 0  # three classes of one size, and each of these samples once an epoch
+    assert per_epoch % 3 == 0  # three classes of one size, and each of these samples once per epoch
     assert even["test"]["samples"] == plain["test"]["samples"]  # what is held out stays as it is
     found = [np.array(summary["test"]["confusion"])[2, 2] for summary in (plain, even)]
     assert found[1] > found[0]

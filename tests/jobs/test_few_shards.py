@@ -1,4 +1,4 @@
-"""More ranks than shards, with shards on auto or in a run that goes on: some ranks are idle, and one line says so."""
+"""More ranks than shards, with shards on auto or in a resumed run: some ranks are idle, and one line says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_with_shards_on_auto_ranks_beyond_them_are_idle(train):
     assert many.said.count("nothing to compute") == 1 and not warnings(alone)
 
 
-def test_a_run_that_goes_on_may_have_more_ranks_than_shards(train):
+def test_a_resumed_run_may_have_more_ranks_than_shards(train):
     words = ("--train.global_batch=8", "--data.shards=2", *QUIET)
     refused = train("mlp", 3, *words, "--train.steps=4", name="refused")
     assert refused.status == 2 and "[data] shards is 2, but 3 ranks were started" in refused.said

@@ -1,6 +1,6 @@
-"""launch/local.sh and launch/test.sh against a stub of Python: what they set up, what they start, what they say.
+"""launch/local.sh and launch/test.sh against a stub of Python: what they set up, start and print.
 
-The stub plays python, pip and mpirun; the scripts are run for real by whoever runs these tests."""
+The stub replaces python, pip and mpirun. Running this test suite through launch/test.sh covers the real ones."""
 
 from __future__ import annotations
 
@@ -75,22 +75,22 @@ def test_the_number_of_ranks_may_stand_anywhere(script, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "told"),
+    ("name", "words", "expected"),
     [
         ("local.sh", ["-n"], "-n needs a number of ranks"),
         ("local.sh", ["-n", "four"], "-n four: the number of ranks is a whole number above 0"),
         ("local.sh", ["job.toml", "-n", "0"], "-n 0: the number of ranks"),
-        ("test.sh", ["units"], "there is no part units; there are: lint unit mpi jobs fault cluster"),
+        ("test.sh", ["units"], "there is no part units; there are: lint unit mpi jobs fault cluster torch"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_set_up(script, name, words, told):
+def test_bad_arguments_print_one_line_and_nothing_is_set_up(script, name, words, expected):
     done, calls = script(name, *words)
     assert done.returncode == 2 and calls == []
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{name}: {told}")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{name}: {expected}")
 
 
 @pytest.mark.parametrize(
-    ("lacks", "told"),
+    ("lacks", "expected"),
     [
         ("new-python", "Python 3.10 or newer is needed"),
         ("python3-venv", "python3-venv is missing: apt-get install python3-venv"),
@@ -99,26 +99,26 @@ def test_a_mistake_is_one_line_and_nothing_is_set_up(script, name, words, told):
     ],
 )
 @pytest.mark.parametrize("name", ["local.sh", "test.sh"])
-def test_what_is_missing_is_said_in_one_line(script, name, lacks, told):
+def test_a_missing_prerequisite_is_reported_in_one_line(script, name, lacks, expected):
     done, calls = script(name, lacks=lacks)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("setting up ")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr
-    assert lines[0].startswith(f"{name}: {told}")
+    assert lines[0].startswith(f"{name}: {expected}")
     assert not any("-m ddl.train" in call or "-m pytest" in call for call in calls)
     again, calls = script(name, lacks=lacks)
-    assert again.returncode == 1, "half an installation was taken for a whole one"
+    assert again.returncode == 1, "a partial installation was accepted as complete"
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "expected"),
     [
         ({"PYTHON": "nowhere"}, "nowhere is missing: apt-get install python3 python3-venv"),
         ({"DDL_VENV": "/proc/venv"}, "cannot write /proc/venv: set DDL_VENV"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(script, names, told):
+def test_an_unusable_interpreter_or_folder_is_reported_in_one_line(script, names, expected):
     done, _ = script("local.sh", **names)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"local.sh: {told}" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"local.sh: {expected}" in done.stderr
 
 
 def test_help_needs_no_set_up(script):

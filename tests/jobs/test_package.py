@@ -43,7 +43,7 @@ def test_the_wheel_has_the_whole_package_and_nothing_else(made):
     assert {"ddl/py.typed", "ddl/data/digits.npz", "ddl/data/digits.md"} <= names
 
 
-def test_the_sdist_has_what_the_checkout_has(made):
+def test_the_sdist_contains_every_file_of_the_checkout(made):
     (sdist,) = made.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -73,7 +73,7 @@ def run_dir(call):
     return call["words"][call["words"].index("--run.dir") + 1]
 
 
-def test_a_job_that_finished_is_done_whatever_mpirun_says(play):
+def test_a_finished_job_is_done_regardless_of_mpiruns_status(play):
     made, calls = play("summary('finished'); sys.exit(134)")
     assert made.run() == 0
     assert len(calls()) == 1
@@ -92,7 +92,7 @@ def test_the_summary_of_another_launch_does_not_count(play):
     assert len(calls()) == 2
 
 
-def test_a_mistake_of_the_users_is_not_repeated(play):
+def test_a_job_that_fails_on_user_error_is_not_restarted(play):
     made, calls = play("sys.exit(2)")
     assert made.run() == 2
     assert len(calls()) == 1
@@ -112,15 +112,15 @@ def test_the_same_step_failing_three_times_stops_it_and_the_notes_are_named(play
         notes = folder / "notes" / launch
         notes.mkdir(parents=True)
         note = dict(rank=2, host="h", step=7, time=1, kind="exception", error="ZeroDivisionError: x at m.py:3")
-        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback of the user's"}))
+        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback in user code"}))
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
     assert made.run() == 1
     assert len(calls()) == 3
-    told = capfd.readouterr().err
-    assert "the 3rd time at the same step" in told
-    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in told and "Traceback of the user's" in told
+    printed = capfd.readouterr().err
+    assert "the 3rd time at the same step" in printed
+    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in printed and "Traceback in user code" in printed
 
 
 def test_failures_at_different_steps_use_up_the_restarts(play, capfd):
@@ -130,7 +130,7 @@ def test_failures_at_different_steps_use_up_the_restarts(play, capfd):
     assert "no restart is left" in capfd.readouterr().err
 
 
-def test_a_restart_goes_on_from_the_newest_checkpoint_and_without_the_drill(play):
+def test_a_restart_resumes_from_the_newest_checkpoint_and_without_the_drill(play):
     made, calls = play(
         """
         step(attempt)
@@ -163,7 +163,7 @@ def test_a_run_without_a_folder_of_its_own_keeps_the_one_it_got(play, tmp_path, 
     assert made.folder == tmp_path / "runs" / "job-2"
 
 
-def test_a_job_that_stands_still_is_killed_and_started_again(play, capfd):
+def test_a_job_without_progress_is_killed_and_restarted(play, capfd):
     made, _ = play(
         """
         step(attempt)
@@ -204,7 +204,7 @@ def test_a_lost_host_is_left_out(play, capfd):
     first, second = (call["words"] for call in calls())
     assert first[first.index("--host") + 1] == "alive:2,dead:2" and first[first.index("-n") + 1] == "4"
     assert second[second.index("--host") + 1] == "alive:2" and second[second.index("-n") + 1] == "2"
-    assert "no answer from dead: going on without" in capfd.readouterr().err
+    assert "no answer from dead: continuing without" in capfd.readouterr().err
 
 
 def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
@@ -214,7 +214,7 @@ def test_too_few_hosts_for_the_job_end_it_until_there_are_more(play, capfd):
     made, calls = play("step(attempt)", hosts=hosts, words=["--fault.min_ranks", "3"], restarts=5)
     assert made.run() == 75
     assert len(calls()) == 1
-    assert "2 ranks are too few to go on: [fault] min_ranks is 3" in capfd.readouterr().err
+    assert "2 ranks are too few to continue: [fault] min_ranks is 3" in capfd.readouterr().err
 
 
 def test_ranks_on_other_hosts_know_their_launch_and_their_replica(play):
@@ -225,8 +225,8 @@ def test_ranks_on_other_hosts_know_their_launch_and_their_replica(play):
     )
     assert made.run() == 0
     words = calls()[0]["words"]
-    told = [words[place + 1] for place, word in enumerate(words) if word == "-x"]
-    assert {"DDL_LAUNCH", "DDL_REPLICA"} <= set(told)
+    exported = [words[place + 1] for place, word in enumerate(words) if word == "-x"]
+    assert {"DDL_LAUNCH", "DDL_REPLICA"} <= set(exported)
 
 
 def test_pictures_may_be_drawn_long_after_the_summary(play, monkeypatch, tmp_path):
@@ -242,7 +242,7 @@ def test_pictures_may_be_drawn_long_after_the_summary(play, monkeypatch, tmp_pat
     assert made.run() == 0 and (tmp_path / "run" / "drawn").exists()
 
 
-def test_the_replica_is_the_supervisors_and_goes_with_it(play):
+def test_the_memory_checkpoint_is_removed_with_its_supervisor(play):
     made, calls = play(
         """
         pathlib.Path(os.environ["DDL_REPLICA"], "step_00000009").mkdir(parents=True)
@@ -348,6 +348,27 @@ def test_a_signal_ends_the_question_whether_a_host_answers(play, monkeypatch):
     threading.Timer(0.2, made.ask_to_stop, [signal.SIGUSR1]).start()
     made._drop_dead_hosts("x")
     assert len(made.hosts) == 2
+
+
+def test_the_third_launch_in_a_row_that_a_signal_ends_before_it_trains_fails(play, tmp_path, capfd):
+    """Each of them leaves a summary, though no rank has written one."""
+
+    def status(code):
+        made, _ = play(code)
+        command = made._command
+        made._command = lambda attempt: (made.end(signal.SIGTERM), command(attempt))[1]
+        return made.run(), json.loads((tmp_path / "run" / "summary.json").read_text())["status"]
+
+    assert [status("time.sleep(1000)") for _ in range(2)] == [(75, "stopped")] * 2
+    assert [status("time.sleep(1000)") for _ in range(2)] == [(1, "failed")] * 2
+    assert "raise the job's time limit (sbatch --time)" in capfd.readouterr().err
+
+
+def test_a_supervisor_whose_folder_another_launch_has_taken_ends_and_starts_nothing(play, capfd):
+    made, calls = play("step(5); (folder / 'owner.json').write_text(json.dumps({'launch': 'newer-0'})); sys.exit(75)")
+    assert made.run() == 75
+    assert len(calls()) == 1
+    assert capfd.readouterr().err == "ddl.launch: launch newer-0 has taken over the run folder, so this one ends\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -75,14 +75,14 @@ def test_memory_is_shared_and_leaves_no_descriptor_behind(group):
     group.node_barrier()
     assert [row[999] for row in memory.slots] == group.local_ranks
     group.node_barrier()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the mapping keeps one of its own
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the mapping keeps one descriptor open
     memory.close()
 
 
 @pytest.mark.parametrize("who", ["first", "last"])
-def test_if_one_rank_cannot_map_memory_all_are_told(group, monkeypatch, who):
+def test_if_one_rank_cannot_map_memory_all_ranks_know(group, monkeypatch, who):
     if group.size == 1:
-        pytest.skip("a rank alone has nobody to tell")
+        pytest.skip("a single rank has no peers")
 
     def full(*_):
         raise OSError("no space")
@@ -207,4 +207,4 @@ def test_sums_that_are_closed_keep_no_memory(group):
         view = reducer.local.flat
         reducer.close()
         assert len(group._memory) == before
-        view[:] = 1  # until nobody looks any more it stays
+        view[:] = 1  # a closed mapping stays valid while an array views it

@@ -223,7 +223,7 @@ class Function:
 
 
 class Kernel:
-    """Straight lines of C that are Python as well but for a declaration's type."""
+    """Straight-line C that is also valid Python once the types of declarations are removed."""
 
     def __init__(self, inputs, outputs, code, name):
         self.inputs, self.outputs = ([word.split()[1] for word in text.split(",")] for text in (inputs, outputs))

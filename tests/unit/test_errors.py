@@ -1,4 +1,4 @@
-"""Errors: they travel between ranks as text, whatever class they have."""
+"""Errors of any class travel between ranks as text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
+"""Detect how a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
 
-Decided from the first lines; an ambiguous file is refused with both readings. Reading rows is delimited.py's."""
+Decided from the first lines; an ambiguous file is rejected with both readings. delimited.py reads the rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from ddl.data.formats.npy import first_bytes
@@ -18,24 +18,24 @@ from ddl.errors import DataError
 DELIMITERS = ",;\t|"
 LOOKED_AT = 20  # lines after the first
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+ROW_NUMBERS = re.compile(r"|Unnamed: \d+|(row_?)?(id|index|idx)|row_?names?", re.IGNORECASE)  # names, "" among them
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Head:
-    """columns: names, or numbers as text if the file does not name them. has_index: the first column has no name and
-    counts the rows, as pandas writes it."""
+    """columns: names, or numbers as text if the file does not name them. row_numbers: the columns that only number the
+    rows, as pandas and databases write them."""
 
     columns: list[str]
     has_header: bool
     delimiter: str
     decimal: str = "."
-    has_index: bool = False
+    row_numbers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         header = "yes" if self.has_header else "no"
-        index = "; the first column has no name and counts the rows: left out" if self.has_index else ""
-        return f"header: {header}; delimiter {self.delimiter!r}; decimal {self.decimal!r}{index}"
+        return f"header: {header}; delimiter {self.delimiter!r}; decimal {self.decimal!r}"
 
 
 def decoded(line: bytes, path: Path, number: int) -> str:
@@ -84,12 +84,20 @@ def read_head(path: Path, header: bool | None = None, delimiter: str | None = No
     else:
         cells_read = cells
     has_header = _names_columns(first, cells_read, rows, rest, path) if header is None else header
-    if not has_header:
-        return Head([str(number) for number in range(len(cells))], False, delimiter, decimal)
-    counts = [row[0] for row in rows]
-    start = int(counts[0]) if counts and counts[0] in ("0", "1") else -1
-    is_index = start >= 0 and counts == [str(start + number) for number in range(len(counts))]
-    return Head(cells, True, delimiter, decimal, cells[0] == "" and is_index)
+    columns = cells if has_header else [str(number) for number in range(len(cells))]
+    looked_at = rows if has_header else [cells, *rows]
+    named = enumerate(cells) if has_header else [(0, None)]
+    numbering = tuple(at for at, name in named if _numbers_rows(name, [row[at] for row in looked_at]))
+    return Head(columns, has_header, delimiter, decimal, numbering)
+
+
+def _numbers_rows(name: str | None, values: Sequence[str]) -> bool:
+    """Whether a column of this name (None: the file has no names) only numbers the rows."""
+    if name is None:
+        return len(values) >= 10 and any(list(values) == list(map(str, range(k, k + len(values)))) for k in (0, 1))
+    if len(values) < 2 or len(set(values)) < len(values) or not ROW_NUMBERS.fullmatch(name):
+        return False
+    return all(map(str.isdecimal, values)) or not any(map(is_number, values))
 
 
 def _decimal(rows: Sequence[Sequence[str]], delimiter: str, path: Path) -> str:
@@ -117,7 +125,7 @@ def _try_split(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(first: str, rest: Sequence[str]) -> str:
-    """The one that cuts all lines into equally many cells; of several, the one whose cells hold least of the others."""
+    """The delimiter that cuts all lines into equally many cells; of several, the one with fewest others in cells."""
 
     def remains(delimiter: str) -> tuple[bool, int, int]:
         rows = [_try_split(line, delimiter) for line in (first, *rest)]
@@ -149,9 +157,11 @@ def _names_columns(
     ]
     texts = [at for at in range(len(cells)) if not numbers[at]]
     recurs = any(cells[at] in (row[at] for row in rows) for at in texts)
-    counted = [cell for cell, is_one in zip(cells, numbers, strict=True) if is_one]
-    is_counting = counted == [str(number) for number in range(len(counted))]
-    alone = is_counting and not recurs and (len(counted) >= 3 or (len(counted) == 2 and bool(texts)))
+    counted = [at for at in range(len(cells)) if numbers[at]]
+    is_counting = [cells[at] for at in counted] == [str(number) for number in range(len(counted))]
+    is_series = is_counting or (_is_series(cells, counted) and not any(_is_series(row, counted) for row in rows))
+    enough = len(counted) >= 3 or (len(counted) == 2 and bool(texts))
+    alone = not recurs and ((enough and is_series) or _is_apart(cells, rows, counted))
     quoted = first.lstrip().startswith('"') and not any(line.lstrip().startswith('"') for line in rest)
     if over_numbers or alone or quoted:
         raise DataError(
@@ -162,3 +172,24 @@ def _names_columns(
             "line",
         )
     return False
+
+
+def _is_series(cells: Sequence[str], places: Sequence[int]) -> bool:
+    """Whether these cells are whole numbers in equal steps, such as years."""
+    if not all(cells[at].isdecimal() for at in places):
+        return False
+    values = [int(cells[at]) for at in places]
+    steps = {b - a for a, b in pairwise(values)}
+    return len(steps) == 1 and 0 not in steps
+
+
+def _is_apart(cells: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int]) -> bool:
+    """Whether these cells are whole numbers, each further from the numbers below it than these are spread."""
+    if len(rows) < 5 or not all(cells[at].isdecimal() for at in places):
+        return False
+    for at in places:
+        values = [float(row[at]) for row in rows if is_number(row[at])]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        if not values or low - (high - low) <= float(cells[at]) <= high + (high - low):
+            return False
+    return True

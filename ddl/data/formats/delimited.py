@@ -1,6 +1,6 @@
-"""CSV files: one sample a line, numbers in columns, one or more of them the target.
+"""CSV files: one sample per line, numbers in columns, one or more of them the target.
 
-Texts with a label are labelled_text.py's. A quoted cell may hold the delimiter, not a line's end."""
+labelled_text.py reads texts with a label. A quoted cell may contain the delimiter, but not a line break."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import instead
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
@@ -60,17 +61,25 @@ class Delimited(Source):
             self._features, self._targets = self._matched(like, is_labelled=targets != [])
         else:
             self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
-            others = [at for at in range(int(head.has_index), len(self.columns)) if at not in self._targets]
-            self._features = others if features is None else [self._column(feature) for feature in features]
+            others = [at for at in range(len(self.columns)) if at not in self._targets]
+            measured = [at for at in others if at not in head.row_numbers] or others
+            self._features = measured if features is None else [self._column(feature) for feature in features]
         if not self._features:
+            if len(self.columns) == 1 and targets != []:
+                known = "none of , ; | and tab divides its first lines: set data.options.delimiter"
+                raise DataError(f"a single column, with the target: {known}", path, 1, "line")
             raise DataError("no column is left for x", path, 1, "line")
         self._shape = tuple(shape) if shape is not None else (len(self._features),)
         if math.prod(self._shape) != len(self._features):
             raise DataError(f"{len(self._features)} features cannot be reshaped to {self._shape}", path)
         self._distinct: set[str] = set()
         self._lines = LineIndex(path, int(self.has_header), self._check)
-        self.notes = (str(head), *blank_note(self._lines))
+        self.notes = (str(head), *self._left_out(head.row_numbers), *blank_note(self._lines))
         self._number(self._classes(target_kind))
+
+    def _left_out(self, row_numbers: Sequence[int]) -> list[str]:
+        names = [repr(self.columns[at]) for at in row_numbers if at not in (*self._features, *self._targets)]
+        return [f"column {', '.join(names)} only numbers the rows: left out (data.options.features)"] if names else []
 
     def _text(self, line: bytes, number: int) -> str:
         return decoded(line, self.path, number)
@@ -80,19 +89,32 @@ class Delimited(Source):
 
     def _column(self, target: str | int) -> int:
         if isinstance(target, str) and target in self.columns and self.has_header:
+            if self.columns.count(target) > 1:
+                raise DataError(f"{self.columns.count(target)} columns are called {target!r}", self.path, 1, "line")
             return self.columns.index(target)
         if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
-        raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
+        hint = instead(str(target), self.columns, "there are")
+        raise DataError(f"no column {target!r}; {hint}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
-        """(features, targets) of this file: by name if both files name their columns, else by position.
+        """(features, targets) of this file: by name if both files name their columns, else by position. If a name
+        occurs twice, names cannot identify columns: both files must have the same names in the same order.
 
         A file without targets that has as many columns as there are features holds just these."""
         columns, features = like["columns"], list(like["features"])
         targets = list(like["targets"]) if is_labelled else []
         is_named = self.has_header and not isinstance(columns, int)
-        if is_named and len(set(columns)) == len(columns) and len(set(self.columns)) == len(self.columns):
+        twice = sorted(name for own in (self.columns, columns) if is_named for name in set(own) if own.count(name) > 1)
+        if twice and self.columns not in (columns, [columns[at] for at in features]):
+            raise DataError(
+                f"several columns are called {twice[0]!r}, so they cannot be matched with those of the training part, "
+                f"{columns}: rename them, or bring the columns in the same order",
+                self.path,
+                1,
+                "line",
+            )
+        if is_named and not twice:
             missing = [columns[at] for at in (*features, *targets) if columns[at] not in self.columns]
             if missing:
                 raise DataError(
@@ -134,7 +156,7 @@ class Delimited(Source):
         return self._text(cell, number).strip()
 
     def _classes(self, kind: str) -> tuple[str, ...]:
-        """The classes of the target by number; none where it is values."""
+        """The classes of the target by number; empty for values."""
         found = self._distinct
         if len(self._targets) != 1 or kind == "values":
             return ()
@@ -157,7 +179,7 @@ class Delimited(Source):
         return tuple(sorted(names))
 
     def learned(self) -> dict[str, Any]:
-        """Which columns are what, and how classes are numbered, as JSON has it."""
+        """The roles of the columns, and how classes are numbered, as JSON values."""
         return {
             "kind": "columns",
             "columns": self.columns if self.has_header else len(self.columns),
@@ -167,7 +189,7 @@ class Delimited(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number the classes as the one did who ``learned`` this."""
+        """Apply the class numbering recorded in ``learned``."""
         names, features = tuple(learned["names"]), len(learned["features"])
         if len(self._features) != features:
             raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
@@ -183,7 +205,7 @@ class Delimited(Source):
 
     @staticmethod
     def join(files: Sequence[Delimited]) -> None:
-        """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
+        """Use one class numbering, over the classes of all files. Raises DataError if files differ in kind."""
         names = {_canonical(name) for file in files for name in file.names}
         ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
         for file in files:
@@ -219,6 +241,9 @@ class Delimited(Source):
         every = np.arange(len(self))
         pieces = np.array_split(every, max(1, len(every) // PARSED_AT_ONCE))
         return np.concatenate([self._numbers(list(self._lines.read(rows)), rows, self._targets) for rows in pieces])
+
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return [self.path]
 
     def hold(self, ranges: Sequence[range]) -> None:
         (old, had), held = self._kept, Held(ranges)
@@ -266,7 +291,7 @@ class Delimited(Source):
         return kept
 
     def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
-        """(lines, columns) float64. Raises DataError naming line and column of what is no finite number."""
+        """(lines, columns) float64. Raises DataError naming line and column of a cell that is not a finite number."""
         texts = [self._text(line, self._lines.line_number(int(row))) for line, row in zip(lines, rows, strict=True)]
         if self._has_decimal_comma:
             texts = [text.replace(",", ".") for text in texts]

@@ -1,6 +1,6 @@
-"""Formats of files: telling which one a file has, and opening files, folders and patterns as sources.
+"""Detect the format of a file, and open files, folders and patterns as sources.
 
-Splitting what was opened is dataset.py's. A new format is a function and its line in FORMATS."""
+dataset.py splits them into parts. A new format is a function and its line in FORMATS."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from ddl.data.formats.rows import MappedRows, Rows
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate
+from ddl.wording import instead
 
 Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings.
+    """A request to open files in a format. targets: a file or columns, depending on the format. options: its settings.
 
     target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For CSV files,
     whose targets are text; those of other formats are converted in targets.py.
@@ -300,9 +301,9 @@ def expand(pattern: str) -> list[Path]:
 
 
 def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
-    """What a path, folder or pattern holds: one source, or several where names tell training and test files apart."""
+    """Open a path, folder or pattern: one source, or several if file names mark training and test files."""
     if format != "auto" and format not in FORMATS:
-        raise ConfigError(f"no format is called {format!r}; there are {['auto', *FORMATS]}")
+        raise ConfigError(f"no format is called {format!r}; {instead(format, ['auto', *FORMATS], 'there are')}")
     paths = expand(pattern)
     name = format
     skipped: list[str] = []
@@ -360,7 +361,7 @@ def _common_format(paths: list[Path]) -> tuple[str, list[Path], list[str]]:
 
 
 def _roles(paths: Sequence[Path]) -> dict[str, list[Path]] | None:
-    """Files by split, where every name tells its split and some are for training."""
+    """Files by split, if every name contains a split's word and some are for training; else None."""
     by_role: dict[str, list[Path]] = {}
     for path in paths:
         role = next((role for role, words in ROLES.items() if re.search(words, path.name, re.IGNORECASE)), None)

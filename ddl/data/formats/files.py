@@ -1,11 +1,12 @@
-"""Sources whose samples lie as rows in files: one array a field, and several sources one after another.
+"""Sources whose samples are rows of arrays in files, one array per field; and a source of several, one after another.
 
-Finding and opening the arrays is formats.py's."""
+The other files of this folder find and open the arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ddl.errors import DataError
 
 @dataclass(frozen=True)
 class Column:
-    """One field: the rows it is read from, and what is made of them. ``convert`` works on (n, ...) as stored."""
+    """One field: the rows it is read from, and their conversion. ``convert`` works on (n, ...) as stored."""
 
     rows: Rows
     field: Field
@@ -25,7 +26,7 @@ class Column:
 
 
 class FileSource(Source):
-    """Fields read from rows of files; only what is held is in memory.
+    """Fields read from rows of files; only held samples are in memory.
 
     labels: class numbers (n,) that lie in memory, small as they are; they become the field "y"."""
 
@@ -76,9 +77,13 @@ class FileSource(Source):
             return self._labels
         return whole(self._columns["y"].rows) if "y" in self._columns else None
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        paths: dict[Path, None] = dict.fromkeys(column.rows.path for column in self._columns.values())
+        return [*paths, *([] if self._labels is None else [self._labels])]
+
     def labels(self) -> np.ndarray:
         if self._labels is None:
-            raise DataError("the samples have no class numbers")
+            return Source.labels(self)
         return self._labels.astype(np.int64)
 
 
@@ -89,11 +94,16 @@ class Concat(Source):
         self.sources = list(sources)
         first = self.sources[0].fields
         for source in self.sources[1:]:
-            if {n: f.shape for n, f in source.fields.items()} != {n: f.shape for n, f in first.items()}:
-                raise DataError(f"files differ in their samples: {dict(first)} and {dict(source.fields)}")
+            for name in sorted({*first, *source.fields}):
+                if (one := _described(first.get(name))) != (other := _described(source.fields.get(name))):
+                    raise DataError(f"files differ: {name} is {one} in the first and {other} in another")
         self._edges = np.concatenate([[0], np.cumsum([len(source) for source in self.sources])])
         self._fields = {
-            name: Field(f.shape, f.dtype, max(s.fields[name].size or 0 for s in self.sources) or None)
+            name: Field(
+                f.shape,
+                np.result_type(*(s.fields[name].dtype for s in self.sources)),
+                max(s.fields[name].size or 0 for s in self.sources) or None,
+            )
             for name, f in first.items()
         }
         self.names = tuple(self.sources[0].names)
@@ -109,7 +119,7 @@ class Concat(Source):
         return int(self._edges[-1])
 
     def learned(self) -> dict[str, Any]:
-        """All files number classes and symbols alike."""
+        """Make all files use one numbering of classes and symbols."""
         return self.sources[0].learned()
 
     def exact(self) -> Source:
@@ -138,12 +148,22 @@ class Concat(Source):
         stored = [source.targets() for source in self.sources]
         return None if any(part is None for part in stored) else np.concatenate(stored)  # type: ignore[arg-type]
 
+    def content(self) -> Sequence[Path | np.ndarray]:
+        return [part for source in self.sources for part in source.content()]
+
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels() for source in self.sources])
 
 
+def _described(field: Field | None) -> str:
+    if field is None:
+        return "absent"
+    kind = {"f": "floating-point numbers", "U": "texts"}.get(field.dtype.kind, "whole numbers")
+    return f"{kind} of shape {field.shape}"
+
+
 def whole(rows: Rows) -> np.ndarray:
-    """All of it, in memory: for what is small, as labels are."""
+    """The whole array in memory; for small arrays such as labels."""
     rows.hold([range(rows.shape[0])])
     values = rows.take(np.arange(rows.shape[0]))
     rows.hold([])
@@ -168,7 +188,10 @@ def pair(
 
     x: floating values and bytes (images; those without channels get an axis for one) are delivered as ``dtype``,
     other whole numbers as int64 tokens below ``size``. shape: what a sample of x is reshaped to.
-    y: whole numbers not below 0, one a sample, are classes; anything else are values, (n, k) at least."""
+    y: whole numbers not below 0, one per sample, are classes; texts are named classes; anything else are values, (n, k)
+    at least."""
+    if x.dtype.kind == "U":
+        raise DataError(f"the samples are of {x.dtype}, not of numbers", x.path)
     is_image = x.dtype == np.uint8 and size is None
     delivered = dtype if is_image or x.dtype.kind == "f" else np.dtype(np.int64)
     sample = x.shape[1:] if shape is None else tuple(shape)
@@ -193,5 +216,6 @@ def pair(
     if x.shape[0] != y.shape[0]:
         raise DataError(f"{y.shape[0]} targets for the {x.shape[0]} samples of {x.path}", y.path)
     # Whole numbers stay as they are until the kind of the target is decided (targets.py).
-    columns["y"] = Column(y, Field(y.shape[1:] or (1,), dtype if y.dtype.kind == "f" else np.dtype(np.int64)), same)
+    kept = {"f": dtype, "U": y.dtype.newbyteorder("=")}.get(y.dtype.kind, np.dtype(np.int64))
+    columns["y"] = Column(y, Field(y.shape[1:] or (1,), kept), same)
     return FileSource(columns)

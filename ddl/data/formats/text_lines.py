@@ -1,6 +1,6 @@
 """Lines of a text file by number, without keeping the file: one pass notes where every 64th begins.
 
-What stands in a line is csv's and JSONL's own matter: delimited.py, labelled_text.py."""
+delimited.py and labelled_text.py parse the lines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BOM = b"\xef\xbb\xbf"
 
 
 class LineIndex:
-    """The lines of a file, without ``skip`` of them at its head; blank lines are no samples.
+    """The lines of a file without the first ``skip``; blank lines are not samples.
 
-    blank_lines: how many were skipped, but for those at the end of the file.
+    blank_lines: how many were skipped, not counting blank lines at the end of the file.
 
     check: called with (line number in the file from 1, line) for every line, in the one pass that builds the index."""
 

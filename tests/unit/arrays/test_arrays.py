@@ -52,14 +52,14 @@ def test_assigning_other_names_or_shapes_is_refused():
         buffer.layout.views(np.zeros(7, np.float32))
 
 
-def test_a_generator_is_known_by_its_key_alone():
+def test_a_generator_depends_only_on_its_key():
     first = generator(1, "shuffle", 2, 3).random(5)
     assert (generator(1, "shuffle", 2, 3).random(5) == first).all()
     for other in [(2, "shuffle", 2, 3), (1, "dropout", 2, 3), (1, "shuffle", 3, 2), (1, "shuffle", 23)]:
         assert not (generator(*other).random(5) == first).any()
 
 
-def test_what_a_frame_of_the_arena_gave_is_used_again():
+def test_memory_of_a_closed_arena_frame_is_reused():
     arena = Arena()
     with arena.frame():
         inner = arena.empty((4,), "float32")

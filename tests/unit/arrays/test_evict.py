@@ -1,4 +1,4 @@
-"""Flushing cache lines changes no value, and reaches what is named and nothing of what is to stay."""
+"""Flushing cache lines changes no values; it covers exactly the named rows and leaves the kept ones alone."""
 
 import importlib
 import subprocess
@@ -13,7 +13,7 @@ from ddl.kernels.cache_flush import flush, flush_rows
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 4096), (5, 6), (3, 999), (4095, 4096), (9, 3)])
-def test_values_stay(rng, dtype, compiled, start, stop):
+def test_flushing_changes_no_values(rng, dtype, compiled, start, stop):
     x, wanted = (rng.integers(-9, 9, 4096).astype(dtype) for _ in range(2))
     x[...] = wanted
     (flush if compiled else flush.plain)(x, start, stop)
@@ -24,7 +24,7 @@ def test_values_stay(rng, dtype, compiled, start, stop):
     assert np.array_equal(x, wanted)
 
 
-def test_the_instruction_is_there_where_the_processor_knows_it():
+def test_the_kernel_contains_the_instruction_if_the_processor_has_it():
     numba = pytest.importorskip("numba")
     compiled_kernels = importlib.import_module("ddl.kernels.cache_flush_numba")
     found = numba.njit(compiled_kernels.flush.py_func)
@@ -35,7 +35,7 @@ def test_the_instruction_is_there_where_the_processor_knows_it():
 
 @pytest.mark.parametrize("first", range(0, 14, 3))
 @pytest.mark.parametrize("last", range(0, 20, 4))
-def test_rows_but_for_those_that_stay(monkeypatch, first, last):
+def test_kept_rows_are_not_flushed(monkeypatch, first, last):
     pytest.importorskip("numba")
     compiled_kernels = importlib.import_module("ddl.kernels.cache_flush_numba")
     reached = np.zeros(20, int)
@@ -54,7 +54,7 @@ def test_rows_but_for_those_that_stay(monkeypatch, first, last):
 
 
 def test_nothing_beyond_the_end_is_touched():
-    """Behind an array may lie a page that nobody has mapped."""
+    """The page after an array may be unmapped."""
     program = """
 import mmap, ctypes, numpy as np
 from ddl.kernels.cache_flush import flush, flush_rows

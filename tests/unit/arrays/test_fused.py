@@ -1,4 +1,4 @@
-"""The C of CuPy's kernels, compiled for the host: what it computes is what the plain twins compute.
+"""The C code of the CuPy kernels, compiled for the host, gives the results of the NumPy versions.
 
 So it is right as C++ and as arithmetic where there is no GPU; on one, the tests of the layers run the kernels."""
 
@@ -52,7 +52,7 @@ def library(tmp_path_factory):
 
 
 def call(library, kernel, *arrays):
-    """The kernel on NumPy arrays that broadcast to the shape of the last; those that it changes are written back."""
+    """Run the kernel on NumPy arrays that broadcast to the shape of the last; changed arrays are written back."""
     shape, dtype = arrays[-1].shape, arrays[-1].dtype
     kinds = [word.split()[0] for word in f"{kernel.inputs},{kernel.changed}".split(",")]
     laid = [
@@ -119,7 +119,7 @@ def test_cells(on_host, dtype, masked):
 def test_activations(on_host, dtype):
     def normal(r, *shape):
         x = r.normal(size=shape).astype(dtype)
-        x.flat[:3] = 0, np.nan, -2  # what is not a number stays one
+        x.flat[:3] = 0, np.nan, -2  # NaN must stay NaN
         return x
 
     same("rowwise", "gelu", lambda r: (normal(r, 4, 7), normal(r, 4, 7), normal(r, 4, 7)), dtype)

@@ -6,7 +6,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from ddl.bench import report, tolerance
+from ddl.bench import recovery, report, tolerance
 from ddl.bench import step as step_bench
 from ddl.bench.__main__ import measured, parser
 from ddl.bench.allreduce import tuning_of
@@ -25,12 +25,12 @@ from ddl.bench.recovery import WARM, death
 from ddl.bench.step import Shares, data_of, make_loop
 from ddl.collectives import Topology, Tuning, choose
 from ddl.comm.threads import alone, run_ranks
-from ddl.errors import UserError
+from ddl.errors import DdlError, UserError
 
 ROW = Row("allreduce", 4, {"bytes": 4096}, "auto", 2e-6, "mpi_allreduce", 5e-6, {"bus_gb_s": 3.0})
 
 
-def test_bandwidths_are_those_of_nccl_tests():
+def test_bandwidths_are_computed_as_in_nccl_tests():
     assert algorithm_bandwidth(1_000_000_000, 0.5) == 2.0
     assert bus_bandwidth(1_000_000_000, 0.5, 2) == 2.0  # 2(n-1)/n = 1
     assert bus_bandwidth(1_000_000_000, 0.5, 4) == 3.0  # 1.5
@@ -38,10 +38,10 @@ def test_bandwidths_are_those_of_nccl_tests():
 
 def test_a_row_says_how_many_times_faster_ours_is():
     assert ROW.ratio == pytest.approx(2.5)
-    told = json.loads(json.dumps(ROW.to_json()))
+    row = json.loads(json.dumps(ROW.to_json()))
     keys = ["bench", "ranks", "bytes", "algorithm", "ours_s", "peer", "peer_s", "ratio"]
-    assert list(told)[: len(keys)] == keys
-    assert told["ratio"] == 2.5 and told["bytes"] == 4096
+    assert list(row)[: len(keys)] == keys
+    assert row["ratio"] == 2.5 and row["bytes"] == 4096
 
 
 def test_blocks_are_long_enough_to_be_timed_and_never_empty():
@@ -105,7 +105,7 @@ def test_a_saved_table_is_the_same_when_it_is_loaded(tmp_path):
     assert Tuning.load(tmp_path / "tuning.json") == tuning
 
 
-def test_a_death_costs_what_the_next_step_comes_later_than_an_ordinary_one():
+def test_the_cost_of_a_death_is_the_delay_of_the_next_step():
     def event(kind, time, **more):
         return {"event": kind, "time": time, **more}
 
@@ -136,7 +136,7 @@ def test_two_jobs_step_in_turns_until_it_is_over(tmp_path):
     assert done == ["ours", "others"] * 3
 
 
-def test_what_tolerance_costs_is_the_median_of_what_neighbouring_blocks_differ_by():
+def test_the_cost_of_tolerance_is_the_median_difference_of_neighbouring_blocks():
     drifting = np.array([[1.0, 1.02], [2.0, 2.01], [3.0, 3.03], [4.0, 4.02], [5.0, 5.02]])
     row = tolerance.summed_up("cnn", 2, drifting).to_json()
     assert row["cost_us"] == pytest.approx(20_000) and row["cost_quartiles_us"] == pytest.approx([20_000, 20_000])
@@ -173,7 +173,7 @@ def test_threads_of_a_rank_and_the_librarys_own_settings():
 
 
 @pytest.mark.parametrize("words", [["step", "--models", "mpl"], ["step", "--ranks", "two"]])
-def test_a_mistake_in_the_options_is_named(words):
+def test_an_invalid_option_is_named(words):
     with pytest.raises(UserError, match=words[2]):
         next(measured(parser().parse_args(words)))
 
@@ -207,3 +207,19 @@ def test_steps_in_turns_counts_every_rank_the_same(monkeypatch):
 def test_data_is_the_same_on_every_rank():
     one, two = data_of(CASES["digits"], 2), data_of(CASES["digits"], 2)
     assert np.array_equal(one.arrays["x"], two.arrays["x"]) and len(one) == 64 * STEPS_OF_DATA
+
+
+def test_a_peer_that_never_recovers_costs_its_own_column_alone(monkeypatch, tmp_path):
+    def fails(*arguments):
+        raise DdlError("torchrun did not restart the ranks")
+
+    monkeypatch.setattr(recovery, "ours", lambda *arguments: recovery.DeathCost(0.1, 0.01, {"shrink": 0.02}))
+    monkeypatch.setattr(recovery, "theirs", fails)
+    (row,) = recovery.rows(2, ["torchrun"], 3, 1)
+    assert (row.ours_s, row.peer, row.more["peer_lost"]) == (pytest.approx(0.09), "itself", 3)
+    assert "torchrun did not recover 3 times" in report.row_text(row.to_json())
+    answers = [recovery.DeathCost(0.5, 0.01, {}), recovery.DeathCost(0.7, 0.01, {})]
+    monkeypatch.setattr(recovery, "theirs", lambda *arguments: answers.pop() if answers else fails())
+    (row,) = recovery.rows(2, ["torchrun"], 3, 1)
+    assert (row.peer, row.peer_s, row.more["peer_lost"]) == ("torchrun", pytest.approx(0.59), 1)
+    assert "torchrun did not recover 1 time" in report.row_text(row.to_json())

@@ -1,4 +1,4 @@
-"""The second mpirun of a bench, whose program is MPI alone; and ranks that sleep while it has its turn."""
+"""The second mpirun of a bench, which runs only MPI, and our ranks, which sleep during its turn."""
 
 import json
 import subprocess
@@ -57,8 +57,8 @@ def test_a_bench_that_asks_nothing_starts_no_second_mpirun(tmp_path):
 
 
 @pytest.mark.parametrize("tolerance", ["on", "off"])
-def test_a_mpirun_with_words_of_its_own_gets_the_same_parameters(monkeypatch, tolerance):
-    """Such as ``hosts.sh mpirun`` or ``srun mpirun``: what is added stands behind all of its words."""
+def test_a_wrapped_mpirun_gets_the_same_parameters(monkeypatch, tolerance):
+    """For ``hosts.sh mpirun`` or ``srun mpirun``, added options follow all words of the command."""
     monkeypatch.setattr(job, "find_mpirun", lambda: "/somewhere/mpirun")
     monkeypatch.setattr(job, "is_open_mpi", lambda path: path == "/somewhere/mpirun")
     monkeypatch.setattr(job.shutil, "which", lambda word: {"mpirun": "/somewhere/mpirun"}.get(word, word))
@@ -67,8 +67,8 @@ def test_a_mpirun_with_words_of_its_own_gets_the_same_parameters(monkeypatch, to
     assert plain[0] == "/somewhere/mpirun" and wrapped == ["a.sh", "--x", "mpirun", *plain[1:]]
     assert plain[-5:-2] == ["-n", "2", sys.executable]
     assert "--prtemca" not in job.command_of("m", [], {"mpirun": "/other/mpirun"}, 2, tolerance, {})
-    told = plain[1:-5]
-    assert told[:3] == (["--prtemca", "state_base_recoverable", "0"] if tolerance == "off" else [])
+    added = plain[1:-5]
+    assert added[:3] == (["--prtemca", "state_base_recoverable", "0"] if tolerance == "off" else [])
 
 
 def test_the_second_program_times_mpi_and_ends_with_its_input():
@@ -94,7 +94,7 @@ def test_the_second_program_times_mpi_and_ends_with_its_input():
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4096"}, True),
     ],
 )
-def test_the_second_program_sets_only_what_mpi_would_choose_where_ranks_outnumber_cores(environment, is_set):
+def test_the_second_program_sets_only_mpis_own_choice_for_oversubscribed_cores(environment, is_set):
     found = dict(environment)
     stock_mpi.settle(found)
     assert found == {**environment, **({"OMPI_MCA_mpi_yield_when_idle": "1"} if is_set else {})}
@@ -103,15 +103,15 @@ def test_the_second_program_sets_only_what_mpi_would_choose_where_ranks_outnumbe
     assert chosen["OMPI_MCA_mpi_yield_when_idle"] == "0"
 
 
-def test_what_is_called_elsewhere_takes_its_turn_and_tells_its_own_time():
+def test_a_remote_call_takes_its_turn_and_reports_its_own_time():
     found = in_turns({"a": int, "b": Elsewhere(lambda calls: 2.0)}, 3, lambda: None, agree=lambda seconds: seconds)
     assert found["b"] == [2.0] * 3 and max(found["a"]) < 1.0
 
 
-def test_all_ranks_hear_what_the_leader_tells():
+def test_all_ranks_receive_the_leaders_message():
     def listen(group):
         bell = Bell(group)
-        found = [bell.tell(10.0 * group.rank + number) for number in range(3)]
+        found = [bell.ring(10.0 * group.rank + number) for number in range(3)]
         bell.close()
         return found
 

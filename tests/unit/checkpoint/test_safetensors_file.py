@@ -1,4 +1,4 @@
-"""Our files are safetensors files, by the word of the safetensors library, and damage to them is seen."""
+"""The safetensors library reads our files, and damage to them is detected."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def same(got, want):
 
 
 @given(ARRAYS)
-def test_the_safetensors_library_reads_what_we_write(arrays):
+def test_the_safetensors_library_reads_our_files(arrays):
     got = safetensors.numpy.load(bytes_of(arrays))
     same({name: got[name] for name in arrays}, arrays)
 
 
 @given(ARRAYS)
-def test_we_read_what_we_write(arrays):
+def test_we_read_our_own_files(arrays):
     same(parse(bytes_of(arrays)), arrays)
 
 
@@ -72,37 +72,37 @@ def test_we_read_what_we_write(arrays):
     ],
     ids=["transposed", "fortran", "strided", "reversed", "broadcast", "big-endian"],
 )
-def test_an_array_comes_back_by_value_whatever_its_memory_looks_like(strided, tmp_path):
-    told = write_file(tmp_path / "f", pieces_of({"x": strided}))
-    np.testing.assert_array_equal(read_file(tmp_path / "f", told)["x"], strided)
+def test_an_array_is_restored_by_value_for_any_memory_layout(strided, tmp_path):
+    meta = write_file(tmp_path / "f", pieces_of({"x": strided}))
+    np.testing.assert_array_equal(read_file(tmp_path / "f", meta)["x"], strided)
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "f")["x"], strided)
 
 
-def test_what_is_read_can_be_written_to(tmp_path):
-    told = write_file(tmp_path / "f", pieces_of({"half": np.ones(3, np.float16), "x": np.ones(3)}))
-    for array in read_file(tmp_path / "f", told).values():
+def test_loaded_arrays_are_writable(tmp_path):
+    meta = write_file(tmp_path / "f", pieces_of({"half": np.ones(3, np.float16), "x": np.ones(3)}))
+    for array in read_file(tmp_path / "f", meta).values():
         assert array.flags.aligned
         array += 1
 
 
 def test_every_altered_byte_is_seen(tmp_path):
     path = tmp_path / "f"
-    told = write_file(path, pieces_of({"x": np.arange(3.0)}))
+    meta = write_file(path, pieces_of({"x": np.arange(3.0)}))
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(CheckpointError, match="altered"):
-            read_file(path, told)
+            read_file(path, meta)
 
 
 def test_every_truncation_is_seen(tmp_path):
     path = tmp_path / "f"
-    told = write_file(path, pieces_of({"x": np.arange(3.0)}))
+    meta = write_file(path, pieces_of({"x": np.arange(3.0)}))
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match="truncated"):
-            read_file(path, told)
+            read_file(path, meta)
 
 
 def test_an_array_that_has_no_plain_bytes_is_refused():

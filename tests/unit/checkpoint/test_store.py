@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, and the loader finds the newest whole one."""
+"""A checkpoint is complete or absent, and the loader finds the newest complete one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def steps_in(folder):
     return sorted(int(path.name[5:13]) for path in folder.iterdir())
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_checkpoint_loads_unchanged(tmp_path):
     store = Store(tmp_path / "checkpoints")
     path = save(store, 40)
     assert path == store.newest() == tmp_path / "checkpoints" / "step_00000040"
@@ -53,7 +53,7 @@ def test_an_empty_folder_has_no_newest(tmp_path):
     assert not (tmp_path / "none").exists()  # reading leaves no trace
 
 
-def test_the_newest_and_the_best_stay(tmp_path):
+def test_the_newest_and_the_best_are_kept(tmp_path):
     store = Store(tmp_path, keep=2)
     for step, score in enumerate([0.1, 0.9, 0.3, 0.4, None]):
         save(store, step, score)
@@ -61,14 +61,14 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert store.best().name == "step_00000001"
 
 
-def test_without_keep_best_only_the_newest_stay(tmp_path):
+def test_without_keep_best_only_the_newest_are_kept(tmp_path):
     store = Store(tmp_path, keep=2, keep_best=False)
     for step, score in enumerate([0.9, 0.1, 0.2]):
         save(store, step, score)
     assert steps_in(tmp_path) == [1, 2]
 
 
-def test_a_run_that_went_back_keeps_what_it_wrote_last(tmp_path):
+def test_a_run_that_went_back_keeps_the_checkpoint_it_wrote_last(tmp_path):
     for step in (80, 90, 100):
         save(Store(tmp_path, keep=3), step)
     again = Store(tmp_path, keep=1)
@@ -96,7 +96,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, reason):
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path, reason):
     said = []
     store = Store(tmp_path, say=said.append)
     save(store, 20)
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, reason):
     assert len(said) == 1 and reason in said[0] and "step_00000040" in said[0]
     with pytest.raises(CheckpointError, match=reason):
         store.load(damaged)
-    save(store, 35)  # training goes on from 30: what it writes is the newest now
+    save(store, 35)  # training resumed from 30: its next checkpoint is the newest
     assert loaded_step(store) == 35
 
 
@@ -119,7 +119,7 @@ def test_when_all_are_damaged_the_error_names_each(tmp_path):
         store.load()
 
 
-def test_what_an_earlier_writer_left_unfinished_goes_with_the_first_save(tmp_path):
+def test_the_first_save_removes_unfinished_files_of_an_earlier_writer(tmp_path):
     leftover = tmp_path / "step_00000007.tmp-123"
     leftover.mkdir()
     (leftover / ARRAYS).write_bytes(b"half")
@@ -159,8 +159,8 @@ def test_a_limit_on_file_size_keeps_the_checkpoints_before(tmp_path):
         "try: Store(sys.argv[1]).save(2, {'w': np.zeros(10_000)}, {})\n"
         "except CheckpointError as error: print(error)\n"
     )
-    told = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
-    assert "File too large" in told.stdout
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
     assert steps_in(tmp_path) == [1]
 
 
@@ -237,7 +237,7 @@ def test_an_older_generation_is_refused(tmp_path):
 
 
 def test_two_launches_at_once_end_with_one_owner(tmp_path):
-    """Both read the same file before either wrote: whoever wrote last owns the folder."""
+    """Both read the same file before either wrote: the last writer owns the folder."""
     first = RunFolderLease(tmp_path, "first")
     second = RunFolderLease(tmp_path / "elsewhere", "second")
     second.folder = tmp_path

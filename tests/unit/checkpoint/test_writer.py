@@ -1,7 +1,8 @@
-"""The writer takes a copy at once and writes it while training goes on."""
+"""The writer copies the state at once and writes the copy while training continues."""
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -24,13 +25,13 @@ class Gate:
             assert self.open.wait(20)
 
 
-def test_what_is_written_is_the_state_at_submission(tmp_path):
+def test_the_written_state_is_the_one_at_submission(tmp_path):
     gate, x = Gate(), np.arange(4.0)
     store = Store(tmp_path, probe=gate)
     with Writer(store) as writer:
         writer.submit(1, {"x": x, "t": x.reshape(2, 2).T}, {"at": 1})
         assert gate.reached.wait(20)
-        x += 100  # training goes on
+        x += 100  # training continues
         gate.open.set()
         writer.wait()
     arrays, meta = store.load()
@@ -40,7 +41,7 @@ def test_what_is_written_is_the_state_at_submission(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_a_thread_that_died_in_telling(tmp_path, monkeypatch):
+def test_a_writer_thread_that_dies_in_its_callback_blocks_no_one(tmp_path, monkeypatch):
     monkeypatch.setattr("ddl.checkpoint.writer.LAST_S", 2.0)
 
     def probe(point):
@@ -66,15 +67,15 @@ def test_the_staging_buffer_is_used_again(tmp_path):
         assert writer._staging is first
 
 
-def test_saved_is_told_after_each(tmp_path):
-    told = []
-    with Writer(Store(tmp_path), saved=lambda step, path: told.append((step, path.name))) as writer:
+def test_saved_is_called_after_each_checkpoint(tmp_path):
+    saved_steps = []
+    with Writer(Store(tmp_path), saved=lambda step, path: saved_steps.append((step, path.name))) as writer:
         for step in (1, 2):
             writer.submit(step, {"x": np.zeros(1)}, {})
-    assert told == [(1, "step_00000001"), (2, "step_00000002")]
+    assert saved_steps == [(1, "step_00000001"), (2, "step_00000002")]
 
 
-def test_a_failed_write_is_told_and_training_goes_on(tmp_path):
+def test_a_failed_write_is_reported_and_training_continues(tmp_path):
     said, full = [], True
 
     def probe(point):
@@ -134,12 +135,12 @@ def test_a_closed_writer_takes_nothing(tmp_path):
 
 
 def test_without_a_supervisor_there_is_no_replica():
-    assert open_memory_checkpoint({}) is None
+    assert open_memory_checkpoint("run", {}) is None
 
 
 def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
     disk = Store(tmp_path / "disk")
-    replica = open_memory_checkpoint({FOLDER_VARIABLE: str(tmp_path / "memory")})
+    replica = open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")})
     assert newer_of(disk, None) is newer_of(disk, replica) is disk
     with Writer(disk, replica) as writer:
         writer.submit(1, {"x": np.zeros(1)}, {})
@@ -148,3 +149,47 @@ def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
     assert newer_of(disk, replica) is replica
     assert (disk.newest_step(), replica.newest_step()) == (1, 3)
     assert len(replica.entries()) == 1
+
+
+def test_only_the_user_can_read_a_memory_checkpoint(tmp_path):
+    memory = open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")})
+    path = memory.save(1, {"x": np.zeros(1)}, {})
+    modes = {one.name: one.stat().st_mode & 0o777 for one in (memory.folder, path, *path.iterdir())}
+    assert modes == {"memory": 0o700, path.name: 0o700, "arrays.safetensors": 0o600, "state.json": 0o600}
+
+
+def test_a_memory_checkpoint_of_another_run_does_not_count(tmp_path):
+    environ = {FOLDER_VARIABLE: str(tmp_path / "memory")}
+    open_memory_checkpoint("theirs", environ).save(9, {"x": np.zeros(1)}, {})
+    memory = open_memory_checkpoint("mine", environ)
+    assert memory.newest_step() == -1
+    with pytest.raises(CheckpointError, match="it is of another run"):
+        memory.load()
+
+
+def open_to_all(folder):
+    folder.mkdir()
+    folder.chmod(0o750)
+
+
+def of_another_user(folder):
+    folder.mkdir(0o700)
+    os.chown(folder, 12345, -1)
+
+
+STRANGE = {
+    "open to others": open_to_all,
+    "another user's": of_another_user,
+    "a link": lambda folder: folder.symlink_to(folder.parent),
+    "a file": lambda folder: folder.touch(),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_memory_folder_that_other_users_can_access_is_not_used(tmp_path, what):
+    if what == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    STRANGE[what](tmp_path / "memory")
+    said = []
+    assert open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")}, say=said.append) is None
+    assert len(said) == 1 and "this user alone" in said[0]

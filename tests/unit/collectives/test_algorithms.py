@@ -115,7 +115,7 @@ def test_an_unknown_algorithm_is_named():
     assert isinstance(sums(np.ones((2, 1)), "tree")[0], UserError)
 
 
-def test_a_ring_of_some_ranks_leaves_the_others_alone():
+def test_a_ring_of_some_ranks_does_not_involve_the_others():
     def work(group):
         x = np.array([group.rank + 1.0, 0.0])
         if group.rank in (0, 3):
@@ -154,7 +154,7 @@ def test_squares_of_large_numbers_do_not_overflow_but_a_poisoned_element_shows()
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("length", [0, 2, 23, 400])
-def test_a_ring_sums_what_is_written_only_when_it_is_needed(size, length):
+def test_a_ring_fills_its_input_on_demand_and_exactly_once(size, length):
     parts = parts_of(size, length, np.float32)
 
     def work(group):

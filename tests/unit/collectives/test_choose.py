@@ -1,9 +1,9 @@
-"""The choice of an algorithm depends only on its arguments, so all ranks choose alike."""
+"""The choice of an algorithm depends only on its arguments, so all ranks make the same one."""
 
 import pytest
 
 from ddl.collectives import TABLE, Topology, Tuning, choose
-from ddl.collectives.choose import Rule
+from ddl.collectives.choose import TuningRule
 from ddl.errors import UserError
 
 NODE = Topology((4,), can_share=True)
@@ -37,8 +37,8 @@ def test_small_arrays_in_shared_memory(nbytes, ranks, expected):
     assert choose(nbytes, Topology((ranks,), can_share=True), in_place=True) == expected
 
 
-def test_a_measured_table_comes_first_where_it_was_measured(tmp_path):
-    tuning = Tuning((Rule(1, 4, 0, "native"), Rule(1, 4, 1000, "ring"), Rule(2, 4, 0, "shared")))
+def test_a_measured_table_takes_precedence_for_its_topology(tmp_path):
+    tuning = Tuning((TuningRule(1, 4, 0, "native"), TuningRule(1, 4, 1000, "ring"), TuningRule(2, 4, 0, "shared")))
     tuning.save(tmp_path / "tuning.json")
     tuning = Tuning.load(tmp_path / "tuning.json")
     assert [choose(n, NODE, tuning) for n in (999, 1000)] == ["native", "ring"]
@@ -47,7 +47,7 @@ def test_a_measured_table_comes_first_where_it_was_measured(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"rules": [{"nodes": 1}]}', '{"rules": 3}'])
-def test_a_file_that_is_no_table_is_named_in_the_error(tmp_path, text):
+def test_a_file_that_is_not_a_table_is_named_in_the_error(tmp_path, text):
     path = tmp_path / "tuning.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"tuning\.json"):
@@ -55,13 +55,13 @@ def test_a_file_that_is_no_table_is_named_in_the_error(tmp_path, text):
 
 
 def test_an_unknown_algorithm_in_a_table_is_named_with_a_suggestion(tmp_path):
-    Tuning((Rule(1, 1, 0, "rings"),)).save(tmp_path / "t.json")
+    Tuning((TuningRule(1, 1, 0, "rings"),)).save(tmp_path / "t.json")
     with pytest.raises(UserError, match="no algorithm 'rings'; did you mean 'ring'"):
         Tuning.load(tmp_path / "t.json")
 
 
 def test_an_algorithm_added_to_the_registry_may_be_used_in_a_table(tmp_path, monkeypatch):
     monkeypatch.setitem(TABLE, "tree", TABLE["ring"])
-    tuning = Tuning((Rule(1, 4, 0, "tree"),))
+    tuning = Tuning((TuningRule(1, 4, 0, "tree"),))
     tuning.save(tmp_path / "t.json")
     assert choose(MIB, NODE, Tuning.load(tmp_path / "t.json")) == "tree"

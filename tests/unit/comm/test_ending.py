@@ -1,4 +1,4 @@
-"""Every way out of a rank that peers do not know of is a death by a signal."""
+"""A rank that ends without its peers' knowledge ends by a signal, however it ends."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def end(how):
 @pytest.mark.parametrize(
     "how", ["os._exit(3)", "os._exit(0)", "sys.exit(2)", "raise ValueError", "pass", "ending.die()"]
 )
-def test_an_end_that_nobody_knows_of_is_a_death(how):
+def test_an_end_that_peers_do_not_know_of_is_a_death(how):
     status, said = end(how)
     assert status == -9 and said == ("" if "die" in how else "last words\n")
 
@@ -30,6 +30,6 @@ def test_an_agreed_end_has_its_status():
     assert end("print('bye'); ending.leave(75)") == (75, "bye\n")
 
 
-def test_a_forked_child_ends_as_it_likes():
+def test_a_forked_child_ends_with_its_own_status():
     child = "pid = os.fork()\nif pid == 0: os._exit(5)\nprint(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     assert end(child) == (-9, "5\nlast words\n")

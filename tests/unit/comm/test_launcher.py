@@ -1,4 +1,4 @@
-"""What is read from the environment before MPI starts."""
+"""The launch environment, as it is read before MPI starts."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_W
 RECOVERABLE = {"PRTE_MCA_state_base_recoverable": "1", "PRTE_MCA_state_base_notify_errors": "1"}
 
 
-def test_four_singletons_are_told_what_is_wrong():
+def test_four_singletons_are_rejected_with_the_reason():
     with pytest.raises(UserError, match="4 processes were started but each sees a world of 1"):
         preflight.check_world_size(1, MPIRUN)
     preflight.check_world_size(4, MPIRUN)
@@ -39,17 +39,17 @@ def test_both_halves_of_fault_tolerance_must_be_known(environment, possible):
 @pytest.mark.parametrize(
     ("executable", "words", "possible"),
     [
-        ("prterun", "prterun -n 4 x", False),  # the user has set the variable, and knows the one half only
+        ("prterun", "prterun -n 4 x", False),  # the user has set the variable, which is only half of it
         ("prterun", "prterun --with-ft ulfm -n 4 x", True),
         ("prterun", "prterun --prtemca state_base_recoverable 1 --prtemca state_base_notify_errors 1 x", True),
-        ("prted", "prted --prtemca ess env", True),  # a daemon is not told; the ranks beside mpirun know
+        ("prted", "prted --prtemca ess env", True),  # a daemon does not know; the ranks beside mpirun do
     ],
 )
 def test_the_library_alone_is_not_enough(executable, words, possible, monkeypatch):
     found = preflight._Launcher(Path("/nowhere/bin", executable), {}, tuple(words.split()))
     monkeypatch.setattr(preflight, "_launcher", lambda: found)
-    told, reason = preflight.fault_tolerance({**MPIRUN, "OMPI_MCA_mpi_ft_enable": "1"})
-    assert told is possible and ("--with-ft ulfm" in reason)
+    tolerant, reason = preflight.fault_tolerance({**MPIRUN, "OMPI_MCA_mpi_ft_enable": "1"})
+    assert tolerant is possible and ("--with-ft ulfm" in reason)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_a_segment_of_a_ring_leaves_at_once_unless_the_user_chose():
 
 
 @pytest.mark.parametrize("coll", ["^han,adapt", "^han", "tuned,libnbc"])
-def test_the_users_own_components_stay(coll):
+def test_the_users_own_components_are_kept(coll):
     assert "OMPI_MCA_coll" not in preflight.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
 
 
 @pytest.mark.parametrize("coll", ["han,basic", "^adapt"])
-def test_han_is_refused_only_where_deaths_are_tolerated(coll):
+def test_han_is_rejected_only_with_fault_tolerance(coll):
     with pytest.raises(UserError, match="han"):
         preflight.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
     preflight.settings(False, {**MPIRUN, "OMPI_MCA_coll": coll})

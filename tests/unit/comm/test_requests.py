@@ -29,8 +29,8 @@ class Request:
 
 
 class Comm:
-    """Stands in for a communicator of two ranks, seen by rank 0. Requests up to number ``good`` complete; then the peer
-    is dead. received: weak references to the arrays of all receives."""
+    """A fake communicator of two ranks, as rank 0 sees it. Requests up to number ``good`` complete; then the peer is
+    dead. received: weak references to the arrays of all receives."""
 
     def __init__(self, good):
         self.good, self.begun, self.received = good, 0, []

@@ -1,4 +1,4 @@
-"""Memory without a name: mapped through /proc, reserved, and gone with its last view."""
+"""Unnamed shared memory: mapped through /proc, reserved, and freed with its last view."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def test_views_outlive_close():
     assert view[0] == 1.5
 
 
-def test_what_cannot_be_reserved_is_an_error_and_leaves_no_descriptor(monkeypatch):
+def test_memory_that_cannot_be_reserved_is_an_error_and_leaves_no_descriptor(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "no space")
 
@@ -43,7 +43,7 @@ def test_what_cannot_be_reserved_is_an_error_and_leaves_no_descriptor(monkeypatc
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_this_process_knows_itself():
+def test_this_process_identifies_itself():
     me = this_process(3)
     assert me.pid == os.getpid() and me.identity == 3 and me.node.endswith(node_identity())
     assert me.started == start_time(os.getpid()) > 0

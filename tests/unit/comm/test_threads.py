@@ -1,11 +1,12 @@
-"""The contract of a Group, held by threads: what goes in comes out, and a death is PeerLost, never a wait."""
+"""Threads fulfil the contract of a Group: data arrives unchanged, and a death raises PeerLost instead of blocking."""
 
 import os
 
 import numpy as np
 import pytest
 
-from ddl.comm.threads import Death, Killed, alone, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import alone, run_ranks
 from ddl.errors import CommError, JobEnded, PeerLost
 
 
@@ -20,7 +21,7 @@ def test_exchange_around_a_circle_moves_every_array_one_on(size):
     assert run_ranks(size, shift) == [[(rank - 1) % size] * 4 for rank in range(size)]
 
 
-def test_send_is_received_and_what_is_written_afterwards_is_not():
+def test_a_send_delivers_the_data_as_it_was_when_sent():
     def talk(group):
         x = np.arange(3.0) if group.rank == 0 else np.zeros(3)
         if group.rank == 0:
@@ -34,7 +35,7 @@ def test_send_is_received_and_what_is_written_afterwards_is_not():
     assert run_ranks(2, talk)[1] == [0, 1, 2]
 
 
-def test_two_sends_that_rely_on_buffering_are_told_so():
+def test_two_sends_that_rely_on_buffering_raise_an_error():
     def both_send(group):
         group.send(np.zeros(1), 1 - group.rank)
 
@@ -66,12 +67,12 @@ def test_memory_is_shared_by_the_ranks_of_a_node_only():
     assert run_ranks(5, write, nodes=[0, 1, 0, 1, 1]) == [[0, 2], [1, 3, 4], [0, 2], [1, 3, 4], [1, 3, 4]]
 
 
-def test_where_memory_cannot_be_shared_all_are_told():
+def test_where_memory_cannot_be_shared_every_rank_gets_none():
     assert run_ranks(3, lambda group: group.share(8, 8), can_share=False) == [None] * 3
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell cores")
-def test_ranks_with_a_death_share_one_core_and_leave_the_others_as_they_were():
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot pin threads to cores")
+def test_ranks_with_a_death_share_one_core_and_the_affinity_is_restored():
     before = os.sched_getaffinity(0)
     assert run_ranks(2, lambda group: os.sched_getaffinity(0)) == [before] * 2
     one, other = run_ranks(2, lambda group: os.sched_getaffinity(0), death=Death(0, 1))
@@ -109,7 +110,7 @@ def test_a_spare_steps_in_for_the_dead():
     assert results[1:] == [(2, 1, [1, 2], 2.0)] * 2
 
 
-def test_a_death_reaches_only_who_waits_for_the_dead_until_somebody_revokes():
+def test_a_death_is_seen_only_by_waiting_peers_until_a_member_revokes():
     def live(group):
         if group.rank == 0:
             with pytest.raises(PeerLost) as lost:
@@ -162,7 +163,7 @@ def test_a_message_of_another_size_is_refused():
     assert isinstance(run_ranks(2, talk)[1], CommError)
 
 
-def test_alone_needs_nobody():
+def test_a_single_rank_needs_no_peers():
     group = alone()
     x = np.ones(3)
     group.native_allreduce(x)
@@ -170,8 +171,8 @@ def test_alone_needs_nobody():
     assert (group.rank, group.size, group.tolerant, group.is_leader) == (0, 1, False, True) and x.sum() == 3
 
 
-def job_with_a_mistake(group):
-    """Rank 1 ends the job in its third step; the others recover from whatever comes before they hear of it."""
+def job_that_one_rank_ends(group):
+    """Rank 1 ends the job in its third step; the others recover from any failure until they learn of it."""
     step = 0
     while True:
         try:
@@ -195,13 +196,13 @@ def job_with_a_mistake(group):
 
 
 def test_one_rank_can_end_the_job_of_all():
-    assert run_ranks(4, job_with_a_mistake) == [2] * 4
+    assert run_ranks(4, job_that_one_rank_ends) == [2] * 4
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_the_end_reaches_all_survivors_whoever_dies_and_when(victim):
+def test_the_end_reaches_all_survivors_of_any_death(victim):
     for count in range(1, 40):
-        results = run_ranks(3, job_with_a_mistake, death=Death(victim, count))
+        results = run_ranks(3, job_that_one_rank_ends, death=Death(victim, count))
         assert (
             all(isinstance(r, Killed) if rank == victim else r == 2 for rank, r in enumerate(results))
             or results == [2] * 3

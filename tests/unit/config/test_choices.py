@@ -1,4 +1,4 @@
-"""Choices that the settings spell out are those that the rooms have."""
+"""The choices listed in the settings are exactly the ones implemented."""
 
 from __future__ import annotations
 

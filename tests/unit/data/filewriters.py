@@ -1,4 +1,4 @@
-"""Data files written by hand, without ddl: what the readers are held against."""
+"""Data files written by hand, without ddl, to check the readers against."""
 
 import gzip
 import struct

@@ -1,4 +1,4 @@
-"""Files that are not what they say: each gives one DataError that names the file and where it went wrong."""
+"""Damaged or inconsistent files: each raises one DataError that names the file and the position of the fault."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def csv_row(row, cells):
     return [*ROWS[:row], cells, *ROWS[row + 1 :]]
 
 
-# what it is called: (how it is made in a folder, what the error says)
+# case: (makes the file in a folder and returns its path, part of the error message)
 BAD = {
     "nothing there": (lambda d: d / "none.npy", r"none.npy: there is no such file"),
     "an empty folder": (lambda d: d, r"no files there"),
@@ -72,8 +72,8 @@ BAD = {
         lambda d: write(d / "a.npy", npy_bytes(np.array([{}, []], object), allow_pickle=True)),
         r"a.npy, byte 0: .*Python objects",
     ),
-    "npy: texts": (lambda d: write(d / "a.npy", npy_bytes(np.array(["a", "b"]))), r"a.npy, byte 0: .*not of numbers"),
-    "npy: complex": (lambda d: write(d / "a.npy", npy_bytes(ZEROS + 1j)), r"not of numbers"),
+    "npy: texts": (lambda d: write(d / "a.npy", npy_bytes(np.array(["a", "b"]))), r"a.npy: .*not of numbers"),
+    "npy: complex": (lambda d: write(d / "a.npy", npy_bytes(ZEROS + 1j)), r"neither numbers nor texts"),
     "npy: a single number": (lambda d: write(d / "a.npy", npy_bytes(np.float64(3))), r"no samples"),
     "npy: no rows": (lambda d: write(d / "a.npy", npy_bytes(ZEROS[:0])), r"a.npy, byte 0: .*no samples"),
     "npy: not a number": (lambda d: write(d / "a.npy", npy_bytes(NAN)), r"a.npy, sample 5: .*not finite"),
@@ -113,7 +113,7 @@ BAD = {
     ),
     "idx: gzip of too much": (
         lambda d: write(d / "x-ubyte.gz", gzip.compress(idx_bytes(images(9, 4, 4)) + b"more")),
-        r"x-ubyte.gz, byte 160: its content goes on",
+        r"x-ubyte.gz, byte 160: its content continues",
     ),
     "idx: fewer labels": (
         lambda d: write_idx(d / "labels-idx1-ubyte", images(8)) and write_idx(d / "images-idx3-ubyte", images(9, 4, 4)),
@@ -169,7 +169,7 @@ BAD = {
     ),
     "csv: no such column": (
         lambda d: {"path": write_csv(d / "a.csv", ROWS, ["x", "y", "z"]), "targets": "price"},
-        r"a.csv, line 1: no column 'price': there are \['x', 'y', 'z'\]",
+        r"a.csv, line 1: no column 'price'; there are x, y and z",
     ),
     "jsonl: no json": (
         lambda d: write(d / "a.jsonl", '{"text": "a", "label": 1}\nno\n'),

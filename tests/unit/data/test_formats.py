@@ -187,7 +187,7 @@ def test_jsonl_and_csv_texts_give_tokens_by_frequency(tmp_path):
         assert source.fields["x"].size == 6
 
 
-def test_tokens_are_windows_of_what_follows(tmp_path):
+def test_token_targets_are_the_window_shifted_by_one(tmp_path):
     tokens = (np.arange(101) * 7 % 90).astype("<u2")
     write(tmp_path / "train.bin", tokens.tobytes())
     write(tmp_path / "val.bin", tokens[:31].tobytes())
@@ -238,7 +238,7 @@ def test_text_is_windows_of_characters(tmp_path, monkeypatch):
         ("data_batch_3.bin", b"\1\0\2\0", "cifar10"),
     ],
 )
-def test_formats_are_told_by_name_and_content(tmp_path, name, content, format):
+def test_formats_are_detected_by_name_and_content(tmp_path, name, content, format):
     assert detect(write(tmp_path / name, content)) == format
 
 

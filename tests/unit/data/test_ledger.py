@@ -35,7 +35,7 @@ def test_a_recovery_under_another_plan_changes_nothing():
     assert audit(entries).generations == 2
 
 
-def test_a_resume_supersedes_what_came_after_its_checkpoint():
+def test_a_resume_supersedes_records_after_its_checkpoint():
     entries = [Start("a", 0, 0, ORDER), *history(*range(7)), Start("b", 0, 4, ORDER), *history(4, 5, launch="b")]
     result = audit(entries)
     assert result.steps == 6
@@ -47,7 +47,7 @@ def test_the_latest_record_of_a_step_counts():
     again = Record("a", 1, 1, PLAN, True, 0)
     result = audit([Start("a", 0, 0, ORDER), *history(0, 1), again, *history(2, 3)])
     assert counts(result) == (50, 34, 0, 0, 16)
-    assert result.is_exact  # a skipped step is told, and is no mistake of the ledger
+    assert result.is_exact  # a skipped step is reported, but the ledger is still exact
 
 
 def test_a_missing_step_is_named_with_its_samples():
@@ -96,7 +96,7 @@ def test_any_sequence_of_resumes_from_committed_steps_stays_exact(resumes):
     assert result.used == sum(SIZES[step % 4] for step in range(end))
 
 
-def test_a_ledger_file_reads_as_it_was_written(tmp_path):
+def test_a_ledger_file_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "ledger.jsonl"
     first = [Start("a", 0, 0, ORDER), *history(0, 1), Record("a", 1, 2, (0,) * 6, True, 16)]
     second = [Start("b", 0, 2, ORDER), *history(2, launch="b")]
@@ -121,7 +121,7 @@ def test_half_a_line_of_a_killed_writer_does_no_harm(tmp_path):
     assert audit(read(path)).is_exact
 
 
-def test_a_file_that_is_no_ledger_is_refused(tmp_path):
+def test_a_file_that_is_not_a_ledger_is_rejected(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"event": "step"}\n')
     with pytest.raises(DataError, match=r"ledger.jsonl, line 1: not a line of a ledger"):
@@ -140,7 +140,7 @@ def test_a_shuffle_of_numpy_agrees_that_epochs_are_whole():
     assert (uses == 2).all()
 
 
-def test_what_an_older_launch_still_enters_does_not_count():
+def test_late_records_of_an_older_launch_do_not_count():
     stray = history(3, 4)  # launch a has not noticed yet that b has taken over
     newer = history(2, 3, launch="b")
     entries = [Start("a", 0, 0, ORDER), *history(0, 1, 2), Start("b", 0, 2, ORDER), newer[0], *stray, newer[1]]

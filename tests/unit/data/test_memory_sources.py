@@ -59,19 +59,19 @@ def test_arrays_are_numpys_indexing():
         (lambda: Subset(Arrays(np.zeros(3)), np.array([], int)), "no samples"),
     ],
 )
-def test_what_is_no_dataset_is_refused(make, word):
+def test_objects_that_are_not_datasets_are_rejected(make, word):
     with pytest.raises(DataError, match=word):
         make()
 
 
 class Recording(Arrays):
-    """Knows what it was told to hold."""
+    """Records the samples that ``hold`` asks for."""
 
     def hold(self, ranges):
         self.held = [n for r in ranges for n in r]
 
 
-def test_a_subset_is_indexing_twice_and_holds_what_is_under_it():
+def test_a_subset_indexes_twice_and_passes_hold_on():
     x = np.arange(40) * 10
     base = Recording(x)
     indices = np.array([1, 2, 3, 7, 7, 30, 31])
@@ -117,7 +117,7 @@ def test_the_digits_are_scikit_learns():
     assert np.array_equal(batch["y"], labels)
 
 
-def test_a_class_with_the_four_members_alone_is_a_source():
+def test_a_class_with_only_the_four_members_is_a_source():
     class Bare:
         fields = Arrays(np.zeros(3), np.zeros(3, int)).fields
         __len__ = lambda self: 6  # noqa: E731
@@ -147,7 +147,7 @@ def test_labels_of_a_source_without_the_method_are_gathered():
 
 
 class Convertible:
-    """Stands in for a pandas or torch object: NumPy reads it through ``__array__``."""
+    """Like a pandas or torch object: NumPy reads it through ``__array__``."""
 
     def __init__(self, values):
         self.values = values
@@ -177,7 +177,7 @@ def test_arrays_of_any_layout_are_read_as_native_contiguous_ones(x):
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "int64", "bool", ">i2"])
-def test_whole_numbers_are_measurements_where_the_caller_says_so(dtype):
+def test_whole_numbers_are_measurements_if_the_caller_says_so(dtype):
     x = NUMBERS.astype(dtype)
     source = as_dtype(Arrays(x, np.arange(8)), "float32", measured=True)
     assert {name: str(f.dtype) for name, f in source.fields.items()} == {"x": "float32", "y": "int64"}

@@ -1,4 +1,4 @@
-"""Statistics of the training part are exact, and the same bits however shards lie on ranks."""
+"""Statistics of the training part are exact, and bitwise equal for any assignment of shards to ranks."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_unit_brings_the_training_part_into_0_to_1():
     assert normalise({"x": x.copy()})["x"].tolist() == [[0, 0.25], [0.5, 1]]
 
 
-def test_what_never_varies_becomes_zero():
+def test_constant_inputs_become_zero():
     x = np.tile([0.1, 7.0], (100, 1))
     assert not combine(moments(Arrays(x), Order(100, 3, 10, 0), range(3)))({"x": x})["x"].round(12).any()
 

@@ -1,5 +1,7 @@
 """Columns are matched by name wherever files meet, and a resumed run compares its data with the checkpoint's."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,29 @@ def test_a_column_that_is_missing_is_named(tmp_path):
         open_dataset("files", path=table(tmp_path / "one.csv", "aby"), validation=0.0, test=str(tmp_path / "two.csv"))
 
 
+TWICE = ["a", "a", "y"]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"), [(["a", "y", "a"], "ayb"), (["y", "a", "a"], "yab"), (["a", "b", "y"], "aby")]
+)
+def test_columns_of_one_name_in_another_order_are_refused(tmp_path, names, order):
+    train = str(write_csv(tmp_path / "one.csv", rows("aby"), TWICE))
+    test = str(write_csv(tmp_path / "two.csv", rows(order), names))
+    with pytest.raises(DataError, match=r"two\.csv, line 1: several columns are called 'a', so they cannot be matched"):
+        open_dataset("files", path=train, validation=0.0, test=test)
+
+
+def test_columns_of_one_name_in_the_same_order_are_matched(tmp_path):
+    train = str(write_csv(tmp_path / "one.csv", rows("aby"), TWICE))
+    test = str(write_csv(tmp_path / "two.csv", rows("aby"), TWICE))
+    splits = open_dataset("files", path=train, validation=0.0, test=test)
+    assert np.array_equal(x_of(splits.test), WANTED)
+    known = Known.of(splits.train, splits.names, splits.target)
+    new = str(write_csv(tmp_path / "new.csv", rows("ab"), TWICE[:2]))
+    assert np.array_equal(x_of(Inputs().open(new, known)), WANTED)
+
+
 def record(source, names=(), target=None):
     return {**Known.of(source, names, target).to_json(), "fingerprint": fingerprint(source)}
 
@@ -102,11 +127,38 @@ Y = np.arange(100) % 2
         (X[:, ::-1], Y, "x in 32 of 32 sampled rows changed"),
         (X, 1 - Y, "y in 32 of 32 sampled rows changed"),
         (np.where(np.arange(100)[:, None] < 50, X, 0), Y, "x in 16 of 32 sampled rows changed"),
+        (np.where(np.arange(100)[:, None] == 50, 0, X), Y, "some of the rows that are not sampled changed"),
+        (X, np.where(np.arange(100) == 50, 1 - Y, Y), "some of the rows that are not sampled changed"),
     ],
 )
 def test_changed_content_is_reported_in_one_line(x, y, line):
     wrong, changed = compare(record(Arrays(X, Y)), record(Arrays(x, y)))
     assert not wrong and len(changed) == 1 and line in changed[0]
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "csv", "jsonl", "txt"])
+def test_one_changed_row_of_a_file_is_noticed(tmp_path, format):
+    def opened(changed):
+        x = np.where(np.arange(100)[:, None] == changed, 0, X)
+        (folder := tmp_path / str(changed)).mkdir()
+        path, y = folder / f"a.{format}", ["no", "yes"] * 50
+        if format == "npz":
+            np.savez_compressed(path, x=x, y=Y)
+        elif format == "npy":
+            np.save(path, x)
+        elif format == "csv":
+            write_csv(path, [[*row, kind] for row, kind in zip(x.tolist(), y, strict=True)])
+        elif format == "jsonl":
+            lines = (json.dumps({"text": str(row), "label": kind}) for row, kind in zip(x.tolist(), y, strict=True))
+            path.write_text("\n".join(lines))
+        else:
+            path.write_text("\n".join(map(str, x.tolist())))
+        splits = open_dataset("files", path=str(path), validation=0.0, test=0.0, options=OPTIONS.get(format))
+        return record(splits.train, splits.names, splits.target)
+
+    OPTIONS = {"txt": {"window": 8, "unit": "bytes"}}
+    assert compare(opened(-1), opened(-2)) == ([], [])
+    assert opened(-3)["fingerprint"]["all"] != opened(50)["fingerprint"]["all"]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +173,11 @@ def test_another_schema_is_refused(x, y, line):
     assert line in compare(record(Arrays(X, Y)), record(Arrays(x, y)))[0]
 
 
-def test_another_training_dtype_is_no_change_of_the_data():
+def test_another_training_dtype_is_not_a_change_of_the_data():
     assert compare(record(Arrays(X, Y)), record(Arrays(X.astype(np.float32), Y))) == ([], [])
 
 
-def test_a_checkpoint_of_an_earlier_version_is_compared_as_far_as_it_goes():
+def test_a_checkpoint_of_an_earlier_version_is_compared_by_the_fields_it_has():
     before = record(Arrays(X, Y))
     del before["fingerprint"], before["target"]
     assert compare(before, record(Arrays(-X, Y))) == ([], [])

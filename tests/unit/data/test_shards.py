@@ -1,4 +1,4 @@
-"""Shards go to ranks evenly, and after deaths and joins no more of them move than must."""
+"""Shards are spread evenly over ranks, and after deaths and joins as few as possible move."""
 
 import pytest
 from hypothesis import given
@@ -74,7 +74,7 @@ def test_reassign_stays_balanced_and_moves_the_fewest_after_any_deaths_and_joins
         plan, ranks = after, ranks_after
 
 
-def test_nothing_moves_when_nobody_died():
+def test_nothing_moves_when_no_rank_died():
     plan = Plan((0, 1, 0, 1, 2))
     assert reassign(plan, {0: 0, 1: 1, 2: 2}, 3) == plan
 

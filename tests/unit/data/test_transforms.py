@@ -1,4 +1,4 @@
-"""Augmentation does what its name says to whole images, and draws of a shard are its own."""
+"""Each augmentation transforms whole images as documented, and its random draws depend only on the shard."""
 
 import numpy as np
 import pytest
@@ -131,7 +131,7 @@ def test_an_empty_batch_stays_empty(transform):
         (Mixup(), batch(5, 4), "number of classes"),
     ],
 )
-def test_what_cannot_be_augmented_is_said(transform, given, words):
+def test_data_that_cannot_be_augmented_is_reported(transform, given, words):
     with pytest.raises(DataError, match=words):
         each(transform, given)
 
@@ -149,7 +149,7 @@ def test_only_normalisation_applies_in_evaluation():
     assert not applies_in_evaluation(Flip())
 
 
-def test_class_weights_make_classes_count_alike():
+def test_class_weights_make_classes_count_equally():
     labels = np.array([0] * 6 + [1] * 3 + [3])
     weights = class_weights(labels)
     assert weights[2] == 0
@@ -191,6 +191,6 @@ def test_blank_hides_that_share_of_tokens_but_no_padding():
         ("crop:-1", "padding"),
     ],
 )
-def test_impossible_numbers_are_told_before_the_first_step(spec, says):
+def test_invalid_numbers_are_reported_before_the_first_step(spec, says):
     with pytest.raises(ConfigError, match=says):
         make_transforms([spec], {})

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 REFERENCES = sorted(set(re.findall(r"`((?:ddl|tests)/[\w/.]*)(?:: ([\w.]+))?`", TEXT)))
-WAYS = ("batch", "gradient", "failure", "setting", "checkpoint")
+PATHS = ("batch", "gradient", "failure", "setting", "checkpoint")
 
 
 @cache
@@ -42,9 +42,9 @@ def test_each_file_and_name_in_the_map_exists(path, name):
     assert not name or name in names_in(path), f"{path} does not define {name}"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_each_way_names_at_least_four_functions_or_classes(way):
-    assert len(re.findall(r"`ddl/[\w/.]+: [\w.]+`", section(f"The way of a {way}"))) >= 4
+@pytest.mark.parametrize("subject", PATHS)
+def test_each_path_names_at_least_four_functions_or_classes(subject):
+    assert len(re.findall(r"`ddl/[\w/.]+: [\w.]+`", section(f"The path of a {subject}"))) >= 4
 
 
 def test_the_table_of_rooms_is_the_one_the_layout_test_enforces():

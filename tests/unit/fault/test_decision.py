@@ -1,4 +1,4 @@
-"""What to do about a failure: each case in a line."""
+"""The decision after a failure: one line per case."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def situation(last, alive, confirmed=(), **changes):
     [
         ([0, 1, 2, 3], [0, 1, 2], [3], True),  # an ordinary death
         ([0, 1, 2, 3], [3], [0, 1, 2], True),  # down to one, all seen to be gone
-        ([0, 1, 2, 3], [0, 1, 2], [], True),  # the larger half needs nobody's word
+        ([0, 1, 2, 3], [0, 1, 2], [], True),  # the larger half needs no confirmation
         ([0, 1, 2, 3], [2, 3], [], False),  # a tie: the other side has rank 0
         ([0, 1, 2, 3], [0, 1], [], True),  # a tie: this side has rank 0
         ([0, 1, 2, 3], [3], [], False),  # cut off alone
@@ -27,12 +27,12 @@ def situation(last, alive, confirmed=(), **changes):
         ([5, 7], [7], [5], True),
     ],
 )
-def test_the_larger_half_of_the_voters_goes_on(last, alive, confirmed, expected):
+def test_the_larger_half_of_the_voters_continues(last, alive, confirmed, expected):
     assert has_quorum(last, alive, confirmed) is expected
 
 
 @pytest.mark.parametrize("size", range(1, 7))
-def test_two_sides_of_a_partition_never_both_go_on(size):
+def test_two_sides_of_a_partition_never_both_continue(size):
     everyone = list(range(size))
     for mask in range(2**size):
         here = [i for i in everyone if mask >> i & 1]
@@ -104,15 +104,15 @@ def test_other_native_crashes_do_not(other):
 
 
 @pytest.mark.parametrize(("recoveries", "action"), [(0, Action.CONTINUE), (1, Action.CONTINUE), (2, Action.FAIL)])
-def test_the_second_recovery_in_a_row_that_finds_nobody_dead_ends_the_job(recoveries, action):
+def test_the_second_recovery_in_a_row_without_a_death_ends_the_job(recoveries, action):
     assert decide(situation([0, 1], [0, 1], without_death=recoveries)) is action
 
 
-def test_different_errors_on_all_who_are_left_end_the_job():
+def test_different_errors_on_all_remaining_ranks_end_the_job():
     first, second = exception(0, 9, [1], "ValueError: x"), exception(2, 9, [4], "KeyError: y")
     assert decide(situation([0, 1, 2], [0, 2], [1], deaths=[first, second], leaving=[0, 2])) is Action.FAIL
 
 
-def test_those_who_are_about_to_leave_do_not_count_as_left():
+def test_leaving_ranks_do_not_count_as_remaining():
     now = situation([0, 1, 2], [0, 1, 2], deaths=[exception(1, 9, [4])], leaving=[1], minimum=3)
     assert decide(now) is Action.STOP

@@ -1,10 +1,11 @@
-"""ddl.elastic: a loop of the user's own survives deaths and ends at the result of an undisturbed run."""
+"""ddl.elastic: a user's own loop survives deaths and ends with the result of an undisturbed run."""
 
 import numpy as np
 import pytest
 
 from ddl import elastic
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import Diverged, Stop, UserCodeError
 
 STEPS, SHARDS = 3, 6
@@ -36,7 +37,7 @@ def expected():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_without_failures_all_ranks_end_alike(size):
+def test_without_failures_all_ranks_end_with_the_same_status(size):
     for steps, w, commits in run_ranks(size, job):
         assert steps == STEPS and commits == STEPS
         assert np.allclose(w, expected(), rtol=1e-12)
@@ -56,7 +57,7 @@ def test_a_death_at_any_point_changes_nothing(rank):
     assert count > 30
 
 
-def test_what_was_not_committed_is_taken_back():
+def test_uncommitted_changes_are_rolled_back():
     state = elastic.State(w=np.ones(2), note="a")
     state.w += 1
     state.note = "b"
@@ -79,7 +80,7 @@ def test_a_state_takes_only_the_names_it_was_made_with():
 def wrong_job(is_wrong):
     """The job with a function that raises where ``is_wrong(identity, commits)`` says so."""
 
-    def told(group):
+    def job_of(group):
         state = elastic.State(w=np.zeros(3), step=0)
 
         def function(state, world):
@@ -94,7 +95,7 @@ def wrong_job(is_wrong):
 
         return elastic.run(function, state, shards=SHARDS, group=group), state.w
 
-    return told
+    return job_of
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -106,9 +107,9 @@ def test_an_exception_on_one_rank_costs_that_rank(rank):
 
 
 @pytest.mark.parametrize("commits", [0, 1])
-def test_an_exception_on_every_rank_ends_all_alike(commits):
+def test_an_exception_on_every_rank_ends_every_rank(commits):
     results = run_ranks(3, wrong_job(lambda identity, now: now == commits))
-    # A rank may hear of the first exception in its call before, and raise only after that one has left.
+    # A rank may learn of the first exception in its previous call, and raise only after that rank has left.
     refused = [result for result in results if not isinstance(result, ValueError)]
     assert len(refused) >= 2
     for result in refused:
@@ -127,7 +128,7 @@ def test_the_same_exception_on_a_second_rank_ends_all():
     assert all(isinstance(result, UserCodeError) and "rank 3 raised" in str(result) for result in results)
 
 
-def test_too_few_ranks_stop_all_alike():
+def test_too_few_ranks_stop_every_rank():
     results = run_ranks(
         3,
         lambda group: elastic.run(train, elastic.State(w=np.zeros(3), step=0), group=group, min_ranks=3),
@@ -201,7 +202,7 @@ def test_ranks_that_are_about_to_commit_different_states_are_named(change, ranks
     assert f"ranks hold different states at commit {commit}: {named}" in str(results[0])
 
 
-def test_states_are_compared_only_every_so_often():
+def test_states_are_compared_only_at_the_set_interval():
     assert run_ranks(2, drifting(drift, check_every=0)) == [6, 6]
     assert run_ranks(3, drifting(lambda rank, state: None, check_every=1)) == [6, 6, 6]
 
@@ -224,6 +225,6 @@ def test_a_commit_that_one_rank_skips_ends_all_with_both_calls():
 def test_the_leader_prints_the_lines_of_a_death_that_training_prints(capfd):
     results = run_ranks(3, job, death=Death(1, 30))
     assert isinstance(results[1], Killed)
-    lost, recovered = capfd.readouterr().err.splitlines()
-    assert lost.startswith("lost rank 1 on ") and "at step" in lost
+    lost, recovered = " ".join(capfd.readouterr().err.split()).split(" recovered in ")
+    assert lost.startswith("lost rank 1 on ") and " at step " in lost
     assert "2 ranks continue after step" in recovered and recovered.endswith("shard 2 to rank 0; shard 3 to rank 2")

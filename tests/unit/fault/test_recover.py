@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import assign
 from ddl.errors import CommError, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.driver import Driver
@@ -101,7 +102,7 @@ def points_of(size, rank, **options):
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_death_at_any_point_costs_nothing(size):
+def test_a_death_at_any_point_loses_nothing(size):
     for rank in {0, size - 1}:
         for count in range(1, points_of(size, rank) + 1):
             results = run_ranks(size, job, death=Death(rank, count))
@@ -138,7 +139,7 @@ def test_below_the_minimum_all_survivors_stop():
     assert all(isinstance(r, Stop | Killed) for r in results)
 
 
-def test_the_report_names_the_dead_and_what_moved():
+def test_the_report_names_the_dead_ranks_and_the_moved_shards():
     results = check(run_ranks(3, job, death=Death(1, 20)))
     report = results[0][2][0]
     assert [death.identity for death in report.deaths] == [1]
@@ -155,8 +156,8 @@ def test_an_error_before_the_first_commit_ends_the_job_everywhere():
     assert all(isinstance(r, UserCodeError) and "ValueError: bad" in str(r) for r in survivors)
 
 
-def test_without_quorum_nobody_goes_on():
-    # The dead are members of hosts that nobody here can vouch for; the two left are the smaller side.
+def test_no_rank_continues_without_quorum():
+    # The dead were on hosts where no survivor can confirm a death, so the two left are the smaller side.
     results = run_ranks(5, lambda g: job(abroad(g)), death=[Death(0, 9), Death(1, 9), Death(2, 9)])
     survivors = [r for r in results if not isinstance(r, Killed)]
     assert len(survivors) == 2 and all(isinstance(r, QuorumLost) for r in survivors)
@@ -176,11 +177,11 @@ def abroad(group):
         ({"time": 98.0, "after_s": 2.0}, 4.0),  # it hung for two seconds before it was killed
         ({"time": 50.0, "after_s": 120.0}, 9.0),  # it took part in what was 9 s ago, whatever clocks say
         ({"time": 103.0}, 0.0),  # it died while the others recovered from another's death
-        (None, 0.5),  # nobody saw it: since a call failed
+        (None, 0.5),  # no companion saw it end: counts from the failed call
         ({"kind": "crash"}, 0.5),
     ],
 )
-def test_a_failure_counts_from_the_death_where_that_is_known(note, seconds):
+def test_a_failure_counts_from_the_death_if_its_time_is_known(note, seconds):
     assert detection_s(note, raised_s=99.5, began_s=100.0, longest_s=9.0) == pytest.approx(seconds)
 
 
@@ -201,8 +202,8 @@ class Limits:
             self.seen.append((self.now, point))
 
 
-def test_only_what_the_survivors_do_together_has_the_short_limit():
-    """Till all have come one may compute as long as in any step; while shards are read as well."""
+def test_only_collective_parts_of_a_recovery_have_the_short_limit():
+    """Until all ranks have arrived, one may compute as long as in any step. Reading shards has its own limit."""
     limits = [Limits() for _ in range(3)]
     results = run_ranks(
         3,

@@ -1,11 +1,11 @@
-"""Start-up without MPI: whose absence ends a launch, after how long, and that the watcher process acts on it."""
+"""Start-up without MPI: which missing ranks end a launch, after how long, and that the watcher process acts on it."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ WATCHER = startup.__file__
 
 
 def announced(states):
-    return {rank: {"state": state, "host": "a"} for rank, state in states.items()}
+    return {rank: {"state": state, "host": "a", "doing": "opening its data"} for rank, state in states.items()}
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,10 @@ def announced(states):
         ({0: "joining", 2: "joining"}, 59.0, []),
         ({0: "joining", 2: "joining"}, 61.0, [1]),
         ({0: "joining"}, 61.0, [1, 2]),
-        # A rank that still imports is present, however long it takes.
-        ({0: "joining", 1: "starting", 2: "joining"}, 1e6, []),
+        # A rank that makes progress changes its announcement; if none does, the ranks that have not reached MPI hang.
+        ({0: "joining", 1: "starting", 2: "joining"}, 59.0, []),
+        ({0: "joining", 1: "starting", 2: "joining"}, 61.0, [1]),
+        ({0: "starting", 1: "starting", 2: "starting"}, 61.0, [0, 1, 2]),
         # A rank that ended cannot join any more.
         ({0: "joining", 1: "ended", 2: "joining"}, 4.0, []),
         ({0: "joining", 1: "ended", 2: "joining"}, 6.0, [1]),
@@ -34,14 +36,15 @@ def announced(states):
         ({0: "started", 1: "started", 2: "joining"}, 1e6, []),
     ],
 )
-def test_only_the_absence_of_a_rank_ends_a_launch(states, still_s, lost):
+def test_a_launch_ends_for_ranks_that_are_absent_or_that_hang(states, still_s, lost):
     assert startup.lost_ranks(announced(states), 3, still_s, 60.0) == lost
 
 
-def test_the_reason_names_ranks_that_never_came_and_hosts_of_those_that_ended():
-    states = announced({0: "joining", 3: "ended"})
-    assert startup.reason_of([1, 2, 3], states, 60.0) == (
-        "ranks 1, 2 did not start within 60 s; rank 3 on a ended during start-up"
+def test_the_reason_names_absent_ranks_and_what_the_others_did():
+    states = announced({0: "joining", 3: "ended", 4: "starting"})
+    assert startup.reason_of([1, 2, 3, 4], states, 60.0) == (
+        "ranks 1, 2 did not start within 60 s; rank 3 on a ended while opening its data; "
+        "rank 4 on a made no progress for 60 s while opening its data"
     )
 
 
@@ -50,12 +53,12 @@ def rank(tmp_path):
     """rank(number, code): starts a stand-in for a rank, which starts its watcher as ``announce`` does."""
     started = []
 
-    def start(number, code="time.sleep(60)", size=2, timeout_s=1.0):
+    def start(number, code="time.sleep(60)", size=2, timeout_s=0.4):
         words = [str(tmp_path / "announcements"), str(number), str(size), str(timeout_s), str(tmp_path / "run"), "one"]
         text = (
             "import subprocess, sys, time\n"
             f"watcher = subprocess.Popen([sys.executable, '-I', '-S', {WATCHER!r}, *{words}], stdin=subprocess.PIPE)\n"
-            "def send(state):\n    watcher.stdin.write(state)\n    watcher.stdin.flush()\n"
+            "def send(line):\n    watcher.stdin.write(f'{line}\\n'.encode())\n    watcher.stdin.flush()\n"
             f"{code}\n"
         )
         started.append(subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True))
@@ -68,8 +71,8 @@ def rank(tmp_path):
 
 
 def test_a_rank_that_waits_for_a_missing_one_is_ended_with_a_line_a_note_and_a_summary(rank, tmp_path):
-    waiting = rank(0, "send(b'j')\ntime.sleep(60)")
-    assert "rank 1 did not start within 1 s" in waiting.communicate(timeout=30)[1]
+    waiting = rank(0, "send('joining')\ntime.sleep(60)")
+    assert "rank 1 did not start within 0.4 s" in waiting.communicate(timeout=30)[1]
     assert waiting.returncode == -9
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["launch"], summary["exit_status"]) == ("stopped", "one", 75)
@@ -80,20 +83,50 @@ def test_a_rank_that_waits_for_a_missing_one_is_ended_with_a_line_a_note_and_a_s
 def test_the_summary_of_a_finished_run_is_kept(rank, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text('{"status": "finished"}')
-    rank(0, "send(b'j')\ntime.sleep(60)").communicate(timeout=30)
+    rank(0, "send('joining')\ntime.sleep(60)").communicate(timeout=30)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"status": "finished"}
 
 
-def test_a_rank_that_still_computes_before_it_joins_keeps_the_others_waiting(rank):
-    waiting = rank(0, "send(b'j')\ntime.sleep(60)", size=3)
-    rank(1, "end = time.monotonic() + 4\nwhile time.monotonic() < end: pass\ntime.sleep(60)", size=3)
-    time.sleep(3)
-    assert waiting.poll() is None  # rank 2 is missing, but rank 1 makes progress
+def test_a_rank_that_still_computes_before_it_joins_keeps_the_others_waiting(rank, tmp_path):
+    code = f"end = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nopen({str(tmp_path / 'done')!r}, 'w')\n"
+    waiting, _ = rank(0, "send('joining')\ntime.sleep(60)", size=3), rank(1, code + "time.sleep(60)", size=3)
     assert "rank 2 did not start" in waiting.communicate(timeout=30)[1]
+    assert (tmp_path / "done").exists()  # rank 2 is missing all the time, but rank 1 made progress
+
+
+@pytest.mark.parametrize(("code", "how"), [("time.sleep(60)", "made no progress for 0.4 s"), ("", "ended")])
+def test_a_rank_that_hangs_or_ends_before_mpi_ends_the_launch_and_is_named_with_what_it_did(rank, tmp_path, code, how):
+    both = [rank(0, "send('joining')\ntime.sleep(60)"), rank(1, f"send('opening its data')\n{code}")]
+    assert f"rank 1 on {os.uname().nodename} {how} while opening its data" in both[0].communicate(timeout=30)[1]
+    assert both[1].wait(30) == (-9 if code else 0)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sum(range(10_000_000))",
+        "open('/dev/zero', 'rb').read(1 << 24)",
+        "subprocess.run([sys.executable, '-c', 'sum(range(10_000_000))'])",
+        "child = subprocess.Popen([sys.executable, '-c', 'while True: pass']); time.sleep(0.5)",
+    ],
+)
+def test_computing_and_reading_count_as_progress_in_a_rank_and_its_children(code):
+    text = f"import subprocess, sys, time; input(); {code}; print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        before = startup.progress_of(process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        after = startup.progress_of(process.pid)
+        for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(word), 9)
+        process.kill()
+    assert after > before
 
 
 def test_nothing_is_left_once_all_ranks_have_joined(rank, tmp_path):
-    both = [rank(number, "send(b's')\nraise SystemExit(watcher.wait())") for number in range(2)]
+    both = [rank(number, "send('started')\nraise SystemExit(watcher.wait())") for number in range(2)]
     assert [one.wait(30) for one in both] == [0, 0]
     assert not (tmp_path / "announcements").exists()
 
@@ -106,7 +139,7 @@ def test_a_folder_prepared_as_a_link_is_not_used(tmp_path):
     assert Path(tmp_path / "own").stat().st_mode & 0o077 == 0
 
 
-def test_ranks_announce_themselves_where_all_of_them_look(tmp_path):
+def test_ranks_announce_themselves_in_a_common_folder(tmp_path):
     one_node = {"PMIX_NAMESPACE": "prterun-a-1@1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     several = {**one_node, "OMPI_COMM_WORLD_SIZE": "4"}
     run_dir = str(tmp_path / "runs" / "x")

@@ -1,4 +1,4 @@
-"""When a companion judges that its rank hangs, and what a rank tells it. At work it is seen in tests/fault."""
+"""When a companion judges that its rank hangs, and what the rank reports to it. tests/fault uses real processes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ddl.fault.companion import (
 from ddl.fault.watchdog import Heartbeat, read_note
 
 
-def test_the_companion_imports_the_standard_library_alone():
+def test_the_companion_imports_only_the_standard_library():
     tree = ast.parse(Path(companion.__file__).read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert names <= set(sys.stdlib_module_names)
 
 
-# The judgement itself, without processes: a look each tenth of a second of the companion's running time.
+# The judgement itself, without processes: one look per tenth of a second of the companion's running time.
 
 
 def judge(seconds, state="S", beats=lambda t: 1, cpu=lambda t: 0.0, **slots):
@@ -57,7 +57,7 @@ def test_the_limit_counts_from_the_last_beat():
     assert judge(300, HANG_MS=120_000, beats=lambda t: 1 + int(min(t, 50))) == ("hang", pytest.approx(170, abs=1))
 
 
-def test_a_minute_of_computing_without_a_beat_is_no_hang():
+def test_a_minute_of_computing_without_a_beat_is_not_a_hang():
     assert judge(3600, "R", beats=lambda t: 1 + t // 60, HANG_MS=120_000)[0] == ""
 
 
@@ -75,14 +75,20 @@ def test_limits_of_zero_switch_off():
     assert judge(1000, "S", RECOVERING=1)[0] == ""
 
 
-def test_what_compiles_in_a_phase_that_is_new_has_the_time_for_it():
+def test_a_set_up_may_last_as_long_as_it_computes_and_hangs_when_it_does_not():
+    words = {"HANG_MS": 2000, "FIRST": 1, "STEP": -1}
+    assert judge(10 * FIRST_S, cpu=lambda t: int(t) / 100, **words)[0] == ""
+    assert judge(FIRST_S, **words) == ("hang", pytest.approx(2.0, abs=0.15))
+
+
+def test_the_first_pass_of_a_phase_has_time_to_compile():
     """Two cores and many ranks: each gets a hundredth of a second of CPU now and then."""
     assert judge(FIRST_S - 1, HANG_MS=2000, FIRST=1, cpu=lambda t: int(t) / 100) == ("", FIRST_S - 1)
     assert judge(1000, HANG_MS=2000, FIRST=1, cpu=lambda t: t) == ("hang", pytest.approx(FIRST_S, abs=0.3))
     assert judge(1000, HANG_MS=300_000, FIRST=1, cpu=lambda t: t) == ("hang", pytest.approx(300, abs=0.3))
 
 
-def test_who_sleeps_in_a_phase_that_is_new_does_not_compile():
+def test_sleeping_in_a_new_phase_does_not_count_as_compiling():
     assert judge(100, HANG_MS=2000, FIRST=1) == ("hang", pytest.approx(2, abs=0.3))
     assert judge(100, HANG_MS=2000, FIRST=1, cpu=lambda t: min(t, 9)) == ("hang", pytest.approx(11, abs=0.3))
 
@@ -112,7 +118,7 @@ def test_a_recovery_is_judged_by_its_own_limit():
     assert waiting == ("recovery", pytest.approx(30, abs=0.3))
 
 
-def test_in_a_recovery_who_waits_for_nobody_goes_before_those_who_wait_for_it():
+def test_in_a_recovery_a_rank_that_waits_for_no_peer_is_judged_before_its_waiters():
     assert judge(100, HANG_MS=2000, RECOVERY_MS=30_000, RECOVERING=5) == ("recovery", pytest.approx(20, abs=0.3))
 
 
@@ -131,7 +137,7 @@ def test_the_last_wait_is_longer_than_any_hang_of_another_and_its_recovery():
 IN_RECOVERY = {"HANG_MS": 120_000, "RECOVERY_MS": 30_000, "RECOVERING": 5}
 
 
-def test_who_waits_for_all_to_come_to_a_recovery_outlasts_a_hang_of_another():
+def test_a_rank_that_waits_in_a_recovery_outlasts_a_hang_of_another():
     """A rank that has not heard of the death may compute for as long as any, and is killed only after that."""
     meeting = {**IN_RECOVERY, "PART": companion.MEETING}
     assert judge(200, **meeting, WAITING=1) == ("recovery", pytest.approx(150, abs=0.3))
@@ -140,8 +146,8 @@ def test_who_waits_for_all_to_come_to_a_recovery_outlasts_a_hang_of_another():
     assert judge(1000, **{**meeting, "HANG_MS": 0}, WAITING=1)[0] == ""
 
 
-def test_reading_new_shards_has_a_recovery_limit_of_its_own():
-    """However long a hang may last elsewhere; those who wait for the one that reads outlast it."""
+def test_reading_new_shards_has_a_separate_recovery_limit():
+    """It does not depend on the hang timeout, and ranks that wait for the reader have a longer one."""
     for hang_ms in (0, 2000, 120_000):
         reading = {**IN_RECOVERY, "PART": companion.READING, "HANG_MS": hang_ms}
         assert judge(300, **reading) == ("recovery", pytest.approx(30, abs=0.3))
@@ -196,7 +202,7 @@ def test_more_phases_than_the_page_holds_do_no_harm():
     assert heartbeat.phase == "a phase with a long name 3"
 
 
-def test_an_exception_is_noted_so_that_two_alike_read_alike(tmp_path):
+def test_equal_exceptions_leave_equal_notes(tmp_path):
     class Model:
         def forward(self):
             raise RuntimeError(f"bad {self!r}")
@@ -217,3 +223,11 @@ def test_an_exception_is_noted_so_that_two_alike_read_alike(tmp_path):
         (r, "exception", 4, [2, 3]) for r in (0, 1)
     ]
     assert read_note(tmp_path, 2) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"kind": 3}', '{"step": "x"}', '{"error": null}', '{"kind": "hang", "kind": "crash"}', "\\xff"]
+)
+def test_a_malformed_note_counts_as_none(tmp_path, text):
+    (tmp_path / "rank-1.json").write_text(text)
+    assert read_note(tmp_path, 1) is None

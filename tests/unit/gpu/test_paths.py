@@ -1,4 +1,4 @@
-"""Ranks on a GPU, with a stand-in for cupy: the same sums, the same steps, and one line where there is none."""
+"""Ranks on a GPU, with a stand-in for cupy: the same sums and steps as on the CPU, and one line if there is no GPU."""
 
 import subprocess
 import sys
@@ -83,7 +83,7 @@ def test_direct_sums(cupy, overlap):
         assert are_right(found) and way is Direct and because == ""
 
 
-def test_direct_is_not_believed_where_one_rank_computes_on_the_cpu_or_its_mpi_refuses(cupy, monkeypatch):
+def test_direct_is_not_used_if_one_rank_computes_on_the_cpu_or_its_mpi_refuses(cupy, monkeypatch):
     for found, _, because in run_ranks(3, lambda g: sums(g, [0, 2], gpu="direct")):
         assert are_right(found) and because == "not all ranks compute on a GPU"
     monkeypatch.setattr(ThreadGroup, "refuses_device_memory", lambda group, index: "no" * group.rank)
@@ -164,7 +164,7 @@ def trained(group, shape, network, optimizer, on_gpu, poisoned=(), **changes):
     [([0, 1], {}), ([1], {}), ([0, 1], {"gpu": "staged", "overlap": "on", "parts": 2})],
     ids=["direct", "a GPU and a CPU", "staged"],
 )
-def test_steps_are_those_of_the_cpu(cupy, name, on_gpu, changes):
+def test_steps_equal_those_of_the_cpu(cupy, name, on_gpu, changes):
     how = (*NETWORKS[name], OPTIMIZERS["momentum"](lr=0.05))
     wanted = run_ranks(2, lambda g: trained(g, *how, [], **changes))
     for got, want in zip(run_ranks(2, lambda g: trained(g, *how, on_gpu, **changes)), wanted, strict=True):
@@ -185,7 +185,7 @@ def test_a_rank_computes_on_the_gpu_that_it_was_given(cupy, name, overlap):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_evaluation_and_outputs_are_those_of_the_cpu(cupy, name):
+def test_evaluation_and_outputs_equal_those_of_the_cpu(cupy, name):
     source, model = samples_and_model(*NETWORKS[name])
     found = []
     for where in (Device(), Device(0)):
@@ -196,7 +196,7 @@ def test_evaluation_and_outputs_are_those_of_the_cpu(cupy, name):
     assert got == pytest.approx(want) and np.allclose(outputs, wanted, atol=1e-6)
 
 
-def test_pictures_are_those_of_the_cpu(cupy):
+def test_pictures_equal_those_of_the_cpu(cupy):
     source = Arrays(np.random.default_rng(0).random((5, 4, 4), np.float32))
     models = build("autoencoder", source.fields, options={"code": 2}), build("gan", source.fields)
     reconstructed, drawn = [], []
@@ -245,13 +245,13 @@ def test_a_library_without_cuda_is_not_tried():
     ],
 )
 def test_a_trial_that_crashes_costs_the_job_nothing(program, says):
-    told = device_memory.trial([sys.executable, "-c", program], {"PMIX_RANK": "1"})
-    assert told == (f"MPI did not sum one element in GPU memory ({says})" if says else "")
+    reason = device_memory.trial([sys.executable, "-c", program], {"PMIX_RANK": "1"})
+    assert reason == (f"MPI did not sum one element in GPU memory ({says})" if says else "")
 
 
 def test_a_trial_that_hangs_ends():
-    told = device_memory.trial([sys.executable, "-c", "import time; time.sleep(60)"], {}, limit_s=0.2)
-    assert "timed out" in told
+    reason = device_memory.trial([sys.executable, "-c", "import time; time.sleep(60)"], {}, limit_s=0.2)
+    assert "timed out" in reason
 
 
 def test_the_bench_says_in_one_line_that_there_is_no_gpu(capsys, monkeypatch):

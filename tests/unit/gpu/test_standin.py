@@ -28,19 +28,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cupy_refuses(what, cupy):
+def test_the_standin_rejects_calls_that_cupy_rejects(what, cupy):
     with pytest.raises((TypeError, ValueError)):
         REFUSED[what](cupy, cupy.asarray(HOST))
 
 
-def test_what_cupy_does_not_have(cupy):
+def test_the_standin_lacks_functions_that_cupy_lacks(cupy):
     x = cupy.asarray(HOST)
     for thing, name in ((cupy, "emath"), (cupy.exp, "at"), (x, "ctypes")):
         with pytest.raises(AttributeError):
             getattr(thing, name)
 
 
-def test_what_lies_there_is_a_copy_and_its_parts_are_views(cupy):
+def test_device_arrays_are_copies_and_slices_are_views(cupy):
     x = cupy.asarray(HOST)
     x[2:] += 1
     one = x[0]

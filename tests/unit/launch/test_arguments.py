@@ -1,4 +1,4 @@
-"""The doors' own arguments: a mistake is one line and status 2, once under mpirun, and help shows defaults."""
+"""Arguments of the commands: an error is one line and status 2, printed once under mpirun; help shows defaults."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import importlib
 
 import pytest
 
-MISTAKES = [
+INVALID = [
     ("ddl.evaluate", [], "required: run"),
-    ("ddl.evaluate", ["run", "--split", "tests"], "--split: invalid choice: 'tests'"),
+    ("ddl.evaluate", ["run", "--split", "tests"], "--split is tests: choose train, validation or test"),
     ("ddl.predict", [], "required: run"),
     ("ddl.predict", ["run", "--tokens", "many"], "--tokens: invalid int value: 'many'"),
     ("ddl.predict", ["run", "--inptu", "x.npy"], "unrecognized arguments: --inptu x.npy"),
     ("ddl.audit", [], "required: run"),
-    ("ddl.launch", ["-n", "four"], "-n: invalid int value: 'four'"),
+    ("ddl.launch", ["-n", "four"], "-n/-np: invalid int value: 'four'"),
     ("ddl.launch", ["--deadline", "soon"], "--deadline: invalid float value: 'soon'"),
 ]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("door", "words", "told"), MISTAKES)
-def test_a_mistake_is_one_line_from_one_rank_and_status_2(door, words, told, rank, monkeypatch, capsys):
+@pytest.mark.parametrize(("door", "words", "expected"), INVALID)
+def test_invalid_arguments_print_one_line_on_one_rank_and_end_with_status_2(
+    door, words, expected, rank, monkeypatch, capsys
+):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
     monkeypatch.setattr("ddl.environment.LINGER_S", 0)
     with pytest.raises(SystemExit) as end:
@@ -28,11 +30,11 @@ def test_a_mistake_is_one_line_from_one_rank_and_status_2(door, words, told, ran
     said = capsys.readouterr()
     assert end.value.code == 2 and said.out == ""
     assert said.err.count("\n") == (rank == 0)
-    assert rank or (said.err.startswith(f"{door}: ") and told in said.err)
+    assert rank or (said.err.startswith(f"{door}: ") and expected in said.err)
 
 
 @pytest.mark.parametrize("door", ["ddl.evaluate", "ddl.predict", "ddl.audit", "ddl.launch"])
-def test_help_comes_from_one_rank(door, monkeypatch, capsys):
+def test_help_is_printed_by_one_rank(door, monkeypatch, capsys):
     said = []
     for rank in (0, 1):
         monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
@@ -43,7 +45,7 @@ def test_help_comes_from_one_rank(door, monkeypatch, capsys):
     assert said[0].startswith(f"usage: python -m {door} ") and said[1] == ""
 
 
-def test_help_shows_the_defaults_that_there_are(capsys):
+def test_help_shows_the_defaults(capsys):
     with pytest.raises(SystemExit):
         importlib.import_module("ddl.predict").main(["--help"])
     text = " ".join(capsys.readouterr().out.split())

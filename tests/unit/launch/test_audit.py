@@ -1,4 +1,4 @@
-"""``python -m ddl.audit`` tells what a ledger proves, and its status says whether all is well."""
+"""``python -m ddl.audit`` prints what a ledger proves; its exit status says whether every sample was used once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def write(folder, steps, skipped=()):
 def test_a_whole_run_is_exact(tmp_path, capsys):
     write(tmp_path, range(6))
     assert main([str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "20 expected, 20 used, 0 missing, 0 repeated, 0 skipped" in told
-    assert told.endswith("exact: every sample was used once an epoch\n")
+    printed = capsys.readouterr().out
+    assert "20 expected, 20 used, 0 missing, 0 repeated, 0 skipped" in printed
+    assert printed.endswith("exact: every sample was used once per epoch\n")
 
 
 def test_a_resume_counts_the_surviving_lineage(tmp_path, capsys):
@@ -36,14 +36,14 @@ def test_a_resume_counts_the_surviving_lineage(tmp_path, capsys):
         for step in (3, 4, 5):
             ledger.append(Record("b", 0, step, (0, 0), False, SIZES[step % 3]))
     assert main([str(tmp_path)]) == 0
-    assert "2 launch(es)" in capsys.readouterr().out
+    assert "2 launches" in capsys.readouterr().out
 
 
 def test_a_lost_step_is_named(tmp_path, capsys):
     write(tmp_path, [0, 1, 2, 3, 5])
     assert main([str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert "no record of steps 4" in told and told.endswith("NOT exact\n")
+    printed = capsys.readouterr().out
+    assert "no record of steps 4" in printed and printed.endswith("NOT exact\n")
 
 
 def test_a_summary_that_claims_more_steps_is_not_believed(tmp_path):
@@ -58,17 +58,17 @@ def test_the_summary_of_an_earlier_launch_is_not_asked(tmp_path):
     assert main([str(tmp_path)]) == 0
 
 
-def test_skipped_steps_are_told(tmp_path, capsys):
+def test_skipped_steps_are_reported(tmp_path, capsys):
     write(tmp_path, range(3), skipped={1})
     assert main([str(tmp_path)]) == 0
-    assert "but for the skipped steps" in capsys.readouterr().out
+    assert "except in skipped steps" in capsys.readouterr().out
 
 
 def test_json_for_scripts(tmp_path, capsys):
     write(tmp_path, range(3))
     assert main([str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["expected"], told["used"], told["steps"], told["exact"]) == (10, 10, 3, True)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["expected"], report["used"], report["steps"], report["exact"]) == (10, 10, 3, True)
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 1}\n'])

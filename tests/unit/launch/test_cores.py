@@ -1,4 +1,4 @@
-"""Ranks of one node share its cores, whatever was imported first; what the user has said stands."""
+"""Ranks of one node share its cores, in any order of imports; the user's own settings are kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_one_rank_has_the_node_for_itself(said):
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_what_the_user_has_said_stands(name):
+def test_settings_of_the_user_are_kept(name):
     assert share({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", name: "7"}) is None
 
 

@@ -1,10 +1,10 @@
-"""Which rank was launched, as told by the launchers' environments that were seen."""
+"""Rank and sizes are read from the launch environments of the launchers that we have seen."""
 
 from __future__ import annotations
 
 import pytest
 
-from ddl.environment import RANKS_VARIABLE, job_size, launched_rank, launched_size, ranks_on_node
+from ddl.environment import launched_rank, launched_size, ranks_on_node
 
 # launcher: (environment, rank, ranks, ranks on this node)
 SEEN = {
@@ -47,13 +47,6 @@ SEEN = {
 
 
 @pytest.mark.parametrize("launcher", SEEN)
-def test_rank_and_sizes_are_told_before_mpi_starts(launcher):
-    environment, *told = SEEN[launcher]
-    assert [launched_rank(environment), launched_size(environment), ranks_on_node(environment)] == told
-
-
-def test_a_replacement_knows_the_size_of_the_job_and_not_of_its_own_launch():
-    alone = {"OMPI_COMM_WORLD_SIZE": "1"}
-    assert job_size({}) == job_size(alone) == 1
-    assert job_size({**alone, RANKS_VARIABLE: "4"}) == 4
-    assert launched_size({**alone, RANKS_VARIABLE: "4"}) == 1  # what MPI's own world must be
+def test_rank_and_sizes_are_known_before_mpi_starts(launcher):
+    environment, *expected = SEEN[launcher]
+    assert [launched_rank(environment), launched_size(environment), ranks_on_node(environment)] == expected

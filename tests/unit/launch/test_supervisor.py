@@ -1,4 +1,4 @@
-"""The supervisor's decision, its command line, and what it needs; it is seen at work in tests/jobs and tests/fault."""
+"""The supervisor's decisions, its command line and its requirements; tests/jobs and tests/fault run it on real jobs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,36 @@ import sys
 import pytest
 
 from ddl.launch import from_words, main
-from ddl.launcher.supervisor import Ended, decide, last_step, remove_stale_replicas
+from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
+from ddl.launcher.supervisor import Ended, decide, last_step
 
 
-def test_replicas_of_dead_supervisors_are_removed(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    here, live = os.uname().nodename, os.getpid()
-    # What another host's supervisor has here is its own affair: its number says nothing on this host.
-    for name in (f"{here}-{gone.pid}", f"{here}-{live}", f"elsewhere-{gone.pid}"):
-        (tmp_path / f"ddl-replica-{name}").mkdir()
+def test_the_folder_of_a_memory_checkpoint_is_private_and_cannot_be_guessed(tmp_path):
+    one, two = MemoryFolder(tmp_path), MemoryFolder(tmp_path)
+    for made in (one, two):
+        assert made.path.stat().st_mode & 0o777 == 0o700
+    parts = {made.path.name.rpartition("-")[2] for made in (one, two)}
+    assert len(parts) == 2 and all(len(part) == 32 for part in parts)  # 128 random bits
+    one.remove()
+    assert [path.name for path in tmp_path.iterdir()] == [two.path.name]
+
+
+def test_only_folders_that_no_living_supervisor_has_locked_are_removed(tmp_path):
+    code = "import sys, pathlib; from ddl.launcher.replica import MemoryFolder; MemoryFolder(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    (stale,) = tmp_path.iterdir()
+    held = MemoryFolder(tmp_path)
+    os.utime(held.path, (0, 0))  # age alone removes nothing
+    prefix = held.path.name.removesuffix(held.path.name.rpartition("-")[2])
+    kept = {held.path.name, "ddl-replica-elsewhere-1", f"{prefix}link"}
+    (tmp_path / "ddl-replica-elsewhere-1").mkdir()  # a supervisor on another host has locked it there
+    (tmp_path / f"{prefix}link").symlink_to(tmp_path / "ddl-replica-elsewhere-1")
+    if os.geteuid() == 0:
+        (tmp_path / f"{prefix}other").mkdir()
+        os.chown(tmp_path / f"{prefix}other", 12345, -1)
+        kept.add(f"{prefix}other")
     remove_stale_replicas(tmp_path)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {f"ddl-replica-{here}-{live}", f"ddl-replica-elsewhere-{gone.pid}"}
+    assert {path.name for path in tmp_path.iterdir()} == kept and stale.name not in kept
 
 
 def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
@@ -44,10 +61,10 @@ def test_a_sweep_takes_the_replica_along_and_nothing_else(tmp_path, capfd):
         (["-n", "4", "--data.shards", "2"], "shards"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(words, said, capfd):
+def test_invalid_arguments_print_one_line_and_exit_with_status_2(words, said, capfd):
     assert main(words) == 2
-    told = capfd.readouterr().err
-    assert said in told and told.count("\n") == 1
+    printed = capfd.readouterr().err
+    assert said in printed and printed.count("\n") == 1
 
 
 def test_settings_keep_their_order_and_their_values():
@@ -105,6 +122,13 @@ def test_the_last_step_is_found_behind_half_a_line(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"start": 0}\n{"step": 4, "launch": "a"}\n')
     assert last_step(tmp_path) == 5
     (tmp_path / "metrics.jsonl").write_text('{"event": "step", "step": 7}\n{"event": "epoch", "step": 9}\n{"eve')
+    assert last_step(tmp_path) == 7
+
+
+@pytest.mark.parametrize("step", ["1e999", "-1", '"7"', "NaN", "[" * 9999, "1" * 5000, "null"])
+def test_a_step_that_cannot_be_is_passed_over(tmp_path, step):
+    right, wrong = '{"event": "step", "step": 7}', f'{{"event": "step", "step": {step}}}'
+    (tmp_path / "metrics.jsonl").write_text(f"{right}\n{wrong}\n")
     assert last_step(tmp_path) == 7
 
 

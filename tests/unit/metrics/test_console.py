@@ -105,7 +105,7 @@ def test_progress_fits_the_terminal(columns, metrics, clock):
     assert last == f"epoch 1/2  step 5/40  {metrics}  32 samples/s  17.5 s left"
 
 
-def test_a_leader_that_takes_over_knows_how_far_it_is(clock):
+def test_a_leader_that_takes_over_knows_the_progress(clock):
     out = io.StringIO()
     console = Console(every_s=1.0, out=out, live=True, clock=clock, steps=40, steps_per_epoch=20)
     run(console, clock, 10, 0.5)
@@ -143,16 +143,16 @@ def test_no_progress_lines_when_none_are_wanted(clock):
     assert out.getvalue() == ""
 
 
-def test_the_banner_says_what_runs_where_and_on_what(clock):
+def test_the_banner_describes_the_job_and_where_it_runs(clock):
     out = io.StringIO()
     Console(out=out, live=False, clock=clock).write(JOB)
     for part in ("digits: cnn, 12,345 parameters, on cpu", "4 ranks and 1 spare (here: 4)", "24 shards", "40 steps"):
         assert part in out.getvalue()
 
 
-def test_a_failure_and_its_recovery_are_a_line_each(clock):
+def test_a_failure_and_its_recovery_are_a_line_each_on_a_terminal(clock):
     out = io.StringIO()
-    console = Console(out=out, live=False, clock=clock)
+    console = Console(out=out, live=True, clock=clock)
     console.write(RankFailed(step=7, rank=2, host="here", how="crash"))
     console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {0: [4, 5, 6], 3: [8]}))
     console.write(FirstStep(8, 1, 0.0123))
@@ -200,7 +200,7 @@ def test_shares_of_one_are_percents():
     assert figures({"loss": 0.5, "r2": 0.5, "stop5x": 2.0}) == "loss 0.5, r2 0.5, stop5x 2"
 
 
-def test_one_is_singular(clock):
+def test_a_count_of_one_is_singular(clock):
     out = io.StringIO()
     console = Console(out=out, live=False, clock=clock)
     console.write(replace(JOB, ranks=1, spares=0, shards=1, samples=1, steps=1, steps_per_epoch=1, parameters=1))
@@ -210,7 +210,7 @@ def test_one_is_singular(clock):
     assert "1 parameter," in text and "finished after 1 step, 1 epoch, in" in text
 
 
-def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
+def test_without_a_terminal_every_line_fits_80_columns(clock):
     out = io.StringIO()
     console = Console(out=out, live=False, clock=clock)
     hosts = {f"node{number:02}": 4 for number in range(40)}
@@ -220,6 +220,14 @@ def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
     console.write(step(1))
     clock.now += 100
     console.write(replace(step(2), metrics=metrics))
+    clock.now += 100
+    console.write(EpochDone(1, 2, {"loss": 0.056611, "accuracy": 0.9881}, {"loss": 0.08066, "accuracy": 0.97781}))
+    console.write(Warned("this and that " * 20))
+    console.write(RankFailed(9, 1, "here", "hang", phase="compute", note="run/notes/a-long-launch-name/rank-1.json"))
+    console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {rank: [rank] for rank in range(30)}))
+    console.write(Finished("failed", {"error": "something went wrong " * 20}))
+    told = out.getvalue()
+    assert "epoch 1: train loss 0.05661, accuracy 98.81 %\n    validation loss 0.08066, accuracy 97.78 %\n" in told
     assert all(len(line) <= 80 for line in out.getvalue().splitlines() if not line.startswith("folder: "))
     assert "folder: " + "x" * 90 in out.getvalue()
 
@@ -254,7 +262,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(clock):
     assert raw.getvalue().startswith(b"\\u6570\\u5b57 \xe9: cnn")
 
 
-def test_a_closed_stdout_is_no_error(clock, monkeypatch):
+def test_a_closed_stdout_is_not_an_error(clock, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     console = Console(clock=clock)
     console.write(JOB)
@@ -277,7 +285,7 @@ def test_times_are_as_short_as_people_write_them(seconds, shown):
         ("bash", "/dev/pts/3", False),
     ],
 )
-def test_under_mpirun_its_own_stdout_tells_whether_a_person_looks(name, target, live, tmp_path, monkeypatch):
+def test_under_mpirun_its_stdout_decides_whether_the_console_is_live(name, target, live, tmp_path, monkeypatch):
     parent = tmp_path / str(os.getppid())
     (parent / "fd").mkdir(parents=True)
     (parent / "comm").write_text(f"{name}\n")
@@ -292,7 +300,7 @@ def test_under_mpirun_its_own_stdout_tells_whether_a_person_looks(name, target, 
             return self.terminal
 
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdout", Out(True))  # mpirun gives each rank a terminal of its own
+    monkeypatch.setattr(sys, "stdout", Out(True))  # mpirun gives each rank its own terminal
     monkeypatch.setattr(sys, "stderr", Out(False))
     assert is_live(tmp_path) is live
     monkeypatch.setattr(sys, "stdout", Out(False))

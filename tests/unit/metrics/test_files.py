@@ -1,4 +1,4 @@
-"""Files that a run leaves: metrics.jsonl, summary.json, the timeline; and the hub before them."""
+"""Files that a run leaves: metrics.jsonl, summary.json, the timeline; and the hub that feeds them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import threading
 
 import numpy as np
+import pytest
 
 from ddl.metrics import (
     EpochDone,
@@ -37,7 +38,7 @@ def test_a_steps_line_has_the_names_that_scripts_read(tmp_path):
     assert line["seconds"] == 0.08 and line["accuracy"] == 0.5
 
 
-def test_what_json_does_not_know_is_written_all_the_same(tmp_path):
+def test_values_unknown_to_json_are_written_as_text(tmp_path):
     with Hub([JsonLines(tmp_path / "m")]) as hub:
         hub.emit(EpochDone(1, 7, {"loss": math.nan, "confusion": np.eye(2)}, {"loss": np.float32(0.5)}))
     (line,) = read_lines(tmp_path / "m")
@@ -54,7 +55,7 @@ def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path):
     assert [line["event"] for line in read_lines(path)] == ["step", "warning"]
 
 
-def test_a_sink_whose_disk_is_full_is_dropped_and_the_others_go_on(tmp_path):
+def test_a_sink_whose_disk_is_full_is_dropped_and_the_others_continue(tmp_path):
     class Full:
         def write(self, event):
             raise OSError(28, "No space left on device")
@@ -176,3 +177,13 @@ def test_spans_of_a_killed_rank_are_kept_up_to_its_last_flush(tmp_path):
     assert merge(path) == 1
     assert [r["name"] for r in json.loads(path.read_text())["traceEvents"]] == ["process_name", "begin"]
     trace.close()
+
+
+def test_a_summary_that_a_full_disk_does_not_take_leaves_no_file(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_summary(tmp_path / "run", Summary("stopped", "b", 1, 0.1, 2, 1, 1, 1))
+    assert list((tmp_path / "run").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Files that grow by whole lines, on disks that take a part of a line, or none for a while."""
+"""Files that grow by whole lines, on disks that write only part of a line, or temporarily nothing."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def test_a_full_disk_makes_whole_lines_wait_and_loses_none(tmp_path, disk, clock
     file = Lines(path, said.append, clock)
     file.write("before")
     disk.room, disk.code = room, code
-    told = ""
+    lines = ""
     for line in ("first", "second", "third"):
         file.write(line)
-        told += line + "\n"
+        lines += line + "\n"
         # What a reader sees while the disk is full ends with a whole line.
         seen = path.read_text()
-        assert seen.endswith("\n") and ("before\n" + told).startswith(seen)
+        assert seen.endswith("\n") and ("before\n" + lines).startswith(seen)
     disk.room = 1 << 30
     file.write("after")
     file.close()
     assert path.read_text().split() == ["before", "first", "second", "third", "after"]
-    if room < len(told):
+    if room < len(lines):
         waits, again = said
         assert waits.startswith("metrics.jsonl waits in memory for room on the disk: ")
         assert again == "metrics.jsonl is written again, and lacks nothing"
@@ -58,7 +58,7 @@ def test_between_two_tries_lines_only_wait(tmp_path, disk):
     assert (tmp_path / "m").read_text() == "first\nsecond\nthird\n"
 
 
-def test_a_long_backlog_goes_out_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
+def test_a_long_backlog_is_written_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
     monkeypatch.setattr(jsonlines, "PIECE_BYTES", 64)
     file = Lines(tmp_path / "m", clock=clock)
     disk.room = 0
@@ -91,7 +91,7 @@ def test_a_file_that_could_not_be_made_waits_too(tmp_path, monkeypatch, clock):
         Lines(tmp_path / "none" / "m")
 
 
-def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_path, disk):
+def test_a_disk_that_stays_full_loses_the_waiting_lines_and_reports_their_number(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "ledger.jsonl", said.append)
     file.write("before")
@@ -101,20 +101,20 @@ def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_
     file.close()
     file.close()
     assert (tmp_path / "ledger.jsonl").read_text() == "before\n"
-    assert said[1:] == ["ledger.jsonl lacks its last 2 line(s): there is no room on the disk"]
+    assert said[1:] == ["ledger.jsonl lacks its last 2 lines: there is no room on the disk"]
 
 
-def test_a_disk_that_breaks_while_lines_wait_costs_no_more_than_these(tmp_path, disk):
+def test_a_disk_that_breaks_while_lines_wait_loses_only_these(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "m", said.append)
     disk.room = 0
     file.write("first")
     disk.code = errno.EIO
     file.close()
-    assert said[1:] == ["m lacks its last 1 line(s): Input/output error"]
+    assert said[1:] == ["m lacks its last 1 line: Input/output error"]
 
 
-def test_what_is_forgotten_is_not_written_by_closing(tmp_path, disk):
+def test_closing_does_not_write_discarded_lines(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "m", said.append)
     disk.room = 0
@@ -138,7 +138,7 @@ def test_too_many_waiting_lines_and_a_broken_disk_are_errors(tmp_path, disk, mon
     assert (tmp_path / "m").read_text() == ""
 
 
-def test_a_file_system_that_cannot_cut_off_gets_a_line_of_its_own(tmp_path, disk, monkeypatch):
+def test_a_file_system_that_cannot_truncate_gets_a_new_line(tmp_path, disk, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -188,18 +188,18 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     hub.emit(Warned("one"))
     disk.room = 1 << 30
     hub.emit(Warned("two"))
-    told = [line["message"] for line in read_lines(path)]
-    waits, again = (message for message in told if message.startswith("metrics.jsonl"))
-    assert told == ["one", waits, "two", again]
+    messages = [line["message"] for line in read_lines(path)]
+    waits, again = (message for message in messages if message.startswith("metrics.jsonl"))
+    assert messages == ["one", waits, "two", again]
     assert "waits" in waits and "lacks nothing" in again
     disk.room = 0
     hub.emit(Warned("three"))
     hub.close()
-    assert heard[-2:] == ["metrics.jsonl lacks its last 2 line(s): there is no room on the disk", "closed"]
+    assert heard[-2:] == ["metrics.jsonl lacks its last 2 lines: there is no room on the disk", "closed"]
     assert heard[:-2] == ["one", waits, "two", again, "three", waits]
 
 
-def test_a_file_system_that_finds_at_the_end_that_there_was_no_room_is_told_of(tmp_path, monkeypatch):
+def test_a_file_system_that_reports_no_space_only_at_close_is_reported(tmp_path, monkeypatch):
     said, close = [], os.close
 
     def late(file):

@@ -1,4 +1,4 @@
-"""Pictures say what they show: shares in percent, losses over decades by logarithm, one scale for all images."""
+"""Plots are readable: shares in percent, a log axis for losses over decades, one scale for all images."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_a_loss_over_decades_is_drawn_on_a_logarithmic_scale(losses, scale, figu
     assert accuracy.yaxis.get_major_formatter()(0.25, 0) == "25 %"
 
 
-def test_of_a_step_told_twice_the_last_counts(figures, tmp_path):
+def test_the_last_report_of_a_step_counts(figures, tmp_path):
     plots.curves([*events([3.0, 9.0]), *events([3.0, 2.0])], tmp_path / "curves.png")
     assert list(figures[0].axes[0].lines[0].get_ydata()) == [3.0, 2.0]
 
 
-def test_there_is_no_curve_of_nothing(tmp_path):
+def test_no_curve_is_drawn_without_data(tmp_path):
     assert plots.curves([{"event": "start"}], tmp_path / "curves.png") is None
 
 
-def test_a_confusion_matrix_names_its_classes_and_counts_what_is_right(figures, tmp_path):
+def test_a_confusion_matrix_names_its_classes_and_counts_correct_predictions(figures, tmp_path):
     plots.confusion([[3, 1], [0, 2]], ["cat", "dog"], tmp_path / "confusion.png")
     (axis,) = figures[0].axes
     assert axis.get_title() == "5 of 6 right"

@@ -1,4 +1,4 @@
-"""Tiny data for every model of the zoo, and the two questions asked of each: is its gradient right, does it learn?"""
+"""Tiny data for every model of the zoo, and two checks of each: its gradient is right, and it learns."""
 
 from __future__ import annotations
 

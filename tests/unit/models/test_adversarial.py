@@ -1,4 +1,4 @@
-"""The GAN: each network's gradient is that of its own loss, noise belongs to shards, samples to their seed."""
+"""The GAN: each network gets its own loss's gradient, shards determine the noise, and the seed the samples."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_generator_learns_the_mean_and_both_have_their_own_optimizer(zoo):
     groups = Groups(
         b.params.layout, Adam(lr=0.004, beta1=0.5), [Rule("discriminator.*", optimizer=Adam(lr=0.008, beta1=0.5))]
     )
-    assert len(groups.runs) == 2
+    assert len(groups.ranges) == 2
     slots = {name: np.zeros_like(b.params.flat) for name in groups.slots}
     for step in range(400):
         _, weight, _ = b.loss(grads=True, step=step)

@@ -1,4 +1,4 @@
-"""models.build: what it chooses by itself, what it takes from users, and how it tells mistakes."""
+"""models.build: its defaults, the options it accepts from users, and its error messages."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_perplexity_beside_a_smoothed_loss_is_of_the_outputs():
 
 @pytest.fixture
 def mine(monkeypatch):
-    """A module of a user's."""
+    """A user's module."""
     module = types.ModuleType("mine")
 
     def network(problem, *, units: int = 3):
@@ -127,7 +127,7 @@ def test_models_losses_and_metrics_of_the_users_by_name(mine):
     assert build(mine.network, fields()).spec.output == (10,)
 
 
-MISTAKES = {
+INVALID = {
     "unknown model": (("cmm", fields()), {}, ["cmm", "autoencoder", "cnn"]),
     "unknown loss": (("cnn", fields(), "cross"), {}, ["cross_entropy"]),
     "unknown metric": (("cnn", fields(), None, ["acuracy"]), {}, ["accuracy"]),
@@ -169,9 +169,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("kind", MISTAKES)
-def test_mistakes_are_told_in_one_line(kind, mine):
-    arguments, options, says = MISTAKES[kind]
+@pytest.mark.parametrize("kind", INVALID)
+def test_errors_are_one_line(kind, mine):
+    arguments, options, says = INVALID[kind]
     with pytest.raises(ConfigError) as caught:
         build(*arguments, options=options)
     message = str(caught.value)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from ddl.errors import ConfigError
 from ddl.nn.metric import (
     F1,
-    MAE,
     METRICS,
     R2,
     RMSE,
     Accuracy,
     BitsPerByte,
     ConfusionMatrix,
+    MeanAbsoluteError,
     Perplexity,
     Precision,
     Recall,
@@ -63,7 +63,7 @@ def test_classification_agrees_with_scikit_learn(whole):
 def test_regression_agrees_with_scikit_learn(whole):
     sk = pytest.importorskip("sklearn.metrics")
     assert math.isclose(whole(R2(), VALUES, TARGETS), sk.r2_score(TARGETS, VALUES))
-    assert math.isclose(whole(MAE(), VALUES, TARGETS), sk.mean_absolute_error(TARGETS, VALUES))
+    assert math.isclose(whole(MeanAbsoluteError(), VALUES, TARGETS), sk.mean_absolute_error(TARGETS, VALUES))
     assert math.isclose(whole(RMSE(), VALUES[:, :1], TARGETS[:, 0]), math.sqrt(((VALUES - TARGETS)[:, 0] ** 2).mean()))
 
 
@@ -83,6 +83,33 @@ def test_accuracy_of_one_logit_of_one_hot_targets_and_of_sequences(whole):
     scores[0, 0, 2] = scores[0, 1, 0] = scores[1, 0, 2] = 1
     assert math.isclose(whole(Accuracy(), scores, tokens), 2 / 3)
     assert math.isclose(whole(TopK(2), scores, tokens), 1.0)
+
+
+def test_several_labels_a_sample_agree_with_scikit_learn(whole):
+    sk = pytest.importorskip("sklearn.metrics")
+    labels = (RNG.random((200, 6)) < 0.3).astype(float)
+    chosen = LOGITS > 0
+    assert math.isclose(whole(Accuracy(by_label=True), LOGITS, labels), (chosen == labels).mean())
+    both = sk.confusion_matrix(labels.reshape(-1), chosen.reshape(-1))
+    assert whole(ConfusionMatrix(by_label=True), LOGITS, labels) == both.tolist()
+    peers = {Precision: sk.precision_score, Recall: sk.recall_score, F1: sk.f1_score}
+    for metric, peer in peers.items():
+        for average in ("macro", "weighted", "micro"):
+            want = peer(labels, chosen, average=average, zero_division=0)
+            assert math.isclose(whole(metric(average, by_label=True), LOGITS, labels), want), (metric, average)
+
+
+def test_padded_labels_are_not_counted(whole):
+    logits, labels = np.array([[1.0, 1.0], [-1.0, 1.0]]), np.array([[1.0, -1.0], [0.0, 0.0]])
+    assert math.isclose(whole(Accuracy(by_label=True), logits, labels), 2 / 3)
+    assert whole(Precision("micro", by_label=True), logits, labels) == 0.5
+
+
+def test_probabilities_as_targets_count_as_their_likelier_class(whole):
+    logits = np.array([[2.0], [-2.0], [2.0], [-2.0]])
+    assert whole(Accuracy(), logits, np.array([[0.9], [0.2], [0.3], [0.6]])) == 0.5
+    assert whole(ConfusionMatrix(), logits[:2], np.array([0.9, 0.2])) == [[1, 0], [0, 1]]
+    assert whole(Accuracy(), np.eye(3), np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])) == 2 / 3
 
 
 def test_perplexity_and_bits_come_from_the_loss(whole):

@@ -1,4 +1,4 @@
-"""A network in plain values is the network: the same layers, names and parameters."""
+"""A network described by plain values equals the original: the same layers, names and parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_described_is_made_again(name):
+def test_a_description_rebuilds_the_network(name):
     network, shape = NETWORKS[name]
     tables = json.loads(json.dumps(described_network(network)))
     whole = name in ("recurrent", "text")
@@ -42,7 +42,7 @@ class Own(nn.ReLU):
     """Not of ddl.nn."""
 
 
-def test_what_plain_values_cannot_say_is_not_described():
+def test_networks_beyond_plain_values_have_no_description():
     assert described_network(Sequential(Dense(3), Own())) is None
     assert described_network(Dense(3)) is None and described_network("mlp") is None
     assert described_loss(Own()) is None
@@ -64,8 +64,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_named(case):
-    tables, told = WRONG[case]
+def test_an_invalid_description_is_rejected_by_name(case):
+    tables, expected = WRONG[case]
     fields = Arrays(np.zeros((4, 5)), np.arange(4) % 3).fields
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         build("layers", fields, options={"layers": tables})

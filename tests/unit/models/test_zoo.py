@@ -88,7 +88,7 @@ def test_padding_does_not_count(zoo, xp):
             np.testing.assert_allclose(output, host(again), rtol=1e-12)
 
 
-def test_a_decoder_sees_only_what_stands_before(zoo, xp):
+def test_a_decoder_sees_only_earlier_tokens(zoo, xp):
     bench = zoo.Bench.of("decoder", 4, "float64", xp)
     x = bench.batch["x"].copy()
     views = bench.params.views, bench.averages.views

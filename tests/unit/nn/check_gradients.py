@@ -1,6 +1,6 @@
 """Central differences: the oracle of every layer and loss. Works in float64 on the sum of y * random numbers.
 
-What is checked computes on arrays of ``xp``; what it is compared with are numbers of the host."""
+The code under test computes on arrays of ``xp``; the expected values stay on the host."""
 
 from itertools import pairwise
 

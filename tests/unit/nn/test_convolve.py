@@ -1,4 +1,4 @@
-"""All ways to convolve say the same, to the rounding of their numbers, over several blocks of images."""
+"""All convolution algorithms agree, up to rounding, over several blocks of images."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ pytest.importorskip("numba")
 SHAPES = [  # images, weight, padding, the way that is chosen
     ((23, 9, 7, 16), (3, 3, 16, 32), (1, 1), conv_algorithms.Winograd),
     ((9, 13, 13, 32), (3, 3, 32, 16), (0, 0), conv_algorithms.Winograd),
-    ((11, 6, 5, 1), (3, 3, 1, 16), (1, 0), conv_algorithms.Straight),
-    ((11, 8, 8, 3), (3, 3, 3, 32), (0, 0), conv_algorithms.Straight),
-    ((5, 5, 5, 16), (3, 3, 16, 16), (0, 0), conv_algorithms.Windows),  # 3 x 3 places: too few for Winograd
-    ((5, 8, 8, 16), (3, 3, 16, 10), (0, 0), conv_algorithms.Windows),
+    ((11, 6, 5, 1), (3, 3, 1, 16), (1, 0), conv_algorithms.DirectConvolution),
+    ((11, 8, 8, 3), (3, 3, 3, 32), (0, 0), conv_algorithms.DirectConvolution),
+    ((5, 5, 5, 16), (3, 3, 16, 16), (0, 0), conv_algorithms.Im2col),  # 3 x 3 places: too few for Winograd
+    ((5, 8, 8, 16), (3, 3, 16, 10), (0, 0), conv_algorithms.Im2col),
 ]
 
 
@@ -47,7 +47,7 @@ def test_ways_agree(image, weight, padding, chosen, dtype, monkeypatch):
         ours = results(way, x, w, np.full(out, np.nan, dtype), dy)
         use_compiled("off")
         plain = conv_algorithms.choose(w, places, (1, 1), padding, 1)
-        assert type(plain) is conv_algorithms.Windows
+        assert type(plain) is conv_algorithms.Im2col
         theirs = results(plain, x.astype("float64"), w.astype("float64"), np.empty(out), dy.astype("float64"))
     finally:
         use_compiled("auto")
@@ -57,8 +57,8 @@ def test_ways_agree(image, weight, padding, chosen, dtype, monkeypatch):
 
 def test_other_numbers_groups_and_devices_take_windows(cupy):
     weight = np.zeros((3, 3, 16, 16), "float16")
-    assert type(conv_algorithms.choose(weight, (8, 8), (1, 1), (0, 0), 1)) is conv_algorithms.Windows
-    assert type(conv_algorithms.choose(weight.astype("float32"), (8, 8), (1, 1), (0, 0), 2)) is conv_algorithms.Windows
-    assert type(conv_algorithms.choose(weight.astype("float32"), (8, 8), (2, 1), (0, 0), 1)) is conv_algorithms.Windows
+    assert type(conv_algorithms.choose(weight, (8, 8), (1, 1), (0, 0), 1)) is conv_algorithms.Im2col
+    assert type(conv_algorithms.choose(weight.astype("float32"), (8, 8), (1, 1), (0, 0), 2)) is conv_algorithms.Im2col
+    assert type(conv_algorithms.choose(weight.astype("float32"), (8, 8), (2, 1), (0, 0), 1)) is conv_algorithms.Im2col
     on_device = cupy.asarray(weight.astype("float32"))
-    assert type(conv_algorithms.choose(on_device, (8, 8), (1, 1), (0, 0), 1)) is conv_algorithms.Windows
+    assert type(conv_algorithms.choose(on_device, (8, 8), (1, 1), (0, 0), 1)) is conv_algorithms.Im2col

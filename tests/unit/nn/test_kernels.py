@@ -256,7 +256,7 @@ def test_cells(mask, dtype):
     )
 
 
-def test_exp_and_tanh_are_those_of_numpy():
+def test_exp_and_tanh_equal_those_of_numpy():
     numba = pytest.importorskip("numba")
     from ddl.kernels import maths_numba as maths
 

@@ -35,7 +35,7 @@ CONVOLUTIONS = [
     (nn.Conv2D(4, 1, bias=False), (2, 3, 3, 2)),
     (nn.Conv2D(4, 3, padding="same", groups=4), (1, 3, 3, 4)),
     (nn.Conv2D(2, 3, stride=3, padding=4), (1, 2, 2, 1)),
-    # Winograd's way, and straight over the pixels (convolve.py), for the compiled half of these tests.
+    # Winograd and direct convolution (conv_algorithms.py), for the compiled half of these tests.
     (nn.Conv2D(8, 3), (2, 6, 6, 8)),
     (nn.Conv2D(16, 3, padding="same"), (2, 5, 7, 8)),
     (nn.Conv2D(8, 3, padding=(1, 4), bias=False), (1, 4, 2, 16)),
@@ -130,7 +130,7 @@ def test_batch_norm(shape, shards, xp):
     check_layer(nn.BatchNorm(sync=False), x, xp, shards=shards)
 
 
-def test_batch_norm_sums_are_those_of_the_segments(xp):
+def test_batch_norm_sums_equal_those_of_the_segments(xp):
     x = np.random.default_rng(0).standard_normal((7, 2, 3))
     layer = nn.BatchNorm(sync=False)
     params, grads, _ = made(layer, x.shape[1:], xp=xp)
@@ -221,7 +221,7 @@ def test_the_gradient_of_the_data_is_not_computed(xp):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_stays_visible(bad, xp):
+def test_nonfinite_values_stay_nonfinite(bad, xp):
     x = np.ones((1, 4, 4, 1), np.float32)
     x[0, 1, 1, 0] = bad
     net = nn.Sequential(nn.Conv2D(4, activation="relu"), nn.MaxPool2D(), nn.Flatten(), nn.GELU(), nn.LayerNorm())

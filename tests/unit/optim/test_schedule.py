@@ -45,7 +45,7 @@ def test_a_job_ends_at_the_floor():
         (("step", 5), "step_every"),
     ],
 )
-def test_mistakes_are_named(arguments, says):
+def test_invalid_arguments_are_named(arguments, says):
     with pytest.raises(ConfigError, match=says):
         schedule(*arguments)
     with pytest.raises(ConfigError, match="warmup_steps"):

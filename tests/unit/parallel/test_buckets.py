@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddl.arrays import Layout
-from ddl.parallel.buckets import Progress, buckets
+from ddl.parallel.buckets import BucketTracker, buckets
 
 sizes = st.lists(st.integers(0, 100), min_size=1, max_size=12)
 
 
 @given(sizes=sizes, limit=st.integers(0, 2000), data=st.data())
-def test_buckets_cover_the_buffer_once_whatever_the_order(sizes, limit, data):
+def test_buckets_cover_the_buffer_once_in_any_order(sizes, limit, data):
     layout = Layout.of({f"p{i}": (size,) for i, size in enumerate(sizes)})
     order = data.draw(st.permutations(list(layout.shapes)))
     plan = buckets(layout, limit, order)
@@ -39,7 +39,7 @@ def test_an_order_that_misses_a_name_raises():
 def test_buckets_are_sent_in_plan_order_once_complete_and_the_last_is_held(sizes, data):
     layout = Layout.of({f"p{i}": (size,) for i, size in enumerate(sizes)})
     plan = buckets(layout, 200)
-    progress = Progress(plan)
+    progress = BucketTracker(plan)
     for _ in range(2):  # a flush begins a new step
         announced, sent = set(), []
         for name in data.draw(st.permutations(list(layout.shapes))):
@@ -53,7 +53,7 @@ def test_buckets_are_sent_in_plan_order_once_complete_and_the_last_is_held(sizes
 
 def test_names_never_announced_are_sent_at_the_end():
     layout = Layout.of({"a": (16,), "b": (16,), "c": (16,)})
-    progress = Progress(buckets(layout, 1))
+    progress = BucketTracker(buckets(layout, 1))
     assert list(progress.announce(["b"])) == []
     assert list(progress.flush()) == [0, 1, 2]
 
@@ -61,7 +61,7 @@ def test_names_never_announced_are_sent_at_the_end():
 def test_sums_of_averages_come_last_and_delay_no_gradient():
     params, averages = ["conv", "norm", "dense"], ["norm.mean", "norm.variance"]
     layout = Layout.of(dict.fromkeys([*params, *averages], (16,)))
-    progress = Progress(buckets(layout, 1, [*reversed(params), *averages]))
+    progress = BucketTracker(buckets(layout, 1, [*reversed(params), *averages]))
     assert list(progress.announce(["dense"])) == [0]
     assert list(progress.announce(["norm", *averages])) == [1]
     assert list(progress.announce(["conv"])) == [2, 3]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddl.arrays import Layout, Views
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import PeerLost
 from ddl.kernels.sparse_rows import TouchedRows, add_touched, pack_sums
 from ddl.kernels.sums import add_rows
@@ -118,7 +119,7 @@ def test_small_gradients_are_summed_whole(can_share):
 
 
 @pytest.mark.parametrize("nodes", TOPOLOGIES, ids=str)
-def test_inside_a_node_and_between_two_ranks_the_bits_equal_those_of_whole_gradients(nodes):
+def test_on_a_node_and_between_two_ranks_the_bits_equal_those_of_whole_gradients(nodes):
     def work(group, by_rows):
         total = GradientSum(group, LAYOUT, 1, by_rows=by_rows)
         for name in TABLES:
@@ -199,7 +200,7 @@ shapes = st.tuples(st.integers(1, 60), st.integers(1, 9))
     data=st.data(),
 )
 @pytest.mark.parametrize("is_plain", [True, False])
-def test_kernels_add_what_add_rows_adds(is_plain, shape, ranks, dtype, seed, data):
+def test_kernels_agree_with_add_rows(is_plain, shape, ranks, dtype, seed, data):
     rows, width = shape
     random, start = np.random.default_rng(seed), 5
     length = start + rows * width + 2

@@ -15,7 +15,7 @@ class Parameter:
 
 
 class Module:
-    """Stands for another framework: it owns its parameters, and computes their gradients in ``backward``."""
+    """A module of another framework: it owns its parameters and computes their gradients in ``backward``."""
 
     def __init__(self):
         self.parameters = {"hidden": Parameter(np.zeros((4, 8))), "output": Parameter(np.zeros((8, 2)))}

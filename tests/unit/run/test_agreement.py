@@ -78,11 +78,22 @@ def test_given_initial_values_and_functions_for_the_learning_rate_are_compared()
     assert run_ranks(2, lambda group: differing(group, initial=[values, values])) == [None, None]
 
 
-def test_ranks_that_agree_or_differ_in_what_is_theirs_alone_may_train():
+def test_a_single_row_that_differs_is_noticed(tmp_path):
+    x, y = np.arange(4000.0).reshape(1000, 4), np.arange(1000) % 2
+    np.savez(tmp_path / "usual.npz", x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=np.where(np.arange(1000)[:, None] == 500, 0, x), y=y)
+    usual, other = (
+        mine({"data.source": "files", "data.path": str(tmp_path / f"{name}.npz")}) for name in ("usual", "other")
+    )
+    errors = run_ranks(3, lambda group: disagreement(group, None, other if group.rank == 1 else usual))
+    assert all(str(error).startswith("ranks disagree: the hash of the training data is") for error in errors)
+
+
+def test_ranks_that_agree_or_differ_in_rank_specific_settings_may_train():
     assert outcome({}) == [None] * 3
     assert outcome(HARMLESS) == [None] * 3
 
 
-def test_a_problem_of_one_rank_comes_before_any_difference():
+def test_a_problem_of_one_rank_takes_precedence_over_differences():
     errors = outcome({"run.seed": 7}, DataError("torn"))
     assert [str(error) for error in errors] == ["torn"] * 3

@@ -1,4 +1,4 @@
-"""Whole jobs on thread-ranks, from the set-up to the end, with a run folder of their own."""
+"""Whole jobs on ranks as threads, from the set-up to the end, each in its own run folder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def job_of(settings: str) -> Job:
     return override(Job(), json.loads(settings))
 
 
-def train_whole(group, settings=None, recovery=None, stop=False, respawn=False, **changes):
+def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False, **changes):
     """One rank's job: (loop, failure). settings: of a job, by name; stop: a request to end; changes: of its task."""
     task = make_task(**changes)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
@@ -65,9 +65,8 @@ def train_whole(group, settings=None, recovery=None, stop=False, respawn=False, 
         Device(),
         state,
         JobServices(log, folder, lambda: announce(loop, log, job, "threads")),
-        request=StepRequest(stop, checkpoint_every_steps=2),
+        request=StepRequest(stop, checkpoint_every_steps=2, all_ranks=all_ranks),
         recovery=recovery,
-        respawn=respawn,
     )
     before = group.members
     group, problem = survive(group, lambda group: set_up(group, loop, folder, job.checkpoint.resume, log.warn))
@@ -92,3 +91,9 @@ def whole_job(tmp_path, monkeypatch):
     """``train_whole``, in a folder where its runs are the first."""
     monkeypatch.chdir(tmp_path)
     return train_whole
+
+
+@pytest.fixture
+def small_task():
+    """``make_task``."""
+    return make_task

@@ -1,4 +1,4 @@
-"""Replicas that differ: a minority is named and healed, rounding of other hardware only healed, a tie ends the job."""
+"""Replicas that differ: a minority is named and repaired, rounding of other hardware only repaired, a tie is fatal."""
 
 import hashlib
 
@@ -37,13 +37,13 @@ def compared(kinds, changes, nodes=""):
         value[7] += np.float32(changes.get(group.rank, 0.0))
         work = Held(value, group.rank)
         replica = nodes[group.rank] if nodes else str(group.rank)
-        told = compare(group, work, kinds[group.rank], hashlib.sha256(value).hexdigest(), replica)
-        return told, work
+        verdict = compare(group, work, kinds[group.rank], hashlib.sha256(value).hexdigest(), replica)
+        return verdict, work
 
     results = run_ranks(len(kinds), one)
-    told = [told for told, _ in results]
-    assert all(each == told[0] for each in told)
-    return told[0], [work for _, work in results]
+    verdicts = [verdict for verdict, _ in results]
+    assert all(each == verdicts[0] for each in verdicts)
+    return verdicts[0], [work for _, work in results]
 
 
 ROUNDING, WRONG = 1e-6, 0.5
@@ -60,13 +60,17 @@ ROUNDING, WRONG = 1e-6, 0.5
         ("aab", {2: WRONG}, [2]),
         ("aab", {2: np.nan}, [2]),
         ("aaab", {1: WRONG, 3: ROUNDING}, [1]),
-        ("abb", {0: WRONG}, None),  # whoever leads: two against one, and the one is the measure
+        (
+            "abb",
+            {0: WRONG},
+            None,
+        ),  # rank 0, alone of its kind, is the reference, and both others disagree
         ("ab", {1: WRONG}, None),
     ],
 )
-def test_who_is_named(kinds, changes, named):
-    told, works = compared(kinds, changes)
-    assert told == named
+def test_the_minority_is_named(kinds, changes, named):
+    verdict, works = compared(kinds, changes)
+    assert verdict == named
     if named is not None:
         assert all(np.array_equal(work.value, works[0].value) for work in works)
 
@@ -83,7 +87,11 @@ def test_a_tie_changes_nothing():
         ("xxxyz", {0: WRONG, 1: WRONG, 2: WRONG}, [0, 1, 2]),
         ("xxx", {1: WRONG}, [1]),  # running averages are each rank's own
         ("xx", {1: WRONG}, None),
-        ("xxyy", {1: WRONG}, None),  # x has no word of its own, and y alone is no majority of two
+        (
+            "xxyy",
+            {1: WRONG},
+            None,
+        ),  # x has no majority, and y alone is only half of the replicas
         ("xxyyzz", {1: WRONG}, [1]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Training in which embeddings' gradients travel by rows: bit by bit what it is when they travel whole."""
+"""Sending only the touched rows of embedding gradients gives bitwise the results of sending whole tables."""
 
 from unittest import mock
 
@@ -100,7 +100,7 @@ few = Touched.is_sparse.fget
     [(1, None, True), (2, None, True), (3, None, True), (2, None, False), (2, [0, 1], True), (4, [0, 0, 1, 1], True)],
 )
 @pytest.mark.parametrize("overlap", ["on", "off"])
-def test_the_bits_are_those_of_whole_tables(network, size, nodes, can_share, overlap):
+def test_the_bits_equal_those_of_whole_tables(network, size, nodes, can_share, overlap):
     how = {"overlap": overlap, "bucket_mib": 1e-4}
     by_rows, whole, sparse = both_ways(size, network, nodes, can_share, **how)
     assert (sparse > 0) == (size > 1 and network is not tied)
@@ -113,9 +113,9 @@ def test_the_bits_are_those_of_whole_tables(network, size, nodes, can_share, ove
 def test_accumulation_clipping_and_ranks_without_work(change, nodes, can_share):
     by_rows, whole, sparse = both_ways(3, text, nodes, can_share, **change)
     assert sparse > 0
-    for (ours, said), (theirs, told) in zip(by_rows, whole, strict=True):
+    for (ours, our_steps), (theirs, their_steps) in zip(by_rows, whole, strict=True):
         assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-        assert np.allclose([s.gradient_norm for s in said], [t.gradient_norm for t in told], rtol=1e-5)
+        assert np.allclose([s.gradient_norm for s in our_steps], [s.gradient_norm for s in their_steps], rtol=1e-5)
 
 
 def test_a_batch_that_touches_most_rows_sends_the_whole_table():

@@ -1,4 +1,4 @@
-"""What the leader keeps in memory while the disk is full, and what becomes of it."""
+"""Lines that the leader keeps in memory while the disk is full, and when they are events."""
 
 import errno
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def test_a_leader_whose_folder_is_another_launchs_writes_nothing_that_waited(run
     assert (tmp_path / "ledger.jsonl").read_text() == ""
 
 
-def test_a_start_that_waits_has_been_told(run_log, disk):
+def test_a_start_line_that_waits_counts_as_started(run_log, disk):
     assert not run_log.has_started
     disk.room = 0
     run_log.started(START)
@@ -57,12 +57,14 @@ def test_a_start_that_waits_has_been_told(run_log, disk):
 
 
 @pytest.mark.parametrize("then", [0, errno.ENOSPC, errno.EIO])
-def test_closing_writes_what_it_can_and_ends_no_job(run_log, disk, tmp_path, then):
+def test_closing_writes_as_much_as_fits_and_raises_nothing(run_log, disk, tmp_path, then):
     disk.room = 0
     run_log.started(START)
     run_log.emit(Warned("waits"))
     disk.room, disk.code = (0, then) if then else (1 << 30, 0)
     run_log.close()
-    told = [line["event"] for line in read_lines(tmp_path / "metrics.jsonl")]
-    assert (told[0] == "start" and "waits" in str(read_lines(tmp_path / "metrics.jsonl"))) if then == 0 else not told
+    events = [line["event"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert (
+        (events[0] == "start" and "waits" in str(read_lines(tmp_path / "metrics.jsonl"))) if then == 0 else not events
+    )
     assert ("old" in (tmp_path / "ledger.jsonl").read_text()) is (then == 0)

@@ -1,4 +1,4 @@
-"""The beginning of a job: whoever dies in it, the next leader goes on in the same folder and under the same name."""
+"""The start of a job: if any rank dies during it, the next leader continues in the same folder, under the same name."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ddl.audit import report
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import ConfigError, DataError, JobEnded, UserCodeError
 from ddl.fault.recover import survive
 
@@ -18,7 +19,7 @@ def lines(name):
 
 
 def points_to_first_step(job, rank):
-    """How many kill points a rank passes in an undisturbed beginning."""
+    """How many kill points a rank passes in an undisturbed start."""
     passed, over = [0], [False]
 
     def probe(number):
@@ -33,7 +34,7 @@ def points_to_first_step(job, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_death_at_any_point_of_the_beginning_costs_neither_folder_nor_name(rank, whole_job, tmp_path, monkeypatch):
+def test_a_death_at_any_point_of_the_start_keeps_folder_and_name(rank, whole_job, tmp_path, monkeypatch):
     def job(group):
         return whole_job(group, SETTINGS, total_steps=1)
 
@@ -61,7 +62,7 @@ def test_a_death_at_any_point_of_the_beginning_costs_neither_folder_nor_name(ran
         assert [e["rank"] for e in events if e["event"] == "failure"][:1] == [rank]
 
 
-def test_a_leader_that_dies_in_a_folder_that_was_named_is_no_second_run(whole_job):
+def test_a_leader_that_dies_in_a_named_folder_leaves_no_second_run(whole_job):
     settings = {"run.dir": "here", "checkpoint.resume": "none"}
     results = run_ranks(2, lambda g: whole_job(g, settings), death=Death(0, 1, "setup.claim.done"))
     assert results[1][1] is None
@@ -70,7 +71,7 @@ def test_a_leader_that_dies_in_a_folder_that_was_named_is_no_second_run(whole_jo
 
 
 def test_a_state_that_came_half_is_not_trained_on(whole_job, monkeypatch):
-    """The first leader has read a checkpoint, and dies while it tells; the next reads it again."""
+    """The first leader has read a checkpoint and dies while broadcasting it; the next leader reads it again."""
     run_ranks(2, lambda g: whole_job(g, {"run.dir": "here"}))
     again = {"run.dir": "again", "checkpoint.resume": "here"}
     calm = run_ranks(2, lambda g: whole_job(g, again, total_steps=12))[0][0].state.digest()
@@ -86,7 +87,7 @@ def test_a_state_that_came_half_is_not_trained_on(whole_job, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [DataError("x"), UserCodeError("x")])
-def test_what_one_rank_cannot_do_all_end_with_its_status(error):
+def test_an_error_on_one_rank_ends_all_with_its_status(error):
     def begin(group):
         mine = error if group.rank == 1 else None
         return survive(group, lambda g: next((e for e in g.gather_objects(mine) if e), None))[1]
@@ -97,7 +98,7 @@ def test_what_one_rank_cannot_do_all_end_with_its_status(error):
 
 
 @pytest.mark.parametrize("error", [DataError("x"), UserCodeError("x")])
-def test_what_a_spare_alone_cannot_do_ends_all_with_its_status(error):
+def test_an_error_on_a_spare_ends_all_with_its_status(error):
     def begin(group):
         return survive(group, lambda g: None, error if group.rank == 3 else None)[1]
 

@@ -1,4 +1,4 @@
-"""Ranks of a node that update one replica together: bit by bit what each of them would have made of its own."""
+"""Ranks of a node that update a shared replica get bitwise the results of one replica per rank."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -8,7 +8,8 @@ import pytest
 
 from ddl import nn
 from ddl.arrays import Device, Layout, generator
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.config import Job, override
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
@@ -79,7 +80,7 @@ def assert_same(loops, others):
 
 
 def both(size, **how):
-    """The loops that share a replica, and those that have one each."""
+    """Loops that share a replica, and loops with one replica per rank."""
     nodes = how.pop("nodes", None)
     shared, own = (run_ranks(size, partial(train, sharded=word, **how), nodes=nodes) for word in ("on", "off"))
     for loop, wanted in ((shared[0], True), (own[0], False)):
@@ -115,7 +116,7 @@ def test_every_way_to_step(how, nodes):
 
 
 @pytest.mark.parametrize("nodes", [(0, 0, 0), (0, 0, 1, 1)])
-def test_tables_of_which_few_rows_are_touched(nodes, monkeypatch):
+def test_tables_with_few_touched_rows(nodes, monkeypatch):
     monkeypatch.setattr(reducer, "SPARSE_BYTES", 0)
     monkeypatch.setattr(reducer, "SPARSE_BYTES_BETWEEN_NODES", 0)
     assert_same(*both(len(nodes), nodes=nodes, network=embedding))
@@ -125,7 +126,7 @@ def test_tables_of_which_few_rows_are_touched(nodes, monkeypatch):
 def test_a_step_that_is_skipped_leaves_no_trace(clip_norm):
     shared, own = both(3, spoiled=[5], clip_norm=clip_norm)
     assert_same(shared, own)
-    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one an epoch
+    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one per epoch
     assert all(np.isfinite(value).all() for value in bits(shared[0]).values())
 
 
@@ -150,13 +151,13 @@ def test_one_rank_and_ranks_of_one_a_node_have_a_replica_each():
     assert not run_ranks(2, train, nodes=[0, 1])[0].work.total.replicas
 
 
-def test_where_memory_cannot_be_shared_all_goes_on():
+def test_training_continues_when_memory_cannot_be_shared():
     shared, own = (run_ranks(2, partial(train, sharded=word), can_share=False) for word in ("on", "off"))
     assert_same(shared, own)
     assert not shared[0].work.total.replicas
 
 
-def test_small_models_and_two_ranks_are_left_alone():
+def test_small_models_and_two_ranks_do_not_share_a_replica():
     assert not run_ranks(3, partial(train, sharded="auto"))[0].work.total.replicas
 
 
@@ -176,7 +177,7 @@ def test_an_optimizer_that_looks_at_layers_is_refused():
 @pytest.mark.parametrize("clip_norm", [0.0, 0.05])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_death_at_any_point_leaves_the_committed_replica(rank, clip_norm):
-    """Whoever is half through its share when a rank dies, what is committed is whole."""
+    """The committed state is complete even if other ranks are halfway through their share when a rank dies."""
     short, passed = partial(train, dtype="float64", clip_norm=clip_norm, total_steps=2), [0]
     calm = bits(run_ranks(1, short)[0])
 
@@ -202,7 +203,7 @@ def test_one_after_another_dies_on_two_nodes(count):
     short = partial(train, dtype="float64")
     calm = bits(run_ranks(1, short)[0])
     deaths = [Death(0, count), Death(4, 2 * count), Death(3, 2 * count + 3)]
-    nodes = [0, 0, 1, 1, 1]  # the last of a node nobody could vouch for
+    nodes = [0, 0, 1, 1, 1]  # each node keeps a survivor, since only that can confirm its deaths
     survivors = [r for r in run_ranks(5, short, nodes=nodes, death=deaths) if not isinstance(r, Killed)]
     assert survivors
     for loop in survivors:
@@ -212,21 +213,21 @@ def test_one_after_another_dies_on_two_nodes(count):
 
 
 class Clamped(SGD):
-    """What a user's class adds to a rule."""
+    """A user's rule with its own ``update``."""
 
     def update(self, params, grads, slots, lr, step, scale):
         super().update(params, grads, slots, lr, step, scale)
         np.clip(params, -0.05, 0.05, out=params)
 
 
-def test_what_a_users_optimizer_does_besides_is_done():
+def test_an_optimizer_with_its_own_update_keeps_it_and_is_not_sharded():
     for loop in run_ranks(3, partial(train, optimizer=Clamped(lr=0.5))):
         assert not loop.work.total.replicas and np.abs(loop.state.params.flat).max() <= 0.05
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_slots_that_no_update_writes_stay(steps, monkeypatch):
-    """A job may go on from a state in which what is frozen now was trained."""
+def test_slots_that_no_update_writes_are_kept(steps, monkeypatch):
+    """A job may resume from a state in which parameters that are frozen now were trained."""
     first = State.__init__
 
     def trained_before(self, *arguments):
@@ -240,7 +241,7 @@ def test_slots_that_no_update_writes_stay(steps, monkeypatch):
     assert (bits(shared[0])["mean/dense1.weight"] == 0.5).all()
 
 
-def test_asking_in_vain_for_one_replica_is_told():
+def test_a_request_for_one_replica_that_cannot_be_met_is_reported():
     said = []
     run_ranks(2, partial(train, said=said), can_share=False)
     assert [line for line in said if line.startswith("optim.sharded is on, but")]
@@ -254,7 +255,7 @@ def test_an_algorithm_that_cannot_run_here_is_reported_with_its_substitute():
 
 
 @pytest.mark.parametrize("flushes", [True, False])
-def test_what_a_rank_flushes_of_the_coming_replica_is_its_own_share(monkeypatch, flushes):
+def test_a_rank_flushes_only_its_own_share_of_the_next_replica(monkeypatch, flushes):
     gone = []
     monkeypatch.setattr(sums, "Trial", lambda: SimpleNamespace(next=lambda: flushes))
     monkeypatch.setattr(sums, "can_flush", lambda x: True)

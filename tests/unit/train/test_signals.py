@@ -19,7 +19,7 @@ def test_a_signal_asks_the_next_step_to_stop(number):
 
 
 def test_a_forked_child_can_be_terminated():
-    """It inherits handlers, and would wait for ever for a flag that only the parent reads."""
+    """It inherits the handlers, which would only set a flag that the parent reads, and never end the child."""
     with Signals(StepRequest()):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()

@@ -113,7 +113,7 @@ def after_steps(group, inputs, network, optimizer, loss="cross_entropy", steps=3
 
 
 def close(ours, theirs):
-    """Equal but for the rounding of sums in another order."""
+    """Equal up to the rounding of sums in another order."""
     scale = np.abs(theirs).max(initial=0)
     return np.allclose(ours, theirs, rtol=2e-5, atol=2e-6 * max(scale, 1))
 
@@ -129,9 +129,9 @@ def test_every_layer(name, size):
     for state, _ in results:
         assert close(state.params.flat, one.params.flat)
         assert close(state.averages.flat, one.averages.flat)
-    told = results[0][1]
-    assert [o.samples for o in told] == [o.samples for o in said] == [13, 13, 13]
-    assert np.allclose([o.loss for o in told], [o.loss for o in said], rtol=1e-5)
+    found = results[0][1]
+    assert [o.samples for o in found] == [o.samples for o in said] == [13, 13, 13]
+    assert np.allclose([o.loss for o in found], [o.loss for o in said], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -158,7 +158,7 @@ def test_every_loss(loss):
         assert close(state.params.flat, one.params.flat)
 
 
-def test_clipping_counts_only_what_is_trained():
+def test_clipping_counts_only_trained_parameters():
     """Where the norm is clipped to 1, plain gradient descent moves the trained parameters by exactly lr."""
 
     def steep(random):

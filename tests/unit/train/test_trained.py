@@ -1,4 +1,4 @@
-"""A trained run asked for outputs: new samples are read as its training data were, which may be gone by then."""
+"""Predict with a trained run: new samples are read like its training data, which need not exist any more."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def refused(capsys, door, *words):
     return line
 
 
-def test_texts_are_numbered_as_in_training_whatever_stands_beside_them(here, rng, capsys):
+def test_texts_are_numbered_as_in_training_with_any_other_columns(here, rng, capsys):
     lines = []
     for _ in range(200):
         kind = str(rng.choice(list(WORDS)))
@@ -105,7 +105,7 @@ def by_hand(x):
     return z @ weight + bias
 
 
-def test_columns_are_those_of_training(here, table, capsys):
+def test_columns_are_matched_to_those_of_training(here, table, capsys):
     x, wanted = table, by_hand(table)
     assert np.allclose(predicted("train.csv"), wanted)
     found = evaluated(capsys, "--input", "train.csv")
@@ -156,7 +156,7 @@ TOKENS = ("--data.normalize=none", "--model.name=transformer", "--train.epochs=1
 SMALL = ("--model.options.layers=1", "--model.options.width=8", "--model.options.heads=2", "--data.options.window=8")
 
 
-def test_a_model_of_tokens_goes_on_with_numbers(here, rng, capsys):
+def test_a_model_of_tokens_continues_a_prompt_of_numbers(here, rng, capsys):
     rng.integers(0, 300, 2000).astype("<u2").tofile("t.bin")
     train_files("t.bin", *TOKENS, *SMALL, "--data.format=tokens", "--data.options.vocabulary=300")
     capsys.readouterr()
@@ -167,14 +167,14 @@ def test_a_model_of_tokens_goes_on_with_numbers(here, rng, capsys):
     assert "299" in refused(capsys, predict, "--prompt", "300")
 
 
-def test_characters_are_those_of_training(here, capsys):
+def test_characters_are_numbered_as_in_training(here, capsys):
     (here / "t.txt").write_text("abcd " * 400)
     train_files("t.txt", *TOKENS, *SMALL, "--data.options.unit=characters")
     (here / "t.txt").unlink()
     capsys.readouterr()
     assert predict.main(["run", "--prompt", "ab", "--tokens", "6", "--temperature", "0"]) == 0
-    told = capsys.readouterr().out.rstrip("\n")
-    assert told.startswith("ab") and set(told) <= set("abcd \N{REPLACEMENT CHARACTER}")
+    printed = capsys.readouterr().out.rstrip("\n")
+    assert printed.startswith("ab") and set(printed) <= set("abcd \N{REPLACEMENT CHARACTER}")
     (here / "new.txt").write_text("dcba " * 4)
     (here / "more.txt").write_text("dcba " * 4 + "xyz!" * 5)
     assert np.allclose(predicted("more.txt")[:2], predicted("new.txt")[:2], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""ddl.Trainer on one rank: fit, go on, evaluate, predict; what it leaves; what it refuses."""
+"""ddl.Trainer on one rank: fit, resume, evaluate, predict; the files it writes; the arguments it rejects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import ddl
 from ddl.checkpoint import Store
-from ddl.collectives.choose import Rule, Tuning
+from ddl.collectives.choose import Tuning, TuningRule
 from ddl.errors import ConfigError, DdlError, Diverged, UserError
 
 RANDOM = np.random.default_rng(5)
@@ -48,7 +48,7 @@ def test_fit_trains_and_leaves_a_runs_folder(here):
         assert (run.folder / name).exists()
 
 
-def test_evaluate_and_predict_are_those_of_the_parameters():
+def test_evaluate_and_predict_use_the_current_parameters():
     run = trainer(normalize="feature")
     run.fit(steps=40)
     z = (X - X.mean(axis=0)) / X.std(axis=0)
@@ -73,7 +73,7 @@ def test_params_are_copies():
     assert any(value.any() for value in run.params.values())
 
 
-def test_a_second_fit_goes_on_and_ends_where_one_long_fit_ends():
+def test_a_second_fit_continues_and_ends_like_one_long_fit():
     short, long = trainer(), trainer()
     short.fit(epochs=2)
     folder = short.folder
@@ -89,7 +89,7 @@ def test_fit_without_a_length_takes_that_of_the_settings():
     assert trainer({"train.steps": 3}).fit(epochs=1)["steps"] == 6
 
 
-def test_callbacks_hear_of_every_step():
+def test_callbacks_are_called_for_every_step():
     heard = []
     trainer(callbacks=[lambda outcome: heard.append(outcome.step)]).fit(steps=4)
     assert heard == [1, 2, 3, 4]
@@ -118,7 +118,7 @@ def test_settings_reach_the_job(here):
 
 
 def test_a_measured_table_is_read_as_by_a_job(here):
-    Tuning((Rule(1, 1, 0, "ring"),)).save(here / "tuning.json")
+    Tuning((TuningRule(1, 1, 0, "ring"),)).save(here / "tuning.json")
     run = trainer({"comm.tuning": "tuning.json"})
     run.fit(steps=2)
     assert run._loop.task.tuning == Tuning.load(here / "tuning.json")
@@ -134,7 +134,7 @@ def test_tensorboard_files_are_written(here):
     assert list((run.folder / "tensorboard").iterdir())
 
 
-def test_training_starts_from_another_run_and_leaves_what_is_frozen():
+def test_training_starts_from_another_run_and_keeps_frozen_parameters():
     first = trainer()
     first.fit(steps=5)
     second = trainer({"model.from": str(first.folder), "model.freeze": ["dense1*"]})
@@ -163,9 +163,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_refused_at_once(case, here):
-    changes, settings, told = WRONG[case]
-    with pytest.raises(UserError, match=told):
+def test_invalid_arguments_are_rejected_at_once(case, here):
+    changes, settings, expected = WRONG[case]
+    with pytest.raises(UserError, match=expected):
         trainer(settings, **changes)
     assert not list(here.iterdir())
 
@@ -267,7 +267,7 @@ def test_batch_norm_trains_by_default_with_many_small_shards():
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_batch_norm_takes_micro_batches_in_which_shards_have_no_sample(accumulate):
+def test_batch_norm_accepts_micro_batches_without_samples_of_some_shards(accumulate):
     run = trainer({"train.accumulate": accumulate}, model=normalised(), data=(X[:65], Y[:65]), global_batch=64)
     assert run.fit(epochs=2)["status"] == "finished"
 
@@ -310,3 +310,26 @@ def test_a_longer_fit_says_how_its_schedule_goes_on_and_a_resumed_one_goes_on_li
     again.fit(steps=24)
     assert "learning rate" not in capsys.readouterr().out
     assert rates(again) == pytest.approx(logged)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 1), (4, 4)])
+def test_batch_norm_of_single_samples_is_refused(batch, accumulate):
+    with pytest.raises(ConfigError, match="at least 2 samples at a time"):
+        trainer({"train.accumulate": accumulate}, model=normalised(), global_batch=batch).fit(steps=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "loss"),
+    [
+        ("auto", lambda x: (x > 0).astype(int), "BinaryCrossEntropy"),
+        ("multilabel", lambda x: (x > 0) * 1.0, "BinaryCrossEntropy"),
+        ("probabilities", lambda x: 1 / (1 + np.exp(-4 * x[:, 0])), "BinaryCrossEntropy"),
+        ("probabilities", lambda x: np.exp(3 * x) / np.exp(3 * x).sum(axis=1, keepdims=True), "CrossEntropy"),
+    ],
+)
+def test_the_kind_of_the_targets_chooses_loss_and_accuracy(kind, make, loss):
+    x = np.random.default_rng(0).normal(size=(96, 3))
+    run = ddl.Trainer("linear", (x, make(x)), optimizer=ddl.optim.Adam(lr=0.05), settings={"data.target_kind": kind})
+    assert type(run.model.loss).__name__ == loss
+    assert run.fit(epochs=20)["train"]["accuracy"] > 0.9
+    assert run.evaluate((x, make(x)))["accuracy"] > 0.95

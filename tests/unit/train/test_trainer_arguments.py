@@ -1,4 +1,4 @@
-"""ddl.Trainer says what a job file says: by names and by objects alike; and its folder tells what it was made of."""
+"""ddl.Trainer accepts everything a job file does, by name or as an object, and records it in the run folder."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_an_optimizer_by_name_is_the_object():
 
 
 def test_augmentations_and_callbacks_by_name_are_the_objects(here, monkeypatch):
-    (here / "heard.py").write_text("steps = []\ndef hear(outcome):\n    steps.append(outcome.step)\n")
+    (here / "listener.py").write_text("steps = []\ndef on_step(outcome):\n    steps.append(outcome.step)\n")
     monkeypatch.syspath_prepend(here)
-    named = trainer(augment=["noise:0.3", "mixup"], callbacks=["heard:hear"])
-    made = trainer(augment=[Noise(0.3), Mixup()])  # mixup is told how many classes there are
+    named = trainer(augment=["noise:0.3", "mixup"], callbacks=["listener:on_step"])
+    made = trainer(augment=[Noise(0.3), Mixup()])  # mixup gets the number of classes from the data
     for run in (named, made):
         run.fit(steps=4)
     assert same(named, made)
-    assert sys.modules["heard"].steps == [1, 2, 3, 4]
+    assert sys.modules["listener"].steps == [1, 2, 3, 4]
 
 
 def test_rules_give_a_gan_two_optimizers(here):
@@ -98,7 +98,7 @@ def test_rules_give_a_gan_two_optimizers(here):
         trainer(rules=[Rule("judge*")]).fit(steps=1)
 
 
-def test_float16_goes_with_the_optimizers_that_a_job_may_have():
+def test_float16_works_with_every_optimizer_of_a_job():
     x = X.astype(np.float16)
     run = trainer({"train.dtype": "float16"}, data=(x, Y), optimizer=Momentum(lr=0.05))
     run.fit(steps=3)
@@ -138,7 +138,7 @@ def test_a_loss_of_classes_measures_accuracy_however_it_is_given(loss):
     assert "accuracy" in trainer(loss=loss, test=(X, Y)).fit(steps=2)["test"]
 
 
-def test_a_loss_that_was_made_shapes_the_model_as_its_name_does():
+def test_a_loss_object_shapes_the_model_as_its_name_does():
     y = Y.astype(np.float64)[:, None]
     run = trainer(model="linear", data=(X, y), loss=BinaryCrossEntropy(), test=(X, y))
     assert "accuracy" in run.fit(steps=2)["test"]
@@ -169,9 +169,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_refused(case):
-    settings, changes, told = WRONG[case]
-    with pytest.raises(UserError, match=told):
+def test_invalid_combinations_are_rejected(case):
+    settings, changes, expected = WRONG[case]
+    with pytest.raises(UserError, match=expected):
         trainer(settings, **changes).fit(steps=1)
 
 
@@ -182,7 +182,7 @@ def lines_of(capsys, door, *words):
     return status, said.out, said.err.splitlines()
 
 
-def test_the_folder_tells_what_was_made_in_python_and_doors_say_so(here, capsys):
+def test_the_folder_records_objects_made_in_python_and_commands_report_them(here, capsys):
     network = Sequential(Dense(8), Own(), Dense(2))
     settings = {"run.dir": "run", "metrics.console_every_s": 60}
     run = trainer(settings, model=network, optimizer=SGD(lr=0.3), normalize="all")
@@ -190,14 +190,14 @@ def test_the_folder_tells_what_was_made_in_python_and_doors_say_so(here, capsys)
     banner = capsys.readouterr().out
     assert "(python) Sequential(" in banner and "cnn" not in banner
     config = (here / "run" / "config.toml").read_text()
-    for told in (
+    for expected in (
         'name = "(python) Sequential(',
         '"(python) ddl.data.memory.Arrays"',
         'name = "sgd"',
         "lr = 0.3",
         '"all"',
     ):
-        assert told in config, told
+        assert expected in config, expected
     np.save("x.npy", X)
     asked = ("run", "--input", "x.npy", "--output", "y.npy")
     for door, words in ((predict.main, asked), (evaluate.main, ("run",)), (train, ("run/config.toml",))):
@@ -242,7 +242,7 @@ def test_a_finished_run_whose_loss_was_not_finite_can_be_started_again():
     assert again.fit(epochs=3)["steps"] == 18
 
 
-def test_one_trainer_goes_on_from_another_and_a_loop_of_ones_own_from_both():
+def test_a_trainer_resumes_from_another_and_a_users_loop_from_both():
     first = trainer()
     first.fit(steps=4)
     second = trainer({"model.from": str(first.folder)}, optimizer=SGD(lr=1e-9))

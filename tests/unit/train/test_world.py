@@ -1,4 +1,4 @@
-"""The averaging optimizer for a loop of one's own: its updates are those of the optimizer that it was given."""
+"""The averaging optimizer for a user's own loop: its updates equal those of the wrapped optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_steps_are_as_long_as_the_optimizer_says():
     optimizer = ddl.DistributedOptimizer(SGD(lr=0.5), params)
     optimizer.step({"w": [2.0, 4.0]})
     assert np.array_equal(params["w"], [0.0, 0.0])
-    optimizer.lr = 0.25  # a schedule of one's own
+    optimizer.lr = 0.25  # as a user's own schedule would
     optimizer.step({"w": [2.0, 4.0]})
     assert np.array_equal(params["w"], [-0.5, -1.0])
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint, in the middle of an epoch, after every way of ending; and what a checkpoint survives."""
+"""Resuming from a checkpoint in mid-epoch, after every kind of end; and the damage a checkpoint survives."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def slow(jobs, seconds: float = 0.1) -> list[str]:
 
 @pytest.fixture
 def killed(jobs):
-    """A job on 4 ranks of which everything was killed at once after step 14, in its third epoch.
+    """A job on 4 ranks, all killed at once after step 14, in its third epoch.
 
-    Step 14 is told when the callback has slept over step 13: by then the checkpoint of step 12 is written."""
+    Step 14 is reported after the callback has slept through step 13; by then the checkpoint of step 12 is written."""
     running = jobs.start(*slow(jobs), *EVERY)
     running.until(14)
     running.kill()
@@ -35,7 +35,7 @@ def killed(jobs):
     return ended
 
 
-def test_a_killed_job_goes_on_to_the_same_bits(jobs, killed, calm):
+def test_a_killed_job_resumes_to_the_same_bits(jobs, killed, calm):
     again = jobs.run(folder=killed.folder)
     assert again.status == 0 and again.is_exact(), again.said
     assert again.of("start")[-1]["step"] == 12
@@ -43,7 +43,7 @@ def test_a_killed_job_goes_on_to_the_same_bits(jobs, killed, calm):
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 6])
-def test_a_killed_job_goes_on_with_other_ranks(ranks, jobs, killed, calm):
+def test_a_killed_job_resumes_on_another_number_of_ranks(ranks, jobs, killed, calm):
     again = jobs.run(folder=killed.folder, n=ranks)
     assert again.status == 0 and again.is_exact(), again.said
     assert again.losses == pytest.approx(calm.losses, rel=1e-8)
@@ -69,14 +69,14 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm, left):
     folder.parent.mkdir()
     ballast = (
         f"import os\nLEFT = {left}\n"
-        f"path, told = {str(folder.parent / 'ballast')!r}, {str(folder / 'metrics.jsonl')!r}\n"
+        f"path, metrics = {str(folder.parent / 'ballast')!r}, {str(folder / 'metrics.jsonl')!r}\n"
         "sizes = []\n"
         "def step(outcome):\n"
         "    if outcome.step == 5:\n"
         "        with open(path, 'wb', 0) as file:\n"
         "            free = os.statvfs(path)\n"
         "            file.write(bytes(max(free.f_bavail * free.f_frsize - LEFT, 0)))\n"
-        "    sizes.append(os.stat(told).st_size)\n"
+        "    sizes.append(os.stat(metrics).st_size)\n"
         "    if outcome.step >= 13 and (LEFT or sizes[-1] == sizes[-2]) and os.path.exists(path):\n"
         "        os.unlink(path)\n"
     )
@@ -94,10 +94,10 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(jobs, calm, left):
         )
         assert ended.status == 0 and ended.is_exact(), ended.said
         assert sorted(ended.losses) == list(range(1, 31))
-        told = [line["message"] for line in ended.of("warning")]
-        full = [message for message in told if "the disk is full" in message]
+        warnings = [line["message"] for line in ended.of("warning")]
+        full = [message for message in warnings if "the disk is full" in message]
         assert full and "earlier ones are untouched" in full[0]
-        assert left or any(message.startswith("metrics.jsonl waits in memory") for message in told)
+        assert left or any(message.startswith("metrics.jsonl waits in memory") for message in warnings)
         assert ended.of("checkpoint")[0]["step"] == 4
         assert ended.of("checkpoint")[-1]["step"] == 30
         assert ended.summary["parameters_sha256"] == calm.summary["parameters_sha256"]

@@ -1,4 +1,4 @@
-"""What callbacks, files and people are told: every step and epoch, whoever dies in telling it."""
+"""Every step and epoch reaches callbacks, files and the console, even if a rank dies while reporting it."""
 
 import json
 from collections import Counter
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import Diverged, JobEnded, Stop
 from ddl.fault.recover import RecoverySettings
 
@@ -20,7 +21,7 @@ def events(kind):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_wherever_a_rank_dies_each_step_and_epoch_is_told(rank, whole_job, tmp_path, monkeypatch):
+def test_wherever_a_rank_dies_each_step_and_epoch_is_reported(rank, whole_job, tmp_path, monkeypatch):
     passed = Counter[str]()
 
     def probe_of(number):
@@ -30,7 +31,7 @@ def test_wherever_a_rank_dies_each_step_and_epoch_is_told(rank, whole_job, tmp_p
         return probe
 
     run_ranks(3, lambda g: whole_job(g, SETTINGS, total_steps=STEPS), probe=probe_of)
-    # What dies in a checkpoint is, with threads, the thread that writes it.
+    # With ranks as threads, a death inside a checkpoint would kill the writer thread instead.
     points = [point for point in passed if point.partition(".")[0] not in ("setup", "checkpoint")]
     deaths = [(point, count) for point in sorted(points) for count in range(1, passed[point] + 1)]
     for point, count in deaths[:: 5 if rank else 2]:
@@ -53,7 +54,7 @@ def test_wherever_a_rank_dies_each_step_and_epoch_is_told(rank, whole_job, tmp_p
         assert [event["step"] for event in events("epoch")] == [PER_EPOCH, STEPS], where
 
 
-def test_a_callback_that_the_leader_died_in_hears_of_the_step_again(whole_job):
+def test_a_callback_in_which_the_leader_died_is_called_again_for_the_step(whole_job):
     heard = []
 
     def callback(outcome):
@@ -66,7 +67,7 @@ def test_a_callback_that_the_leader_died_in_hears_of_the_step_again(whole_job):
     assert heard == [1, 2, 3, 3, 4, 5]
 
 
-def test_the_last_step_before_too_few_are_left_is_told(whole_job):
+def test_the_last_step_before_too_few_ranks_are_left_is_reported(whole_job):
     heard = []
 
     def callback(outcome):
@@ -80,14 +81,14 @@ def test_the_last_step_before_too_few_are_left_is_told(whole_job):
     assert heard == [1, 2, 3, 3] and [event["step"] for event in events("step")] == [1, 2, 3]
 
 
-def test_memory_that_cannot_be_shared_is_told_once(whole_job):
+def test_memory_that_cannot_be_shared_is_reported_once(whole_job):
     results = run_ranks(4, lambda g: whole_job(g, SETTINGS), can_share=False, death=Death(0, 3, "step.compute"))
     assert results[1][1] is None
     said = [event["message"] for event in events("warning") if "cannot share memory" in event["message"]]
     assert len(said) == 1 and "these threads may not" in said[0]
 
 
-def test_memory_that_is_shared_or_not_asked_for_is_not_worth_a_word(whole_job):
+def test_no_warning_when_memory_is_shared_or_not_requested(whole_job):
     run_ranks(2, lambda g: whole_job(g, {"run.dir": "run"}))
     assert not events("warning")
     run_ranks(2, lambda g: whole_job(g, {"run.dir": "run"}, algorithm="ring", total_steps=12), can_share=False)
@@ -114,7 +115,7 @@ def test_a_spare_ends_with_75_when_the_job_is_asked_to_stop(whole_job):
 
 
 class Listener:
-    """A callback that is told of epochs and of the end as well, and may die in any of them."""
+    """A callback that also listens to epochs and the end; it can die in any of these calls."""
 
     def __init__(self, fatal: tuple = ()):
         self.heard: list[tuple] = []
@@ -137,20 +138,20 @@ class Listener:
             raise Killed("in a callback")
 
 
-TOLD = [*(("step", n) for n in (1, 2, 3, 4)), ("epoch", 1), ("step", 5), ("epoch", 2), ("end", 0)]
+REPORTED = [*(("step", n) for n in (1, 2, 3, 4)), ("epoch", 1), ("step", 5), ("epoch", 2), ("end", 0)]
 
 
 @pytest.mark.parametrize("fatal", [(), ("epoch", 1), ("epoch", 2), ("end", 0), ("step", 4)])
-def test_epochs_and_the_end_are_told_and_told_again_by_whom_the_leader_left_it_to(fatal, whole_job):
+def test_epochs_and_the_end_are_reported_again_by_the_next_leader(fatal, whole_job):
     listener = Listener(fatal)
     results = run_ranks(3, lambda g: whole_job(g, SETTINGS, total_steps=STEPS, callbacks=[listener]))
     assert isinstance(results[0], Killed) == bool(fatal) and results[1][1] is None
-    assert list(dict.fromkeys(listener.heard)) == TOLD  # in this order, and none left out
-    assert len(listener.heard) <= len(TOLD) + 3 * bool(fatal)  # the last step, epoch and end again
+    assert list(dict.fromkeys(listener.heard)) == REPORTED  # in this order, and complete
+    assert len(listener.heard) <= len(REPORTED) + 3 * bool(fatal)  # the last step, epoch and end may be repeated
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_callback_may_listen_to_epochs_alone(ranks, whole_job):
+def test_a_callback_may_listen_only_to_epochs(ranks, whole_job):
     heard = []
 
     class Epochs:

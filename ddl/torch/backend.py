@@ -1,0 +1,58 @@
+"""Registers the backend "ddl" with PyTorch, which calls ``register`` itself when it is imported (an entry point).
+
+The backend itself is in process_group.py, which is imported when a script asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from ddl.environment import launched_size
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def register() -> None:
+    """Make ``init_process_group("ddl")`` known. Under mpirun no MASTER_ADDR, MASTER_PORT, RANK or WORLD_SIZE is needed,
+    for this backend or another."""
+    if not dist.is_available() or "ddl" in dist.Backend.backend_list:
+        return
+    dist.Backend.register_backend("ddl", create, devices=["cpu"])
+    # PyTorch has no public way to replace the handler of "env://", which is the default.
+    with contextlib.suppress(AttributeError, KeyError):
+        # torch.distributed.rendezvous is the module, and a function of the same name that hides it.
+        handlers = importlib.import_module("torch.distributed.rendezvous")._rendezvous_handlers
+        by_environment = handlers["env"]
+
+        def meet(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
+            if "MASTER_ADDR" in os.environ or launched_size() is None:
+                return by_environment(url, **options)
+            return meet_over_mpi(**options)
+
+        handlers["env"] = meet
+
+
+def meet_over_mpi(timeout: timedelta = DEFAULT_TIMEOUT, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """(store, rank, size) of the ranks that mpirun or srun has started."""
+    from ddl.torch.process_group import join
+
+    group = join(timeout)
+    store, host = None, "127.0.0.1" if len(group.nodes) == 1 else group.members[0].host
+    if group.rank == 0:
+        store = dist.TCPStore(host, 0, group.size, is_master=True, timeout=timeout, wait_for_workers=False)
+    port = group.gather_objects(None if store is None else store.port)[0]
+    if store is None:
+        store = dist.TCPStore(host, port, group.size, is_master=False, timeout=timeout)
+    yield store, group.rank, group.size
+
+
+def create(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    from ddl.torch import process_group
+
+    return process_group.create(rank, size, timeout)

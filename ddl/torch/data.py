@@ -1,0 +1,138 @@
+"""Map-style datasets of PyTorch as data sources: samples by number, collated into arrays.
+
+Random transforms draw from generators that are seeded for each sample, so an augmented sample is the same on every
+rank, also when it is read again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
+
+from ddl.arrays import generator
+from ddl.data import Field, Source, drawing
+from ddl.errors import ConfigError, DataError
+
+
+class Dataset(Source):
+    """dataset: has a length, and ``dataset[i]`` is sample i: a tuple, a mapping or one value.
+
+    collate_fn: makes a batch of a list of samples, as for a DataLoader. names: what the parts of a tuple are called, or
+    the keys of a mapping: by default a model takes "x" and the loss compares with "y".
+    Transforms may draw from ``torch``, ``random`` and ``numpy.random``: these are seeded by (seed, epoch, number) for
+    each sample in training, and by its number in evaluation. Samples are read on the thread that trains."""
+
+    stays_on_thread = True  # those generators belong to the whole process
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        names: Sequence[str] | Mapping[str, str] = ("x", "y"),
+    ):
+        if isinstance(dataset, IterableDataset):
+            raise ConfigError("an IterableDataset has no samples by number: ddl needs a map-style dataset")
+        if not len(dataset):
+            raise DataError("a dataset of no samples")
+        self.dataset, self._collate, self._called = dataset, collate_fn or default_collate, names
+        self._draws = False  # whether reading a sample draws random numbers, as far as is known
+        self._fields = {name: Field(a.shape[1:], a.dtype) for name, a in self.gather(np.zeros(1, np.int64)).items()}
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self._fields
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def hold(self, ranges: Sequence[range]) -> None:
+        """Nothing to do: the dataset manages its own memory."""
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        with _generators_restored() as before:
+            if not self._draws:
+                samples = [self.dataset[number] for number in indices.tolist()]
+                self._draws = States.now() != before
+            if self._draws:
+                samples = [self._drawn(number) for number in indices.tolist()]
+            return self._named(self._collate(samples))
+
+    def _drawn(self, number: int) -> Any:
+        seed, epoch = drawing() or (0, -1)
+        key = int(generator(seed, "sample", epoch, number).integers(2**63))
+        torch.manual_seed(key)
+        random.seed(key)
+        np.random.seed(key % 2**32)  # noqa: NPY002 - what the user's transforms draw from
+        return self.dataset[number]
+
+    def _named(self, batch: Any) -> dict[str, np.ndarray]:
+        if isinstance(batch, Mapping):
+            called = self._called if isinstance(self._called, Mapping) else {name: name for name in batch}
+            parts = {called[key]: value for key, value in batch.items() if key in called}
+        else:
+            values = batch if isinstance(batch, (tuple, list)) else (batch,)
+            if isinstance(self._called, Mapping) or len(values) > len(self._called):
+                raise DataError(f"a sample has {len(values)} parts, and names are {self._called}")
+            parts = dict(zip(self._called, values))
+        return {name: _array(name, value) for name, value in parts.items()}
+
+    def targets(self) -> np.ndarray | None:
+        return _array("y", targets) if (targets := _targets(self.dataset)) is not None else None
+
+
+def _targets(dataset: Any) -> Tensor | None:
+    """All targets of a dataset whose second tensor they are."""
+    if isinstance(dataset, Subset):
+        whole = _targets(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+    return dataset.tensors[1] if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1 else None
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"field {name!r} of the samples is of {array.dtype}, not of numbers")
+    return array
+
+
+@dataclass
+class States:
+    """The states of the generators of the whole process."""
+
+    of_torch: Tensor
+    of_python: Any
+    of_numpy: Any
+
+    @classmethod
+    def now(cls) -> States:
+        return cls(torch.random.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+
+    def restore(self) -> None:
+        torch.random.set_rng_state(self.of_torch)
+        random.setstate(self.of_python)
+        np.random.set_state(self.of_numpy)  # noqa: NPY002
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, States)
+            and torch.equal(self.of_torch, other.of_torch)
+            and self.of_python == other.of_python
+            and all(np.array_equal(a, b) for a, b in zip(self.of_numpy, other.of_numpy))
+        )
+
+
+@contextmanager
+def _generators_restored() -> Iterator[States]:
+    before = States.now()
+    try:
+        yield before
+    finally:
+        before.restore()

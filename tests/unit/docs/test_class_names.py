@@ -1,0 +1,26 @@
+"""One noun names one thing: no two classes of ddl share a name."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[3] / "ddl"
+# Public names that users import keep theirs: each is always written with its module.
+ALLOWED = {
+    "Model": {"models/model.py", "torch/model.py"},  # the protocol, and its implementation for PyTorch modules
+    # What a commit saves: of a user's own loop, of one in PyTorch, and of training.
+    "State": {"elastic.py", "torch/state.py", "train/state.py"},
+}
+
+
+def test_no_two_classes_share_a_name():
+    defined = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                defined[node.name].append(path.relative_to(PACKAGE).as_posix())
+    shared = {name: paths for name, paths in defined.items() if len(paths) > 1}
+    assert {name: set(paths) for name, paths in shared.items()} == ALLOWED
+    assert all(len(paths) == len(ALLOWED[name]) for name, paths in shared.items())

@@ -1,0 +1,119 @@
+"""What the doctor makes of what it found; tests/cluster shows it at work under several MPIs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ddl import doctor
+from ddl.comm import unconnected
+from ddl.launcher import checkup
+from ddl.launcher.checkup import Finding, launcher, library
+from ddl.launcher.probe import Launcher, attempt, try_launcher
+
+WORDS = ("/bin/mpirun", "--oversubscribe", "-n", "4")
+SURVIVES = Launcher("/bin/mpirun", WORDS, 4, "", True, True, "by its file", survives=True, with_ft=True)
+ENDS = "the death of a rank ends the job"
+VERDICTS = {
+    "all is well": (True, SURVIVES, "the death of a rank is survived: by its file"),
+    "the library cannot report it": (False, SURVIVES, f"{ENDS}: the library cannot report it; python -m ddl.launch"),
+    "an option is missing": (
+        True,
+        replace(SURVIVES, tolerant=False, survives=False, reason="no option"),
+        f"{ENDS}: no option; python -m ddl.doctor --enable-fault-tolerance",
+    ),
+    "the environment says so, and it is not so": (True, replace(SURVIVES, survives=False), f"{ENDS}: by its file;"),
+    "mpirun cannot": (
+        True,
+        replace(SURVIVES, survives=False, with_ft=False),
+        f"{ENDS}: this mpirun ends all processes when one dies; python -m ddl.launch",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_the_finding_says_what_happens_to_a_job_whose_rank_dies(case):
+    can_report, found, said = VERDICTS[case]
+    *others, last = launcher(can_report, found.path, lambda path: found)
+    assert last.text.startswith(said) and last.ends is not last.good
+    assert "mpirun --oversubscribe -n 4 python -m ddl.doctor" in others[0].text
+    text = doctor.report([*others, last])
+    assert ("No problems found." in text) is last.good
+    assert ("Jobs can run, but:" in text) is last.ends
+
+
+def test_mpirun_and_library_of_two_installations_are_found():
+    *_, last = launcher(True, "/bin/mpirun", lambda path: replace(SURVIVES, met=False))
+    assert last.wrong and "do not go together" in last.text
+
+
+def test_an_mpirun_that_starts_nothing_says_why(tmp_path):
+    path = tmp_path / "mpirun"
+    path.write_text("#!/bin/sh\necho there are no slots\nexit 1\n")
+    path.chmod(0o755)
+    found = try_launcher(str(path))
+    assert (found.words, found.why) == ((), "there are no slots")
+    (finding,) = launcher(True, str(path))
+    assert finding.wrong and "does not start a job of 4 processes: there are no slots" in finding.text
+
+
+def test_the_way_to_start_four_ranks_is_the_first_that_works(tmp_path):
+    path = tmp_path / "mpirun"
+    path.write_text('#!/bin/sh\n[ "$1" = --oversubscribe ] || exit 1\n')
+    path.chmod(0o755)
+    assert try_launcher(str(path)).words == (str(path), "--oversubscribe", "-n", "4")
+
+
+def test_a_hanging_command_is_ended():
+    tried = attempt(["sh", "-c", "echo FOUND; sleep 60"], 0.2)
+    assert tried.last == "it did not end within 0 s" and tried.status != 0
+
+
+def test_a_missing_library_and_a_missing_package_are_named(monkeypatch, tmp_path):
+    ((finding,), can_report) = library(lambda: ({}, "libmpi.so: cannot open"))
+    assert finding.wrong and not can_report and "cannot be loaded: libmpi.so: cannot open" in finding.text
+    (tmp_path / "libmpich.so.12").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f":{tmp_path}")
+    ((finding,), _) = library(lambda: ({}, "libmpi.so.12: cannot open"))
+    assert f"ln -s {tmp_path}/libmpich.so.12 " in finding.text
+    monkeypatch.setattr(checkup, "version_of", lambda package: None)
+    ((finding,), _) = library()
+    assert finding.wrong and "mpi4py is missing" in finding.text
+
+
+def test_the_report_ends_with_the_problems():
+    text = doctor.report(
+        [Finding("A", True, "fine"), Finding("B", False, "broken", True), Finding("B", False, "dies", ends=True)]
+    )
+    assert text.splitlines()[-2:] == ["1 problem would prevent a job:", "    broken"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, ""),
+        ({"SLURM_NTASKS": "1"}, ""),
+        ({"SLURM_NTASKS": "4", "PMIX_RANK": "0"}, ""),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, "SLURM_NTASKS is 4, but this process trains alone"),
+        ({"WORLD_SIZE": "8"}, "WORLD_SIZE is 8, but this process trains alone"),
+    ],
+)
+def test_a_process_that_was_meant_to_be_one_of_several_is_noticed(environment, said):
+    assert unconnected(environment).startswith(said) and bool(unconnected(environment)) is bool(said)
+
+
+def test_the_same_command_run_beside_itself_is_noticed():
+    code = "import sys; from ddl.comm import unconnected; input(); print(unconnected({}))"
+    words = [sys.executable, "-c", code, "ddl.train"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    alone = subprocess.run(words, input="\n", stdout=subprocess.PIPE, text=True, check=True)
+    assert alone.stdout == "\n"
+    both = [subprocess.Popen(words, **pipes) for _ in range(2)]
+    both[0].stdin.write("\n")
+    both[0].stdin.flush()
+    assert "1 more of this command run beside it" in both[0].stdout.readline()
+    for process in both:
+        process.communicate("\n")

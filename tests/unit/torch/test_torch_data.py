@@ -1,0 +1,146 @@
+"""Datasets of PyTorch as data sources: samples by number, and draws that belong to a sample, not to a rank."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from torch.utils.data import IterableDataset, Subset, TensorDataset
+
+import ddl.torch
+from ddl.data import Loader, Order, as_known, open_dataset
+from ddl.errors import ConfigError, DataError
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Sample i is i, and a random number of each generator."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, number):
+        drawn = [torch.rand(()), random.random(), np.random.rand()]  # noqa: NPY002
+        return torch.tensor([number, *drawn], dtype=torch.float64), number % 3
+
+
+class Plain(Noisy):
+    def __getitem__(self, number):
+        return torch.full((2,), float(number)), number % 3
+
+
+class Named(Noisy):
+    def __getitem__(self, number):
+        return {"pixels": np.full((2, 2), number), "label": number % 3, "id": str(number)}
+
+
+def batches(source, shards, epoch=0):
+    """sample number -> its row, over an epoch of these shards."""
+    loader = Loader(source, Order(len(source), 6, 12, 7), shards, seed=7)
+    rows = {}
+    for step in range(loader.order.steps_per_epoch):
+        batch, _ = loader.batch(epoch, step)
+        rows |= {int(row[0]): row.copy() for row in batch["x"]}
+    loader.close()
+    return rows
+
+
+def test_samples_are_collated_into_named_arrays():
+    source = ddl.torch.Dataset(Plain())
+    batch = source.gather(np.array([4, 9]))
+    assert batch["x"].tolist() == [[4, 4], [9, 9]] and batch["y"].tolist() == [1, 0]
+    assert source.fields["x"].shape == (2,) and source.fields["x"].dtype == np.float32 and len(source) == 30
+
+
+def test_the_keys_of_a_mapping_are_named_and_others_left_out():
+    def collate(samples):
+        return {"pixels": np.stack([one["pixels"] for one in samples]), "label": [one["label"] for one in samples]}
+
+    source = ddl.torch.Dataset(Named(), collate, names={"pixels": "x", "label": "y"})
+    assert source.gather(np.array([2]))["y"].tolist() == [2] and source.fields["x"].shape == (2, 2)
+
+
+def test_draws_belong_to_the_sample_and_the_epoch_not_to_the_rank_or_the_moment():
+    whole = batches(ddl.torch.Dataset(Noisy()), range(6))
+    parts = [batches(ddl.torch.Dataset(Noisy()), shards) for shards in ([5, 0, 2], [1, 3, 4])]
+    again = {**parts[0], **parts[1]}
+    assert sorted(whole) == sorted(again) == list(range(30))
+    assert all(np.array_equal(whole[number], again[number]) for number in whole)
+    assert len({tuple(row[1:]) for row in whole.values()}) == 30
+    other = batches(ddl.torch.Dataset(Noisy()), range(6), epoch=1)
+    assert not any(np.array_equal(whole[number][1:], other[number][1:]) for number in whole)
+
+
+def test_reading_does_not_change_the_generators_of_the_process():
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)  # noqa: NPY002
+    wanted = torch.rand(()), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)  # noqa: NPY002
+    batches(ddl.torch.Dataset(Noisy()), range(6))
+    assert (torch.rand(()), random.random(), np.random.rand()) == wanted  # noqa: NPY002
+
+
+def test_samples_are_read_on_the_thread_that_trains():
+    loader = Loader(ddl.torch.Dataset(Plain()), Order(30, 6, 12, 7), range(6), prefetch=2)
+    assert loader.prefetch == 0
+
+
+def test_targets_of_tensors_are_known_without_reading_the_samples():
+    data = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10) % 4)
+    assert ddl.torch.Dataset(data).targets().tolist() == [i % 4 for i in range(10)]
+    assert ddl.torch.Dataset(Subset(data, [3, 1])).targets().tolist() == [3, 1]
+    assert ddl.torch.Dataset(Plain()).targets() is None
+
+
+class Empty(Plain):
+    def __len__(self):
+        return 0
+
+
+class Texts(Plain):
+    def __getitem__(self, number):
+        return torch.zeros(2), "a text"
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+
+class Triples(Plain):
+    def __getitem__(self, number):
+        return 1, 2, 3
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (Empty(), "no samples"),
+        (Texts(), "field 'y' of the samples"),
+        (Stream(), "IterableDataset"),
+        (Triples(), "3 parts"),
+    ],
+)
+def test_a_dataset_that_gives_no_numbered_arrays_is_refused(dataset, words):
+    with pytest.raises((ConfigError, DataError), match=words):
+        ddl.torch.Dataset(dataset)
+
+
+@pytest.mark.parametrize("name", ["torch:{}:Plain", "{}:Plain", "torch:{}:pairs"])
+def test_a_job_names_a_dataset_class_or_a_function_that_makes_one(name, monkeypatch, tmp_path):
+    text = "import torch\nfrom torch.utils.data import TensorDataset\n"
+    text += "def Plain(): return TensorDataset(torch.arange(40.0)[:, None], torch.arange(40) % 2)\n"
+    text += "def pairs(): return [(float(i), i % 2) for i in range(40)]\n"
+    (tmp_path / "named_sets.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    splits = open_dataset(name.format("named_sets"), validation=0.25, test=0)
+    assert (len(splits.train), len(splits.validation)) == (30, 10)
+    splits.train.hold([range(30)])
+    assert set(splits.train.gather(np.arange(30))["y"].tolist()) == {0, 1}
+
+
+def test_a_dataset_by_itself_is_a_source():
+    assert isinstance(as_known(Plain()), ddl.torch.Dataset)
+    assert as_known(5) == 5

@@ -1,0 +1,204 @@
+"""A loop of PyTorch around ddl.torch.State survives deaths and ends at what one process computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import torch.nn.functional as F
+from torch import nn
+
+import ddl.torch
+from ddl import elastic
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
+from ddl.data import Order
+from ddl.errors import UserError
+
+SAMPLES, BATCH, SHARDS, EPOCHS = 30, 12, 6, 2
+
+OPTIMIZERS = {
+    "momentum with dampening": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.3),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.02),
+    "NAdam": lambda p: torch.optim.NAdam(p, 0.02),
+    "Rprop": lambda p: torch.optim.Rprop(p, 0.02),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, 0.02),
+}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.sometimes, self.unused = nn.Linear(5, 3), nn.Linear(3, 3), nn.Linear(2, 2)
+
+    def forward(self, x, twice):
+        y = torch.tanh(self.out(x))
+        return self.sometimes(y) if twice else y
+
+
+def parts(make, kind="AdamW"):
+    net = make(Net)
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    return net, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+
+def loss_sum(net, rows, points, step):
+    x, y = (torch.from_numpy(value[rows]) for value in points)
+    return F.cross_entropy(net(x, step % 2 == 0), y, reduction="sum")
+
+
+def job(group, make, points, kind="AdamW"):
+    net, optimizer, scheduler = parts(make, kind)
+    state = ddl.torch.State(net, optimizer, scheduler)
+
+    def train(state, world):
+        for rows in world.batches(SAMPLES, global_batch=BATCH, epochs=EPOCHS):
+            optimizer.zero_grad()
+            loss_sum(net, rows, points, state.steps).backward()
+            state.update(len(rows))
+        return world.size
+
+    elastic.run(train, state, shards=SHARDS, group=group)
+    return net, optimizer, state
+
+
+def by_pytorch(make, points, kind="AdamW"):
+    net, optimizer, scheduler = parts(make, kind)
+    order = Order(SAMPLES, SHARDS, BATCH, 0)
+    for step in range(EPOCHS * order.steps_per_epoch):
+        rows, _ = order.indices(*divmod(step, order.steps_per_epoch), range(SHARDS))
+        optimizer.zero_grad()
+        (loss_sum(net, rows, points, step) / len(rows)).backward()
+        optimizer.step()
+        scheduler.step()
+    return net
+
+
+def assert_equal(net, wanted):
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_any_optimizer_gives_the_same_result_on_any_number_of_ranks(fresh, points, kind):
+    wanted = by_pytorch(fresh, points, kind)
+    assert not torch.equal(wanted.out.weight, fresh(Net).out.weight)
+    for ranks in (1, 2, 3):
+        for net, optimizer, state in run_ranks(ranks, lambda group: job(group, fresh, points, kind)):
+            assert_equal(net, wanted)
+            assert state.steps == state.commits == 6 and optimizer.param_groups[0]["lr"] < 0.05
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_death_at_any_point_changes_nothing(fresh, points, rank):
+    wanted = by_pytorch(fresh, points)
+    for count in range(1, 100, 9):
+        results = run_ranks(3, lambda group: job(group, fresh, points), death=Death(rank, count))
+        if not isinstance(results[rank], Killed):
+            break
+        for result in results:
+            if not isinstance(result, Killed):
+                assert_equal(result[0], wanted)
+    assert count > 30
+
+
+def test_all_ranks_begin_with_the_module_of_the_first(fresh, points):
+    def own(group):
+        def drawn(kind):
+            net = fresh(kind)
+            with torch.no_grad():
+                net.out.weight.add_(group.rank)
+            return net
+
+        return job(group, drawn, points)
+
+    for net, _, _ in run_ranks(2, own):
+        assert_equal(net, by_pytorch(fresh, points))
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(self.norm(x))
+
+
+def test_running_statistics_are_averaged_and_counters_agree(fresh, points):
+    x, y = map(torch.from_numpy, points)
+
+    def normed(group):
+        net = fresh(Normed)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        state = ddl.torch.State(net, optimizer)
+
+        def train(state, world):
+            for rows in world.batches(SAMPLES, global_batch=SAMPLES):
+                F.cross_entropy(net(x[rows]), y[rows], reduction="sum").backward()
+                state.update(len(rows))
+
+        elastic.run(train, state, shards=SHARDS, group=group)
+        return net.norm
+
+    for norm in run_ranks(2, normed):
+        torch.testing.assert_close(norm.running_mean, 0.1 * x[:SAMPLES].mean(0))
+        assert norm.num_batches_tracked == 1
+
+
+def test_gradients_can_be_clipped_between_average_and_update(fresh, points):
+    net, optimizer, _ = parts(fresh)
+    state = ddl.torch.State(net, optimizer)
+    loss_sum(net, np.arange(6), points, 0).backward()
+    state.average(6)
+    norm = nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], 1e-3)
+    before = net.out.weight.grad.clone()
+    state.update()
+    assert norm > 1e-3 and torch.equal(net.out.weight.grad, before) and state.commits == 1
+
+
+def test_invalid_arguments_are_named(fresh, points):
+    net, optimizer, scheduler = parts(fresh)
+    with pytest.raises(UserError, match="cannot be called 'update'"):
+        ddl.torch.State(net, optimizer, update=1)
+    with pytest.raises(UserError, match="cannot be called 'commit'"):
+        elastic.State(commit=1)
+    with pytest.raises(UserError, match="is not the module's"):
+        ddl.torch.State(nn.Linear(2, 2), optimizer)
+    state = ddl.torch.State(net, optimizer, scheduler, best=3.5)
+    assert state.best == 3.5
+    with pytest.raises(UserError, match="number of samples"):
+        state.update()
+    with pytest.raises(UserError, match="add up to 0"):
+        state.update(0)
+
+
+def test_a_batch_that_was_not_counted_is_named():
+    def train(state, world):
+        for _ in world.batches(SAMPLES, global_batch=BATCH):
+            state.commit()
+
+    with pytest.raises(UserError, match="step 0 was not counted"):
+        [error] = run_ranks(1, lambda group: elastic.run(train, elastic.State(steps=0), shards=SHARDS, group=group))
+        raise error
+
+
+def test_a_decorated_function_survives_what_run_survives(points):
+    state = elastic.State(steps=0)
+
+    def job(group):
+        @elastic.resilient(state, shards=SHARDS, group=group)
+        def train(state, world):
+            return [len(rows) for rows in counted(state, world)]
+
+        return train()
+
+    def counted(state, world):
+        for rows in world.batches(SAMPLES, global_batch=BATCH):
+            yield rows
+            state.steps += 1
+            state.commit()
+
+    assert run_ranks(1, job) == [[12, 12, 6]]
