@@ -18,17 +18,23 @@ from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault import session
+from ddl.fault.call_watch import CallWatch
 from ddl.optim import Groups, Optimizer, Rule, slot_dtype
 
 
-def init() -> Group:
+def init(timeout_s: float = 600.0) -> Group:
     """Join the ranks that mpirun or srun started; one rank without them. Called again, or after a Trainer, it changes
-    nothing. A Trainer that comes after it works in the same group, in which no death is survived."""
+    nothing. A Trainer that comes after it works in the same group, in which no death is survived.
+
+    timeout_s: if a rank waits so long in a call of this module for the others, one line says which rank is where, and
+    all end with status 1; 0: never."""
     joined = session.current()
     if joined is None:
         from ddl.comm import mpi
 
         joined = session.hold(mpi.start(tolerant="off"))
+        if timeout_s and joined.group.size > 1:
+            joined.group.kept["watch_call"] = CallWatch(joined.group, timeout_s).waiting
     joined.before_leaving = end_script
     return joined.group
 
