@@ -24,7 +24,8 @@ from ddl.nn.metric import Metric
 from ddl.nn.norm import LEAST_SAMPLES
 from ddl.torch.buffers import Buffers, numbers, refuse_changes
 from ddl.torch.gradients import Gradients
-from ddl.torch.objective import Objective, metrics_of
+from ddl.torch.masks import Masks, masked
+from ddl.torch.objective import Objective, are_near, metrics_of, rows_of
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -74,8 +75,10 @@ class Model(Measured):
         _refuse_unknown(module)
         self._buffers = Buffers(module, averaged)
         self._was_training, self._is_set = module.training, False
-        # Batch statistics and random draws belong to a shard: such modules compute one shard after another.
+        # Batch statistics and most random draws belong to a shard: such modules compute one shard after another.
         self._by_shard = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+        self._draws = False  # whether forward draws random numbers that are no masks of dropout
+        self._compared: set[int] = set()  # numbers of rows for which a shard was found to come out the same in a batch
         self._known: dict[int, tuple[Views, dict[str, Tensor]]] = {}
         self._bound: dict[str, Tensor] = {}
         self._gradients = Gradients(self._trained, self.by_rows)
@@ -103,7 +106,7 @@ class Model(Measured):
         return self._buffers.kept
 
     @cached_property
-    def by_rows(self) -> Sequence[str]:
+    def byrows_of(self) -> Sequence[str]:
         return [
             f"{prefix}.weight" if prefix else "weight"
             for prefix, part in self.module.named_modules()
@@ -170,20 +173,39 @@ class Model(Measured):
         return loss, weight, sums
 
     def _pieces(self, buffers: Views, batch: dict[str, Tensor], ctx: Context) -> Iterator[Piece]:
-        """Forward over the batch as a whole, or shard by shard where batch statistics or random draws ask for it."""
+        """Forward over the batch as a whole, or shard by shard where the rows of a shard would not come out alike."""
         segments = [(place, shard) for place, shard in zip(ctx.segments, ctx.shards) if place.stop > place.start]
+        seed = _seed(ctx)
         if len(segments) > 1 and not self._by_shard:
-            before = torch.random.get_rng_state()
-            whole = self._piece(buffers, batch, ctx, True)
-            if torch.equal(before, torch.random.get_rng_state()):
-                yield whole
-                return
-            self._by_shard = True  # what it drew depends on the plan: each shard must draw its own
+            last, rows = segments[-1][0], segments[-1][0].stop
+            alone = None if rows in self._compared else self._alone(buffers, batch, segments[-1], ctx)
+            with masked(Masks(*zip(*segments))) as masks:
+                torch.manual_seed(seed)
+                whole = self._piece(buffers, batch, ctx, True)
+                self._draws = not masks.are_all(seed)
+                if not self._draws and (alone is None or are_near(alone, rows_of(whole.outputs, last))):
+                    self._compared.add(rows)
+                    yield whole
+                    return
+            self._by_shard = True
         for place, shard in segments:
-            torch.manual_seed(int(generator(ctx.seed, "torch", ctx.step, ctx.part, shard).integers(2**63)))
-            part = {name: value[place] for name, value in batch.items()}
-            with self._buffers.statistics_of(place.stop - place.start):
-                yield self._piece(buffers, part, ctx, place is segments[-1][0])
+            part, count = rows_of(batch, place), place.stop - place.start
+            with self._buffers.statistics_of(count), masked(Masks([slice(0, count)], [shard])) as masks:
+                torch.manual_seed(_seed(ctx, shard) if self._draws else seed)
+                piece = self._piece(buffers, part, ctx, place is segments[-1][0])
+                if not self._draws and not masks.are_all(seed):
+                    self._draws = True  # draws that are no dropout of ours: the generator must be the shard's
+                    torch.manual_seed(_seed(ctx, shard))
+                    piece = self._piece(buffers, part, ctx, piece.is_last)
+                yield piece
+
+    def _alone(self, buffers: Views, batch: dict[str, Tensor], segment: tuple[slice, int], ctx: Context) -> Any:
+        """The outputs for one shard's rows, computed without the others."""
+        place, shard = segment
+        with torch.no_grad(), masked(Masks([slice(0, place.stop - place.start)], [shard])):
+            torch.manual_seed(_seed(ctx))
+            self._buffers.begin(buffers, True)
+            return self.module(*(batch[name][place] for name in self.inputs))
 
     def _piece(self, buffers: Views, batch: dict[str, Tensor], ctx: Context, is_last: bool) -> Piece:
         self._buffers.begin(buffers, True)
@@ -279,6 +301,10 @@ def _refuse_unknown(module: nn.Module) -> None:
     for name, p in module.named_parameters():
         if p.device.type != "cpu":
             raise ConfigError(f"parameter {name} is on {p.device}: ddl.torch trains modules on the CPU")
+
+
+def _seed(ctx: Context, *shard: int) -> int:
+    return int(generator(ctx.seed, "torch", ctx.step, ctx.part, *shard).integers(2**62))
 
 
 def _detached(outputs: Any) -> Any:

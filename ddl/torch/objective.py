@@ -84,7 +84,7 @@ class Objective:
         """Raises UserError if the loss of a few samples is not what those of the first and of the others make up."""
         if rows < 2:
             return
-        parts = [self(_rows(outputs, part), _rows(targets, part), n) for part, n in _cut(rows)]
+        parts = [self(rows_of(outputs, part), rows_of(targets, part), n) for part, n in _cut(rows)]
         loss, weight = self(outputs, targets, rows)
         total = sum(float(part) for part, _ in parts)
         if not np.isclose(float(loss), total, rtol=1e-3, atol=1e-5) or not np.isclose(weight, sum(w for _, w in parts)):
@@ -98,13 +98,25 @@ def _cut(rows: int) -> list[tuple[slice, int]]:
     return [(slice(0, 1), 1), (slice(1, rows), rows - 1)]
 
 
-def _rows(value: Any, part: slice) -> Any:
+def rows_of(value: Any, part: slice) -> Any:
     """Some rows of every tensor in ``value``."""
     if isinstance(value, Tensor):
         return value[part]
     if isinstance(value, Mapping):
-        return {name: _rows(one, part) for name, one in value.items()}
-    return type(value)(_rows(one, part) for one in value) if isinstance(value, (tuple, list)) else value
+        return {name: rows_of(one, part) for name, one in value.items()}
+    return type(value)(rows_of(one, part) for one in value) if isinstance(value, (tuple, list)) else value
+
+
+def are_near(value: Any, other: Any) -> bool:
+    """Whether outputs of the same rows differ by no more than rounding explains."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return torch.equal(value, other)
+        limit = torch.finfo(value.dtype).eps ** 0.5 * other.abs().max() if len(other) else 0
+        return bool(((value - other).abs() <= limit).all()) or not bool(value.isfinite().all())
+    if isinstance(value, Mapping):
+        return all(are_near(one, other[name]) for name, one in value.items())
+    return all(map(are_near, value, other)) if isinstance(value, (tuple, list)) else True
 
 
 def _option(loss: Any, name: str, default: Any) -> Any:
