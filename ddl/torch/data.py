@@ -68,7 +68,7 @@ class Dataset(Source):
     def _drawn(self, number: int) -> Any:
         seed, epoch = drawing() or (0, -1)
         key = int(generator(seed, "sample", epoch, number).integers(2**63))
-        torch.manual_seed(key)
+        torch.default_generator.manual_seed(key)
         random.seed(key)
         np.random.seed(key % 2**32)  # noqa: NPY002 - what the user's transforms draw from
         return self.dataset[number]

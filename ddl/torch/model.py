@@ -180,7 +180,7 @@ class Model(Measured):
             last, rows = segments[-1][0], segments[-1][0].stop
             alone = None if rows in self._compared else self._alone(buffers, batch, segments[-1], ctx)
             with masked(Masks(*zip(*segments))) as masks:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 whole = self._piece(buffers, batch, ctx, True)
                 self._draws = not masks.are_all(seed)
                 if not self._draws and (alone is None or are_near(alone, rows_of(whole.outputs, last))):
@@ -191,11 +191,11 @@ class Model(Measured):
         for place, shard in segments:
             part, count = rows_of(batch, place), place.stop - place.start
             with self._buffers.statistics_of(count), masked(Masks([slice(0, count)], [shard])) as masks:
-                torch.manual_seed(_seed(ctx, shard) if self._draws else seed)
+                torch.default_generator.manual_seed(_seed(ctx, shard) if self._draws else seed)
                 piece = self._piece(buffers, part, ctx, place is segments[-1][0])
                 if not self._draws and not masks.are_all(seed):
                     self._draws = True  # draws that are no dropout of ours: the generator must be the shard's
-                    torch.manual_seed(_seed(ctx, shard))
+                    torch.default_generator.manual_seed(_seed(ctx, shard))
                     piece = self._piece(buffers, part, ctx, piece.is_last)
                 yield piece
 
@@ -203,7 +203,7 @@ class Model(Measured):
         """The outputs for one shard's rows, computed without the others."""
         place, shard = segment
         with torch.no_grad(), masked(Masks([slice(0, place.stop - place.start)], [shard])):
-            torch.manual_seed(_seed(ctx))
+            torch.default_generator.manual_seed(_seed(ctx))
             self._buffers.begin(buffers, True)
             return self.module(*(batch[name][place] for name in self.inputs))
 

@@ -138,8 +138,8 @@ def _weight_of_classes(loss: Any) -> Callable[[Tensor], float] | None:
     def weigh(targets: Tensor) -> float:
         if targets.is_floating_point():
             return targets.numel() / targets.shape[1]
-        counted = targets[targets != ignored]
-        return float(len(counted) if weights is None else weights[counted].sum())
+        counted = targets != ignored
+        return float(counted.sum() if weights is None else weights[targets[counted]].sum())
 
     return weigh
 
