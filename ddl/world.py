@@ -117,7 +117,7 @@ class _Broadcast(Call):
 
 
 @dataclass(frozen=True)
-class _Step(Call):
+class _OptimizerStep(Call):
     """place: of the optimizer in the ``join`` block, -1 if it is not there."""
 
     place: int = -1
@@ -158,7 +158,7 @@ class DistributedOptimizer:
         joined = group().kept.get("join", ())
         place = next((i for i, other in enumerate(joined) if other is self), -1)
         text = f"DistributedOptimizer.step({described}, {self._grads.flat.dtype}, lr {self.lr:g})"
-        contributors = check_same_call(group(), _Step(text, None, place, self.lr))
+        contributors = check_same_call(group(), _OptimizerStep(text, None, place, self.lr))
         self.check_start()
         self._grads.assign(given)
         self._update(contributors)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up this checkout and runs every test that this machine can run; the exit status is the tests'.
+# Sets up this checkout and runs every test that this machine can run; exits with 0 if all of them passed.
 #
 #   launch/test.sh            all of them
 #   launch/test.sh unit mpi   some of: lint unit mpi jobs fault cluster torch
@@ -18,9 +18,10 @@ done
 prepare test
 cd "$ROOT" || exit 1
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-# Hundreds of jobs start Python on every rank: each would compile the package anew where bytecode is not kept.
+# Hundreds of jobs start Python on every rank: without a bytecode cache each of them would compile the package again.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$VENV/pycache
+python -m ddl.launcher.leftovers # of killed jobs, with which mpirun may fail to start
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 failed=()

@@ -35,7 +35,7 @@ def rows(
     for name in models:
         arrays = data_of(CASES[name], 1).arrays
         for fused in (False, True):
-            make = functools.partial(peers.Step, name, arrays, CASES[name].batch, fused=fused)
+            make = functools.partial(peers.TorchStep, name, arrays, CASES[name].batch, fused=fused)
             candidates: dict[str, Callable[[], object]] = {
                 "ddl": make(group.size, process_group=ours),
                 "gloo": make(group.size),

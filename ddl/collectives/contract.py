@@ -39,9 +39,9 @@ NAMED = 3  # so many names are listed of values that differ
 
 
 def check_same_call(group: Group, call: Call) -> int:
-    """How many ranks make this call: all, except for those that have left a ``join`` block.
+    """How many ranks make this call: all, except the ranks that have left a ``join`` block.
 
-    All workers call it, before any data is sent. It costs one allreduce of 8 bytes a rank; the calls themselves are
+    All workers call it, before any data is sent. It costs one allreduce of 8 bytes per rank; the calls themselves are
     exchanged only when they differ. Raises the same ValueError on every rank if the calls differ. Raises PeerLost."""
     return _meet(group, call)[1]
 
@@ -73,7 +73,7 @@ def _meet(group: Group, call: Call) -> tuple[Call, int]:
 
 
 def _exchange(group: Group, call: Call) -> list[Call]:
-    """The calls of all ranks, by rank. Raises DifferentCalls where a rank has ended by what another calls."""
+    """The calls of all ranks, by rank. Raises DifferentCalls if a rank has ended before the call."""
     if group.size == 1:
         return [call]
     group.kept["calls"] = group.kept.get("calls", 0) + 1
@@ -134,13 +134,13 @@ def check_same_values(group: Group, values: Mapping[str, bytes | memoryview], wh
 
 def _minorities(held: list[dict[str, str]]) -> str:
     """Which ranks hold another value of a name than most do, or than rank 0 where there is no majority."""
-    told = []
+    differing = []
     for name in sorted(set().union(*held)):
         values = [mine.get(name) for mine in held]
         usual = max(values, key=lambda value: (values.count(value), value == values[0]))
         if others := [str(rank) for rank, value in enumerate(values) if value != usual]:
-            told.append(f"{name} on rank{'s' * (len(others) > 1)} {', '.join(others)}")
-    return "; ".join(told[:NAMED]) + (f" and {len(told) - NAMED} more" if len(told) > NAMED else "")
+            differing.append(f"{name} on rank{'s' * (len(others) > 1)} {', '.join(others)}")
+    return "; ".join(differing[:NAMED]) + (f" and {len(differing) - NAMED} more" if len(differing) > NAMED else "")
 
 
 def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:

@@ -50,9 +50,7 @@ def unconnected(environment: Mapping[str, str] = os.environ) -> str:
                 f"{environment[name]} or, under Slurm, srun --mpi=pmix"
             )
     if count := _copies():
-        return (
-            f"{count} more of this command run beside it, each a job of its own: mpirun -n {count + 1} makes them one"
-        )
+        return f"{count} more of this command run beside it, each a separate job: mpirun -n {count + 1} makes them one"
     return ""
 
 

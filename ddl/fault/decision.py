@@ -38,7 +38,7 @@ class RankDeath:
 
 
 @dataclass(frozen=True)
-class Call:
+class FailedCall:
     """A communication call that failed on a rank: its name and the error's text."""
 
     identity: int
@@ -65,7 +65,7 @@ class Situation:
     history: Sequence[RankDeath] = ()
     leaving: Collection[int] = ()
     without_death: int = 0
-    calls: Sequence[Call] = ()
+    calls: Sequence[FailedCall] = ()
 
 
 def has_quorum(last: Sequence[int], alive: Collection[int], confirmed: Collection[int]) -> bool:

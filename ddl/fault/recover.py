@@ -18,8 +18,9 @@ from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
-from ddl.fault.decision import Action, Call, RankDeath, Situation, decide, fatal_death
+from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
+from ddl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Leaves(Exception):
 
 @dataclass(frozen=True)
 class _Ballot:
-    """What each worker of a new generation sends to all others."""
+    """The information that each worker of a new generation sends to all others."""
 
     identity: int
     position: tuple[int, int]
@@ -105,7 +106,7 @@ class _Ballot:
     failure: DdlError | None
     has_state: bool
     history: tuple[RankDeath, ...]
-    call: Call | None
+    call: FailedCall | None
     without_death: tuple[tuple[int, int], int]
 
 
@@ -230,7 +231,7 @@ class Recovery:
                 self.raised, report.phases, self._without_death = None, phases, report.without_death
                 return group, report
 
-    def _settle(self, group: Group, last: Group, call: Call | None, lap: Callable, enter: Callable) -> Report:
+    def _settle(self, group: Group, last: Group, call: FailedCall | None, lap: Callable, enter: Callable) -> Report:
         """Everything between the shrink and the closing agreement. If it raises PeerLost it is run again."""
         alive = {member.identity for member in group.members}
         gone = [member for member in last.members if member.identity not in alive]
@@ -347,7 +348,9 @@ class Recovery:
             )
         if action is Action.STOP:
             left = len(now.alive) - len(now.leaving)
-            return Stop(f"{left} ranks are left, fault.min_ranks is {now.minimum}")
+            return Stop(
+                f"{counted(left, 'rank')} {'is' if left == 1 else 'are'} left, fault.min_ranks is {now.minimum}"
+            )
         return None
 
     def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:
@@ -380,11 +383,11 @@ class Recovery:
         report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]
 
 
-def _failed_call(cause: PeerLost, me: Member) -> Call | None:
+def _failed_call(cause: PeerLost, me: Member) -> FailedCall | None:
     """The call whose error made this rank recover; None if another rank revoked the group or MPI reported a death."""
     if cause.ranks or cause.__cause__ is None:
         return None
     text = str(cause.__cause__)
     if "REVOKED" in text or "PROC_FAILED" in text:
         return None
-    return Call(me.identity, cause.doing, text)
+    return FailedCall(me.identity, cause.doing, text)

@@ -1,7 +1,7 @@
-"""What an MPI library and an mpirun can do, found by trying it in processes of their own.
+"""What an MPI library and an mpirun can do, found by trying it in separate processes.
 
-A library that crashes, or that belongs to another mpirun, does not take the caller along. What the findings mean for a
-job is checkup.py's."""
+So a library that crashes, or that belongs to another mpirun, does not end the caller. checkup.py interprets the
+findings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tried:
 
 
 def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment without the variables of this process's launcher: what is started is a job of its own."""
+    """The environment without the variables of this process's launcher: for starting a separate job."""
     return {k: v for k, v in environ.items() if not k.startswith(_LAUNCHERS) or k.startswith(_USERS)}
 
 

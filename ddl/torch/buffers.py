@@ -1,6 +1,6 @@
 """A module's buffers during a step: forward writes to copies, and what it wrote is summed over the samples.
 
-What is committed changes in the commit alone, so a step that is computed again starts from the same buffers."""
+Committed buffers change only in the commit, so a step that is computed again starts from the same buffers."""
 
 from __future__ import annotations
 

@@ -43,13 +43,13 @@ class Piece:
 
 
 class Model(Measured):
-    """module: its parameters and buffers are lent to ddl, and after training hold what was trained.
+    """module: its parameters and buffers are lent to ddl, and after training hold the trained values.
 
     loss: "cross_entropy" or another name of ``ddl.torch.objective.LOSSES``; a loss of PyTorch with reduction "mean"; or
     a function of outputs and targets that returns the mean over the samples, or (sum, weight). metrics: name ->
-    function of outputs and targets that returns one value a sample, or the mean over the batch; or names of ddl's.
+    function of outputs and targets that returns one value per sample, or the mean over the batch; or names of ddl's.
     inputs: the fields of a batch that forward takes, in the order of its arguments. target: the field that the loss and
-    the metrics take besides the outputs; None: they take the outputs alone. averaged: buffers that forward changes.
+    the metrics take as targets; None: they take only the outputs. averaged: buffers that forward changes.
     Raises ConfigError for a module that cannot be trained so."""
 
     def __init__(

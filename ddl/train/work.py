@@ -1,7 +1,7 @@
 """What a rank trains, bound to a generation: its task, state, shards, loader and gradient sums.
 
-Recovery saves and rebinds it (``Recoverable`` in fault/work.py); the order of steps, evaluations and checkpoints is
-loop.py's."""
+Recovery saves and rebinds it (``Recoverable`` in fault/work.py); loop.py orders steps, evaluations and
+checkpoints."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ddl.train.services import Services
 from ddl.train.state import Progress, State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
+from ddl.wording import counted
 
 QUIET_S = 2.0  # a communication thread may need so long to leave MPI after this rank's own code has raised
 # Ranks of a node share one replica from this size and number of ranks on. 2 ranks on 2 cores were as fast without
@@ -64,7 +65,8 @@ class Work(Recoverable):
         task, shards = self.task, plan.shards_of(group.rank)
         if task.model.synchronised and group.size > task.order.shards:
             return ConfigError(
-                f"synchronised batch norm needs work on every rank: {group.size} ranks share {task.order.shards} shards"
+                f"synchronised batch norm needs work on every rank, and {group.size} ranks share "
+                f"{counted(task.order.shards, 'shard')}: start fewer ranks, or set a larger train.global_batch"
             )
         problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
         unknown = task.normalise != "none" and self.state.progress.normalise is None

@@ -117,7 +117,7 @@ def _samples(draw: Random, rows: int) -> tuple[str, np.ndarray, np.ndarray]:
     return kind, TYPES[kind](x), signal
 
 
-# What cannot be trained on, or tells nothing.
+# What cannot be trained on, or carries no information.
 ODD_TYPES = ("NaN", "infinite", "texts", "complex")
 ODD_LABELS = (
     *("one class", "one value", "padding alone", "NaN in a target", "complex numbers", "objects"),
@@ -145,6 +145,8 @@ def _arrays(draw: Random, folder: Path, format: str) -> Case:
     settings["data.path"] = str(folder / f"data.{format}")
     if format == "npz":
         save = draw.choice([np.savez, np.savez_compressed])
+        if save is np.savez_compressed and type_ == "column by column" and not x.flags.c_contiguous:
+            case.is_plain, case.refused = False, "compressed and stored column by column"
         names = draw.choice([("x", "y"), ("data", "target"), ("images", "labels")])
         save(folder / "data.npz", **dict(zip(names, (x, y), strict=True)))
     else:
@@ -183,7 +185,7 @@ def _table(draw: Random, folder: Path, format: str) -> Case:
             case.is_plain, case.rows = False, rows if rows >= 5 else None
         elif oddity == "index" and header is not None:
             columns, header = [list(map(str, range(rows))), *columns], [draw.choice(["", "Unnamed: 0", "id"]), *header]
-            case.width = case.width if rows > 1 else None
+            case.width = case.width if rows >= 10 else None
         elif oddity == "twice" and header is not None:
             header[-2] = header[0]
         elif oddity == "category":

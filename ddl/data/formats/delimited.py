@@ -1,6 +1,6 @@
-"""CSV files: one sample a line, numbers in columns, one or more of them the target.
+"""CSV files: one sample per line, numbers in columns, one or more of them the target.
 
-Texts with a label are labelled_text.py's. A quoted cell may hold the delimiter, not a line's end."""
+labelled_text.py reads texts with a label. A quoted cell may contain the delimiter, but not a line break."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import instead
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
@@ -64,6 +65,9 @@ class Delimited(Source):
             measured = [at for at in others if at not in head.row_numbers] or others
             self._features = measured if features is None else [self._column(feature) for feature in features]
         if not self._features:
+            if len(self.columns) == 1 and targets != []:
+                known = "none of , ; | and tab divides its first lines: set data.options.delimiter"
+                raise DataError(f"a single column, with the target: {known}", path, 1, "line")
             raise DataError("no column is left for x", path, 1, "line")
         self._shape = tuple(shape) if shape is not None else (len(self._features),)
         if math.prod(self._shape) != len(self._features):
@@ -90,7 +94,8 @@ class Delimited(Source):
             return self.columns.index(target)
         if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
-        raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
+        hint = instead(str(target), self.columns, "there are")
+        raise DataError(f"no column {target!r}; {hint}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
         """(features, targets) of this file: by name if both files name their columns, else by position. If a name
@@ -151,7 +156,7 @@ class Delimited(Source):
         return self._text(cell, number).strip()
 
     def _classes(self, kind: str) -> tuple[str, ...]:
-        """The classes of the target by number; none where it is values."""
+        """The classes of the target by number; empty for values."""
         found = self._distinct
         if len(self._targets) != 1 or kind == "values":
             return ()
@@ -174,7 +179,7 @@ class Delimited(Source):
         return tuple(sorted(names))
 
     def learned(self) -> dict[str, Any]:
-        """Which columns are what, and how classes are numbered, as JSON has it."""
+        """The roles of the columns, and how classes are numbered, as JSON values."""
         return {
             "kind": "columns",
             "columns": self.columns if self.has_header else len(self.columns),
@@ -184,7 +189,7 @@ class Delimited(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number the classes as the one did who ``learned`` this."""
+        """Apply the class numbering recorded in ``learned``."""
         names, features = tuple(learned["names"]), len(learned["features"])
         if len(self._features) != features:
             raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
@@ -200,7 +205,7 @@ class Delimited(Source):
 
     @staticmethod
     def join(files: Sequence[Delimited]) -> None:
-        """Number the classes of all files alike: those of any of them. Raises DataError where files differ in kind."""
+        """Use one class numbering, over the classes of all files. Raises DataError if files differ in kind."""
         names = {_canonical(name) for file in files for name in file.names}
         ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
         for file in files:
@@ -286,7 +291,7 @@ class Delimited(Source):
         return kept
 
     def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
-        """(lines, columns) float64. Raises DataError naming line and column of what is no finite number."""
+        """(lines, columns) float64. Raises DataError naming line and column of a cell that is not a finite number."""
         texts = [self._text(line, self._lines.line_number(int(row))) for line, row in zip(lines, rows, strict=True)]
         if self._has_decimal_comma:
             texts = [text.replace(",", ".") for text in texts]

@@ -8,7 +8,8 @@ import pytest
 
 from ddl.arrays import Layout
 from ddl.collectives import TABLE, allreduce, ring, shared
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import PeerLost
 from ddl.parallel import GradientSum
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ddl.collectives import TABLE, PersistentAllreduce, ring
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import PeerLost
 
 NODES = [[0], [0, 0], [0, 0, 0], [0, 1], [0, 0, 1, 1], [0, 1, 1, 0, 1]]

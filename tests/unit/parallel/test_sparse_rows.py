@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddl.arrays import Layout, Views
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.errors import PeerLost
 from ddl.kernels.sparse_rows import TouchedRows, add_touched, pack_sums
 from ddl.kernels.sums import add_rows

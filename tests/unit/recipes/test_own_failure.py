@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddl.comm.threads import Killed
+from ddl.comm.deaths import Killed
 from ddl.errors import ConfigError
 from ddl.fault.inject import ACTS, Fault, parse
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddl.comm.threads import Death
+from ddl.comm.deaths import Death
 from ddl.metrics import StepDone
 
 

@@ -11,7 +11,8 @@ import pytest
 
 import ddl
 from ddl.arrays import Device, Layout
-from ddl.comm.threads import Killed, run_ranks
+from ddl.comm.deaths import Killed
+from ddl.comm.threads import run_ranks
 from ddl.data import Arrays, Order
 from ddl.models import build
 from ddl.optim import Groups

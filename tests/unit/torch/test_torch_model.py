@@ -61,7 +61,7 @@ class WithFrozenPart(nn.Module):
 
 
 @pytest.mark.parametrize("sharded", ["off", "on"])
-def test_frozen_and_unused_parameters_stay_as_they_are_whatever_the_weight_decay(trained, fresh, points, sharded):
+def test_frozen_and_unused_parameters_stay_unchanged_with_any_weight_decay(trained, fresh, points, sharded):
     make = partial(model_of, fresh, WithFrozenPart)
     before = fresh(WithFrozenPart).state_dict()
     found = on_ranks(trained, make, *points, optimizer=ddl.optim.SGD(lr=0.1, weight_decay=0.1), sharded=sharded)
@@ -96,7 +96,7 @@ class Sparse(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Tied, partial(Tied, sparse=True), Sparse])
-def test_tied_and_sparse_embeddings_train_alike_on_any_number_of_ranks(trained, fresh, kind):
+def test_tied_and_sparse_embeddings_train_the_same_on_any_number_of_ranks(trained, fresh, kind):
     random = np.random.default_rng(0)
     x = random.integers(0, 7, (48, 4))
     found = on_ranks(trained, partial(model_of, fresh, kind), x, x[:, 0] % 3)
@@ -245,7 +245,7 @@ def test_a_mean_loss_is_that_of_the_global_batch_on_any_number_of_ranks(trained,
         (7, "not 7"),
     ],
 )
-def test_a_loss_that_is_no_mean_is_refused_in_one_line(fresh, points, loss, words):
+def test_a_loss_that_is_not_a_mean_is_rejected_in_one_line(fresh, points, loss, words):
     x, y = points
     with pytest.raises(ConfigError) as refused:
         model_of(fresh, mlp, loss).check({"x": x[:4], "y": y[:4]})

@@ -14,7 +14,7 @@ from torch import nn
 
 import ddl
 import ddl.torch
-from ddl.comm.threads import Death
+from ddl.comm.deaths import Death
 from ddl.data import Order
 
 ROWS, BATCH, STEPS = 48, 32, 100

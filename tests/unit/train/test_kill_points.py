@@ -2,7 +2,8 @@
 
 import pytest
 
-from ddl.comm.threads import Death, Killed, run_ranks
+from ddl.comm.deaths import Death, Killed
+from ddl.comm.threads import run_ranks
 from ddl.fault.inject import POINTS
 from ddl.nn import BatchNorm, Dense, Sequential
 

@@ -88,7 +88,7 @@ def test_fit_without_a_length_takes_that_of_the_settings():
     assert trainer({"train.steps": 3}).fit(epochs=1)["steps"] == 6
 
 
-def test_callbacks_hear_of_every_step():
+def test_callbacks_are_called_for_every_step():
     heard = []
     trainer(callbacks=[lambda outcome: heard.append(outcome.step)]).fit(steps=4)
     assert heard == [1, 2, 3, 4]
@@ -275,6 +275,12 @@ def test_batch_norm_by_shards_of_too_few_samples_is_refused():
     with pytest.raises(ConfigError, match=r"16 samples.*data\.shards = 4"):
         trainer(model=normalised(sync=False), global_batch=64, shards=24).fit(steps=1)
     trainer(model=normalised(sync=False), global_batch=64, shards=4).fit(steps=1)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 1), (4, 4)])
+def test_batch_norm_of_single_samples_is_refused(batch, accumulate):
+    with pytest.raises(ConfigError, match="at least 2 samples at a time"):
+        trainer({"train.accumulate": accumulate}, model=normalised(), global_batch=batch).fit(steps=1)
 
 
 @pytest.mark.parametrize(
