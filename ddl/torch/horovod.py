@@ -1,4 +1,4 @@
-"""What a script of Horovod's calls besides ``ddl.init``, ``rank``, ``size`` and ``local_rank``, with the same names.
+"""The functions of a Horovod script beyond ``ddl.init``, ``rank``, ``size`` and ``local_rank``, under the same names.
 
 Such a loop does not survive the death of a rank: ``ddl.torch.State`` or ``ddl.Trainer`` does."""
 

@@ -1,4 +1,4 @@
-"""Dropout masks that belong to shards: the rows of a shard get the same mask in a batch of their own and among others.
+"""Dropout masks that belong to shards: the rows of a shard get the same mask alone in a batch and among others.
 
 While a step is computed, ``F.dropout`` and the dropout of ``F.scaled_dot_product_attention`` draw from here. Each call
 takes a key from PyTorch's default generator, which gradient checkpointing puts back before it computes a part again, so

@@ -194,7 +194,7 @@ class Model(Measured):
                 torch.default_generator.manual_seed(_seed(ctx, shard) if self._draws else seed)
                 piece = self._piece(buffers, part, ctx, place is segments[-1][0])
                 if not self._draws and not masks.are_all(seed):
-                    self._draws = True  # draws that are no dropout of ours: the generator must be the shard's
+                    self._draws = True  # not only for masks: each shard needs its own generator
                     torch.default_generator.manual_seed(_seed(ctx, shard))
                     piece = self._piece(buffers, part, ctx, piece.is_last)
                 yield piece
