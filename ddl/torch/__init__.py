@@ -1,7 +1,7 @@
 """PyTorch modules, datasets and optimizers in ddl, and the backend "ddl" of torch.distributed.
 
-The rest of ddl does not need PyTorch, and imports none of this. Names are imported on first use: a script that wants the
-backend alone needs none of them."""
+The rest of ddl does not need PyTorch, and imports none of this. Names are imported on first use: a script that only
+wants the backend needs none of them."""
 
 from __future__ import annotations
 
