@@ -25,7 +25,7 @@ from ddl.nn.norm import LEAST_SAMPLES
 from ddl.torch.buffers import Buffers, numbers, refuse_changes
 from ddl.torch.gradients import Gradients
 from ddl.torch.masks import Masks, masked
-from ddl.torch.objective import Objective, are_near, metrics_of, rows_of
+from ddl.torch.objective import Objective, are_near, array_of, metrics_of, rows_of
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -224,9 +224,9 @@ class Model(Measured):
             self._buffers.begin(buffers, False)
             outputs = self.module(*(tensors[name] for name in self.inputs))
         if isinstance(outputs, Tensor):
-            return {"output": outputs.numpy()}
+            return {"output": array_of(outputs)}
         named = outputs.items() if isinstance(outputs, Mapping) else ((f"output{i}", o) for i, o in enumerate(outputs))
-        return {str(name): value.numpy() for name, value in named if isinstance(value, Tensor)}
+        return {str(name): array_of(value) for name, value in named if isinstance(value, Tensor)}
 
     def show(self, params: Views, buffers: Views) -> None:
         self._bind(params)

@@ -29,17 +29,23 @@ def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
     if targets.is_floating_point():
-        return F.cross_entropy(outputs, targets, reduction="sum"), targets.numel() // targets.shape[1]
-    scores = class_axis_last(outputs, targets)
+        return F.cross_entropy(_wide(outputs), targets, reduction="sum"), targets.numel() // targets.shape[1]
+    scores = _wide(class_axis_last(outputs, targets))
     counted = targets >= 0
     wanted = torch.where(counted, targets, IGNORED).flatten()
     return F.cross_entropy(scores.flatten(0, -2), wanted, reduction="sum"), counted.sum()
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """Losses are computed in float32 at least."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def _of_values(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
     """A loss of each output and its target. Their shapes may differ by axes of length 1."""
     if outputs.numel() != targets.numel() or len(outputs) != len(targets):
         raise UserError(f"targets of shape {tuple(targets.shape)} do not match outputs of shape {tuple(outputs.shape)}")
+    outputs = _wide(outputs)
     return loss(outputs, targets.to(outputs.dtype).reshape(outputs.shape), reduction="sum"), outputs.numel()
 
 
@@ -87,7 +93,8 @@ class Objective:
         parts = [self(rows_of(outputs, part), rows_of(targets, part), n) for part, n in _cut(rows)]
         loss, weight = self(outputs, targets, rows)
         total = sum(float(part) for part, _ in parts)
-        if not np.isclose(float(loss), total, rtol=1e-3, atol=1e-5) or not np.isclose(weight, sum(w for _, w in parts)):
+        rtol = max(1e-3, 4 * torch.finfo(loss.dtype).eps)
+        if not np.isclose(float(loss), total, rtol=rtol, atol=1e-5) or not np.isclose(weight, sum(w for _, w in parts)):
             raise UserError(
                 f"the loss of {rows} samples is {float(loss):.6g}, but that of its parts adds up to {total:.6g}: a "
                 "loss must be a mean over the samples, or return (sum, weight)"
@@ -144,6 +151,12 @@ def _weight_of_classes(loss: Any) -> Callable[[Tensor], float] | None:
     return weigh
 
 
+def array_of(tensor: Tensor) -> np.ndarray:
+    """The values of a tensor; NumPy has no bfloat16, which becomes float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def _described(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
@@ -187,7 +200,7 @@ class OfArrays(Metric):
     def sums(self, outputs: Any, targets: Any, loss: float) -> Any:
         if not isinstance(outputs, Tensor):
             raise UserError(f"metric {self.name!r} needs one tensor of outputs, got {_described(outputs)}")
-        return self._metric.sums(class_axis_last(outputs, targets).numpy(), targets.numpy(), loss)
+        return self._metric.sums(array_of(class_axis_last(outputs, targets)), array_of(targets), loss)
 
     def value(self, sums: Any, weight: float) -> Any:
         return self._metric.value(sums, weight)

@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 import ddl
 import ddl.torch
+from ddl.arrays import Device, FlatBuffer
 from ddl.errors import ConfigError, DdlError
 from ddl.models import build
+from ddl.nn import Context
+from ddl.train.state import State
 
 
 def mlp():
@@ -265,6 +268,30 @@ def test_metrics_are_means_over_samples_by_function_or_by_name(trained, fresh, p
             assert 0 < loop.state.progress.results["train"]["right"] <= 1
         else:
             assert results["accuracy"] == pytest.approx(np.trace(results["confusion"]) / 48)
+
+
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(x.float())
+
+
+def test_a_module_may_compute_in_bfloat16(points):
+    x, y = points
+    model = ddl.torch.Model(Autocast(), "cross_entropy", ["accuracy"])
+    model.check({"x": x[:4].astype(np.float32), "y": y[:4]})
+    state = State(model, (), "float32", 0, Device())
+    grads = FlatBuffer(ddl.models.gradient_layout(model, "float32"))
+    ctx = Context(training=True)
+    ctx.begin([slice(0, 24), slice(24, 48)], [0, 1], 0)
+    batch = {"x": x.astype(np.float32), "y": y}
+    loss, weight, sums = model.loss_and_gradients(state.params.views, state.buffers, batch, grads.views, ctx)
+    assert np.isfinite(loss) and weight == sums["accuracy/1"] == 48 and np.abs(grads.flat).max() > 0
+    assert model.predict(state.params.views, state.buffers, batch, ctx)["output"].dtype == np.float32
 
 
 def test_a_module_by_itself_gets_the_loss_and_metrics_that_suit_its_targets(fresh, points):
