@@ -84,8 +84,9 @@ class Dataset(Source):
             parts = dict(zip(self._called, values))
         return {name: _array(name, value) for name, value in parts.items()}
 
-    def targets(self) -> np.ndarray | None:
-        return _array("y", targets) if (targets := _targets(self.dataset)) is not None else None
+    def labels(self) -> np.ndarray:
+        known = _targets(self.dataset)
+        return super().labels() if known is None else _array("y", known)
 
 
 def _targets(dataset: Any) -> Tensor | None:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+import ddl
 import ddl.torch
 from ddl.data import Loader, Order, as_known, open_dataset
 from ddl.errors import ConfigError, DataError
@@ -87,11 +88,26 @@ def test_samples_are_read_on_the_thread_that_trains():
     assert loader.prefetch == 0
 
 
-def test_targets_of_tensors_are_known_without_reading_the_samples():
-    data = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10) % 4)
-    assert ddl.torch.Dataset(data).targets().tolist() == [i % 4 for i in range(10)]
-    assert ddl.torch.Dataset(Subset(data, [3, 1])).targets().tolist() == [3, 1]
-    assert ddl.torch.Dataset(Plain()).targets() is None
+class Unread(TensorDataset):
+    """Only its first sample may be read."""
+
+    def __getitem__(self, number):
+        assert number == 0
+        return super().__getitem__(number)
+
+
+def test_labels_of_tensors_are_known_without_reading_the_samples():
+    data = Unread(torch.arange(10.0)[:, None], torch.arange(10) % 4)
+    assert ddl.torch.Dataset(data).labels().tolist() == [i % 4 for i in range(10)]
+    assert ddl.torch.Dataset(Subset(data, [0, 3, 1])).labels().tolist() == [0, 3, 1]
+    assert ddl.torch.Dataset(Plain()).labels().tolist() == [i % 3 for i in range(30)]
+
+
+def test_class_numbers_reach_the_loss_as_they_are():
+    data = TensorDataset(torch.zeros(40, 2), torch.tensor([-100, 7] * 20))
+    run = ddl.Trainer(torch.nn.Linear(2, 8), data=data, global_batch=8)
+    run.data.hold([range(4)])
+    assert run.data.gather(np.arange(4))["y"].tolist() == [-100, 7, -100, 7]
 
 
 class Empty(Plain):
