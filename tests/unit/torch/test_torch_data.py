@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset
 import ddl
 import ddl.torch
 from ddl.data import Loader, Order, as_known, open_dataset
-from ddl.errors import ConfigError, DataError
+from ddl.data.source import draw_for
+from ddl.errors import ConfigError, DataError, UserCodeError
+from ddl.torch.readers import Readers
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -73,6 +76,46 @@ def test_draws_belong_to_the_sample_and_the_epoch_not_to_the_rank_or_the_moment(
     assert len({tuple(row[1:]) for row in whole.values()}) == 30
     other = batches(ddl.torch.Dataset(Noisy()), range(6), epoch=1)
     assert not any(np.array_equal(whole[number][1:], other[number][1:]) for number in whole)
+
+
+class Counted(Plain):
+    """Sample i is the process that reads it, and a random number."""
+
+    def __getitem__(self, number):
+        if number == 29:
+            raise KeyError("29 is broken")
+        return torch.tensor([number, os.getpid(), torch.rand(()), random.random()], dtype=torch.float64), 0
+
+
+@pytest.fixture(scope="module")
+def read_by_others():
+    source = ddl.torch.Dataset(Counted(), workers=2)
+    yield source
+    source._readers.close()
+
+
+def test_other_processes_read_the_same_samples_and_draws(read_by_others):
+    numbers = np.array([3, 9, 1, 12, 7])
+    here, there = ddl.torch.Dataset(Counted()), read_by_others
+    with draw_for(7, 2):
+        here, there = here.gather(numbers)["x"], there.gather(numbers)["x"]
+    assert np.array_equal(np.delete(here, 1, 1), np.delete(there, 1, 1))
+    assert len({os.getpid(), *there[:, 1]}) == 3 and not read_by_others.stays_on_thread
+
+
+def test_a_sample_that_another_process_cannot_read_is_named(read_by_others):
+    with pytest.raises(UserCodeError, match=r"sample 29 could not be read: KeyError\('29 is broken'\)"):
+        read_by_others.gather(np.array([1, 29]))
+    assert len(read_by_others.gather(np.array([1]))["x"]) == 1  # the others can still be read
+
+
+def test_a_reader_that_has_ended_is_reported():
+    readers = Readers(Plain(), 1)
+    [process] = readers._processes
+    process.kill()
+    process.join()
+    with pytest.raises(DataError, match=r"ended \(exit statuses \[-9\]\)"):
+        readers.read([1], 0, 0)
 
 
 def test_reading_does_not_change_the_generators_of_the_process():
