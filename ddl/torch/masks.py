@@ -25,12 +25,12 @@ class Masks:
 
     def __init__(self, segments: Sequence[slice], shards: Sequence[int]):
         self.segments, self.shards, self.calls = segments, shards, 0
-        self.rows = segments[-1].stop
+        self.rows = segments[-1].stop if segments else 0
         self._generator = torch.Generator()
 
     def scales(self, like: Tensor, p: float) -> Tensor | None:
         """0, or 1 / (1 - p), for each element; None if no axis of ``like`` is that of the rows."""
-        axis = next((axis for axis, length in enumerate(like.shape[:2]) if length and length % self.rows == 0), None)
+        axis = next((axis for axis, length in enumerate(like.shape[:2]) if self.rows and length % self.rows == 0), None)
         if axis is None:
             return None
         self.calls += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from ddl.torch.buffers import Buffers, numbers, refuse_changes
 from ddl.torch.gradients import Gradients
 from ddl.torch.masks import Masks, masked
 from ddl.torch.objective import Objective, are_near, array_of, metrics_of, rows_of
+from ddl.torch.sync_norm import in_step
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -76,7 +77,12 @@ class Model(Measured):
         self._buffers = Buffers(module, averaged)
         self._was_training, self._is_set = module.training, False
         # Batch statistics and most random draws belong to a shard: such modules compute one shard after another.
-        self._by_shard = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        self._is_synchronised = any(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        self._by_shard = bool(norms) and not self._is_synchronised
+        if self._is_synchronised and not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+            raise ConfigError("the module has BatchNorm beside SyncBatchNorm: convert_sync_batchnorm converts all")
+        self._has_norms = self._by_shard
         self._draws = False  # whether forward draws random numbers that are no masks of dropout
         self._compared: set[int] = set()  # numbers of rows for which a shard was found to come out the same in a batch
         self._known: dict[int, tuple[Views, dict[str, Tensor]]] = {}
@@ -115,8 +121,11 @@ class Model(Measured):
 
     @property
     def samples_per_shard(self) -> int:
-        norms = (part for part in self.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
-        return LEAST_SAMPLES if any(True for _ in norms) else 0
+        return LEAST_SAMPLES if self._has_norms else 0
+
+    @property
+    def synchronised(self) -> bool:
+        return self._is_synchronised
 
     @property
     def targets_are_values(self) -> bool:
@@ -176,6 +185,15 @@ class Model(Measured):
         """Forward over the batch as a whole, or shard by shard where the rows of a shard would not come out alike."""
         segments = [(place, shard) for place, shard in zip(ctx.segments, ctx.shards) if place.stop > place.start]
         seed = _seed(ctx)
+        if self._is_synchronised:
+            with in_step(ctx.sum_over_ranks), masked(Masks(ctx.segments, ctx.shards)) as masks:
+                torch.default_generator.manual_seed(seed)
+                piece = self._piece(buffers, batch, ctx, True)
+                if not masks.are_all(seed):
+                    raise UserError("SyncBatchNorm goes with no random draws but dropout, which do not depend on ranks")
+                # A rank without samples takes part in the sums of backward as well.
+                yield piece if piece.rows else replace(piece, loss=_sum_of(piece.outputs) * 0)
+            return
         if len(segments) > 1 and not self._by_shard:
             last, rows = segments[-1][0], segments[-1][0].stop
             alone = None if rows in self._compared else self._alone(buffers, batch, segments[-1], ctx)
@@ -294,8 +312,6 @@ def _type_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
 def _refuse_unknown(module: nn.Module) -> None:
     """Raises ConfigError for parts that would train wrongly."""
     for name, part in module.named_modules():
-        if isinstance(part, nn.SyncBatchNorm):
-            raise ConfigError(f"{name} is a SyncBatchNorm, which needs torch.distributed: use BatchNorm")
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in part.parameters(recurse=False)):
             raise ConfigError(f"{name} is lazy and has no shape yet: compute one batch before")
     for name, p in module.named_parameters():
@@ -305,6 +321,13 @@ def _refuse_unknown(module: nn.Module) -> None:
 
 def _seed(ctx: Context, *shard: int) -> int:
     return int(generator(ctx.seed, "torch", ctx.step, ctx.part, *shard).integers(2**62))
+
+
+def _sum_of(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.sum()
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return sum(map(_sum_of, parts)) if isinstance(outputs, (Mapping, tuple, list)) else 0
 
 
 def _detached(outputs: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import ddl
 import ddl.torch
 from ddl.arrays import Device, FlatBuffer
+from ddl.data import Order
 from ddl.errors import ConfigError, DdlError
 from ddl.models import build
 from ddl.nn import Context
@@ -150,6 +151,31 @@ def test_running_statistics_are_those_of_pytorch_and_counters_count_steps(traine
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         torch.testing.assert_close(found[f"norm.{name}"], plain.state_dict()[f"norm.{name}"])
     assert found["norm.num_batches_tracked"] == 5 and found["table"].dtype == torch.int64
+
+
+class Images(nn.Module):
+    def __init__(self, norm=nn.SyncBatchNorm):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv1d(1, 4, 2, bias=False), norm(4), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.norm(self.conv(x[:, None]))).flatten(1))
+
+
+@pytest.mark.parametrize("samples", [48, 34])  # in the last step of 34 there are fewer samples than ranks
+def test_sync_batch_norm_is_that_of_one_process_on_any_number_of_ranks(trained, fresh, points, samples):
+    x, y = (value[:samples] for value in points)
+    steps = 4
+    found = on_ranks(trained, partial(model_of, fresh, Images), x, y, batch=16, shards=4, steps=steps)
+    plain = fresh(partial(Images, nn.BatchNorm1d))
+    plain.load_state_dict(fresh(Images).state_dict())
+    optimizer, order = torch.optim.SGD(plain.parameters(), 0.1), Order(samples, 4, 16, 0)
+    for step in range(steps):
+        rows, _ = order.indices(*divmod(step, order.steps_per_epoch), range(4))
+        optimizer.zero_grad()
+        F.cross_entropy(plain(torch.from_numpy(x[rows])), torch.from_numpy(y[rows])).backward()
+        optimizer.step()
+    assert_equal(found, plain.state_dict())
 
 
 def test_a_shard_of_one_sample_is_normalised_by_the_running_statistics(trained, fresh, points):
@@ -314,7 +340,7 @@ def half():
         (lambda: "mlp", "takes a torch.nn.Module"),
         (nn.Tanh, "no parameter of the module requires a gradient"),
         (lambda: nn.LazyLinear(3), "lazy"),
-        (lambda: nn.Sequential(nn.Linear(5, 3), nn.SyncBatchNorm(3)), "SyncBatchNorm"),
+        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.SyncBatchNorm(3)), "BatchNorm beside SyncBatchNorm"),
         (lambda: nn.Linear(5, 3, device="meta"), "is on meta"),
     ],
 )
