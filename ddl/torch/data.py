@@ -59,6 +59,8 @@ class Dataset(Source):
         """Nothing to do: the dataset manages its own memory."""
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        if not len(indices):  # in the last step of an epoch a rank may have none, of which nothing can be collated
+            return {name: np.empty((0, *field.shape), field.dtype) for name, field in self.fields.items()}
         if self._readers is not None:
             return self._named(self._collate(self._readers.read(indices.tolist(), *self._key())))
         with _generators_restored() as before:

@@ -59,6 +59,11 @@ def test_samples_are_collated_into_named_arrays():
     assert source.fields["x"].shape == (2,) and source.fields["x"].dtype == np.float32 and len(source) == 30
 
 
+def test_no_samples_are_arrays_of_no_rows():
+    batch = ddl.torch.Dataset(Plain()).gather(np.zeros(0, np.int64))
+    assert batch["x"].shape == (0, 2) and batch["x"].dtype == np.float32 and batch["y"].shape == (0,)
+
+
 def test_the_keys_of_a_mapping_are_named_and_others_left_out():
     def collate(samples):
         return {"pixels": np.stack([one["pixels"] for one in samples]), "label": [one["label"] for one in samples]}
