@@ -112,12 +112,13 @@ class Model(Measured):
         return self._buffers.kept
 
     @cached_property
-    def byrows_of(self) -> Sequence[str]:
-        return [
-            f"{prefix}.weight" if prefix else "weight"
-            for prefix, part in self.module.named_modules()
-            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse and part.weight.requires_grad
-        ]
+    def by_rows(self) -> Sequence[str]:
+        tables = {
+            part.weight
+            for part in self.module.modules()
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse
+        }
+        return [name for name, parameter in self._trained.items() if parameter in tables]
 
     @property
     def samples_per_shard(self) -> int:
