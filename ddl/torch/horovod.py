@@ -1,4 +1,4 @@
-"""Horovod's functions for PyTorch, with the same names; ``ddl`` has ``init``, ``rank``, ``size`` and ``local_rank``.
+"""The functions of a Horovod script beyond ``ddl.init``, ``rank``, ``size`` and ``local_rank``, under the same names.
 
 Such a loop does not survive the death of a rank: ``ddl.torch.State`` or ``ddl.Trainer`` does."""
 
