@@ -146,8 +146,8 @@ def _names_columns(
     first: str, cells: Sequence[str], rows: Sequence[Sequence[str]], rest: Sequence[str], path: Path
 ) -> bool:
     numbers = [is_number(cell) for cell in cells]
-    if not any(numbers):
-        return True
+    if not any(numbers):  # texts that all occur below are a sample of categories
+        return not rows or not all(cell in {row[at] for row in rows} for at, cell in enumerate(cells))
     if not rows:
         return False
     over_numbers = [
