@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ddl.arrays import generator
 from ddl.data.formats.csv_head import DECIMAL_COMMA, decoded, is_number, read_head, split_cells
 from ddl.data.formats.encoding import Encoding, described, is_date
 from ddl.data.formats.text_lines import LineIndex, blank_note
@@ -23,7 +24,7 @@ from ddl.errors import DataError
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
-LEARNED_FROM = 50_000  # lines, evenly spaced over the training part
+LEARNED_FROM = 50_000  # lines of the training part
 
 
 class Delimited(Source):
@@ -148,19 +149,21 @@ class Delimited(Source):
         width = line.count(delimiter) + 1 if plain else len(self._cells(self._text(line, number), number))
         if width != len(self.columns):
             raise DataError(f"{width} columns where there are {len(self.columns)}", self.path, number, "line")
-        if self.is_plain is not False:
-            self.is_plain = self._has_numbers_alone(line, number, delimiter)
+        target = ""
         if len(self._targets) == 1 and len(self._distinct) <= MOST_CLASSES:
-            self._distinct.add(self._target_text(line, number))
+            target = self._target_text(line, number)
+            self._distinct.add(target)
+        if self.is_plain is not False:
+            self.is_plain = self._has_numbers_alone(line, number, delimiter, target)
 
-    def _has_numbers_alone(self, line: bytes, number: int, delimiter: bytes) -> bool:
+    def _has_numbers_alone(self, line: bytes, number: int, delimiter: bytes, target: str) -> bool:
         """Whether no feature of a line is empty, has a letter or, in the first line, is a date. False as well where a
         column that is neither has letters."""
         if self.is_plain is None and any(map(is_date, self._cells(self._text(line, number), number))):
             return False
         letters = line.translate(None, self._ordinary)
-        if letters and len(self._targets) == 1:
-            letters = letters.replace(self._target_text(line, number).encode().translate(None, self._ordinary), b"", 1)
+        if letters and target:
+            letters = letters.replace(target.encode().translate(None, self._ordinary), b"", 1)
         return not letters and not (delimiter * 2 in line or line.startswith(delimiter))
 
     def _target_text(self, line: bytes, number: int) -> str:
@@ -229,7 +232,9 @@ class Delimited(Source):
 
     def training_cells(self, indices: np.ndarray) -> list[list[str]]:
         """The cells of each feature in these samples, or in some of them if there are many."""
-        rows = np.unique(indices)[:: max(1, len(indices) // LEARNED_FROM)]
+        rows = np.unique(indices)
+        if len(rows) > LEARNED_FROM:  # drawn, since evenly spaced rows could all be alike
+            rows = np.sort(generator(0, "encoding").permutation(rows)[:LEARNED_FROM])
         return self._cells_of(list(self._lines.read(rows)), rows)
 
     def encode_by(self, encoding: list[Encoding] | None) -> None:

@@ -112,7 +112,7 @@ def described(names: Sequence[str], columns: Sequence[Encoding]) -> list[str]:
     lines = {
         "columns of categories, one-hot": of("category"),
         "columns of dates": of("date"),
-        "columns with missing cells, which become the median": missing,
+        "columns with missing cells, each marked by a value of its own": missing,
         "left out, since almost every row has another text": of("text"),
     }
     return [f"{what}: {listed}" for what, listed in lines.items() if listed]
