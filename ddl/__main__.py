@@ -8,6 +8,10 @@ import os
 import runpy
 import sys
 
+from ddl.output import protect_output
+from ddl.version import __version__
+from ddl.wording import instead
+
 VERBS = {
     "train": "train a model; under mpirun on all its ranks",
     "evaluate": "loss and metrics of a trained run",
@@ -26,15 +30,21 @@ def usage() -> str:
 
 def main() -> int:
     """Run the verb's module as a program; its exit status becomes this process's."""
+    protect_output()
     verb, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    if verb in ("", "-h", "--help"):
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
+    if verb in ("", "-h", "--help", "help"):
         print(usage())
         return 0 if verb else 2
+    if verb in ("-V", "--version", "version"):
+        print(f"ddl {__version__}")
+        return 0
     if verb not in VERBS:
-        print(f"ddl: there is no verb {verb}; there are {', '.join(VERBS)}", file=sys.stderr)
+        print(f"ddl: there is no verb {verb}; {instead(verb, VERBS, 'there are')}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does: models of the user's own are found there
+        sys.path.insert(0, os.getcwd())  # as python -m does, so that the user's modules are found
     sys.argv = [f"ddl.{verb}", *rest]
     runpy.run_module(f"ddl.{verb}", run_name="__main__", alter_sys=True)
     return 0

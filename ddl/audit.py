@@ -14,14 +14,15 @@ from ddl.errors import EX_USAGE, DataError
 from ddl.launcher.arguments import Parser
 from ddl.metrics import read_summary
 from ddl.output import protect_output
+from ddl.wording import counted
 
 LEDGER = "ledger.jsonl"
 
 
 def report(run: Path) -> Audit:
-    """The audit of a run folder. What its last launch's summary claims has to be in the ledger.
+    """The audit of a run folder. The ledger must contain all steps that the last launch's summary claims.
 
-    Raises DataError where there is no ledger, or where ledger or summary cannot be understood."""
+    Raises DataError if there is no ledger, or if the ledger or the summary is invalid."""
     entries, summary = read(run / LEDGER), read_summary(run)
     # A summary of another launch: a newer one is under way, or was killed.
     is_newest = bool(entries and summary) and summary["launch"] == entries[-1].launch
@@ -31,16 +32,16 @@ def report(run: Path) -> Audit:
 def lines(found: Audit) -> list[str]:
     """The report as lines; the verdict is the last."""
     report = [
-        f"{found.steps} steps, {found.epochs:.4g} epochs, "
-        f"{found.launches} launch(es), {found.generations} generation(s)",
+        f"{counted(found.steps, 'step')}, {found.epochs:.4g} epoch{'s' * (found.epochs != 1)}, "
+        f"{counted(found.launches, 'launch')}, {counted(found.generations, 'generation')}",
         f"samples: {found.expected} expected, {found.used} used, {found.missing} missing, "
         f"{found.repeated} repeated, {found.skipped} skipped",
         *found.problems,
     ]
     if found.is_exact and found.skipped:
-        report.append("exact: every sample was used once an epoch, except in skipped steps")
+        report.append("exact: every sample was used once per epoch, except in skipped steps")
     elif found.is_exact:
-        report.append("exact: every sample was used once an epoch")
+        report.append("exact: every sample was used once per epoch")
     else:
         report.append("NOT exact")
     return report
@@ -48,7 +49,7 @@ def lines(found: Audit) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the audit; status 0 when it is exact, 1 when it is not, 2 when there is nothing to audit."""
-    made = Parser("ddl.audit", "Proves from a run's ledger that every sample was used exactly once an epoch.")
+    made = Parser("ddl.audit", "Proves from a run's ledger that every sample was used exactly once per epoch.")
     made.add_argument("run", type=Path, help="a run's folder, as in runs/NAME")
     made.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
     options = made.parse_args(argv)

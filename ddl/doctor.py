@@ -1,4 +1,4 @@
-"""``python -m ddl.doctor``: what was found on this machine, what it means, and a self-test under mpirun.
+"""``python -m ddl.doctor``: examines this machine, explains the findings, and runs a self-test under mpirun.
 
 Works without mpi4py, and if MPI crashes: separate processes examine the library and mpirun (launcher/probe.py).
 launcher/mca_files.py writes MPI's parameter files (``--enable-fault-tolerance``)."""
@@ -16,8 +16,9 @@ from ddl.errors import DdlError, UserError
 from ddl.launcher.checkup import ENABLE, RESTART, Finding, launcher, library, version_of
 from ddl.launcher.mca_files import enable_fault_tolerance
 from ddl.output import protect_output
-from ddl.wording import counted
+from ddl.wording import counted, instead
 
+OPTIONS = ("--help", "--enable-fault-tolerance")
 USAGE = """usage: python -m ddl.doctor [--enable-fault-tolerance]
 
 Says what was found: MPI, whether the death of a rank is survived, GPU, memory, threads. By itself it starts small
@@ -67,7 +68,7 @@ def gpu() -> list[Finding]:
     from ddl.arrays.namespace import gpu_count
 
     count = gpu_count()
-    return [Finding("GPU", count > 0, f"{count} CUDA device(s); ranks of a node take them in turn")]
+    return [Finding("GPU", count > 0, f"{counted(count, 'CUDA device')}; ranks of a node take them in turn")]
 
 
 def memory() -> list[Finding]:
@@ -179,7 +180,7 @@ def main(argv: list[str]) -> int:
                 sys.stdout.write("\n".join(enable_fault_tolerance()) + "\n")
             return 0
         if argv:
-            raise UserError(f"there is no option {argv[0]}; see --help")
+            raise UserError(f"there is no option {argv[0]}; {instead(argv[0], OPTIONS, 'there are')}")
         findings = examine()
     except UserError as error:
         refuse("ddl.doctor", error)

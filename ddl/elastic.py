@@ -139,7 +139,7 @@ class State:
 
 
 def _as_text(value: Any) -> str | None:
-    """A text that equal values share; None for what may have no such text, such as an object of the user's."""
+    """A text that equal values share; None if there may be none, as for the user's own objects."""
     try:
         return json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)
     except (TypeError, ValueError):

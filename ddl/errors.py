@@ -80,7 +80,10 @@ class PeerLost(DdlError):
 
     def __init__(self, ranks: Iterable[int], generation: int, doing: str):
         self.ranks, self.generation, self.doing = sorted(ranks), generation, doing
-        super().__init__(f"lost rank(s) {self.ranks or 'unknown'} of generation {generation} during {doing}")
+        named = (
+            f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}" if self.ranks else "an unknown rank"
+        )
+        super().__init__(f"lost {named} of generation {generation} during {doing}")
 
 
 class CommError(DdlError):

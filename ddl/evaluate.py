@@ -15,6 +15,7 @@ from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
 from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
+from ddl.wording import counted
 
 if TYPE_CHECKING:
     from ddl.data import Source
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps(plain({"split": what, "step": step, **found})), flush=True)
         else:
-            print(f"{what} at step {step}, {found['samples']} samples: {figures(found)}", flush=True)
+            print(f"{what} at step {step}, {counted(found['samples'], 'sample')}: {figures(found)}", flush=True)
     mpi.finish(group, 0)
     return 0
 

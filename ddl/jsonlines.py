@@ -21,9 +21,9 @@ class Lines:
     """Appends lines; each is handed to the system as it is written, so a killed process loses none of these.
 
     A line that a killed writer left unfinished is closed first. While the disk is full, lines wait in memory, in order,
-    and what the disk took of a line is cut off again; ``say`` hears one sentence when that begins, and one when it
-    ends. A process that is killed meanwhile loses what waits. Raises OSError where the file cannot be written for
-    another reason, or too much waits."""
+    and a partly written line is truncated; ``say`` gets one sentence when that begins, and one when it ends. A process
+    that is killed meanwhile loses the waiting lines. Raises OSError if the file cannot be written for another reason,
+    or if too many lines wait."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Lines:
         if self._waiting:
             lost = self._waiting.count(b"\n")
             self._waiting.clear()
-            self._say(f"{self.path.name} lacks its last {lost} line(s): {problem}")
+            self._say(f"{self.path.name} lacks its last {lost} line{'s' * (lost > 1)}: {problem}")
         if file >= 0:
             try:
                 os.close(file)

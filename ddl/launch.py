@@ -34,11 +34,11 @@ def parser() -> Parser:
     )
     ranks = os.environ.get("SLURM_NTASKS", "")
     made.add_argument(
-        "-n", type=int, default=int(ranks) if ranks.isdecimal() else 4, metavar="RANKS", help="ranks to start"
+        "-n", "-np", type=int, default=int(ranks) if ranks.isdecimal() else 4, metavar="RANKS", help="ranks to start"
     )
     made.add_argument("--restarts", type=int, default=10, help="how often to start again")
     made.add_argument("--host", default="", metavar="A[:N],B[:N]", help="hosts, and the ranks on each")
-    made.add_argument("--hostfile", default="", metavar="FILE", help="the same, a host a line")
+    made.add_argument("--hostfile", default="", metavar="FILE", help="the same, one host per line")
     made.add_argument(
         "--deadline",
         type=float,
@@ -59,7 +59,12 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     from ddl.launcher.mpirun import parse_hosts, read_hostfile
     from ddl.launcher.supervisor import Supervisor
 
-    options, words = parser().parse_known_args(argv)
+    arguments = parser()
+    options, words = arguments.parse_known_args(argv)
+    for word in words:
+        option = arguments.option_for(word, 0.85)  # others are settings
+        if option is not None:
+            raise ConfigError(f"there is no option {word}; did you mean {option}?")
     if options.n < 1:
         raise ConfigError(f"-n {options.n}: at least one rank has to be started")
     if options.restarts < 0 or options.deadline < 0:

@@ -12,7 +12,7 @@ class SafeStream:
     """A text stream whose ``write`` and ``flush`` never raise; all else is the wrapped stream's.
 
     Characters that its encoding lacks are escaped. Once the reader has gone, or the device has failed, output is
-    discarded. stream: None where the process was started with this stream closed."""
+    discarded. stream: None if the process was started with this stream closed."""
 
     def __init__(self, stream: TextIO | None):
         self._stream: Any = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115 - lives on
@@ -41,6 +41,17 @@ class SafeStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def print_past_launcher(line: str) -> None:
+    """Print to the stderr of the process that started this one: an mpirun that was interrupted no longer passes on what
+    its ranks print."""
+    with suppress(OSError):
+        stream = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            os.write(stream, f"{line}\n".encode())
+        finally:
+            os.close(stream)
 
 
 def protect_output() -> None:

@@ -18,6 +18,7 @@ from ddl.environment import complain, refuse
 from ddl.errors import ConfigError, DdlError
 from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
+from ddl.wording import counted
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -111,14 +112,14 @@ def _predict(arguments: argparse.Namespace, group: Any) -> str:
         drawn = trained.draw(arguments.samples, arguments.seed)
         if group.is_leader:
             write_outputs(Path(arguments.output), {"samples": drawn})
-        return f"{len(drawn)} samples of shape {drawn.shape[1:]} in {arguments.output}"
+        return f"{counted(len(drawn), 'sample')} of shape {drawn.shape[1:]} in {arguments.output}"
     if not arguments.input or not arguments.output:
         raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT, or --samples N --output FILE)")
     source = together(group, lambda: trained.open_inputs(arguments.input))
     outputs = trained.predict(source, group)
     if outputs is not None:
         write_outputs(Path(arguments.output), outputs)
-    return f"{len(source)} outputs in {arguments.output}"
+    return f"{counted(len(source), 'output')} in {arguments.output}"
 
 
 if __name__ == "__main__":

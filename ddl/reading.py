@@ -1,6 +1,6 @@
 """Reading files that may hold anything: only regular files are opened, and JSON must be an object with known fields.
 
-Which files and fields there are is their owners' affair."""
+The modules that own the files define their fields."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 def take(values: Mapping[str, Any], name: str, *kinds: type, least: float | None = 0) -> Any:
     """The field ``name``, whose type is exactly one of ``kinds``; numbers are finite and at least ``least``.
 
-    Raises ValueError in one line where it is missing or anything else."""
+    Raises ValueError in one line if it is missing or anything else."""
     if name not in values:
         raise ValueError(f"{name} is missing")
     value = values[name]

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, TypeVar
 
 from ddl.errors import ConfigError
-from ddl.wording import instead, listed
+from ddl.wording import closest, instead, listed
 
 T = TypeVar("T")
 UNNAMED = "(python) "
@@ -82,14 +82,16 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
     hints = _hints(builder)
     for name, value in options.items():
         if name in hints and not _fits(value, hints[name]):
-            raise ConfigError(f"{what}: option {name} = {value!r} must be {_spelled(hints[name])}")
+            match = closest(value, map(str, typing.get_args(hints[name]))) if isinstance(value, str) else None
+            hint = f"; did you mean {match!r}?" if match else ""
+            raise ConfigError(f"{what}: option {name} = {value!r} must be {_spelled(hints[name])}{hint}")
     return builder(*given, **options)
 
 
 def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | None:
     """What makes ddl's own kind of object from one of another framework, found by the names of its base classes.
 
-    table: "module.Class" -> "package.module:Name", which is imported only where it is needed. A class counts like its
+    table: "module.Class" -> "package.module:Name", which is imported only if it is needed. A class counts like its
     objects. None for any other value."""
     kind = value if inspect.isclass(value) else type(value)
     for base in kind.__mro__:

@@ -14,7 +14,26 @@ SYNONYMS: Mapping[str, str] = {
     "batch": "global_batch",
     "num_epochs": "epochs",
     "max_epochs": "epochs",
+    "n_epochs": "epochs",
     "max_steps": "steps",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "precision": "dtype",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "fp64": "float64",
+    "double": "float64",
+    "grad_clip": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "gradient_accumulation_steps": "accumulate",
+    "early_stopping": "patience",
+    "val_split": "validation",
+    "pretrained": "from",
+    "weights": "from",
+    "save_dir": "dir",
+    "log_dir": "dir",
+    "world_size": "ranks",
     "optimizer": "optim",
     "criterion": "loss",
     "dataset": "data",
@@ -36,7 +55,14 @@ SYNONYMS: Mapping[str, str] = {
 
 def counted(number: int, noun: str) -> str:
     """ "1 rank", "4 ranks", "12,345 samples"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "es" if noun.endswith(("nch", "tch", "ss")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def numbered(noun: str, numbers: Iterable[int]) -> str:
+    """ "rank 3", "ranks 3 and 4"; "an unknown rank" where there are none."""
+    known = sorted(numbers)
+    return f"{noun}{'s' * (len(known) > 1)} {listed(known, 'and')}" if known else f"an unknown {noun}"
 
 
 def listed(names: Iterable[object], last: str = "or") -> str:

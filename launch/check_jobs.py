@@ -102,7 +102,7 @@ def _regression(texts: Any, labels: Any, held_texts: Any, held_labels: Any) -> t
 
 
 def gzip_of_each_file(run: Path) -> Figure:
-    """Bits a byte of the model over the held-out files; it must beat gzip -9 on each of them, not only over all."""
+    """Bits per byte of the model over the held-out files; it must beat gzip -9 on each of them, not only over all."""
     from ddl.data import generated
     from ddl.run.trained import Trained
 
@@ -115,12 +115,12 @@ def gzip_of_each_file(run: Path) -> Figure:
         bits, packed = bits_of(trained, text, window), 8.0 * len(gzip.compress(text, 9))
         ours, theirs, won = ours + bits, theirs + packed, won + (bits < packed)
     total = sum(path.stat().st_size for path in files)
-    note = f"bits a byte, both over all; gzip -9 beaten on {won} of {len(files)} files"
+    note = f"bits per byte, both over all; gzip -9 beaten on {won} of {len(files)} files"
     return Figure(ours / total, theirs / total, won == len(files), note)
 
 
 def bits_of(trained: Any, text: bytes, window: int) -> float:
-    """Bits in which the model writes ``text``: every byte once, each from at least half a window where there is one."""
+    """Bits in which the model writes ``text``: every byte once, each from at least half a window if there is one."""
     from ddl.nn import Context
 
     stream = np.frombuffer(b"\0" + text, np.uint8).astype(np.int64)

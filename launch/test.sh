@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up this checkout and runs every test that this machine can run; the exit status is the tests'.
+# Sets up this checkout and runs every test that this machine can run; exits with 0 if all of them passed.
 #
 #   launch/test.sh            all of them
-#   launch/test.sh unit mpi   some of: lint unit mpi jobs fault cluster
+#   launch/test.sh unit mpi   some of: lint unit mpi jobs fault cluster torch
 #
 # Each part ends with pytest's closing lines. A part that runs no test at all has failed.
 set -uo pipefail
@@ -10,17 +10,18 @@ set -uo pipefail
 
 for name in "$@"; do
   case $name in
-    lint | unit | mpi | jobs | fault | cluster) ;;
-    *) usage_error "there is no part $name; there are: lint unit mpi jobs fault cluster" ;;
+    lint | unit | mpi | jobs | fault | cluster | torch) ;;
+    *) usage_error "there is no part $name; there are: lint unit mpi jobs fault cluster torch" ;;
   esac
 done
 
 prepare test
 cd "$ROOT" || exit 1
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-# Hundreds of jobs start Python on every rank: each would compile the package anew where bytecode is not kept.
+# Hundreds of jobs start Python on every rank: without a bytecode cache each of them would compile the package again.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$VENV/pycache
+python -m ddl.launcher.leftovers # of killed jobs, with which mpirun may fail to start
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 failed=()
@@ -59,9 +60,35 @@ ranks() {
   return $status
 }
 export -f ranks
-export logs
+export logs VENV
 
-wanted=" ${*:-lint unit mpi jobs fault cluster} "
+# PyTorch lies in a folder of its own, which only this part uses: all other parts prove that ddl does without it. The
+# second index has builds without CUDA, which are preferred where it can be reached.
+with_torch() {
+  if [ ! -e "$VENV/torch/.installed" ]; then
+    python -m pip install --disable-pip-version-check --retries 1 --target "$VENV/torch" --upgrade \
+      --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 || return
+    : >"$VENV/torch/.installed"
+  fi
+  export PYTHONPATH=$VENV/torch${PYTHONPATH:+:$PYTHONPATH}
+  python -c 'import torch; print("PyTorch", torch.__version__)' || return
+  # shellcheck disable=SC2046
+  python -m pytest -q -n auto $(grep -rlE 'importorskip\("torch"' tests/unit) || return
+  # shellcheck disable=SC2046
+  python -m pytest -q $(grep -rlE 'importorskip\("torch"' tests/jobs tests/fault)
+}
+export -f with_torch
+
+torch_tests() {
+  local status
+  with_torch 2>&1 | tee "$logs/torch"
+  status=${PIPESTATUS[0]}
+  grep -qE "PyTorch is not installed|could not import 'torch'" "$logs/torch" && return 1
+  return "$status"
+}
+export -f torch_tests
+
+wanted=" ${*:-lint unit mpi jobs fault cluster torch} "
 for name in $wanted; do
   case $name in
     lint)
@@ -74,6 +101,7 @@ for name in $wanted; do
     jobs) part jobs 3600 python -m pytest -q tests/jobs ;;
     fault) part fault 7200 python -m pytest -q tests/fault ;;
     cluster) part cluster 3600 python -m pytest -q tests/cluster ;;
+    torch) part torch 3600 bash -c torch_tests ;;
   esac
 done
 

@@ -30,6 +30,11 @@ PHRASES = {
     r"\bbut for\b|\bsave for\b": "except",
     r"\bheld against\b": "checked against",
     r"\bfor (good|ever)\b": "permanently, indefinitely",
+    r"\w\.py's\b|'s (business|affair|matter)\b": "make the module the subject: order.py computes ...",
+    r"\bof (the|a) user's\b|\bof ours\b": "the user's ..., our ...",
+    r"\b(some|any|every)body\b": "say which rank, caller or user",
+    r"\banew\b|\bbesides\b|\bhears?\b": "again, also, receives or learns",
+    r"\b(that|which|and) is no (?!longer)": "is not a",
 }
 PATTERNS = [(re.compile(p, re.IGNORECASE), hint) for p, hint in PHRASES.items()]
 SUFFIXES = {".py", ".md", ".toml", ".sh", ".sbatch", ".cfg"}

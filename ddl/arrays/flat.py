@@ -85,7 +85,7 @@ class Views(Mapping[str, Array]):
         return len(self._arrays)
 
     def at(self, scope: str) -> Views:
-        """The views below ``scope``, by the rest of their names; empty where there is none."""
+        """The views below ``scope``, by the rest of their names; empty if there is none."""
         found = self._scopes.get(scope)
         if found is None:
             prefix = scope + "."

@@ -45,7 +45,7 @@ class Device:
         return self.index is not None
 
     def array(self, x: Array) -> Array:
-        """``x`` on this device; no copy where it lies there already."""
+        """``x`` on this device; no copy if it is there already."""
         if self.index is None:
             return host(x)
         with self.activate():

@@ -15,7 +15,9 @@ from ddl.bench.allreduce import SIZES, tuning_of
 from ddl.bench.job import rows
 from ddl.bench.models import CASES
 from ddl.errors import DdlError, UserError
+from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
+from ddl.wording import instead
 
 # name -> ranks, and the settings of MPI under which it is measured
 BENCHES = {
@@ -28,13 +30,12 @@ BENCHES = {
 PEERS = {"allreduce": ("gloo",), "step": ("torch_ddp", "torch_ddp_fused"), "recovery": ("torchrun",)}
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="ddl.bench",
-        description="Measures and starts mpirun itself. Ours and its peers take turns in one run; figures are medians. "
+def parser() -> Parser:
+    made = Parser(
+        "ddl.bench",
+        "Measures and starts mpirun itself. Ours and its peers take turns in one run; figures are medians. "
         "ratio = the peer's time / ours: above 1 ours is faster.",
         epilog="gpu: runs the tests that need a GPU and the step bench on it, and prints one table.",
-        allow_abbrev=False,
     )
     made.add_argument("bench", choices=[*BENCHES, "gpu"])
     made.add_argument(
@@ -44,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--models", default="", metavar="NAME[,NAME]", help=f"step, scaling, torch-ddp: {', '.join(CASES)}"
     )
-    made.add_argument("--seconds", type=float, default=4.0, help="for each size or candidate (default %(default)s)")
-    made.add_argument("--rounds", type=int, default=7, help="recovery: deaths (default %(default)s)")
-    made.add_argument("--threads", type=int, default=1, help="BLAS threads of a rank (default %(default)s)")
+    made.add_argument("--seconds", type=float, default=4.0, help="for each size or candidate")
+    made.add_argument("--rounds", type=int, default=7, help="recovery: deaths")
+    made.add_argument("--threads", type=int, default=1, help="BLAS threads of a rank")
     made.add_argument(
         "--tolerance",
         choices=("on", "off", "both"),
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--mpirun", default="", metavar="WORDS", help="what starts the ranks, such as 'mpirun --host a:2,b:2'"
     )
     made.add_argument("--against", choices=("torch",), help="measure PyTorch with Gloo as well")
-    made.add_argument("--json", action="store_true", help="one object a line instead of a table")
+    made.add_argument("--json", action="store_true", help="one object per line instead of a table")
     made.add_argument("--plot", default="", metavar="FILE", help="draw a picture of the figures")
     made.add_argument("--save-tuning", default="", metavar="FILE", help="allreduce: the table for comm.tuning")
     return made
@@ -74,7 +75,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     models = options.models.split(",") if options.models else list(CASES)
     unknown = sorted(set(models) - set(CASES))
     if unknown:
-        raise UserError(f"--models has no {', '.join(unknown)}; there are {', '.join(CASES)}")
+        raise UserError(f"--models has no {unknown[0]}; {instead(unknown[0], CASES, 'there are')}")
     default_ranks, settings = BENCHES[options.bench]
     peers = PEERS.get(options.bench, ()) if options.against else ()
     for ranks in numbers(options.ranks or default_ranks, "ranks"):

@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests" / "unit"
 
 
 def main(seconds: float) -> int:
-    """The exit status: 0 where the tests passed and the steps were measured, 1 otherwise."""
+    """Returns the exit status: 0 if the tests passed and the steps were measured, 1 otherwise."""
     if not gpu_count():
         print("ddl.bench gpu: no CUDA device can be used: is cupy-cuda12x installed, and does nvidia-smi list a GPU?")
         return 1

@@ -79,7 +79,7 @@ def command_of(
     tolerance: str,
     environ: Mapping[str, str],
 ) -> list[str]:
-    """mpirun's command line for a module of ours."""
+    """mpirun's command line that runs one of ddl's modules."""
     program, mpirun = [sys.executable, "-m", module, *words], find_mpirun()
     own = shlex.split(options["mpirun"]) or [mpirun]
     named = next((word for word in own if Path(word).name in ("mpirun", "mpiexec", "prterun")), mpirun)

@@ -1,4 +1,4 @@
-"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo, as the peer of ours.
+"""The same networks and steps in PyTorch, with DistributedDataParallel over Gloo, for comparison.
 
 Imported only on request."""
 

@@ -5,6 +5,7 @@ from SIGKILL to the next committed step is read from metrics.jsonl, less an ordi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -104,7 +105,7 @@ def theirs(size: int, folder: Path, threads: int) -> DeathCost:
         times = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
         after = next(line["time"] for line in times if line["restarts"] > 0)
         killed = float((folder / "killed").read_text())
-    except (OSError, StopIteration, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, KeyError, StopIteration, subprocess.TimeoutExpired) as error:
         raise DdlError("torchrun did not restart the ranks") from error
     finally:
         _end(process)
@@ -123,7 +124,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def rows(size: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator[Row]:
-    """Alternate between ours and the peer, ``rounds`` deaths each; ours include the leader's. Medians and the range."""
+    """Alternate between ours and the peer, ``rounds`` deaths each; ours include the leader's. Medians and the range.
+
+    If the peer never recovers, ours are compared with themselves; ``peer_lost`` counts its failures."""
     found: list[DeathCost] = []
     other: list[DeathCost] = []
     moments = random.Random(0)
@@ -132,12 +135,8 @@ def rows(size: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator
             victim, wait_s = (size - 1 - number) % size, moments.uniform(0, 0.02)
             found.append(ours(size, victim, Path(folder, f"ours-{number}"), threads, wait_s))
             if peers:
-                try:
+                with contextlib.suppress(DdlError):  # seen once in four: the survivor hangs in Gloo
                     other.append(theirs(size, Path(folder, f"theirs-{number}"), threads))
-                except DdlError as error:  # seen once in four: the survivor hangs in Gloo
-                    hung = error
-    if peers and not other:
-        raise hung
     costs = [each.cost_s for each in found]
     names = dict.fromkeys(name for each in found for name in each.phases)
     more: dict[str, Any] = {
@@ -151,4 +150,4 @@ def rows(size: int, peers: Sequence[str], rounds: int, threads: int) -> Iterator
         more["peer_lost"] = rounds - len(other)
     middle = statistics.median(costs)
     theirs_s = statistics.median([each.cost_s for each in other]) if other else middle
-    yield Row("recovery", size, {"model": "digits"}, "auto", middle, "torchrun" if peers else "itself", theirs_s, more)
+    yield Row("recovery", size, {"model": "digits"}, "auto", middle, "torchrun" if other else "itself", theirs_s, more)

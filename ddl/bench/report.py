@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.errors import UserError
+from ddl.wording import counted
 
 
 def size_text(nbytes: int) -> str:
@@ -49,9 +50,9 @@ def row_text(row: Mapping[str, Any]) -> str:
     if "shares" in row:
         notes.append(" ".join(f"{name} {share:.0%}" for name, share in row["shares"].items()))
     if "range_s" in row:
-        notes.append(f"{' to '.join(map(time_text, row['range_s']))}, besides a step of {time_text(row['step_s'])}")
+        notes.append(f"{' to '.join(map(time_text, row['range_s']))}, plus a step of {time_text(row['step_s'])}")
     if row.get("peer_lost"):
-        notes.append(f"{row['peer']} did not recover {row['peer_lost']} times")
+        notes.append(f"torchrun did not recover {counted(row['peer_lost'], 'time')}")
     if "phases" in row:
         notes.append(" ".join(f"{name} {time_text(value)}" for name, value in row["phases"].items()))
     if row.get("settings", "default") != "default":

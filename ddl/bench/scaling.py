@@ -23,7 +23,7 @@ def rows(
     beat: Callable[[int, str], None],
     settings: dict[str, Any],
 ) -> Iterator[Row]:
-    """Two rows a model. weak: the same batch on every rank, so the ratio is the efficiency; strong: one rank's batch
+    """Two rows per model. weak: the same batch on every rank, so the ratio is the efficiency; strong: one rank's batch
     shared by all, so the ratio is how many times faster than one rank."""
     for name in models:
         whole = CASES[name].batch

@@ -1,6 +1,6 @@
 """Training steps per second: the whole loop as a user's job runs it, against PyTorch's DDP on the same ranks.
 
-Ours is Loop.advance: batch, forward, backward, sum, update, ledger and metrics.jsonl. The networks are models.py's."""
+A step is Loop.advance: batch, forward, backward, sum, update, ledger and metrics.jsonl. models.py has the networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHASES = ("load", "compute", "sum", "update")
 
 
 class Shares:
-    """How long each phase of a step took, summed: what a Loop is handed as ``span``."""
+    """Adds up the time of each phase of a step; passed to a Loop as ``span``."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -46,7 +46,7 @@ class Shares:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def of(self, total_s: float) -> dict[str, float]:
-        """Shares of a time; what no phase accounts for is the loop's own."""
+        """Share of each phase in the time of a step; the rest is the loop's own."""
         found = {name: round(self.seconds[name] / total_s, 3) for name in PHASES}
         return {**found, "loop": round(1 - sum(found.values()), 3)}
 
@@ -169,7 +169,7 @@ def rows(
         ours = statistics.median(times["ours"])
         loop.close()
         loop.log.close()
-        # A second loop, watched: taking the time of every phase costs what a small step would notice.
+        # A second loop, watched: timing every phase would slow a small step down.
         loop = make_loop(name, group, folder / f"{name}-phases", beat=beat, span=shares.span)
         time_steps(loop.advance, 3)
         shares.seconds = dict.fromkeys(PHASES, 0.0)

@@ -59,7 +59,7 @@ def rows(
 
 
 def ask(question: Any) -> float:
-    """On the leader: what job.py's second mpirun measured."""
+    """Called by the leader: returns the seconds that the second mpirun of job.py measured."""
     print(json.dumps({"ask": question}), flush=True)
     return float(json.loads(sys.stdin.readline())["seconds"])
 

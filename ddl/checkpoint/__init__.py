@@ -1,6 +1,6 @@
-"""Checkpoints: named arrays on disk and in a node's memory, there whole or not at all.
+"""Checkpoints: named arrays on disk and in a node's memory, each complete or absent.
 
-What the arrays mean, and when a checkpoint is taken, is train's."""
+ddl/train defines the arrays and decides when to take a checkpoint."""
 
 from ddl.checkpoint.lease import Owner, RunFolderLease, owner_of
 from ddl.checkpoint.memory import newer_of, open_memory_checkpoint

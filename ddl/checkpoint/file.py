@@ -1,7 +1,7 @@
 """One file of named arrays in the safetensors format, written call by call and checked when read.
 
-The format is the safetensors library's; bringing its bytes to the disk for certain is ours. Which files make a
-checkpoint, and when it counts, is store.py's."""
+The format is that of the safetensors library; this module makes sure that the bytes reach the disk. store.py defines
+the files of a checkpoint and when it counts."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def no_probe(point: str) -> None:
 
 
 def prepare(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """Host copies that can be written byte by byte: contiguous and little-endian; no copy where they are already."""
+    """Host copies that can be written byte by byte: contiguous and little-endian; no copy if they are already."""
     ready = {}
     for name, array in arrays.items():
         array = host(array)
         if array.dtype.kind not in "fiub":
             raise CheckpointError(f"array {name!r} of type {array.dtype} cannot be saved: use numbers")
         # The library writes a strided array's memory as if it were its values in order (safetensors issue 825),
-        # so it gets contiguous ones alone; ascontiguousarray makes 0-d arrays 1-d.
+        # so it gets only contiguous ones; ascontiguousarray makes 0-d arrays 1-d.
         flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         ready[name] = flat.reshape(array.shape)
     return ready
 
 
 def pieces_of(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
-    """The bytes of a safetensors file of ``arrays``, piece by piece. Raises CheckpointError for a type it has not."""
+    """The bytes of a safetensors file of ``arrays``, in pieces. Raises CheckpointError for an unsupported dtype."""
     try:
         data = memoryview(safetensors.numpy.save(prepare(arrays)))
     except SafetensorError as error:
@@ -54,9 +54,9 @@ def pieces_of(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
 
 
 def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe, mode: int = 0o644) -> dict[str, Any]:
-    """Write a new file and bring it to the disk; returns {"bytes", "sha256"} of what was written.
+    """Write a new file and sync it to the disk; returns its {"bytes", "sha256"}.
 
-    Raises OSError (a full disk, for one); what was written so far is left for the caller to remove."""
+    Raises OSError, for example for a full disk; the caller removes the partial file."""
     digest, total = hashlib.sha256(), 0
     probe("checkpoint.open")
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -78,7 +78,7 @@ def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe
 
 
 def sync_folder(path: Path, probe: Probe = no_probe) -> None:
-    """Bring a folder's entries to the disk: a file whose name is not there is lost although its bytes are."""
+    """Sync a folder's entries to the disk: without its name, a file is lost even if its bytes are on the disk."""
     probe("checkpoint.fsync")
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -89,7 +89,7 @@ def sync_folder(path: Path, probe: Probe = no_probe) -> None:
 
 
 def replace_file(path: Path, data: bytes, probe: Probe = no_probe) -> None:
-    """Put a small file in place of an older one: readers see all of the old or all of the new."""
+    """Replace a small file atomically: readers see the old file or the new one."""
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     aside.unlink(missing_ok=True)
     write_file(aside, iter([memoryview(data)]), probe)

@@ -78,16 +78,22 @@ class RunFolderLease:
         """Raises LeaseLost if a newer owner holds the folder; called right before anything becomes visible in it."""
         self._refuse(owner_of(self.folder))
 
-    def check_if_changed(self) -> None:
-        """``check``, but only if the file has changed: cheap enough for every step."""
+    def check_if_changed(self) -> bool:
+        """``check``, but only if the file has changed: cheap enough for every step.
+
+        True where the folder has been deleted; it is then made again, with this lease in it."""
         try:
             status = (self.folder / FILE).stat()
+        except FileNotFoundError:
+            self._write()
+            return True
         except OSError:
-            return
+            return False
         mark = (status.st_ino, status.st_mtime_ns)
         if mark != self._mark:
             self.check()
             self._mark = mark
+        return False
 
     def _refuse(self, found: Owner | None) -> None:
         mine = self.owner

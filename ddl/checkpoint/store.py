@@ -60,7 +60,7 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, checked against its own sum. Raises CheckpointError."""
+    """A checkpoint's state.json, verified by its checksum. Raises CheckpointError."""
     try:
         state = parse_object(read_regular(path / STATE))
     except FileNotFoundError as error:
@@ -117,7 +117,7 @@ class Store:
     def entries(self) -> list[Entry]:
         """All committed checkpoints, oldest first. Those whose state cannot be read are placed by their step.
 
-        Raises CheckpointError if the folder is there and cannot be read."""
+        Raises CheckpointError if the folder exists but cannot be read."""
         readable, broken = [], []
         for path in self._paths():
             match = _NAME.fullmatch(path.name)
@@ -137,9 +137,9 @@ class Store:
     def _paths(self) -> list[Path]:
         try:
             return list(self.folder.iterdir())
-        except FileNotFoundError:
-            return []
         except OSError as error:
+            if not os.path.lexists(self.folder):
+                return []
             raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}") from error
 
     def newest(self) -> Path | None:
@@ -223,8 +223,23 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.probe("checkpoint.mkdir.done")
 
+    def make_room(self) -> bool:
+        """Delete the oldest checkpoint, the best after all others and never the newest; whether one was deleted.
+
+        Raises LeaseLost if a newer generation holds the run folder."""
+        if self.lease:
+            self.lease.check()
+        usable = [entry.path for entry in self.entries() if not entry.problem]
+        best = self.best() if self.keep_best else None
+        for path in sorted(usable[:-1], key=lambda path: path == best):
+            with contextlib.suppress(OSError):
+                self._delete(path)
+                self.say(f"checkpoint {path.name} was deleted, to make room for the last one")
+                return True
+        return False
+
     def clean(self) -> None:
-        """Remove what earlier writers left unfinished. Only the writer that holds the lease may do this."""
+        """Remove unfinished files of earlier writers. Only the writer that holds the lease may do this."""
         if self.lease:
             self.lease.check()
         for path in self.folder.glob("step_*.tmp-*"):
@@ -245,7 +260,7 @@ class Store:
         aside.mkdir(self.mode | (self.mode & 0o444) >> 2)
         self.probe("checkpoint.mkdir.done")
         files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe, self.mode)}
-        # Through JSON once, so that the checksum is that of the values that a reader gets.
+        # Converted to JSON and back, so that the checksum is that of the values a reader gets.
         state = json.loads(
             json.dumps(
                 {"format": FORMAT, "step": step, "serial": serial, "score": score, "files": files, "meta": dict(meta)}

@@ -1,6 +1,6 @@
 """A thread that writes checkpoints while training continues, from a copy taken between two steps.
 
-The files are store.py's; when a checkpoint is written is decided in ddl/train."""
+store.py writes the files; ddl/train decides when to write a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddl.checkpoint.store import Store
 from ddl.errors import CheckpointError, DdlError
 
 TICK_S = 0.5
-PATIENCE_S = 30.0  # training waits so long for the previous checkpoint, then skips one
+PATIENCE_S = 30.0  # training waits this long for the previous checkpoint, then skips one
 LAST_S = 600.0  # the wait for the last one, when nothing else is left to do
 Saved = Callable[[int, Path], None]
 

@@ -22,7 +22,7 @@ def resolve_algorithm(name: str) -> Allreduce | None:
 def allreduce(x: Array, group: Group, algorithm: str = "auto", tuning: Tuning | None = None) -> None:
     """Sum ``x`` over all workers, in place; every worker passes the same size, dtype and algorithm.
 
-    x: contiguous NumPy array. An algorithm that needs shared memory is replaced by "auto" where there is none. The
+    x: contiguous NumPy array. An algorithm that needs shared memory is replaced by "auto" if there is none. The
     order of additions is fixed, so all workers end with the same bits.
     Raises ValueError for a strided array, ConfigError for an unknown algorithm, and PeerLost if a member dies during
     the call; ``x`` is then undefined."""

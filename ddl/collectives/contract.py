@@ -41,7 +41,7 @@ NAMED = 3  # so many names are listed of values that differ
 def check_same_call(group: Group, call: Call) -> int:
     """How many ranks make this call: all, except the ranks that have left a ``join`` block.
 
-    All workers call it, before any data is sent. It costs one allreduce of 8 bytes a rank; the calls themselves are
+    All workers call it, before any data is sent. It costs one allreduce of 8 bytes per rank; the calls themselves are
     exchanged only when they differ. Raises the same ValueError on every rank if the calls differ. Raises PeerLost."""
     return _meet(group, call)[1]
 

@@ -89,7 +89,7 @@ _STATUS_BITS, _STATUS = 20, 0xFF << 20
 class NodeMemory(ABC):
     """Memory that all workers of a node have mapped: one slot per worker, and one common part.
 
-    Mapped anew in every generation, and not used after the next one has started."""
+    Mapped again in every generation, and not used after the next one has started."""
 
     slots: np.ndarray  # (workers on this node, at least slot_bytes) uint8, rows by index within the node
     common: np.ndarray  # (at least common_bytes,) uint8
@@ -116,8 +116,8 @@ class Group(ABC):
     waits: Callable[[bool], None] = staticmethod(no_watchdog)  # called before (True) and after (False) a blocking call
     element_limit: int = 1 << 30  # elements of one message; MPI counts in 32 bits
 
-    why_not_shared: str = ""  # what the last ``share`` that gave None failed with, where anybody knows
-    newest_identity: int = -1  # the highest that any earlier member had
+    why_not_shared: str = ""  # why the last ``share`` returned None, if known
+    newest_identity: int = -1  # the highest identity of any earlier member
     is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
 

@@ -22,7 +22,7 @@ def library_version() -> str:
 def reports_deaths(mpi: Any) -> bool:
     """Whether the library of the module ``mpi`` reports the death of a rank to the others (ULFM).
 
-    MPI libraries that cannot have some of ULFM's names and error codes as well, but not this one."""
+    Libraries without ULFM may define some of its names and error codes, but not this one."""
     try:
         ctypes.CDLL(mpi.__file__).MPIX_Comm_is_revoked  # noqa: B018 - whether it is there
     except (OSError, AttributeError):

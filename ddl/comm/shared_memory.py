@@ -37,7 +37,7 @@ class MappedMemory(NodeMemory):
 def create(workers: int, slot_bytes: int, common_bytes: int) -> int:
     """A descriptor of memory for that many slots, reserved, so that writing to it cannot fail later.
 
-    Raises OSError when the machine has not got it."""
+    Raises OSError if the machine does not have enough."""
     descriptor = os.memfd_create("ddl", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(descriptor, 0, max(1, workers * _pages(slot_bytes) + _pages(common_bytes)))

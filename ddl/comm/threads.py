@@ -51,7 +51,7 @@ class _Message:
 
 @dataclass
 class _World:
-    """What the members of one generation share."""
+    """State shared by the members of one generation."""
 
     members: list[Member]
     size: int
@@ -66,14 +66,14 @@ class _World:
 
 
 class ThreadMemory(NodeMemory):
-    """Threads share all their memory anyway."""
+    """Private memory of the process, which all threads share anyway."""
 
     def __init__(self, workers: int, slot_bytes: int, common_bytes: int):
         self.slots = _mapped(workers * slot_bytes).reshape(workers, slot_bytes)
         self.common = _mapped(common_bytes)
 
     def close(self) -> None:
-        """Nothing is held but memory, and its last user frees it."""
+        """Nothing to do: the memory is freed with its last view."""
 
 
 class ThreadGroup(Group):
@@ -85,7 +85,7 @@ class ThreadGroup(Group):
         self.probe = probe
         self._agreements = self._shares = 0
 
-    # Messages, the ground of everything else.
+    # Messages, from which all other calls are built.
     def _lost(self) -> PeerLost:
         dead = [rank for rank, member in enumerate(self.members) if member.identity in self._job.gone]
         return PeerLost(dead, self.generation, self.doing)
@@ -124,7 +124,7 @@ class ThreadGroup(Group):
             return message.payload
 
     def _await_taken(self, message: _Message, to: int) -> None:
-        """A send ends when it was received: a program that relies on buffering stands still here, not on a cluster."""
+        """A send returns once it is received: a program that relies on buffering hangs in tests, not on a cluster."""
         with self._job.changed:
             self._wait(lambda: message.taken, lambda: self._world.revoked or self._is_gone(to), "send")
 
@@ -261,7 +261,7 @@ class ThreadGroup(Group):
                 lambda: False,
                 "agree",
             )
-            if number not in self._world.agreed:  # the first to see that all have spoken fixes it for all
+            if number not in self._world.agreed:  # the first rank to see all votes fixes the result for all
                 whole = len(given) == len(self.members)
                 self._world.agreed[number] = int(np.bitwise_and.reduce(list(given.values()))) if whole else 0
             return self._world.agreed[number]
@@ -289,11 +289,11 @@ class ThreadGroup(Group):
         return ThreadGroup(self._job, successor, successor.members.index(self.me), self.probe)
 
     def close(self) -> None:
-        """Threads hold nothing that outlives them."""
+        """Nothing to do."""
 
 
 def _mapped(nbytes: int) -> np.ndarray:
-    """(nbytes,) uint8, all zero, of which only what is touched costs anything. A heap writes its zeros one by one."""
+    """(nbytes,) uint8, all zero. Mapped rather than taken from the heap, so that untouched pages cost nothing."""
     return np.frombuffer(mmap.mmap(-1, max(1, nbytes)), np.uint8, nbytes)
 
 
@@ -329,8 +329,8 @@ def run_ranks(
 ) -> list[Any]:
     """Call ``function(group)`` in ``size`` workers and ``spares`` spares; their results by rank.
 
-    An exception becomes the result of the rank that raised it; Killed where a rank died. ``nodes``
-    gives each rank's node (default: all on one), ``probe`` makes a listener for each rank's kill points."""
+    An exception becomes the result of the rank that raised it, and Killed that of a rank that died. nodes: each rank's
+    node (default: all on one). probe: makes a listener for each rank's kill points."""
     deaths = [death] if isinstance(death, Death) else list(death or [])
     job = _Job(wait_limit_s, can_share)
     world = _World([_member(r, 0 if nodes is None else nodes[r]) for r in range(size + spares)], size, 0)

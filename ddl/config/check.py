@@ -17,6 +17,7 @@ from ddl.config.sections import SECTIONS, Job
 from ddl.environment import job_size
 from ddl.errors import ConfigError
 from ddl.registry import QUALIFIED
+from ddl.wording import counted
 
 FRACTIONS = ("data.validation", "data.test")
 FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
@@ -33,8 +34,8 @@ def check(job: Job, ranks: int | None = None) -> Job:
 
 
 def check_values(job: Job) -> Job:
-    """``check``, but only that each value is within its limits, whatever files there are."""
-    for error in _single_values(job):
+    """``check``, but only that each number is within its limits: files and locale may have changed since training."""
+    for error in _limits(job):
         raise ConfigError(error)
     return job
 
@@ -56,7 +57,7 @@ def _errors(job: Job, ranks: int) -> Iterator[str]:
     yield from _ranks(job, ranks)
 
 
-def _single_values(job: Job) -> Iterator[str]:
+def _limits(job: Job) -> Iterator[str]:
     for section, kind in SECTIONS.items():
         for field in fields(kind):
             value, limits = getattr(getattr(job, section), field.name), field.metadata["limits"]
@@ -69,14 +70,18 @@ def _single_values(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
+    if job.data.shards != "auto" and job.data.shards < 1:
+        yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
+
+
+def _single_values(job: Job) -> Iterator[str]:
+    yield from _limits(job)
     for name in FRACTIONS:
         value = _get(job, name)
         if isinstance(value, float) and not 0 <= value < 1:
             yield f"{_label(name)} is {value}: a fraction of the samples is at least 0 and below 1"
     if job.data.oversample > 1:
         yield f"[data] oversample is {job.data.oversample}: it must be from 0 to 1"
-    if job.data.shards != "auto" and job.data.shards < 1:
-        yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
     if job.run.name in ("", "..") or Path(job.run.name).name != job.run.name:
         yield f'[run] name is "{job.run.name}": it must be a plain file name; run.dir names a folder'
     for name in ("run.name", "run.dir"):
@@ -138,7 +143,7 @@ def _contradictions(job: Job) -> Iterator[str]:
         )
     share = train.global_batch // (data.shards if data.shards != "auto" else 1)
     if train.accumulate > share:
-        yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is only {share} samples"
+        yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is {counted(share, 'sample')}"
     if job.comm.gpu_memory > 1:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
     if job.fault.respawn and job.fault.spares:
@@ -153,15 +158,19 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f'[optim] nesterov is true, but the optimizer is "{optim.name}"; it belongs to momentum'
 
 
+def _started(ranks: int) -> str:
+    return f"{counted(ranks, 'rank')} {'was' if ranks == 1 else 'were'} started"
+
+
 def _ranks(job: Job, ranks: int) -> Iterator[str]:
     fault, shards = job.fault, job.data.shards
     workers = ranks - fault.spares
     if fault.spares and workers < 1:
-        yield f"[fault] spares is {fault.spares}, but only {ranks} ranks were started: there are no ranks left to train"
+        yield f"[fault] spares is {fault.spares}, but only {_started(ranks)}: there are no ranks left to train"
     if fault.min_ranks > max(workers, 1):
-        yield f"[fault] min_ranks is {fault.min_ranks}, but only {workers} ranks train"
+        yield f"[fault] min_ranks is {fault.min_ranks}, but only {counted(workers, 'rank')} can train"
     if shards != "auto" and shards < workers and not _resumes(job):
-        yield f"[data] shards is {shards}, but {workers} ranks were started: every rank needs a shard"
+        yield f"[data] shards is {shards}, but {_started(workers)}: every rank needs a shard"
 
 
 def _resumes(job: Job) -> bool:

@@ -26,6 +26,8 @@ from ddl.config.values import ALIASES, find_setting, guess, read_value, read_wor
 from ddl.environment import launched_rank, refuse
 from ddl.errors import ConfigError
 from ddl.reading import read_regular
+from ddl.version import __version__
+from ddl.wording import closest
 
 _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors turn -- into these
 INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
@@ -62,11 +64,14 @@ def load(argv: Sequence[str], ranks: int | None = None) -> Job:
 def load_or_exit(argv: Sequence[str], program: str = "ddl.train") -> Job:
     """``load`` for a command: rank 0 prints an error as one line, and every rank exits with status 2.
 
-    ``--help`` prints every setting, ``--print_config`` the resolved job; both exit with status 0."""
+    ``--help`` prints every setting, ``--print_config`` the resolved job, ``--version`` the version of ddl; these exit
+    with status 0."""
     text = None
     try:
         if any(word in ("-h", "--help") for word in argv):
             text = help_text(program)
+        elif "--version" in argv:
+            text = f"ddl {__version__}\n"
         else:
             job = load([word for word in argv if word != "--print_config"])
             text = to_toml(job) if "--print_config" in argv else None
@@ -115,7 +120,7 @@ def override(job: Job, settings: Mapping[str, Any]) -> Job:
 
 
 def _implied(values: dict[str, Any]) -> dict[str, Any]:
-    """Add what the given settings imply: data.path means source "files", and a run is named after its data."""
+    """Add the settings that the given ones imply: data.path means source "files", and a run is named after its data."""
     if values.get("data.path") and "data.source" not in values:
         values["data.source"] = "files"
     source = values.get("data.source", Job().data.source)
@@ -200,7 +205,9 @@ def _from_file(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> d
     try:
         text = read(path).decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no job file {path}") from error
+        beside = [one.name for one in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        hint = closest(path.name, beside)
+        raise ConfigError(f"there is no job file {path}" + (f"; did you mean {hint!r}?" if hint else "")) from error
     except OSError as error:
         raise ConfigError(f"job file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -29,7 +29,7 @@ def setting(default: T, meaning: str, **limits: float) -> T:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What this run is called, where it is kept, and its seed."""
+    """The name, folder and seed of this run."""
 
     name: str = setting(
         "digits",
@@ -66,7 +66,7 @@ class DataSettings:
     )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
-        "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset alone"
+        "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
     )
     prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none", least=0)
     batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank", least=1)
@@ -113,7 +113,7 @@ class OptimSettings:
     clip_norm: float = setting(0.0, "largest global norm of the mean gradient; 0: no clipping", least=0)
     sharded: Literal["auto", "on", "off"] = setting(
         "auto",
-        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: where that is faster and the "
+        "ranks on the CPUs of a node share one replica, each updates a part of it; auto: if that is faster and the "
         "optimizer is elementwise; off: one replica per rank",
     )
     groups: tuple[dict[str, Any], ...] = setting(
@@ -134,7 +134,7 @@ class TrainSettings:
     patience: int = setting(
         0, "evaluations without a better validation loss after which training ends; 0: never", least=0
     )
-    compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: where it is installed")
+    compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: if it is installed")
     callbacks: tuple[str, ...] = setting(
         (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.Callback'
     )
@@ -144,14 +144,14 @@ class TrainSettings:
 class CommSettings:
     """How ranks compute and sum."""
 
-    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where a rank computes; auto: a GPU if there is one")
     algorithm: str = setting(
         "auto", "how gradients are summed: auto (by bytes, ranks and nodes), native, ring, shared or hierarchical"
     )
     bucket_mib: float = setting(4.0, "size in MiB of the gradient buckets sent while backward runs", above=0)
-    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: where that is faster")
+    overlap: Literal["auto", "on", "off"] = setting("auto", "sum during backward; auto: if that is faster")
     gpu: Literal["auto", "direct", "staged"] = setting(
-        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct where MPI supports it"
+        "auto", "how sums leave a GPU: by MPI directly, or staged through the host; auto: direct if MPI supports it"
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
@@ -162,7 +162,7 @@ class FaultSettings:
     """Fault tolerance: which failures training survives, and how."""
 
     tolerance: Literal["auto", "on", "off"] = setting(
-        "auto", "keep training when a rank dies; auto: where launcher and MPI support it; on: an error elsewhere"
+        "auto", "keep training when a rank dies; auto: if launcher and MPI support it; on: an error elsewhere"
     )
     min_ranks: int = setting(1, "fewer survivors than this stop the job", least=1)
     spares: int = setting(0, "ranks that wait to replace a dead one", least=0)
@@ -196,9 +196,9 @@ class CheckpointSettings:
     every_steps: int = setting(0, "steps between checkpoints; 0: not by steps", least=0)
     every_epochs: int = setting(0, "epochs between checkpoints; 0: not by epochs", least=0)
     keep: int = setting(3, "newest checkpoints that are kept", least=1)
-    keep_best: bool = setting(True, "keep the one with the best validation loss as well")
+    keep_best: bool = setting(True, "also keep the checkpoint with the best validation loss")
     resume: str = setting("auto", "auto: the newest checkpoint in run.dir, if any; none; or a checkpoint's path")
-    replica: bool = setting(False, "keep a copy of the newest state in every node's memory as well")
+    replica: bool = setting(False, "also keep a copy of the newest state in the memory of every node")
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class MetricsSettings:
         "seconds between progress lines, at first; 0: only errors are printed",
         least=0,
     )
-    jsonl: bool = setting(True, "write metrics.jsonl: one event a line")
+    jsonl: bool = setting(True, "write metrics.jsonl: one event per line")
     trace: str = setting("", "file for a Chrome/Perfetto timeline of all ranks")
     tensorboard: bool = setting(False, "write TensorBoard files (extra: tensorboard)")
     plots: bool = setting(False, "draw the curves at the end (extra: plot)")

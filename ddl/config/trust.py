@@ -1,6 +1,6 @@
 """Code that settings name ("package.module:Name"), and the refusal to run it for a finished run unless that is trusted.
 
-A job file is its user's own program, which may name any code. A finished run may come from somebody else."""
+A job file is its user's own program, which may name any code. A finished run may be another user's."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 ALIASES = {"trace": "metrics.trace", "chaos": "fault.chaos"}
-_MAIN = {"data": "source", "metrics": "console_every_s", "checkpoint": "every_s", "train": "epochs"}
+_MAIN = {"data": "path or data.source", "metrics": "console_every_s", "checkpoint": "every_s", "train": "epochs"}
 _NAMES, _TABLE, _TABLES = tuple[str, ...], dict[str, Any], tuple[dict[str, Any], ...]
 _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WORDS: dict[Any, str] = {
@@ -107,7 +107,7 @@ def _checked(name: str, shown: str, convert: Callable[[Any], Any]) -> Any:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """Raises TypeError where ``value`` is not of type ``kind``."""
+    """Raises TypeError if ``value`` is not of type ``kind``."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if _is_union(kind):
         for part in get_args(kind):
@@ -138,7 +138,7 @@ def _convert_text(kind: Any, text: str) -> Any:
     if kind == _NAMES and not text.startswith("["):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is float:
-        return float(text)  # ".5" and "1." are no TOML, but anybody's number
+        return float(text)  # ".5" and "1." are not TOML, but users write them
     try:
         return _convert(kind, guess(text))
     except TypeError:

@@ -1,4 +1,4 @@
-"""Transforms from their names in a job. What they do is transforms.py's."""
+"""Create transforms from their names in a job. transforms.py implements them."""
 
 from __future__ import annotations
 

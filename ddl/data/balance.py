@@ -1,6 +1,6 @@
 """Unequal classes: weights for the loss, and samples repeated a known number of times.
 
-What a weighted loss does with the weights is nn's."""
+nn/losses.py applies the weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A job's dataset: a source by name or from files, cut into training, validation and test parts.
 
-Formats are formats.py's, generated sources generated.py's; shards of the training part are shards.py's."""
+The formats are in formats/, generated sources in generated.py; shards.py cuts the training part into shards."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def open_dataset(
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
     normalisation would lose it. measured: whole numbers in x are measurements, not tokens.
 
-    Raises ConfigError for an impossible request and DataError for a file that is not what it should be."""
+    Raises ConfigError for an impossible request and DataError for an invalid file."""
     if target_kind not in KINDS:
         raise ConfigError(f"data.target_kind = {target_kind!r} must be one of {', '.join(KINDS)}")
     request = Request(targets, _kind_of_columns(target_kind, loss), np.dtype(dtype), options or {})
@@ -119,7 +119,8 @@ def open_dataset(
         raise DataError(str(error), targets or path or None) from error
     request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:
-        # Numbers of other files must not be numbered anew: a short file seldom holds every class.
+        # Class numbers of other files stay as they are: renumbering a short file, which lacks some classes, would shift
+        # them.
         request = replace(request, target_kind="values")
     fractions: dict[str, float] = {}
     for name, wanted in (("validation", validation), ("test", test)):

@@ -21,7 +21,7 @@ MOST_BYTES = 128 * 2**20  # larger data are not hashed whole: a change in 10 % o
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Hashes of sampled samples, field by field, and of everything where that is cheap, as plain JSON values.
+    """Hashes of some samples, field by field, and of everything if that is cheap, as plain JSON values.
 
     Afterwards the source holds nothing.
 

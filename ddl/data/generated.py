@@ -1,6 +1,6 @@
-"""Data that every machine has: a straight line with noise, and the sources of Python's own standard library.
+"""Data that every machine has: a straight line with noise, and the source code of Python's standard library.
 
-The bundled digits are digits.py's."""
+The bundled digits are in digits.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def linear(
     noise: float = 0.1,
     seed: int = 0,
 ) -> Arrays:
-    """x (inputs,) standard normal, y (1,) = weights . x + bias + noise. One weight an input."""
+    """x (inputs,) standard normal, y (1,) = weights . x + bias + noise. One weight per input."""
     slope = np.atleast_1d(np.asarray(weights, np.float64))
     if samples < 1 or slope.ndim != 1:
         raise ConfigError(f"linear data of {samples} samples with weights {weights}")
@@ -62,10 +62,10 @@ def stdlib_lines(
     vocabulary: int = 10_000,
     hashed: bool = False,
 ) -> LabelledText:
-    """Which package of the standard library a line of source comes from.
+    """Classify lines of source code by their package of the standard library.
 
-    Lines that occur in more than one place are left out, whatever the package: so no line of the
-    training part is in the others. Of each package at most ``lines_per_package``, drawn by a fixed key."""
+    Lines that occur more than once are left out, so no line of the training part is in the other parts. At most
+    ``lines_per_package`` lines of each package, drawn by a fixed key."""
     places: dict[str, int] = {}
     repeated: set[str] = set()
     for number, package in enumerate(packages):

@@ -1,6 +1,6 @@
-"""Runs of sample numbers: what a source holds, and where a held sample lies among the held.
+"""Ranges of sample numbers that a source holds, and the position of a held sample among them.
 
-Sources that read files use it; it reads nothing."""
+Sources that read files use it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def runs(numbers: np.ndarray) -> list[range]:
 
 
 class Held:
-    """Ranges of samples in the order of their numbers, and the place of each among the held. Never changes.
+    """The held ranges of samples, ascending, and the position of each sample among the held ones. Immutable.
 
-    ``ranges`` may come in any order and touch; they are merged where they meet or overlap."""
+    ``ranges`` may come in any order; ranges that touch or overlap are merged."""
 
     def __init__(self, ranges: Sequence[range]):
         merged: list[list[int]] = []
@@ -48,7 +48,7 @@ class Held:
         return np.concatenate([np.arange(r.start, r.stop) for r in self.ranges] or [np.zeros(0, np.int64)])
 
     def places(self, indices: np.ndarray) -> np.ndarray:
-        """Where each sample lies among the held. Raises IndexError naming the first that is not held."""
+        """The position of each sample among the held ones. Raises IndexError naming the first that is not held."""
         if len(self.ranges) == 0:
             if len(indices):
                 raise IndexError(f"sample {int(indices[0])} is not held: nothing is")

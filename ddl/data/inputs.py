@@ -1,6 +1,6 @@
-"""What a checkpoint keeps of the training data, and files of new samples read by it: no other file is needed.
+"""What a checkpoint records about the training data, which suffices to read files of new samples.
 
-How words, characters and classes are numbered is their sources' (``learned``, ``recall``); formats are formats.py's."""
+The sources number words, characters and classes (``learned``, ``recall``); the formats are in formats/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ddl.reading import take
 
 @dataclass(frozen=True)
 class Known:
-    """fields: of the training part. learned: what its source says of itself: columns, words, characters, classes.
+    """fields: of the training part. learned: what its source has learned: columns, words, characters, classes.
     names: of the classes, if they have names. notes: for the
     banner."""
 
@@ -38,7 +38,7 @@ class Known:
 
     @classmethod
     def of(cls, source: Source, names: Sequence[str] = (), target: Target | None = None) -> Known:
-        """What is to be kept of the training part."""
+        """Describe the training part ``source``."""
         return cls(
             dict(source.fields), as_source(source).learned(), tuple(names), target, tuple(as_source(source).notes)
         )
@@ -70,7 +70,7 @@ class Known:
 
     @property
     def symbols(self) -> Any:
-        """What turns text into the model's tokens and back (``encode``, ``decode``); None where none does."""
+        """Converts text to the model's tokens and back (``encode``, ``decode``); None if the data is not text."""
         unit = self.learned.get("unit")
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
 
@@ -92,8 +92,8 @@ class Inputs:
     """How files of new samples are read. format, columns, options: the job's, if the files do not determine them;
     columns are those of the targets, or the name of their array.
 
-    is_labelled: targets are read as well, and have to be there. targets: the file or columns that hold them, where
-    they are not where the job has them."""
+    is_labelled: targets are read too, and must exist. targets: the file or columns that hold them, if they differ from
+    the job's."""
 
     format: str = "auto"
     columns: str = ""

@@ -37,7 +37,7 @@ NAMED = 8  # how many samples or steps a problem names
 
 @dataclass(frozen=True)
 class Start:
-    """A launch begins before ``step``, with this order of samples."""
+    """A launch starts at ``step``, with this order of samples."""
 
     launch: str
     generation: int
@@ -58,8 +58,7 @@ class Record:
 
 
 class Ledger:
-    """Appends to a ledger file; each line is handed to the system as it is written, so a killed process loses none,
-    unless the disk is full.
+    """Appends to a ledger file; each line is written at once, so a killed process loses none unless the disk is full.
 
     say: called with a warning when a full disk makes lines wait, and again when they have been written."""
 
@@ -115,9 +114,9 @@ class Ledger:
 
 
 def read(path: str | Path) -> list[Start | Record]:
-    """The lines of a ledger. Half a line, as a killed writer leaves it, counts as not written.
+    """The entries of a ledger. An incomplete last line, as a killed writer leaves it, is ignored.
 
-    Raises DataError naming the line that is not a ledger's."""
+    Raises DataError naming an invalid line."""
     try:
         lines = read_regular(path).split(b"\n")
     except OSError as error:
@@ -135,7 +134,7 @@ def read(path: str | Path) -> list[Start | Record]:
 
 
 def _entry(line: Mapping[str, Any], plans: dict[str, tuple[int, ...]]) -> Start | Record:
-    """The entry that a line describes. Raises ValueError or ConfigError for what no ledger has."""
+    """The entry that a line describes. Raises ValueError or ConfigError for an invalid line."""
     launch, generation = take(line, "launch", str), take(line, "generation", int)
     if "start" in line:
         numbers = {name: take(line, name, int) for name in ("samples", "shards", "global_batch", "seed")}
@@ -187,8 +186,8 @@ class Audit:
 def lineage(entries: Iterable[Start | Record]) -> tuple[dict[int, Record], Order | None, list[str]]:
     """The surviving history: step -> the record that counts, by ascending steps; the order of samples; contradictions.
 
-    A record takes the place of every earlier one of its step or of later steps; so does a start. What a launch enters
-    after the start of another does not count: the folder is no longer its own."""
+    A record, like a start, replaces all earlier records of its step and of later steps. Records that a launch appends
+    after the start of another one do not count, since it no longer owns the folder."""
     surviving: dict[int, Record] = {}
     order: Order | None = None
     problems: list[str] = []
@@ -210,10 +209,10 @@ def lineage(entries: Iterable[Start | Record]) -> tuple[dict[int, Record], Order
 
 
 def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: int | None = None) -> Audit:
-    """Prove what happened to each sample, from the records alone.
+    """Prove how often each sample was used, from the records only.
 
-    order: where the ledger has no start line. steps: how many the job says it committed; by default those
-    up to the last record. Raises DataError where neither gives the order."""
+    order: used if the ledger has no start line. steps: how many the job says it committed; by default those
+    up to the last record. Raises DataError if neither gives the order."""
     surviving, own_order, problems = lineage(entries)
     order = order or own_order
     if order is None:
@@ -231,7 +230,7 @@ def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: 
     except MemoryError as error:
         what = f"{order.samples} samples in {order.shards} shards"
         raise DataError(f"the ledger's order of {what} does not fit in memory") from error
-    # Epochs without a record are not walked through: a damaged step number may be as large as it likes.
+    # Skip epochs without a record: a damaged step number may be arbitrarily large.
     if unrecorded := -(-total // order.steps_per_epoch) - len(recorded):
         epochs, rest = divmod(total, order.steps_per_epoch)
         expected = epochs * order.samples + min(rest * order.global_batch, order.samples)
@@ -251,7 +250,7 @@ def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: 
 
 
 def _epoch(epoch: int, surviving: Mapping[int, Record], order: Order, total: int, problems: list[str]) -> Counter[str]:
-    """The COUNTS of one epoch, of the first ``total`` steps; what is wrong joins ``problems``."""
+    """The COUNTS of one epoch, of the first ``total`` steps; errors are appended to ``problems``."""
     counts: Counter[str] = Counter()
     first = epoch * order.steps_per_epoch
     uses = np.zeros(order.samples, np.int64)
@@ -299,6 +298,6 @@ def _plan_problems(surviving: dict[int, Record], order: Order) -> list[str]:
 
 
 def _few(numbers: Sequence[int], total: int | None = None) -> str:
-    """The first of ``numbers``, and how many of ``total`` (by default of these) there are besides."""
+    """The first of ``numbers``, and how many more there are in ``total`` (default: their count)."""
     rest = (len(numbers) if total is None else total) - NAMED
     return ", ".join(map(str, numbers[:NAMED])) + (f" and {rest} more" if rest > 0 else "")

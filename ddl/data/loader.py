@@ -1,6 +1,6 @@
-"""Batches in order: gathers a rank's samples of each step, transforms them, and reads ahead where that pays.
+"""Load batches in order: gather a rank's samples of each step, transform them, and read ahead if that pays.
 
-Which samples those are is order.py's; what is done to them transforms.py's."""
+order.py chooses the samples; transforms.py transforms them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Key = tuple[int, int, int]  # epoch, step in epoch, part
 
 
 class Draws(Sequence[np.random.Generator]):
-    """One generator a segment, keyed by (seed, epoch, step, part, shard); made when asked for, since few steps do."""
+    """One generator per segment, keyed by (seed, epoch, step, part, shard); made on demand, since few steps need it."""
 
     def __init__(self, seed: int, key: Key, shards: Sequence[int]):
         self._seed, self._key, self._shards = seed, key, shards
@@ -38,7 +38,7 @@ class Draws(Sequence[np.random.Generator]):
 
 
 class Slot:
-    """Arrays that a batch is gathered into, used again and again."""
+    """Arrays that a batch is gathered into; they are reused."""
 
     def __init__(self, source: Source, rows: int):
         self._arrays = {name: np.empty((rows, *f.shape), f.dtype) for name, f in source.fields.items()}
@@ -93,7 +93,7 @@ class Loader:
     def batch(self, epoch: int, step_in_epoch: int, part: int = 0) -> tuple[Batch, list[slice]]:
         """The micro-batch, rows by shard, and the slice of each shard. May raise whatever the source raises.
 
-        Asked for in sequence it has been read ahead; anything else is read at once."""
+        In sequence, it has been read ahead; any other batch is read now."""
         key = (epoch, step_in_epoch, part)
         if not self._slots:
             self._make_slots(epoch)
@@ -126,14 +126,14 @@ class Loader:
         return self._make(key, self._slots[slot])
 
     def direct(self, epoch: int, step_in_epoch: int, part: int, shards: Sequence[int]) -> tuple[Batch, list[slice]]:
-        """The same rows for some of this rank's shards, in new arrays; what is read ahead stays."""
+        """The same rows for some of this rank's shards, in new arrays; batches read ahead stay valid."""
         indices, segments = self.order.indices(epoch, step_in_epoch, shards, part, self.parts)
         with draw_for(self.seed, epoch):
             batch: Any = self.source.gather(indices)
         return self._transformed(batch, segments, (epoch, step_in_epoch, part), shards), segments
 
     def close(self) -> bool:
-        """End the thread; False when it did not end in time (stuck in a read: it is left to die with the process)."""
+        """End the thread; False if it did not end in time, being stuck in a read; it then ends with the process."""
         with self._changed:
             self._closed = True
             self._next = None
@@ -151,7 +151,7 @@ class Loader:
 
     def _make_slots(self, epoch: int) -> None:
         rows = self._table(epoch).most_rows
-        # Two are in the caller's hands, ``prefetch`` wait, one is being filled.
+        # The caller uses two, ``prefetch`` are ready, one is being filled.
         self._slots = [Slot(self.source, rows if self.source.fills_arrays else 0) for _ in range(self.prefetch + 3)]
         self._free.extend(range(len(self._slots)))
 
@@ -195,7 +195,7 @@ class Loader:
         if first != key:
             return None
         while not self._ready:
-            # The thread always answers: with a batch, with its exception, or by having died.
+            # The thread always produces a result: a batch, its exception, or its death.
             self._changed.wait(1.0)
             if self._closed or (not self._ready and (self._thread is None or not self._thread.is_alive())):
                 return None
@@ -215,10 +215,10 @@ class Loader:
                 number = self._free.popleft()
             try:
                 made: Any = self._make(key, self._slots[number])
-            except BaseException as error:  # whatever it is, it belongs to the caller of batch()
+            except BaseException as error:  # raised by the next call of batch()
                 made = error
             with self._changed:
-                if self._next != key:  # the caller went elsewhere meanwhile
+                if self._next != key:  # the caller has asked for another batch meanwhile
                     self._free.append(number)
                     continue
                 self._ready.append((key, number, made))

@@ -1,6 +1,6 @@
-"""Sources that lie in memory: arrays of the caller's, and a part of another source by sample numbers.
+"""Sources in memory: the caller's arrays, and a subset of another source by sample numbers.
 
-How parts are chosen is split.py's."""
+split.py chooses the parts of a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddl.errors import DataError
 
 
 class Arrays(Source):
-    """Samples in arrays of the caller's, not copied: x (n, ...), y (n, ...) or None, and others by name.
+    """Samples in the caller's arrays, not copied: x (n, ...), y (n, ...) or None, and others by name.
 
     names: of the classes of "y". classes: how many there are, if more than occur."""
 
@@ -60,7 +60,7 @@ class Arrays(Source):
         return len(self.arrays["x"])
 
     def hold(self, ranges: Sequence[range]) -> None:
-        """The arrays are the caller's and stay as they are."""
+        """Nothing to do: the caller keeps the arrays."""
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.take(value, indices, axis=0) for name, value in self.arrays.items()}
@@ -97,9 +97,9 @@ def _field(name: str, value: np.ndarray) -> Field:
 
 
 class Shared:
-    """A source that several subsets read: it holds what any of them needs.
+    """A source that several subsets share: it holds the samples that any of them needs.
 
-    Gathers one at a time, since a user's source need not know of threads."""
+    Calls ``gather`` from one thread at a time, since a user's source need not be thread-safe."""
 
     def __init__(self, source: Source):
         self.source = as_source(source)

@@ -23,17 +23,17 @@ COUNT, MEAN, SQUARES, LEAST, MOST, BAD = range(6)
 
 
 def _columns(shape: tuple[int, ...]) -> int:
-    """Statistics a sample has: one a feature of a vector, one a channel of an image, one for all else."""
+    """Number of statistics: one per feature of a vector, one per channel of an image, else one for all."""
     return shape[-1] if len(shape) in (1, 3) else 1
 
 
 def can_normalise(field: Field) -> bool:
-    """Whether x is made of measurements: floating numbers, not class or token numbers."""
+    """Whether x consists of measurements: floating-point numbers, not class or token numbers."""
     return field.dtype.kind == "f"
 
 
 def needs_precision(source: Source, measured: bool = False) -> bool:
-    """Whether some column of x varies little about a large mean, so that a cast to float32 would lose it.
+    """Whether some column of x varies little about a large mean, so that a cast to float32 would lose the differences.
 
     measured: whole numbers in x are measurements. Judged by sampled samples, the same on every rank; afterwards the
     source holds nothing."""
@@ -55,7 +55,7 @@ def needs_precision(source: Source, measured: bool = False) -> bool:
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
     """shard -> (6, columns) float64: count, mean, sum of squares about the mean, least and most of x, and the
-    first sample that is not finite (infinity where there is none): ``combine`` raises for it, on every rank alike.
+    first sample that is not finite (infinity if there is none): ``combine`` raises for it, on every rank alike.
 
     Raises ConfigError, on every rank alike, where x is not made of measurements."""
     if not can_normalise(source.fields["x"]):
@@ -104,8 +104,8 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype:
     """The normalisation from the moments of all shards.
 
     kind: "feature" gives each feature of a vector and each channel of an image mean 0 and deviation 1, "all"
-    all values together, "unit" the range 0 .. 1 by the least and most of the training part. What never varies
-    becomes 0. Raises DataError naming a sample that is not finite."""
+    all values together, "unit" the range 0 .. 1 by the minimum and maximum of the training part. Constant values
+    become 0. Raises DataError naming a sample that is not finite."""
     if kind not in KINDS:
         raise DataError(f"no normalisation is called {kind!r}; there are {list(KINDS)}")
     if not all_moments:
@@ -119,7 +119,7 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype:
     if kind == "all":
         total = _merge_all([total[:, column : column + 1] for column in range(total.shape[1])])
     deviation = np.sqrt(total[SQUARES] / total[COUNT])
-    # Rounding leaves a deviation where there is none.
+    # Rounding gives constant values a tiny deviation.
     flat = deviation <= 1e-12 * np.abs(total[MEAN])
     return Normalise(total[MEAN].tolist(), np.where(flat, 1.0, deviation).tolist(), dtype)
 
@@ -133,7 +133,7 @@ def _merge_all(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalise:
-    """(x - mean) / scale, in place, by column (the last axis) or for all where there is one column.
+    """(x - mean) / scale, in place, by column (the last axis) or for all if there is one column.
 
     dtype: of the result. x of another floating dtype is normalised in float64 and then cast; None keeps x's own."""
 
@@ -162,7 +162,7 @@ class Normalise:
         return batch
 
     def undo(self, x: np.ndarray) -> np.ndarray:
-        """Values as they were before: what a reconstruction or a generated image is shown in."""
+        """Undo the normalisation, for example to show a reconstruction or a generated image."""
         return x * np.asarray(self.scale, x.dtype) + np.asarray(self.mean, x.dtype)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The order of samples: which samples a step takes from which shard, computed from (seed, epoch, step) alone.
 
-Fetching them is loader.py's; who computes a shard is shards.py's.
+loader.py loads them; shards.py assigns shards to ranks.
 
 Position p of an epoch belongs to shard p mod S and is the (p // S)-th of that shard. Step k takes the
 positions k*B up to (k+1)*B, so a step's share of any two shards differs by at most one sample, and
@@ -109,7 +109,7 @@ class Order:
         return np.argsort(raw, kind="stable")
 
     def table(self, epoch: int, shards: Sequence[int], parts: int = 1) -> Table:
-        """All of an epoch for these shards; a few are remembered."""
+        """The table of an epoch for these shards; the last few are cached."""
         key = (epoch, tuple(shards), parts)
         table = self._tables.get(key)
         if table is None:

@@ -1,6 +1,6 @@
-"""Which rank computes which shard: pure arithmetic.
+"""Assign shards to ranks: pure arithmetic.
 
-Which samples a shard has, and in what order, is order.py's."""
+order.py defines the samples of a shard and their order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def auto_shards(global_batch: int, samples: int, least: int = 2) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who computes what in one generation. ``owners[shard]`` is the shard's rank."""
+    """The assignment of shards in one generation. ``owners[shard]`` is the shard's rank."""
 
     owners: tuple[int, ...]
 

@@ -27,7 +27,7 @@ def drawing() -> tuple[int, int] | None:
 
 @contextmanager
 def draw_for(seed: int, epoch: int) -> Iterator[None]:
-    """What is gathered inside is for training in this epoch."""
+    """Within this context, samples are gathered for training in this epoch."""
     token = _drawing.set((seed, epoch))
     try:
         yield
@@ -93,10 +93,10 @@ class Source:
         return {}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number classes and words as the source that returned ``learned`` does. Raises DataError for unknown ones."""
+        """Apply the numbering of classes and words recorded in ``learned``. Raises DataError for unknown ones."""
 
     def exact(self) -> Source:
-        """The source with "x" in float64 where the stored numbers have more precision than what it delivers now."""
+        """The source with "x" in float64 if the stored numbers have more precision than the delivered ones."""
         return self
 
     def targets(self) -> np.ndarray | None:
@@ -104,7 +104,7 @@ class Source:
         return None
 
     def content(self) -> Sequence[Path | np.ndarray]:
-        """The files or arrays that hold all samples, to be hashed whole; none where that is unknown."""
+        """The files or arrays that hold all samples, to be hashed whole; none if that is unknown."""
         return ()
 
     def labels(self) -> np.ndarray:

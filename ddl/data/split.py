@@ -47,7 +47,7 @@ def random_split(samples: int, fractions: Sequence[float], seed: int) -> list[np
 
 
 def sequential_split(samples: int, fractions: Sequence[float]) -> list[np.ndarray]:
-    """One run after another: for samples that are one text, where a random part would lie amid the training part."""
+    """Contiguous parts, for samples that form one text: a random part would overlap the training part."""
     cuts = np.rint(np.concatenate([[0.0], np.cumsum(fractions)]) * samples).astype(int)
     cuts[-1] = samples
     return [np.arange(low, high) for low, high in pairwise(cuts)]

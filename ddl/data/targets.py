@@ -52,7 +52,7 @@ class Target:
 
     @property
     def loss(self) -> str | None:
-        """The loss that this kind asks for, where it does not follow from the field."""
+        """The loss for this kind, if the field alone does not determine it."""
         if self.kind == "multilabel":
             return BINARY
         if self.kind == "probabilities":
@@ -139,9 +139,9 @@ class _Retargeted(Wrapper):
 def decide(
     source: Source, loss: str = "auto", wanted: str = "auto", classes: int | None = None, measured: bool = False
 ) -> Target | None:
-    """What the targets of ``source``, the training part, are; None if it has none.
+    """The kind of the targets of ``source``, the training part; None if it has none.
 
-    loss: its name, "auto", or anything else for a loss of the user's. wanted: the setting data.target_kind.
+    loss: its name, "auto", or anything else for the user's own loss. wanted: the setting data.target_kind.
     classes: how many there are, if the job says so; -1 is then padding. measured: whole numbers in x are no tokens.
     Without either, whole numbers are classes and floating-point numbers are values.
     Raises ConfigError if the targets are outside the loss's domain, and names the setting that decides otherwise."""
@@ -171,7 +171,7 @@ def decide(
         return _values(field, stored, "values, from floating-point numbers" + _whole_hint(stored))
     if stored is None and field.shape in ((), (1,)) and field.dtype.kind == "f" and loss != BINARY:
         stored = source.labels()
-    if stored is None:  # a source of the user's: what it declares counts, and the loss checks each batch
+    if stored is None:  # the user's own source: trust its declaration; the loss checks each batch
         kind = "values" if field.dtype.kind == "f" else "classes"
         return Target(kind, f"{kind}, as the source declares", field)
     if math.prod(stored.shape[1:]) == 1:
@@ -193,7 +193,7 @@ def _named(source: Source, field: Field, loss: str, wanted: str) -> Target:
 def _texts(source: Source, field: Field, loss: str, wanted: str) -> Target:
     """Stored texts, each different one a class."""
     if math.prod(field.shape) != 1:
-        raise DataError(f"targets are texts of shape {field.shape}, where one text a sample is a class")
+        raise DataError(f"targets are texts of shape {field.shape}, where one text per sample is a class")
     names = np.unique(source.labels()).tolist()
     if len(names) > MOST_CLASSES:
         raise DataError(f"the target has over {MOST_CLASSES} classes: {len(names)} different texts")
@@ -240,7 +240,7 @@ def _whole_hint(stored: np.ndarray | None) -> str:
 
 
 def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, declared: int) -> Target:
-    """One stored number a sample, for a loss that needs classes or probabilities, or whole numbers without a loss."""
+    """One stored number per sample, for a loss that needs classes or probabilities, or whole numbers without a loss."""
     distinct = np.unique(y)
     is_whole = bool((distinct == np.floor(distinct)).all())
     shown, floats = _shown(distinct), Field((1,), y.dtype if y.dtype.kind == "f" else np.dtype(np.float64))
@@ -254,7 +254,7 @@ def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, decl
             f"set model.loss = 'mse', or {SETTING}"
         )
     if wanted == "multilabel":
-        raise ConfigError(f"data.target_kind = 'multilabel' needs a row of labels a sample; y holds {shown}")
+        raise ConfigError(f"data.target_kind = 'multilabel' needs a row of labels per sample; y holds {shown}")
     what = {"f": "whole floats", "b": "truth values"}.get(y.dtype.kind, "whole numbers")
     if loss == BINARY:
         if len(distinct) > 2:
@@ -282,7 +282,7 @@ def _one_number(y: np.ndarray, loss: str, wanted: str, classes: int | None, decl
 
 
 def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -> Target:
-    """Several stored numbers a sample."""
+    """Several stored numbers per sample."""
     is_row, floats = y.ndim == 2, Field(field.shape, field.dtype if field.dtype.kind == "f" else np.dtype(np.float64))
     is_binary = bool(((y == 0) | (y == 1)).all())
     is_one_hot = is_row and is_binary and not is_tokens and bool((y.sum(axis=1) == 1).all())
@@ -292,9 +292,9 @@ def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -
         distinct = np.unique(y)
         if distinct[-1] > 1 or distinct.tolist() == [-1, 1]:
             raise ConfigError(
-                f"several labels a sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
+                f"several labels per sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
             )
-        return Target("multilabel", f"{math.prod(y.shape[1:])} labels a sample, each 0 to 1", floats)
+        return Target("multilabel", f"{math.prod(y.shape[1:])} labels per sample, each 0 to 1", floats)
     if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or is_whole))):
         classes = y.shape[1]
         field = Field((), np.dtype(np.int64), classes)
@@ -346,7 +346,7 @@ def _is_whole_float(value: Any) -> bool:
 
 
 def _stored(source: Source) -> np.ndarray | None:
-    """All targets as stored, if they are small enough to be looked at."""
+    """All targets as stored, if they are few enough to examine."""
     field = source.fields["y"]
     if math.prod(field.shape) * field.dtype.itemsize * len(source) > MOST_BYTES:
         return None

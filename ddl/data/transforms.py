@@ -1,12 +1,12 @@
-"""Transforms of batches: augmentation, and the protocol that a user's own follow.
+"""Transforms of batches: augmentation, and the protocol for a user's own transforms.
 
-Normalisation by training statistics is normalise.py's; when they are called, loader.py's.
+normalise.py normalises by training statistics; loader.py calls the transforms.
 
 A transform is called as ``transform(batch, segments, generators)`` and returns a batch. batch: field ->
-(rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one a segment,
-keyed by (seed, epoch, step, part, shard); every draw comes from its segment's, so that it does not depend on
-ranks. A transform that is to apply in evaluation too says ``training_only = False``; one that costs a few
-microseconds says ``is_cheap = True``."""
+(rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one per segment,
+keyed by (seed, epoch, step, part, shard); every draw uses its segment's, so that it does not depend on
+ranks. A transform that also applies in evaluation sets ``training_only = False``; one that costs only a few
+microseconds sets ``is_cheap = True``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Shift:
         _need(self.pixels >= 0, "shift", "pixels", self.pixels, "at least 0")
 
     def for_fields(self, fields: Mapping[str, Field]) -> Shift:
-        """The same transform; raises ConfigError where it would push images out of sight."""
+        """The same transform; raises ConfigError if it would push images out of sight."""
         if "x" in fields and len(fields["x"].shape) > 1:
             least = min(fields["x"].shape[:2])
             _need(self.pixels < least, "shift", "pixels", self.pixels, f"below the {least} of the images' shorter side")

@@ -125,9 +125,15 @@ def write_note(folder: str, note: dict) -> None:
     """Write a note about a rank for the survivors and the supervisor, atomically."""
     path = note_path(folder, note["rank"])
     os.makedirs(folder, exist_ok=True)
-    with open(f"{path}.tmp-{os.getpid()}", "w") as file:
-        json.dump(note, file)
-    os.replace(f"{path}.tmp-{os.getpid()}", path)
+    aside = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(aside, "w") as file:
+            json.dump(note, file)
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise
 
 
 class Process:
@@ -168,7 +174,7 @@ def stack_from(rank: Process, stack_fd: int) -> str:
 
 
 def note_of(kind: str, page, slots, pid: int) -> dict:
-    """What is known about the rank at its end."""
+    """A note about the rank and how it ended."""
     return {
         "rank": slots[RANK],
         "host": os.uname().nodename,

@@ -27,6 +27,7 @@ from ddl.arrays import generator
 from ddl.comm import Probe
 from ddl.environment import job_size
 from ddl.errors import ConfigError
+from ddl.wording import counted, instead, listed
 
 ACTS = {
     "kill": "SIGKILL, as the system's out-of-memory killer does",
@@ -139,14 +140,14 @@ def _parse_fault(line: str, ranks: int | None) -> list[Fault]:
     if match is None or not (match["step"] or match["point"]):
         raise ConfigError(
             f'fault.chaos: cannot read "{line}"; a fault is "ACT rank R at step S", "ACT rank R at point NAME:COUNT" '
-            f"or both, ACT one of {sorted(ACTS)}"
+            f"or both, ACT one of {listed(sorted(ACTS))}"
         )
     act, point, count = match["act"], match["point"], int(match["count"] or 1)
     if act not in ACTS:
-        raise ConfigError(f'fault.chaos: there is no act "{act}" ({line}); there are {sorted(ACTS)}')
+        raise ConfigError(f'fault.chaos: there is no act "{act}" ({line}); {instead(act, ACTS, "there are")}')
     if point is not None and point not in POINTS:
         near = difflib.get_close_matches(point, POINTS, n=3) or sorted(POINTS)
-        raise ConfigError(f'fault.chaos: there is no kill point "{point}" ({line}); did you mean {near}?')
+        raise ConfigError(f'fault.chaos: there is no kill point "{point}" ({line}); did you mean {listed(near)}?')
     if count < 1:
         raise ConfigError(f"fault.chaos: kill points count from 1 ({line})")
     step = None if match["step"] is None else int(match["step"])
@@ -163,18 +164,20 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
     for word in filter(None, text.split(",")):
         name, _, value = word.strip().partition("=")
         if name not in options:
-            raise ConfigError(f"fault.chaos: random has no option {name!r}; it has {sorted(options)}")
+            raise ConfigError(f"fault.chaos: random has no option {name!r}; {instead(name, options, 'it has')}")
         options[name] = value
     acts = options.pop("acts").split("+")
     if unknown := sorted(set(acts) - set(ACTS)):
-        raise ConfigError(f"fault.chaos: there are no acts {unknown}; there are {sorted(ACTS)}, joined by +")
+        raise ConfigError(
+            f"fault.chaos: there is no act {unknown[0]!r}; {instead(unknown[0], ACTS, 'there are')} (joined by +)"
+        )
     try:
         seed, kills, last = (int(options[name]) for name in ("seed", "kills", "steps"))
     except ValueError as error:
         raise ConfigError(f"fault.chaos: random:{text}: {error}") from error
     if not 1 <= kills < max(ranks, 2) or last < 2:
         raise ConfigError(
-            f"fault.chaos: random:{text}: 1 to {ranks - 1} of {ranks} ranks can be lost, in 2 steps or more"
+            f"fault.chaos: random:{text}: 1 to {ranks - 1} of {counted(ranks, 'rank')} can be lost, in 2 steps or more"
         )
     draw = generator(seed, "chaos", ranks, kills, last)
     victims = draw.permutation(ranks)[:kills]
@@ -186,7 +189,7 @@ def _random(text: str, ranks: int, steps: int) -> tuple[Fault, ...]:
 
 
 def recorded_in(folder: Path) -> Callable[[Fault], None]:
-    """``perform`` that first enters the fault in ``folder``/faults, a line each: which of a script's have happened."""
+    """``perform``, but first append the fault to ``folder``/faults, which lists the faults that have happened."""
 
     def act(fault: Fault) -> None:
         with contextlib.suppress(OSError):
@@ -200,7 +203,7 @@ def recorded_in(folder: Path) -> Callable[[Fault], None]:
 
 
 def perform(fault: Fault) -> None:
-    """Do it, to this very process."""
+    """Inject the fault into this process."""
     if fault.act == "raise":
         raise InjectedError(f"injected: {fault}")
     if fault.act == "exit":
@@ -214,8 +217,8 @@ def perform(fault: Fault) -> None:
         free_twice()
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}[fault.act]
     if number == signal.SIGSEGV:
-        # A real crash is not held up by anybody's handler. By the C library, which does it in every thread: a
-        # checkpoint's points lie in its writer's.
+        # A real crash bypasses Python's handlers. Reset the action through the C library, which works in any thread,
+        # unlike ``signal.signal``: a checkpoint's kill points are passed in its writer thread.
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
     os.kill(os.getpid(), number)
 

@@ -20,6 +20,7 @@ from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
+from ddl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Leaves(Exception):
 
 @dataclass(frozen=True)
 class _Ballot:
-    """What each worker of a new generation sends to all others."""
+    """The information that each worker of a new generation sends to all others."""
 
     identity: int
     position: tuple[int, int]
@@ -347,7 +348,9 @@ class Recovery:
             )
         if action is Action.STOP:
             left = len(now.alive) - len(now.leaving)
-            return Stop(f"{left} ranks are left, fault.min_ranks is {now.minimum}")
+            return Stop(
+                f"{counted(left, 'rank')} {'is' if left == 1 else 'are'} left, fault.min_ranks is {now.minimum}"
+            )
         return None
 
     def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:

@@ -1,6 +1,6 @@
 """This process as a rank of its job, for scripts: joined once, by the first caller, and left once, at the end.
 
-A Trainer, a later Trainer and a training loop of the user's share the group and the watchdog."""
+A Trainer, a later Trainer and the user's own training loop share the group and the watchdog."""
 
 from __future__ import annotations
 
@@ -50,13 +50,16 @@ class Session:
         self._replaced(error)
 
     def end_if_refused(self, error: BaseException) -> None:
-        """If ``error`` was raised alike on all ranks and ranks survive failures: print it on one rank, end on all."""
-        if error is not self.refusal or not self.group.tolerant:
+        """If ``error`` was raised alike on all ranks: print it on one rank, and end all with its status. At a prompt it
+        is an error like others."""
+        if error is not self.refusal or sys.flags.interactive or "ps1" in vars(sys):
             return
         if self.group.is_leader:
             if isinstance(error, UserCodeError) and error.traceback:
                 print(error.traceback.rstrip(), file=sys.stderr)
             print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr, flush=True)
+        if not self.group.tolerant:
+            raise SystemExit(self.refusal.exit_status)  # the interpreter leaves in order, by ``leave``
         if self.heartbeat is not None:
             self.heartbeat.part()
         mpi.finish(self.group, self.refusal.exit_status)

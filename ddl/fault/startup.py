@@ -1,10 +1,10 @@
-"""Start-up of a launch: every rank announces itself before MPI starts, and none waits forever for a rank that is lost.
+"""Start-up of a launch: every rank announces itself before MPI starts, so that none waits forever for a lost rank.
 
 Until MPI has started, a rank may end or hang while it imports, opens its data or builds its model, and the others then
 wait in MPI_Init; mpi4py holds the GIL meanwhile, so no Python thread can watch it. Each rank therefore starts a small
 process, ``python -I -S startup.py ...``, that imports nothing of ddl. It writes the rank's announcement to a folder of
-this launch, reads those of the others, and kills its rank when one is lost. Once MPI has started, failures are
-fault/recover.py's."""
+this launch, reads those of the others, and kills its rank when one is lost. Once MPI has started, fault/recover.py
+handles failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
     """Announce this rank to the others of its launch and watch for them; call before MPI is imported.
 
     timeout_s: seconds after the last sign of progress when a launch without all its ranks ends; 0: never.
-    run_dir: the run folder, where it is known; notes and the summary go there. Does nothing on a second call, in a
+    run_dir: the run folder, if it is known; notes and the summary go there. Does nothing on a second call, in a
     job of one process, or where the launcher gives its ranks no common name."""
     from ddl.environment import launched_rank, launched_size
 
@@ -66,7 +66,7 @@ def doing(what: str) -> None:
 
 
 def joining() -> None:
-    """Say that this rank enters MPI_Init. Waiting in MPI uses CPU time, so from here on that is no progress."""
+    """Announce that this rank enters MPI_Init, where CPU time is no sign of progress: waiting in MPI uses it too."""
     _send(JOINING)
 
 
@@ -88,7 +88,7 @@ def _send(line: str) -> None:
 
 
 def announcements_folder(run_dir: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Where the ranks of this launch announce themselves, or None where the launcher gives no common name.
+    """The folder in which the ranks of this launch announce themselves; None if the launcher gives no common name.
 
     On one node a folder for temporary files; on several the folder that holds the runs, which they must share anyway:
     the run folder itself may not be chosen yet."""
@@ -107,7 +107,7 @@ def announcements_folder(run_dir: str, environment: Mapping[str, str] = os.envir
 
 
 def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: float, timeout_s: float) -> list[int]:
-    """The ranks because of which this launch has to end now; empty while the others still wait for them.
+    """The lost ranks because of which this launch must end now; empty while the others still wait for them.
 
     announced: rank -> announcement. still_s: seconds since any announcement changed: as long as one rank makes
     progress, the others may be waiting for it."""
@@ -260,7 +260,7 @@ def _progress_of(pid: int) -> int:
 
 
 def make_private(folder: str) -> bool:
-    """Make the folder, readable by its owner alone; False where another user has made it, or it is a link."""
+    """Make the folder, readable by its owner alone; False if another user has made it, or it is a link."""
     try:
         os.makedirs(os.path.dirname(folder), exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -12,7 +12,7 @@ notes: list[str] = []  # one line for the user where the cache is not in its usu
 
 
 def prepare(numba: Any) -> bool:
-    """Give Numba a cache folder where it would find none; False where no folder can be written.
+    """Give Numba a cache folder if it would find none; False if no folder can be written.
 
     Numba looks beside the source file and in the user's cache folder, and raises an error when the package is
     read-only and there is no writable HOME, as in containers that run under an unknown uid."""

@@ -5,10 +5,14 @@ ddl/config parses the settings of a job."""
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from itertools import chain
 from typing import IO, NoReturn
 
 from ddl.environment import launched_rank, refuse
 from ddl.errors import EX_USAGE
+from ddl.wording import closest, listed
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,8 +34,24 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
-        refuse(self.program, f"{message}; see --help")
+        refuse(self.program, f"{self._with_suggestion(message)}; see --help")
         raise SystemExit(EX_USAGE)
+
+    def option_for(self, word: str, likeness: float = 0.65) -> str | None:
+        """The option that an unknown ``word`` most likely means."""
+        shown = [action.option_strings for action in self._actions if action.help != argparse.SUPPRESS]
+        return next(iter(difflib.get_close_matches(word.partition("=")[0], list(chain(*shown)), 1, likeness)), None)
+
+    def _with_suggestion(self, message: str) -> str:
+        if unknown := re.search(r"unrecognized arguments:.*?(--[^\s=]+)", message):
+            option = self.option_for(unknown[1])
+            return f"{message}; did you mean {option}?" if option else message
+        if choice := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            name, word, text = choice.groups()
+            known = [one.strip("' ") for one in text.split(",")]
+            match = closest(word, known)
+            return f"{name} is {word}: choose {listed(known)}" + (f"; did you mean {match!r}?" if match else "")
+        return message
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -1,6 +1,6 @@
-"""What the doctor says about MPI and mpirun: what was found, what it means for a job, and what to do about it.
+"""The doctor's findings about MPI and mpirun, their consequences for a job, and the remedies.
 
-What they can do is tried in probe.py."""
+probe.py tries out what MPI and mpirun can do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def library(look: Callable[[], tuple[dict[str, Any], str]] = look_at_mpi) -> tup
 
 
 def _name_for_debians_mpich(folders: Iterable[str] | None = None) -> str:
-    """How to give Debian's MPICH the name under which mpi4py looks for it; "" where there is none."""
+    """How to give Debian's MPICH the name under which mpi4py looks for it; "" if it is not installed."""
     if folders is None:
         folders = [*filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")), *_FOLDERS]
     found = next((Path(folder, _DEBIANS_MPICH) for folder in folders if Path(folder, _DEBIANS_MPICH).exists()), None)
@@ -95,7 +95,7 @@ def launcher(
 
 
 def _death(can_report: bool, tried: Launcher) -> Finding:
-    """What becomes of a job whose rank is killed."""
+    """Finding about a job whose rank is killed."""
     if can_report and tried.survives and tried.tolerant:
         return Finding("Launcher", True, f"the death of a rank is survived: {tried.reason}")
     if can_report and tried.with_ft:

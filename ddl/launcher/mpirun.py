@@ -1,6 +1,6 @@
-"""mpirun as this project needs it: its command line, the noise it makes, and what it leaves behind.
+"""mpirun as this project needs it: its command line, filtering its output, and ending its processes.
 
-Works with mpi4py absent. When to start it, and what its end means, is launch.py's."""
+Works with mpi4py absent. supervisor.py decides when to start it; leftovers.py removes the files it leaves behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Host:
-    """A machine and how many ranks it takes."""
+    """A machine and the number of ranks to start on it."""
 
     name: str
     slots: int
@@ -33,7 +33,7 @@ class Host:
 
 
 def find_mpirun() -> str:
-    """mpirun of this environment, else of the PATH. Raises ConfigError where there is none."""
+    """The mpirun of this environment, else of the PATH. Raises ConfigError if there is none."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     found = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
     if found is None:
@@ -47,7 +47,7 @@ def is_open_mpi(mpirun: str) -> bool:
 
 
 def parse_hosts(text: str, ranks: int) -> list[Host]:
-    """``a,b:2``: hosts with the ranks they take; without a number an even share. Raises ConfigError."""
+    """Parse ``a,b:2``: hosts with their numbers of ranks; without a number, an even share. Raises ConfigError."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     hosts = []
     for word in words:
@@ -61,7 +61,7 @@ def parse_hosts(text: str, ranks: int) -> list[Host]:
 
 
 def read_hostfile(path: str | Path, ranks: int) -> list[Host]:
-    """mpirun's own format: a host a line, with ``slots=N`` where it is not an even share. Raises ConfigError."""
+    """Read mpirun's own format: one host per line, with ``slots=N`` unless it is an even share. Raises ConfigError."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
@@ -87,13 +87,13 @@ def command_line(
     exported: Iterable[str] = (),
     environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """The command that starts ``program`` on ``ranks`` ranks, with everything that surviving a death needs.
+    """The command that starts ``program`` on ``ranks`` ranks, with all options needed to survive a death.
 
-    exported: names of variables that ranks on other hosts get as well."""
+    exported: names of variables that are passed to ranks on other hosts too."""
     if not is_open_mpi(mpirun):
         return [mpirun, "-n", str(ranks), *(["-hosts", ",".join(h.name for h in hosts)] if hosts else []), *program]
     words = [mpirun, "-n", str(ranks), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
-    # After a death these two components return wrong sums as if all were well.
+    # After a death these two components return wrong sums without an error.
     words += ["--mca", "coll", environ.get("OMPI_MCA_coll", "^han,adapt")]
     if os.geteuid() == 0:
         words.append("--allow-run-as-root")
@@ -115,7 +115,7 @@ def command_line(
     return [*words, *program]
 
 
-# What mpirun and the libraries below it say when a death is survived, and what that means, if anything.
+# Messages of mpirun and its libraries when a death is survived, and their replacements, if any.
 _NOISE = [
     r"\[warn\] Epoll (MOD|ADD|DEL)",
     r"NBC_Progress: an error \d+ was found",
@@ -123,6 +123,7 @@ _NOISE = [
     r"OSC UCX component priority set inside component query failed",
     r"btl_tcp_(frag|endpoint)\.c.*(Connection reset|Broken pipe|readv failed)",
     r"PMIX ERROR: (PMIX_ERR_)?(LOST_CONNECTION|UNREACH|PROC_ABORTED)",
+    r"pmix_ptl_base: send_msg: write failed",  # the rank has ended already, as all do at the end
 ]
 _BLOCKS = [
     (
@@ -139,16 +140,16 @@ _BLOCK_LINES = 40
 
 
 class Filter:
-    """Takes mpirun's output line by line and gives what people should see.
+    """Filters mpirun's output line by line.
 
-    Known noise is left out, a known block between two rules becomes one line, anything else passes as it is."""
+    Known noise is dropped, a known block between two rules becomes one line, and anything else passes unchanged."""
 
     def __init__(self, verbose: bool = False):
         self.verbose = verbose
         self._block: list[str] | None = None
 
     def feed(self, line: str) -> Iterator[str]:
-        """line: with its ending. Lines that wait for the end of a block come later, at the latest with ``flush``."""
+        """line: with its line break. Lines of an unfinished block are returned later, at the latest by ``flush``."""
         line = line.replace("\0", "")
         if self.verbose:
             yield line
@@ -162,7 +163,7 @@ class Filter:
             yield line
 
     def flush(self) -> Iterator[str]:
-        """What still waits."""
+        """The lines of an unfinished block."""
         block, self._block = self._block or [], None
         text = " ".join("".join(block).split())
         for pattern, meaning in _BLOCKS:
@@ -174,12 +175,12 @@ class Filter:
 
 
 def members(launch: str) -> list[int]:
-    """Processes of this host that belong to a launch, by the mark in their environment; this one is not named."""
+    """Processes of this host, except this one, that belong to a launch, by the mark in their environment."""
     mark = f"{LAUNCH_VARIABLE}={launch}".encode()
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # it ended, or is somebody else's
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
@@ -199,7 +200,7 @@ def ranks(launch: str) -> dict[int, int]:
 
 
 def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
-    """Kill what is left of a launch on this host and see it gone; returns what would not go."""
+    """Kill the remaining processes of a launch on this host; returns the ones that did not end."""
     deadline = time.monotonic() + timeout_s
     while (left := members(launch)) and time.monotonic() < deadline:
         for pid in left:
@@ -207,28 +208,3 @@ def sweep(launch: str, timeout_s: float = 10.0) -> list[int]:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     return left
-
-
-def segments(folder: Path = SHARED_MEMORY) -> set[Path]:
-    """The files that Open MPI's ranks of this user hold in shared memory."""
-    found = set()
-    for path in folder.glob("sm_segment.*") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.geteuid():
-                found.add(path)
-    return found
-
-
-def remove_segments(before: set[Path], folder: Path = SHARED_MEMORY) -> None:
-    """Remove the files that appeared since ``before`` and that no process has mapped: their ranks were killed."""
-    left = segments(folder) - before
-    if not left:
-        return
-    mapped = ""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                mapped += Path(entry.path, "maps").read_text()
-    for path in left:
-        if str(path) not in mapped:
-            path.unlink(missing_ok=True)

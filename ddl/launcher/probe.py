@@ -1,7 +1,7 @@
 """What an MPI library and an mpirun can do, found by trying it in separate processes.
 
-A library that crashes, or that belongs to another mpirun, does not take the caller along. What the findings mean for a
-job is checkup.py's."""
+So a library that crashes, or that belongs to another mpirun, does not end the caller. checkup.py interprets the
+findings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The supervisor's folder for the memory checkpoint: made in /dev/shm, held by a lock, removed when it is stale.
 
-What is stored there is ddl/checkpoint/memory.py's."""
+ddl/checkpoint/memory.py writes the checkpoint."""
 
 from __future__ import annotations
 

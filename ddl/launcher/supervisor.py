@@ -25,14 +25,13 @@ from ddl.config.folder import run_folder
 from ddl.environment import REGAINS_VARIABLE
 from ddl.errors import EX_TEMPFAIL, ConfigError
 from ddl.launcher.evidence import config_written, last_step, owner_of, progress_of, read_json, steps_of, write_json
+from ddl.launcher.leftovers import remove_leftovers, remove_segments, segments
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
     Filter,
     Host,
     command_line,
     find_mpirun,
-    remove_segments,
-    segments,
     sweep,
 )
 from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
@@ -53,7 +52,7 @@ PROBE_S = 30.0
 
 
 class Supervisor:
-    """Starts ``words`` (the job and its settings) again and again until it is done or beyond help."""
+    """Starts ``words`` (the job and its settings) repeatedly until the job is done or cannot succeed."""
 
     def __init__(
         self,
@@ -82,10 +81,11 @@ class Supervisor:
         self._replica: MemoryFolder | None = None
 
     def run(self) -> int:
-        """The exit status of the whole. No process, and no file in shared memory, is left when this returns."""
+        """Returns the overall exit status, when no process and no file in shared memory is left."""
         failed_at: list[int] = []
         try:
             remove_stale_replicas()
+            remove_leftovers()
             self._make_replica()
             while not self.asked:
                 ended = self._launch(len(failed_at), tuple(failed_at))
@@ -102,7 +102,7 @@ class Supervisor:
                 if self._drop_dead_hosts(self._id(len(failed_at) - 1)):
                     try:
                         check(self.job, self.ranks)
-                    except ConfigError as error:  # which was not one on all the hosts
+                    except ConfigError as error:  # it was valid on all the hosts
                         self._say(f"{verdict.reason}; {self.ranks} ranks are too few to continue: {error}")
                         return EX_TEMPFAIL
                 if not self.asked:
@@ -123,8 +123,8 @@ class Supervisor:
                 self._remove_replicas(self._id(len(failed_at)), self._replica.path)
 
     def _end_asked(self, reason: str) -> int:
-        """The status after a signal for which no rank has written a summary. Launches that a signal ends before they
-        can train are counted in one, here as by the ranks."""
+        """The status after a signal if no rank has written a summary. Then a summary is written here, which counts the
+        launches that a signal ended before they could train, as the ranks' own does."""
         count = early_stops(self.folder) + 1
         if steps_of(self.folder, self.name) > 1:
             count = 0
@@ -166,7 +166,10 @@ class Supervisor:
     def _command(self, attempt: int) -> list[str]:
         words = [*self.words, "--run.dir", str(self.folder)]
         if attempt:
-            words += ["--fault.chaos", ""]  # a drill is for the first launch; again it would strike at the same step
+            words += [
+                "--fault.chaos",
+                "",
+            ]  # a drill is for the first launch only; it would strike the same step again
             if self.job.checkpoint.resume == "none" or self._has_state():
                 words += ["--checkpoint.resume", "auto"]
         return command_line(
@@ -193,7 +196,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes on what it decides
+            start_new_session=True,  # Ctrl-C reaches only this process, which decides what to pass on
             preexec_fn=_end_with_parent,
         ) as process:
             self._passed_on.clear()
@@ -226,9 +229,9 @@ class Supervisor:
         )
 
     def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object, config: int) -> float:
-        """Until mpirun ended or has to be ended; how long the job stood still, if that is why."""
+        """Wait until mpirun ends or must be ended; returns how long the job made no progress, if that is the reason."""
         seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
-        # Pictures and the timeline are made after the summary; a rank that hangs in that is its companion's affair.
+        # Plots and the timeline are made after the summary; if a rank hangs there, its companion kills it.
         makes_more = self.job.metrics.plots or self.job.metrics.trace
         hang_s = self.job.fault.hang_timeout_s
         grace_s = GRACE_S + ((self.deadline_s if hang_s == "auto" else hang_s) if makes_more else 0.0)
@@ -252,7 +255,7 @@ class Supervisor:
         return 0.0
 
     def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:
-        """mpirun and all its processes are gone when this returns."""
+        """End mpirun and all its processes; they are gone when this returns."""
         if process.poll() is None:
             self._signal(signal.SIGTERM)  # mpirun then ends its ranks, those of other hosts as well
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -303,7 +306,7 @@ class Supervisor:
     # Between two launches.
 
     def _drop_dead_hosts(self, launch: str) -> bool:
-        """Leave out the hosts on which nothing can be started; what is left of the launch on the others ends.
+        """Drop hosts on which nothing can be started; on the others, end the remaining processes of the launch.
 
         Whether there are fewer now."""
         if len(self.hosts) < 2:
@@ -342,7 +345,7 @@ class Supervisor:
                 self._say(f"no checkpoint is kept in memory: {error}")
 
     def _remove_replicas(self, launch: str, folder: Path) -> None:
-        """Those on other hosts, by way of mpirun; one that does not answer keeps its own."""
+        """Remove memory checkpoints on other hosts through mpirun; a host that does not answer keeps its own."""
         if len(self.hosts) < 2:
             return
         sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(folder)]
@@ -376,5 +379,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def _end_with_parent() -> None:
-    """In the new process: mpirun gets SIGTERM when the supervisor ends in a way that it cannot notice."""
+    """In the new process: make the kernel send SIGTERM to mpirun if the supervisor is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -34,19 +34,19 @@ class Ended:
 
 @dataclass(frozen=True)
 class Verdict:
-    """status: what to end with; None: start again. reason: in words, for people."""
+    """status: the exit status; None: start again. reason: a message for the user."""
 
     status: int | None
     reason: str
 
 
 def taken_over(by: str) -> Verdict:
-    """What a supervisor does whose run folder belongs to another launch now."""
+    """The verdict for a supervisor whose run folder now belongs to another launch."""
     return Verdict(EX_TEMPFAIL, f"launch {by} has taken over the run folder, so this one ends")
 
 
 def decide(now: Ended) -> Verdict:
-    """Whether the job is done, beyond help, or to be started again."""
+    """Whether the job is done, cannot succeed, or must be started again."""
     status, step = now.summary.get("status"), max(now.step, 0)
     error = f": {now.summary['error']}" if now.summary.get("error") else ""
     if status == "finished":
@@ -59,8 +59,8 @@ def decide(now: Ended) -> Verdict:
         when = f"after step {step}; starting it again resumes there" if step else "before its first step"
         return Verdict(EX_TEMPFAIL, f"ended by {now.asked} {when}")
     if now.returncode == EX_USAGE and not now.progressed:
-        return Verdict(EX_USAGE, "")  # the rank that noticed has said what is wrong
-    # A launch that stood still, or that ranks gave up because others were lost, is worth another try.
+        return Verdict(EX_USAGE, "")  # the rank that found the error has printed it
+    # A launch that made no progress, or that ranks ended because others were lost, is worth another try.
     is_code_error = status != "stopped" and not now.overdue_s and now.hosts == 1
     if now.returncode == 1 and not now.progressed and not now.failed_at and is_code_error:
         return Verdict(1, "failed before its first step")  # a bug in code, not the death of a machine

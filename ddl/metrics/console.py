@@ -97,7 +97,12 @@ class Console:
             self._line(banner(event))
         elif isinstance(event, EpochDone):
             if event.validation and self._is_due(self.clock()):
-                self._line(f"epoch {event.epoch}: train {figures(event.train)}; validation {figures(event.validation)}")
+                parts = [
+                    f"epoch {event.epoch}: train {figures(event.train)}",
+                    f"validation {figures(event.validation)}",
+                ]
+                is_wide = not self.live and len("; ".join(parts)) > _PLAIN_COLUMNS
+                self._line(("\n    " if is_wide else "; ").join(parts))
         elif isinstance(event, Warned):
             self._line(f"warning: {event.message}")
         elif isinstance(event, RankFailed):
@@ -170,7 +175,8 @@ class Console:
         if self._width:  # replace the progress line
             self.out.write("\r" + " " * self._width + "\r")
             self._width = 0
-        self.out.write(text + "\n")
+        lines = text.split("\n") if self.live else map(_fit, text.split("\n"))
+        self.out.write("\n".join(lines) + "\n")
         self.out.flush()
 
 
@@ -193,7 +199,7 @@ def is_live(process: Path = Path("/proc")) -> bool:
 
 
 def terminal_columns(process: Path = Path("/proc")) -> int:
-    """Width of the terminal, that of mpirun itself where this process is one of its ranks; 0: unknown."""
+    """Width of the terminal (mpirun's, if this process is one of its ranks); 0: unknown."""
     for name in (process / str(os.getppid()) / "fd" / "1", process / "self" / "fd" / "1"):
         try:
             file = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
@@ -229,6 +235,8 @@ def banner(job: JobStarted) -> str:
 
 def _fit(line: str) -> str:
     """``line`` wrapped at 80 columns; long words, such as paths, stay whole."""
+    if len(line) <= _PLAIN_COLUMNS or line.startswith("folder: "):
+        return line
     return fill(line, _PLAIN_COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
@@ -273,5 +281,6 @@ def ending(event: Finished) -> str:
     if s.get("error"):
         lines.append(f"  {s['error']}")
     if event.folder:
-        lines.append(f"  {event.folder}")
+        saved = ": the state is saved, starting again goes on from there" if event.status == "stopped" else ""
+        lines.append(f"  {event.folder}{saved}")
     return "\n".join(lines)

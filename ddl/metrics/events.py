@@ -68,7 +68,7 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class EpochDone(Event):
-    """An epoch ended; train: means over the epoch, validation: over the whole split, empty where not evaluated."""
+    """An epoch ended; train: means over the epoch, validation: over the whole split, empty if not evaluated."""
 
     kind: ClassVar[str] = "epoch"
     epoch: int
@@ -88,7 +88,7 @@ class Warned(Event):
 @dataclass(frozen=True)
 class RankFailed(Event):
     """A rank was lost. how: "crash", "hang", "exception", ...; error: its exception in one line, if any. phase: what it
-    was at, where that is known. note: the file with its traceback, or with the stack where it hung."""
+    was doing, if known. note: the file with its traceback, or with the stack where it hung."""
 
     kind: ClassVar[str] = "failure"
     step: int

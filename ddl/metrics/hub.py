@@ -11,7 +11,7 @@ from ddl.metrics.events import Event
 
 
 class Sink(Protocol):
-    """A place for events to go."""
+    """Receives events."""
 
     def write(self, event: Event) -> None: ...
 
@@ -19,10 +19,10 @@ class Sink(Protocol):
 
 
 class Hub:
-    """Sinks in a row. One that raises OSError is closed and dropped, with one word to ``say``.
+    """Passes events to several sinks. A sink that raises OSError is closed and dropped, with one warning to ``say``.
 
-    Any thread may emit, and after ``close`` nothing is written: no sink is closed while it writes. What ``say`` makes
-    of a word may come back as an event. ``lock`` is held while a sink writes."""
+    Any thread may emit, and nothing is written after ``close``: no sink is closed while it writes. ``say`` may emit its
+    warning as an event. ``lock`` is held while a sink writes."""
 
     def __init__(self, sinks: Sequence[Sink] = (), say: Callable[[str], None] = lambda message: None):
         self.sinks, self.say = list(sinks), say
@@ -31,7 +31,7 @@ class Hub:
     def emit(self, event: Event) -> None:
         with self.lock:
             for sink in list(self.sinks):
-                if sink not in self.sinks:  # dropped since, by an event that a word on another one has become
+                if sink not in self.sinks:  # already dropped, while a warning about another sink was emitted
                     continue
                 try:
                     sink.write(event)
@@ -42,9 +42,9 @@ class Hub:
                     self.say(f"{type(sink).__name__} writes no more: {error}")
 
     def close(self) -> None:
-        """Every sink, whatever becomes of the others; ``say`` hears of what could not be closed."""
+        """Close every sink, even if another fails; ``say`` gets a warning for each failure."""
         with self.lock:
-            while self.sinks:  # the last first: what it has to say as it closes, the console before it still hears
+            while self.sinks:  # in reverse, so that the console can still show the others' last warnings
                 sink = self.sinks.pop()
                 try:
                     sink.close()

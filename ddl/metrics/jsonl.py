@@ -19,7 +19,7 @@ _AS_THEY_ARE = (int, str, bool)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: arrays as lists, NaN and infinities as null, keys as strings."""
+    """``value`` as plain JSON values: arrays as lists, NaN and infinities as null, keys as strings."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if value is None or isinstance(value, (str, bool, int)):
@@ -54,7 +54,7 @@ class JsonLines:
         self._lines.write(_encode(line))
 
     def forget(self) -> None:
-        """The file is another launch's: lines that wait for room are never written."""
+        """Discard waiting lines: another launch owns the file now."""
         self._lines.forget()
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class JsonLines:
 
 
 def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The events of a file; lines that a kill cut short are passed over. tail_bytes: only its end.
+    """The events of a file; incomplete lines, left by a kill, are skipped. tail_bytes: read only its end.
 
     Raises OSError."""
     found = []

@@ -14,7 +14,7 @@ _DPI = 120
 
 
 def has_matplotlib() -> bool:
-    """Whether pictures can be drawn here (extra: plot)."""
+    """Whether matplotlib is installed (extra: plot)."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -45,7 +45,7 @@ def curves(events: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
         if is_share(name):
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         elif _spans_decades([value for line in axis.lines for value in line.get_ydata()]):
-            axis.set_yscale("log")  # else the first steps press all others flat
+            axis.set_yscale("log")  # otherwise the first steps dominate the axis
     axes[0].legend()
     axes[-1].set_xlabel("step")
     return _save(figure, path)
@@ -68,7 +68,7 @@ def _is_number(values: Mapping[str, Any] | None, name: str) -> bool:
 
 
 def confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], path: Path) -> Path:
-    """How often each class (row) was taken for which (column): colours by row, numbers in the cells where they fit."""
+    """Plot how often each class (row) was predicted as each other (column): colours by row, numbers where they fit."""
     size = len(matrix)
     labels = list(names) if len(names) == size else [str(i) for i in range(size)]
     shares = [[cell / (sum(row) or 1) for cell in row] for row in matrix]

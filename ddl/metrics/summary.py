@@ -93,12 +93,17 @@ def write_summary(folder: str | Path, summary: Summary) -> Path:
     """Write ``folder``/summary.json: a reader sees the old one or the new one, never half of one."""
     path = Path(folder) / "summary.json"
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(summary.to_json(), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(summary.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -112,7 +117,7 @@ def early_stops(folder: str | Path) -> int:
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
     """What ``write_summary`` wrote, or for a launch that never trained the launcher or the watcher of its start; empty
-    where there is no summary. Raises DataError for anything else."""
+    if there is no summary. Raises DataError for anything else."""
     path = Path(folder) / "summary.json"
     try:
         summary = {"steps": 0, **parse_object(read_regular(path))}
@@ -129,7 +134,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 
 def versions(mpi: str = "") -> dict[str, str]:
-    """name -> version of what computed this. mpi: the library's own words, which only comm knows."""
+    """name -> version of the software in use. mpi: the library's version string, which only comm knows."""
     found = {"ddl": __version__, "python": platform.python_version()}
     found |= _installed()
     if mpi:
@@ -139,7 +144,7 @@ def versions(mpi: str = "") -> dict[str, str]:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    """name -> version of the libraries that are there. Looked up once: metadata is read and parsed as a mail."""
+    """name -> version of the installed libraries. Cached, because reading package metadata is slow."""
     found = {}
     for name in ("numpy", "mpi4py", "numba", "cupy-cuda12x"):
         with suppress(metadata.PackageNotFoundError):

@@ -5,7 +5,9 @@ The only file that imports tensorboardX, and only once a sink is made."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,34 @@ from ddl.metrics.events import EpochDone, Event, Finished, StepDone
 
 
 def writer_class() -> Any:
-    """tensorboardX's writer. Raises ConfigError where the package is missing."""
+    """tensorboardX's writer. Raises ConfigError if the package is missing or broken."""
     try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
+        try:
+            from tensorboardX import SummaryWriter
+        except Exception:
+            # It imports PyTorch if there is one, whose installation may be broken in any way; scalars need none.
+            with _without("torch"):
+                from tensorboardX import SummaryWriter
+    except Exception as error:
         raise ConfigError(
-            f"[metrics] tensorboard is true, but tensorboardX cannot be imported ({error}): "
+            f"[metrics] tensorboard is true, but tensorboardX cannot be imported ({type(error).__name__}: {error}): "
             'pip install "ddl-mpi[tensorboard]"'
         ) from error
     return SummaryWriter
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """While this lasts, importing ``package`` fails as if it were not installed."""
+    known = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == package}
+    for name in known:
+        del sys.modules[name]
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        sys.modules.update(known)
 
 
 class TensorBoard:

@@ -39,7 +39,7 @@ def gan(
     vanish while the discriminator is ahead). Goodfellow et al., 2014. A discriminator that is too good teaches the
     generator nothing, so smoothing and dropout hold it back.
 
-    noise: how many normal numbers a sample is made from. generator_hidden, discriminator_hidden: units of the dense
+    noise: how many normal numbers per sample is made from. generator_hidden, discriminator_hidden: units of the dense
     layers. smoothing: real samples count as 1 - smoothing. dropout: in the discriminator. output: the range of the
     data, "tanh" for -1 .. 1, "sigmoid" for 0 .. 1, "linear" for normalised data."""
     generator: list[Layer] = []
@@ -110,7 +110,7 @@ class GAN(Model):
     def loss_and_gradients(
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
-        """The loss is the sum of both losses; each network gets the gradient of its own loss only."""
+        """The loss is the sum of both losses; each network gets only its own loss's gradient."""
         x = batch["x"]
         rows, xp = len(x), namespace_of(x)
         state = Views({**params, **buffers}) if buffers else params

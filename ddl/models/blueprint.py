@@ -1,4 +1,4 @@
-"""What a builder of the zoo receives (Problem) and returns (Blueprint).
+"""The argument of a builder of the zoo (Problem) and its result (Blueprint).
 
 The builders are in zoo.py, sequence.py, transformer.py and adversarial.py; build.py chooses losses and metrics."""
 
@@ -41,7 +41,7 @@ class Problem:
     """The data as a builder sees them.
 
     shape: of one sample's "x". vocabulary: number of tokens, None where "x" holds measured values. fields: all fields
-    of the source. loss: as requested, None where the choice is open. classes: their number, where the job sets it."""
+    of the source. loss: as requested, None if the choice is open. classes: their number, if the job sets it."""
 
     shape: Shape
     vocabulary: int | None
@@ -53,7 +53,7 @@ class Problem:
     def outputs(self) -> Shape | None:
         """The shape of one sample's output that the loss compares with the target: (classes,), or a target's own.
 
-        None where the data has no target. Raises ConfigError where targets and loss do not go together."""
+        None if the data has no target. Raises ConfigError if targets and loss do not go together."""
         y = self.fields.get("y")
         if y is None:
             return None
@@ -64,7 +64,7 @@ class Problem:
                 raise ConfigError(f"loss {loss!r} needs the number of classes: set model.options.classes")
             if not is_whole and y.shape in ((), (1,)):
                 raise ConfigError(
-                    f"loss {loss!r} needs class numbers, or a row of probabilities a sample; targets are {y.dtype} "
+                    f"loss {loss!r} needs class numbers, or a row of probabilities per sample; targets are {y.dtype} "
                     f"of shape {y.shape} (data.target_kind)"
                 )
             if is_whole and classes == 1:
@@ -79,7 +79,7 @@ class Problem:
         return (*y.shape, classes) if is_whole and classes else tuple(y.shape)
 
     def need_outputs(self, model: str) -> Shape:
-        """``outputs``; raises ConfigError where the data has no targets."""
+        """``outputs``; raises ConfigError if the data has no targets."""
         if self.outputs is None:
             raise ConfigError(
                 f"model {model!r} needs targets, and the data has none (data.targets); model 'autoencoder' needs none"
@@ -87,7 +87,7 @@ class Problem:
         return self.outputs
 
     def need_rank(self, rank: int, model: str, meaning: str) -> Shape:
-        """``shape``; raises ConfigError where it does not have ``rank`` axes."""
+        """``shape``; raises ConfigError if it does not have ``rank`` axes."""
         if len(self.shape) != rank:
             raise ConfigError(
                 f"model {model!r} needs samples of shape {meaning}; the data has {self.shape}, {self._suitable}"
@@ -95,7 +95,7 @@ class Problem:
         return self.shape
 
     def need_vocabulary(self, model: str) -> int:
-        """The size of the vocabulary; raises ConfigError where samples are not rows of tokens."""
+        """The size of the vocabulary; raises ConfigError if samples are not rows of tokens."""
         if len(self.shape) != 1 or self.fields["x"].dtype.kind not in "iu":
             x = self.fields["x"]
             raise ConfigError(

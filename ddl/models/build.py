@@ -94,7 +94,7 @@ def build(
 
 
 def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -> Any:
-    """What the builder returns, or the object itself where it needs no building."""
+    """The builder's result, or the object itself if it needs no building."""
     is_made = _is_model(found) or _is_layer(found) or isinstance(found, Blueprint) or adapter_of(found, FOREIGN)
     if not inspect.isclass(found) and is_made:
         if options:
@@ -159,7 +159,7 @@ def _supervised(
 
 
 def _check_sizes(model: Supervised, name: str) -> None:
-    """Layers say what they cannot take; this is for numbers that make no layer at all."""
+    """Raises ConfigError for options that give parameters of invalid shape; layers report all other errors."""
     try:
         shapes = {parameter: shape for parameter, (shape, _) in model.params.items()}
     except (ArithmeticError, ValueError, TypeError) as error:
@@ -170,7 +170,7 @@ def _check_sizes(model: Supervised, name: str) -> None:
 
 
 def _try_out(model: Supervised, target: FieldLike) -> None:
-    """One row of zeros through the loss and the metrics that are ours: what does not fit should fail here, in one
+    """Pass one row of zeros through ddl's own losses and metrics, so that a mismatch fails here, in one
     line, and not after the first epoch. Raises ConfigError."""
     outputs = np.zeros((1, *model.spec.output), np.float32)
     targets = np.zeros((1, *target.shape), target.dtype)
@@ -206,7 +206,7 @@ def _fitting(metric: Metric, loss: Loss) -> Metric:
 
 
 def _name_of(loss: str | Loss | None) -> str | None:
-    """What a loss of ours is called, be it named or made; None for one of the user's."""
+    """The name of one of ddl's losses, given by name or as an object; None for the user's own."""
     if isinstance(loss, str):
         return loss if loss in LOSSES else None
     return next((name for name, made in LOSSES.items() if type(loss) is made), None)

@@ -16,7 +16,7 @@ from ddl.nn.context import Context
 
 
 class Symbols(Protocol):
-    """How text becomes token numbers and back: what a corpus of the data room knows."""
+    """Converts text to token numbers and back; implemented by the corpora of ddl/data."""
 
     def encode(self, text: str) -> np.ndarray: ...
 

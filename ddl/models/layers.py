@@ -58,7 +58,7 @@ def _made(value: Any) -> Any:
 
 
 def described_network(network: Any) -> list[dict[str, Any]] | None:
-    """The tables that ``layers`` makes an equal network of; None where it has parts that plain values cannot say."""
+    """Tables from which ``layers`` makes an equal network; None if plain values cannot describe a part of it."""
     try:
         return _tables(network) if type(network) is Sequential else None
     except _NotPlain:
@@ -66,7 +66,7 @@ def described_network(network: Any) -> list[dict[str, Any]] | None:
 
 
 def described_loss(loss: Any) -> tuple[str, dict[str, Any]] | None:
-    """The name and options of a loss; None where they cannot say it."""
+    """The name and options of a loss; None if they cannot describe it."""
     name = next((name for name, made in LOSSES.items() if type(loss) is made), None)
     try:
         return None if name is None else (name, _arguments(loss))

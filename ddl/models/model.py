@@ -19,7 +19,7 @@ from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
 from ddl.nn.losses import BinaryCrossEntropy, Loss
 from ddl.nn.metric import Metric
 
-Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, where there is one, "y"
+Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
 Sums = Mapping[str, Any]  # metric name -> sum over the batch: a float or a small array
 
 
@@ -54,7 +54,7 @@ class Model:
     # Optional.
 
     def check(self, batch: Batch) -> None:
-        """Raises ConfigError where the model cannot train on samples such as these few; default: it can."""
+        """Raises ConfigError if the model cannot train on samples such as these few; default: it can."""
 
     def show(self, params: Views, buffers: Views) -> None:
         """Called with the committed state before callbacks and after training: for a model whose parameters the user
@@ -78,7 +78,7 @@ class Model:
 
     @property
     def kept(self) -> Mapping[str, Kept]:
-        """name -> buffer that is no average: a table or a counter; default: none."""
+        """name -> buffer other than an average: a table or a counter; default: none."""
         return {}
 
     @property

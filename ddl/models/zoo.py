@@ -1,6 +1,6 @@
 """Textbook networks for vectors and images: linear, mlp, cnn, autoencoder.
 
-Each builder takes the problem (what the data looks like) and its own options, and returns the network.
+Each builder takes the problem (a description of the data) and its own options, and returns the network.
 Networks for sequences are in sequence.py and transformer.py, the GAN in adversarial.py."""
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def autoencoder(
     channels: Sequence[int] = (),
     output: Literal["linear", "sigmoid"] = "linear",
 ) -> Blueprint:
-    """A network that must reproduce its input through a narrow code: what the code keeps is what matters.
+    """A network that reproduces its input through a narrow code, which therefore keeps the essentials.
 
     The loss compares the output with the input itself, so no labels are needed. With one linear layer on
     each side it would find what PCA finds; with nonlinear layers it can do better at the same width.

@@ -1,4 +1,4 @@
-"""What a layer may know of the step it computes: training or not, which rows belong to which shard, random draws.
+"""The context of a layer's computation: training or not, which rows belong to which shard, random draws.
 
 Randomness belongs to shards: rows of a segment are drawn from that shard's generator, so a sample gets the same
 dropout mask on any rank that computes its shard."""
@@ -38,7 +38,7 @@ class Context:
     data: the array that came from the batch, if its gradient is of no use; a layer that passes it on in another shape
     puts that shape here. mask: (batch, time) booleans, False where a sequence is padding; set by Embedding, dropped by
     the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch.
-    span: around what is worth a line in a trace."""
+    span: context manager around phases that appear in a trace."""
 
     training: bool = False
     segments: Sequence[slice] = ()
@@ -61,7 +61,7 @@ class Context:
         part: int = 0,
         announce: Callable[[Sequence[str | TouchedRows]], None] | None = None,
     ) -> None:
-        """Turn to another batch: scratch arrays are reused, generators are keyed anew."""
+        """Start another batch: scratch arrays are reused, and generators get new keys."""
         self.arena.rewind()
         self.__dict__.pop("generators", None)
         self.segments, self.shards, self.step, self.part = segments, shards, step, part

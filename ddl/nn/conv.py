@@ -25,7 +25,7 @@ def pair(value: int | Pair) -> Pair:
 
 
 def places(image: Pair, size: Pair, stride: Pair, padding: Pair, what: str) -> Pair:
-    """How many windows fit; raises ConfigError where none does."""
+    """How many windows fit; raises ConfigError if none does."""
     fit = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(image, size, stride, padding))
     if min(fit) < 1 or any(n + 2 * p < k for n, k, p in zip(image, size, padding)):
         raise ConfigError(f"{what}: a window of {size} with padding {padding} does not fit an image of {image}")

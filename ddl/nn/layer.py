@@ -46,7 +46,7 @@ class Average:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A buffer that is no average, in its own dtype: a table that never changes, or a counter of updates."""
+    """A buffer other than an average, in its own dtype: a table that never changes, or a counter of updates."""
 
     initial: np.ndarray
     counts: bool = False
@@ -54,7 +54,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a layer is for inputs of one shape. Shapes leave out the batch axis.
+    """A layer's outputs and parameters for inputs of one shape. Shapes omit the batch axis.
 
     output: shape of one sample's output. params: name -> (shape, initialiser). averages: name -> Average.
     synchronised: in training it asks all ranks for sums, so all must compute it in step.
@@ -103,7 +103,7 @@ def wide(x: Array) -> np.dtype:
 
 
 def contiguous(x: Array) -> Array:
-    """``x`` in C order; a copy only where it is not."""
+    """``x`` in C order; a copy only if it is not."""
     return x if x.flags.c_contiguous else namespace_of(x).ascontiguousarray(x)
 
 

@@ -106,7 +106,7 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(Loss):
-    """Sigmoid cross-entropy, one logit a target; targets in [0, 1], below 0 is padding.
+    """Sigmoid cross-entropy, one logit per target; targets in [0, 1], below 0 is padding.
 
     positive_weight: how much a target of 1 counts, against 1 for a target of 0."""
 

@@ -43,9 +43,9 @@ class Metric(Protocol):
 def _choices(outputs: Array, targets: Array, by_label: bool) -> tuple[Array, Array, int]:
     """(chosen class, true class, number of classes), flat and without padding.
 
-    outputs: (rows, ..., classes) with targets (rows, ...); or one logit a target, (rows, ...) or (rows, ..., 1),
+    outputs: (rows, ..., classes) with targets (rows, ...); or one logit per target, (rows, ...) or (rows, ..., 1),
     for classes 0 and 1, where a target above 1/2 is class 1; or (rows, ..., classes) with targets of the same shape,
-    one-hot or soft: their largest. by_label: outputs and targets of one shape are one logit a target."""
+    one-hot or soft: their largest. by_label: outputs and targets of one shape are one logit per target."""
     xp = namespace_of(outputs)
     if outputs.ndim > targets.ndim and outputs.shape[-1] > 1:
         classes, chosen = outputs.shape[-1], xp.argmax(outputs, axis=-1)
@@ -93,7 +93,7 @@ class OfChoices(Metric):
 
 @dataclass(frozen=True)
 class Accuracy(OfChoices):
-    """The share of targets whose class has the largest output; of several labels a sample, the share of labels."""
+    """The share of targets whose class has the largest output; of several labels per sample, the share of labels."""
 
     name: ClassVar[str] = "accuracy"
     every_step: ClassVar[int] = 2

@@ -1,6 +1,6 @@
 """Pooling: the largest or the mean value of windows of an image, the mean over all places or all tokens.
 
-The arithmetic of windows is kernels/im2col.py's."""
+The arithmetic of windows is in kernels/im2col.py."""
 
 from __future__ import annotations
 

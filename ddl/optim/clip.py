@@ -8,7 +8,7 @@ from math import sqrt
 
 
 def gradient_scale(squared_norm: float, weight: float, clip_norm: float = 0.0) -> tuple[float, float]:
-    """(scale, norm): gradient of the sum * scale is the mean gradient, shortened to ``clip_norm`` where it is longer.
+    """(scale, norm): gradient of the sum * scale is the mean gradient, shortened to ``clip_norm`` if it is longer.
 
     squared_norm: of the SUM's gradient. weight: what the mean divides by, above zero. norm: of the mean
     gradient before clipping. clip_norm 0: no clipping."""

@@ -1,4 +1,4 @@
-"""The reducer: sums the gradients and headers of all ranks once per step, during backward where that pays.
+"""The reducer: sums the gradients and headers of all ranks once per step, during backward if that pays.
 
 buckets.py cuts the buckets and sums.py adds them; the training loop defines what the header holds."""
 
@@ -46,7 +46,7 @@ class GradientSum:
     Write gradients into ``local`` (on ``device``) and the header into ``header``; ``finish`` returns the sums.
     Between the first ``announce`` and the return of ``finish`` the caller must not use the group.
 
-    overlap: send buckets while backward is running; "auto": where that pays (between nodes, from a GPU).
+    overlap: send buckets while backward is running; "auto": if that pays (between nodes, from a GPU).
     order: all names in the order in which backward finishes them (default: the layout's, reversed).
     by_rows: names of gradients (rows, width) that may be sparse, the same on all ranks. If ``local.views.zero_outside``
     names the rows that a step has touched, and few rows are touched on all ranks together, only those are summed.

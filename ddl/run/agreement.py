@@ -17,10 +17,14 @@ from ddl.config import Job
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.train.task import Task
 
-# Sections whose settings shape the sums, and their settings that may differ: paths on local disks, how fast a rank
-# computes, and names of objects (their layout is compared instead).
-_SECTIONS = ("data", "model", "optim", "train")
-_FREE = ("path", "targets", "prefetch", "batch_eval", "name", "loss", "metrics", "from_", "compiled", "callbacks")
+# Sections whose settings decide what ranks compute or when they wait for each other, and their settings that may
+# differ: paths on local disks, where and how fast a rank computes, and what only the leader does or reads.
+_SECTIONS = ("data", "model", "optim", "train", "comm", "fault", "checkpoint")
+_FREE = (
+    *("path", "targets", "prefetch", "batch_eval", "from_", "compiled", "callbacks", "device", "tuning"),
+    *("chaos", "resume"),
+)
+SHOWN = 80  # characters of a value in an error
 
 
 def essentials(job: Job, task: Task) -> dict[str, Any]:
@@ -31,10 +35,14 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
         for field in fields(settings):
             value = getattr(settings, field.name)
             is_file = field.name in ("validation", "test") and isinstance(value, str)
-            if is_file or (field.name in _FREE and (section, field.name) != ("optim", "name")):
-                continue
-            values[f"[{section}] {field.name}"] = value
-    values["the number of steps"] = task.total_steps
+            if not is_file and field.name not in _FREE:
+                values[f"[{section}] {field.name}"] = value
+    values["[metrics] trace"] = job.metrics.trace
+    values["the number of steps"] = total = task.total_steps
+    for step in sorted({0, 1, total // 4, total // 2, total - 1} & set(range(total))):  # a schedule may be a function
+        values[f"the learning rate at step {step}"] = task.lr(step)
+    values["the digest of the given initial values"] = task.initial_digest
+    values["the table of comm.tuning"] = repr(task.tuning)
     knowledge = task.settings.get("knowledge", {})
     values |= {f"the number of {name} samples": count for name, count in knowledge.get("samples", {}).items()}
     data = dict(knowledge.get("data", {}))
@@ -46,9 +54,9 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
 
 
 def disagreement(group: Group, problem: DdlError | None, mine: Mapping[str, Any]) -> DdlError | None:
-    """On all workers: the first rank's problem, or a ConfigError where their essentials differ, or None.
+    """On all workers: the first rank's problem, or a ConfigError if their essentials differ, or None.
 
-    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError where
+    problem: why this rank cannot begin, if so. mine: this rank's essentials. Raises PeerLost, and UserError if
     another rank's script does something else."""
     try:
         check_same_call(group, Call("starts to train"))
@@ -66,9 +74,15 @@ def disagreement(group: Group, problem: DdlError | None, mine: Mapping[str, Any]
     rank = next(rank for rank, other in enumerate(digests) if other != digests[0])
     first, second = every[0], every[rank]
     name = next(name for name in {**first, **second} if first.get(name) != second.get(name))
-    values = [_short(texts.get(name, "missing")) for texts in (first, second)]
+    values = _from_difference(*(texts.get(name, "missing") for texts in (first, second)))
     return ConfigError(f"ranks disagree: {name} is {values[0]} on rank 0 and {values[1]} on rank {rank}")
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+def _from_difference(one: str, other: str) -> list[str]:
+    """Both texts, cut to what surrounds their first difference where they are long."""
+    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    begin = 0 if max(len(one), len(other)) <= SHOWN else max(place - SHOWN // 2, 0)
+    return [
+        ("..." if begin else "") + text[begin : begin + SHOWN] + ("..." if begin + SHOWN < len(text) else "")
+        for text in (one, other)
+    ]

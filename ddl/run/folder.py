@@ -1,6 +1,6 @@
 """The run folder of one rank's job: choosing it, the right to write to it, and the paths in it.
 
-The settings that name the folder are interpreted in ddl/config; the log in it is log.py's."""
+ddl/config interprets the settings that name the folder; log.py writes the log in it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def new_launch() -> str:
 
 
 class RunFolder:
-    """Folder and launch id are chosen once, by the first leader, and known to all workers before anything is written:
-    later leaders continue in the same folder, under the same id.
+    """The folder and the launch id. The first leader chooses them, and all workers know them before anything is
+    written, so that later leaders continue in the same folder, under the same id.
 
     say: called with a line about what was skipped or could not be written."""
 
@@ -92,7 +92,12 @@ class RunFolder:
     def check_lease(self) -> None:
         """Raises LeaseLost if a newer generation or launch holds the folder; costs one ``stat``."""
         if self._lease is not None:
-            self._lease.check_if_changed()
+            try:
+                if self._lease.check_if_changed():
+                    write_config(self.job, self._lease.folder / "config.toml")
+                    self._say(f"{self._lease.folder} was deleted and is made again; the lines of its files are lost")
+            except OSError:  # it is tried again after the next step
+                return
 
     def open_writer(self, group: Group) -> Writer:
         """The writer of checkpoints: to disk on the leader, and to memory if that is asked for. Raises LeaseLost."""

@@ -48,6 +48,7 @@ from ddl.train.state import Progress, State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
+from ddl.wording import numbered
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
@@ -56,7 +57,7 @@ TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
 class RunLog(Reporter):
     """Writes nothing until ``lead`` makes this rank the leader.
 
-    sinks: creates the listeners besides the files, such as a console. jsonl: write metrics.jsonl; the ledger and
+    sinks: creates further sinks, such as a console. jsonl: write metrics.jsonl; the ledger and
     summary.json are always written. Without a folder nothing is written to disk."""
 
     def __init__(
@@ -207,7 +208,7 @@ class RunLog(Reporter):
             )
         )
         if outcome.skipped:
-            named = f"shard(s) {list(outcome.bad_shards)}" if outcome.bad_shards else "a shard that could not be named"
+            named = numbered("shard", outcome.bad_shards)
             self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
 
     def _enter(self, what: Callable[[Ledger], None]) -> None:

@@ -1,6 +1,6 @@
-"""What of a trained run is worth a picture: its curves, its confusion matrix, what it draws or reconstructs.
+"""Choose the plots of a trained run: its curves, its confusion matrix, generated or reconstructed samples.
 
-How a picture is drawn is metrics/plots.py's."""
+metrics/plots.py draws them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _draw(loop: Loop, folder: Path):
     elif model.reconstructs:
         pairs = _reconstructions(loop, model)
         if pairs is not None:
-            # What comes out may go a little beyond what images hold: they set the scale.
+            # Outputs may slightly exceed the range of the images, which therefore set the scale.
             scale = float(pairs[::2].min()), float(pairs[::2].max())
             title = "held-out images, each with its reconstruction to the right"
             yield plots.grid(pairs, folder / "reconstructions.png", title=title, scale=scale)
@@ -72,12 +72,12 @@ def samples(model: Model, state: State, count: int, seed: int) -> np.ndarray:
 
 
 def _undo(x: np.ndarray, normalise: Mapping[str, Any] | None) -> np.ndarray:
-    """Values as they were before normalisation."""
+    """Undo the normalisation."""
     return x if normalise is None else Normalise.from_json(normalise).undo(x)
 
 
 def _reconstructions(loop: Loop, model: Model) -> np.ndarray | None:
-    """Held-out images, each beside what came out of it; None where samples are no images."""
+    """Held-out images, each beside its reconstruction; None if samples are not images."""
     source = loop.task.test or loop.task.validation or loop.task.train
     count = min(_PAIRS, len(source))
     source.hold([range(count)])

@@ -1,4 +1,4 @@
-"""Resuming: find the checkpoint that is meant, and load it into the state.
+"""Resuming: find the requested checkpoint, and load it into the state.
 
 What a checkpoint contains is decided in ddl/train, how it is stored in ddl/checkpoint."""
 

@@ -29,6 +29,7 @@ from ddl.kernels import compile_cache
 from ddl.kernels.backend import is_compiled, use_compiled
 from ddl.metrics import Console, Sink, Trace, merge
 from ddl.metrics.tensorboard import TensorBoard, writer_class
+from ddl.output import print_past_launcher
 from ddl.run.agreement import disagreement, essentials
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
@@ -85,6 +86,7 @@ class Runner:
         self._lost: list[Member] = []  # during set-up
         self._trace: Trace | None = None
         self._warnings: list[str] = []
+        self._essentials: dict[str, Any] = {}
 
     @property
     def _regains(self) -> int | None:
@@ -165,6 +167,7 @@ class Runner:
             if self.job.metrics.tensorboard:
                 writer_class()  # checked now, on every rank: each may become the leader
             task = self.make_task(self.job)
+            self._essentials = essentials(self.job, task)
             return task, inject.parse(self.job.fault.chaos, launched_size() or 1, task.total_steps), None
         except UserError as error:
             return None, inject.Script(), error
@@ -188,7 +191,7 @@ class Runner:
             self.heartbeat.end()
 
     def _train(self, task: Task | None, chaos: inject.Script, problem: DdlError | None) -> int:
-        problem = self._settled(problem, {} if task is None else essentials(self.job, task))
+        problem = self._settled(problem, self._essentials)
         if problem is not None or task is None:
             return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
@@ -240,11 +243,13 @@ class Runner:
         if self.job.metrics.plots and self.group.is_leader:
             self._beat(state.progress.step, "plots")
             draw_pictures(loop, log)
+        if loop.status == "stopped" and self.request.interrupted and self.group.is_leader and launched_size():
+            print_past_launcher(f"ddl.train: the state of step {self._step} is saved in {log.folder}")
         return loop.exit_status(failure)
 
     def _settled(self, problem: DdlError | None, mine: Mapping[str, Any] | None = None) -> DdlError | None:
-        """On every rank the problem that keeps any of them from starting: its own, another rank's, or essentials
-        (``mine``) that differ."""
+        """On every rank, the problem that keeps any rank from starting: its own, another rank's, or different
+        essentials (``mine``)."""
         return self._survive(lambda group: disagreement(group, problem, mine or {}), problem)
 
     def _survive(self, action: Callable[[Group], DdlError | None], mine: DdlError | None = None) -> DdlError | None:
@@ -287,7 +292,7 @@ class Runner:
 
     @property
     def _newest_group(self) -> Group:
-        """That of set-up until training begins, then that of the loop."""
+        """The request of set-up until training begins, then that of the loop."""
         return self.loop.group if self.loop is not None and self.loop.driver.is_running else self.group
 
     @property
@@ -335,7 +340,7 @@ class Runner:
         return error.exit_status
 
     def _die(self, error: Exception) -> NoReturn:
-        """End this rank after an exception that is its alone; the others continue if that is possible."""
+        """End this rank after an exception that only it raised; the others continue if possible."""
         group, status = self._newest_group, 1
         if self._in_script and len(group.members) == 1:
             raise error

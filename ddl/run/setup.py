@@ -1,7 +1,7 @@
 """Set-up of a job on all its ranks: choose the run folder, load the newest checkpoint, report the start.
 
 It is repeated when a rank dies during it, and the next leader continues what the previous one began. Settings become
-objects in train/build.py; training is train/loop.py's."""
+objects in train/build.py; train/loop.py trains."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
+from ddl.wording import counted, numbered
 
 
 def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Callable[[str], None]) -> DdlError | None:
@@ -31,6 +32,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
     log, state, work = folder.log, loop.state, loop.work
     message: DdlError | dict[str, Any] | None = None
     folder.choose(group)
+    digests = group.gather_objects(state.parameters_digest())
     if group.is_leader:
         try:
             assert folder.path is not None
@@ -38,6 +40,10 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
             if loop.task.initial is not None and not is_resumed:
                 for line in loop.task.initial(state):
                     say(line)
+            others = [rank for rank, own in enumerate(digests) if own != digests[0]]
+            if others and not is_resumed:
+                drew = f"{numbered('rank', others)} drew other initial parameters than rank 0"
+                say(f"{drew}, whose parameters all ranks now have")
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)
@@ -62,7 +68,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
 
 
 def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
-    """Which command's exit status is the job's; "" where that is a matter of course."""
+    """The command whose exit status is the job's; "" if that is obvious."""
     if REGAINS_VARIABLE in environment:
         return "the exit status of ddl.launch is the job's"
     if launched_size(environment) is None:
@@ -103,7 +109,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
     if len(group.members) == 1 and (line := unconnected()):
         log.warn(line)
     if group.size > task.order.shards:
-        log.warn(
-            f"{group.size} ranks for {task.order.shards} shards: ranks {task.order.shards} to {group.size - 1} "
-            "have nothing to compute (data.shards)"
-        )
+        first, last = task.order.shards, group.size - 1
+        idle = f"rank {last} has" if first == last else f"ranks {first} to {last} have"
+        shards = counted(task.order.shards, "shard")
+        log.warn(f"{group.size} ranks for {shards}: {idle} nothing to compute (data.shards)")

@@ -106,8 +106,8 @@ class Trained:
         return [] if known is None else [Normalise.from_json(known)]
 
     def split(self, name: str) -> Source:
-        """The run's own "train", "validation" or "test" samples. Raises ConfigError where it has none of that name, or
-        they cannot be had any more."""
+        """The run's own "train", "validation" or "test" samples. Raises ConfigError if there are none of that name, or
+        they cannot be loaded any more."""
         try:
             splits = build_data(self.job)
             found = json.loads(json.dumps(knowledge_of(self.job, splits)))
@@ -131,8 +131,8 @@ class Trained:
     def open_inputs(self, path: str, labelled: bool = False, targets: str = "") -> Source:
         """Samples from a file or folder, in any format that training reads, numbered as the training data were.
 
-        labelled: with their targets; targets: the file or columns that hold them, where they are not those of the job.
-        Raises UserError when they do not fit."""
+        labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
+        Raises UserError if they do not match."""
         data = self.job.data
         is_file = data.source == "files"
         # A job's file of targets belongs to its own samples; columns are named alike in another file.
@@ -159,7 +159,7 @@ class Trained:
         return self.known.symbols or Numbers()
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """``count`` samples of a generator, in the units of the data. Raises ConfigError where a model draws none."""
+        """``count`` samples of a generator, in the units of the data. Raises ConfigError if the model draws none."""
         if not self.model.generates:
             raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
         return samples(self.model, self.state, count, seed)
@@ -167,7 +167,7 @@ class Trained:
     def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
         """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks.
 
-        What a model gives in place of its input (an autoencoder) is in the units of the data."""
+        The reconstructions of an autoencoder are in the units of the data."""
         pieces = group.gather_objects(together(group, lambda: self._outputs(source, own_samples(source, group))))
         if not group.is_leader:
             return None
@@ -185,7 +185,7 @@ class Trained:
 
 
 def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """The model's outputs for one batch that has been transformed, on the host; those in place of x as x was before."""
+    """The model's outputs on the host for one transformed batch; reconstructions of x are not normalised."""
     rows = len(next(iter(batch.values())))
     context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}

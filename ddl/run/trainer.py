@@ -4,7 +4,7 @@
                       optimizer=ddl.optim.Adam(lr=1e-3), data=ddl.data.Arrays(x, y), global_batch=256)
     run.fit(epochs=10)
 
-The same script runs alone, under mpirun and under srun; what it does is what a job file does."""
+The same script runs alone, under mpirun and under srun; it does the same as a job file."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Trainer:
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them.
 
-        Raises ValueError, on every rank, where others call something else or with another number of samples."""
+        Raises ValueError, on every rank, if others call something else or with another number of samples."""
         source, loop = _source(data), self._loop
         if source is None:
             raise UserError("evaluation needs data")
@@ -238,7 +238,7 @@ class Trainer:
             augment=augmentations(self.augment, self.data.fields, self.model),
             callbacks=callbacks(self.callbacks),
             knowledge=knowledge_of(job, splits),
-            **({} if self.initial is None else {"initial": load_values(self.initial)}),
+            **({} if self.initial is None else load_values(self.initial)),
         )
 
     def _groups(self, job: Job) -> Groups:
@@ -251,7 +251,7 @@ class Trainer:
         if isinstance(self.schedule, str):
             return learning_rate(job, total_steps, lr)
         factor = self.schedule
-        factor(max(total_steps - 1, 0))  # a schedule that does not reach so far should say so now
+        factor(max(total_steps - 1, 0))  # a schedule that does not cover all steps should fail now
         return lambda step: lr * factor(step)
 
     def _check(self, settings: Mapping[str, Any]) -> None:
@@ -294,8 +294,8 @@ class Trainer:
         return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
 
     def _prepared(self, source: Source) -> Source:
-        """``source`` in the job's type. Bytes are images where they are rows and columns, or are to be normalised;
-        else the numbers of tokens."""
+        """``source`` in the job's type. Bytes are images if they form rows and columns or are to be normalised, else
+        token numbers."""
         source = as_source(source)
         if self._target is not None:
             source = self._target.apply(source)
@@ -318,7 +318,7 @@ def _of_model(model: Any, loss: Any) -> dict[str, Any]:
 
 
 def _loss_name(loss: Any) -> str:
-    """The name of one of ddl's losses; "auto" for none, "" for a loss of the user's."""
+    """The name of one of ddl's losses; "auto" for none, "" for the user's own."""
     if loss is None or isinstance(loss, str):
         return loss or "auto"
     return next((name for name, made in LOSSES.items() if type(loss) is made), "")

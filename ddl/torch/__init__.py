@@ -9,10 +9,20 @@ except ModuleNotFoundError as error:
 
 from ddl.torch.backend import register
 from ddl.torch.data import Dataset
+from ddl.torch.horovod import DistributedOptimizer, broadcast_optimizer_state, broadcast_parameters
 from ddl.torch.model import Model
 from ddl.torch.optimizers import Factors, translated
 from ddl.torch.state import State
 
-__all__ = ["Dataset", "Factors", "Model", "State", "translated"]
+__all__ = [
+    "Dataset",
+    "DistributedOptimizer",
+    "Factors",
+    "Model",
+    "State",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+    "translated",
+]
 
 register()

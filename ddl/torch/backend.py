@@ -1,6 +1,6 @@
 """Registers the backend "ddl" with PyTorch, which calls ``register`` itself when it is imported (an entry point).
 
-What the backend does is in process_group.py, which is imported when a script asks for it."""
+The backend itself is in process_group.py, which is imported when a script asks for it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """A module's buffers during a step: forward writes to copies, and what it wrote is summed over the samples.
 
-What is committed changes in the commit alone, so a step that is computed again starts from the same buffers."""
+Committed buffers change only in the commit, so a step that is computed again starts from the same buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,18 @@ class Buffers:
             known = self._known[id(views)] = (views, {name: torch.from_numpy(views[name]) for name in self._places})
         return known[1]
 
+    @contextmanager
+    def statistics_of(self, rows: int) -> Iterator[None]:
+        """Inside, batch norm does not take the statistics of a single sample: it uses the running ones instead."""
+        norms = {norm for norm in self._norms.values() if norm.training and rows == 1}
+        for norm in norms:
+            norm.training = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.training = True
+
     def begin(self, buffers: Views, training: bool) -> None:
         """Before forward on a piece of a batch."""
         committed = self._tensors(buffers)
@@ -120,8 +133,8 @@ def refuse_changes(before: Mapping[str, tuple[int, int]], after: Mapping[str, tu
     changed = [name for name, mark in before.items() if after[name] != mark]
     if changed:
         raise UserError(
-            f"forward changes the buffer {changed[0]!r}, which would differ between ranks: "
-            f'ddl.torch.Model(..., averaged=["{changed[0]}"]) averages it over the samples'
+            f"forward changes buffers, which would differ between ranks: ddl.torch.Model(..., averaged={changed}) "
+            "averages them over the samples"
         )
 
 

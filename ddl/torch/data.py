@@ -54,7 +54,7 @@ class Dataset(Source):
         return len(self.dataset)
 
     def hold(self, ranges: Sequence[range]) -> None:
-        """The dataset keeps what it likes."""
+        """Nothing to do: the dataset manages its own memory."""
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         with _generators_restored() as before:

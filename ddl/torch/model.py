@@ -42,13 +42,13 @@ class Piece:
 
 
 class Model(Measured):
-    """module: its parameters and buffers are lent to ddl, and after training hold what was trained.
+    """module: its parameters and buffers are lent to ddl, and after training hold the trained values.
 
     loss: "cross_entropy" or another name of ``ddl.torch.objective.LOSSES``; a loss of PyTorch with reduction "mean"; or
     a function of outputs and targets that returns the mean over the samples, or (sum, weight). metrics: name ->
-    function of outputs and targets that returns one value a sample, or the mean over the batch; or names of ddl's.
+    function of outputs and targets that returns one value per sample, or the mean over the batch; or names of ddl's.
     inputs: the fields of a batch that forward takes, in the order of its arguments. target: the field that the loss and
-    the metrics take besides the outputs; None: they take the outputs alone. averaged: buffers that forward changes.
+    the metrics take as targets; None: they take only the outputs. averaged: buffers that forward changes.
     Raises ConfigError for a module that cannot be trained so."""
 
     def __init__(
@@ -61,6 +61,8 @@ class Model(Measured):
         target: str | None = "y",
         averaged: Sequence[str] = (),
     ):
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"ddl.torch.Model takes a torch.nn.Module, not {module!r}")
         self.module, self.inputs, self.target = module, tuple(inputs), target
         self.objective, self.metrics = Objective(loss), metrics_of(metrics)
         every = dict(module.named_parameters())
@@ -180,7 +182,8 @@ class Model(Measured):
         for place, shard in segments:
             torch.manual_seed(int(generator(ctx.seed, "torch", ctx.step, ctx.part, shard).integers(2**63)))
             part = {name: value[place] for name, value in batch.items()}
-            yield self._piece(buffers, part, ctx, place is segments[-1][0])
+            with self._buffers.statistics_of(place.stop - place.start):
+                yield self._piece(buffers, part, ctx, place is segments[-1][0])
 
     def _piece(self, buffers: Views, batch: dict[str, Tensor], ctx: Context, is_last: bool) -> Piece:
         self._buffers.begin(buffers, True)

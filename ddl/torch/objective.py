@@ -1,4 +1,4 @@
-"""What is minimised and measured: losses of PyTorch as a sum and its weight, metrics as sums over samples.
+"""Losses of PyTorch as a sum and its weight, and metrics as sums over samples.
 
 ddl adds up shards of any size, so it needs the sum of a loss and what the mean divides by."""
 
@@ -137,7 +137,7 @@ def _described(value: Any) -> str:
 
 
 class OfTensors(Metric):
-    """The mean of function(outputs, targets): a tensor of one value a sample or target, or a scalar, which is taken
+    """The mean of function(outputs, targets): a tensor of one value per sample or target, or a scalar, which is taken
     as the mean over the batch."""
 
     every_step: ClassVar[int] = 2

@@ -1,4 +1,4 @@
-"""Module, optimizer and scheduler as the state of your own loop: ``ddl.elastic`` with PyTorch.
+"""A training loop in PyTorch that survives failures: module, optimizer and scheduler as a state of ``ddl.elastic``.
 
 state = ddl.torch.State(net, optimizer, scheduler)
 

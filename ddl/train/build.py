@@ -4,6 +4,7 @@ ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Layout
+from ddl.arrays import Layout, host
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job, OptimSettings
@@ -58,7 +59,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def build_task(job: Job) -> Task:
-    """The task of ``job``. Opens its data and makes its model; raises UserError for what cannot be."""
+    """The task of ``job``. Opens its data and makes its model; raises UserError for an impossible job."""
     startup.doing("opening its data")
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
@@ -84,7 +85,7 @@ def build_task(job: Job) -> Task:
 
 
 def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
-    """The job's model for data with these fields and this target. options: as ``knowledge_of`` has them."""
+    """The job's model for data with these fields and this target. options: from ``knowledge_of``."""
     return build_model(
         job.model.name,
         fields,
@@ -97,7 +98,7 @@ def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], 
 
 
 def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
-    """What has been learned from the data before training, as JSON has it: a checkpoint keeps it, so that the model
+    """What was learned from the data before training, as JSON: a checkpoint keeps it, so that the model
     can be made, and new samples read, where the data are gone."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
@@ -132,7 +133,7 @@ def order_of(job: Job, samples: int, model: Model) -> Order:
 
 
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
-    """A task of objects and of what the settings alone say. objects: the Task's fields that are no plain settings."""
+    """A task made of objects and settings. objects: the Task's fields that are not plain settings."""
     resolve_algorithm(job.comm.algorithm)  # raises for an unknown name
     if job.optim.sharded == "on" and not objects["optimizer"].is_elementwise:
         raise ConfigError(
@@ -198,7 +199,7 @@ def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
 def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
-    Raises ConfigError where there are no classes to balance."""
+    Raises ConfigError if there are no classes to balance."""
     of_loss = job.model.options.get("loss", {})
     if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
         return job.model.options
@@ -253,7 +254,7 @@ def build_groups(job: Job, model: Model) -> Groups:
 
 
 def _check_group(match: str, wanted: Mapping[str, Any], name: str) -> None:
-    """What the schedule, clipping and the like are is one thing for all parameters: a group cannot have its own."""
+    """Raises ConfigError for a setting that a group does not have, such as the schedule, or that has the wrong type."""
     own = ("name", "lr", "weight_decay", *_OPTIONS.get(name, ()))
     unknown = sorted(set(wanted) - set(own))
     if unknown:
@@ -295,10 +296,10 @@ def learning_rate(job: Job, total_steps: int, lr: float) -> Callable[[int], floa
 
 
 def start_from(job: Job) -> Callable[[Any], list[str]] | None:
-    """What copies ``model.from`` into a fresh state, by name; None where nothing is asked.
+    """A function that copies ``model.from`` into a new state, by name; None if the setting is empty.
 
     Strict: every parameter must be found with its shape. Otherwise what matches is taken, and what did not is
-    returned in one line. Running averages come along where they match. Raises ConfigError that names what does not."""
+    returned in one line. Running averages are taken too if they match. Raises ConfigError that names mismatches."""
     if not job.model.from_:
         return None
     from ddl.checkpoint import Store
@@ -342,9 +343,10 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     return take
 
 
-def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
-    """A Task's ``initial`` that sets parameters and averages to given arrays; the others keep their initial values.
+def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a Task that begins with given values.
 
+    Its ``initial`` sets parameters and averages to given arrays; the others keep their initial values.
     It raises ConfigError for a name or shape that the model does not have."""
 
     def load(state: State) -> list[str]:
@@ -358,7 +360,12 @@ def load_values(values: Mapping[str, Any]) -> Callable[[State], list[str]]:
             views[name][...] = state.device.array(array)
         return []
 
-    return load
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        array = np.ascontiguousarray(host(values[name]))
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.data)
+    return {"initial": load, "initial_digest": digest.hexdigest()[:16]}
 
 
 def _few(things: Sequence[str], most: int = 4) -> str:

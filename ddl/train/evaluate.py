@@ -45,7 +45,7 @@ def evaluate(
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost, and on every rank
-    alike the UserError of one whose samples are not what they should be.
+    alike the UserError of a rank with invalid samples.
 
     rows: samples per forward pass. transforms: normalisation and the like; they draw nothing."""
     loss, weight = 0.0, 0.0

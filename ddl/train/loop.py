@@ -37,12 +37,13 @@ from ddl.train.state import State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.work import Work
+from ddl.wording import numbered
 
 
 class Loop(Program):
     """Trains ``task`` on the ranks of a group, and of the generations that follow it when ranks die.
 
-    request: what signals and clocks ask of the next step. work: what is trained, bound to the present generation.
+    request: what signals and time limits ask of the next step. work: what is trained, bound to the current generation.
     samples, train_seconds: of all steps of this process but the first, in which kernels are compiled."""
 
     work: Work
@@ -101,7 +102,7 @@ class Loop(Program):
         self.saving.close()
 
     def keep_state(self) -> None:
-        """After ``close``: hold what was trained in memory that no other rank uses."""
+        """After ``close``: move the trained state to memory that no other rank uses."""
         self.state.own()
         self._show()
 
@@ -256,7 +257,7 @@ class Loop(Program):
         self._warned_of_memory = bool(problems)
 
     def advance(self) -> None:
-        """One step, and what is due after it."""
+        """One step, and whatever is due after it."""
         assert self.work.step is not None
         due = self.group.is_leader and self.request.checkpoint_due()
         self._after_step(self.work.step.run(self.request.stop, due, self.saving.lease_lost is not None))
@@ -283,7 +284,7 @@ class Loop(Program):
             raise EndJob(
                 Diverged(
                     f"{progress.skipped_in_row} steps in a row were not finite, the last of them step {outcome.step} "
-                    f"in shard(s) {list(outcome.bad_shards) or 'unknown'}; lower optim.lr, clip gradients "
+                    f"in {numbered('shard', outcome.bad_shards)}; lower optim.lr, clip gradients "
                     "(optim.clip_norm) or look at these samples"
                 )
             )
@@ -390,4 +391,6 @@ class Loop(Program):
         if different is None:
             raise EndJob(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if different and self.group.is_leader:
-            self.log.warn(f"after step {step} rank(s) {different} held a different state; copied from the majority")
+            self.log.warn(
+                f"after step {step} {numbered('rank', different)} held a different state; copied from the majority"
+            )

@@ -4,6 +4,7 @@ loop.py decides when a checkpoint is due; ddl/checkpoint writes it."""
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 
@@ -33,7 +34,7 @@ class Saving:
         self.work.services.log.fall_silent()
 
     def recovered(self) -> None:
-        """A leader may have died while it wrote: what this rank believes to be saved may not be."""
+        """After a recovery: forget what the last leader saved, since it may have died while writing."""
         self._saved = None
 
     def save(self, group: Group) -> None:
@@ -51,23 +52,34 @@ class Saving:
         self._submit(score)
 
     def wait(self) -> None:
-        """Until the newest checkpoint is written. One that failed is tried again, since room may have been made.
+        """Until the newest checkpoint, the last one, is written. One that failed is tried again, since there may be
+        room now, and then as long as older ones can be deleted to make room.
 
         Raises CheckpointError if that fails as well, LeaseLost if a newer generation holds the run folder."""
-        for attempt in (1, 2):
-            try:
-                if self._problem is not None:
-                    raise self._problem
-                if self._writer is not None:
-                    self._writer.wait()
-                return
-            except CheckpointError:
-                if attempt == 2:
-                    raise
+        is_first = True
+        try:
+            while (error := self._failure()) is not None:
+                if not is_first and not self._make_room(error):
+                    raise error
+                is_first = False
                 self._submit(self._saved[1] if self._saved is not None else math.nan)
-            except LeaseLost as error:
-                self.lose_lease(error)
-                raise
+        except LeaseLost as lost:
+            self.lose_lease(lost)
+            raise
+
+    def _failure(self) -> CheckpointError | None:
+        """Why the newest checkpoint was not written; waits for it. Raises LeaseLost."""
+        if self._problem is None and self._writer is not None:
+            try:
+                self._writer.wait()
+            except CheckpointError as error:
+                return error
+        return self._problem
+
+    def _make_room(self, error: CheckpointError) -> bool:
+        cause, store = error.__cause__, self._writer.store if self._writer is not None else None
+        is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        return is_full and store is not None and store.make_room()
 
     def close(self) -> None:
         if self._writer is not None:

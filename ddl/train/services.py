@@ -1,4 +1,4 @@
-"""What training asks of the job around it: a run log, the run folder, the watchdog, a trace.
+"""Services that training needs from the job around it: a run log, the run folder, the watchdog, a trace.
 
 The base classes do nothing, which suits tests and benchmarks; ddl/run implements them for real jobs."""
 
@@ -18,7 +18,7 @@ from ddl.train.step import Outcome
 
 
 class Reporter:
-    """What the leader writes about a run. Every rank has one, since every rank may become the leader.
+    """Reports of the leader about a run. Every rank has one, since every rank may become the leader.
 
     has_started: whether the start of this launch was written. ranks_started: with how many ranks it began."""
 

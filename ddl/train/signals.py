@@ -18,13 +18,15 @@ HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
 
 @dataclass
 class StepRequest:
-    """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time.
+    """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time, and ``interrupted``
+    where the signal is one that ends programs.
 
     checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory.
     keep_best: also save a checkpoint whenever the validation loss is the lowest so far. all_ranks: stop when a rank was
     lost, because the supervisor then starts all ranks again."""
 
     stop: bool = False
+    interrupted: bool = False
     checkpoint_every_s: float = 0.0
     checkpoint_every_steps: int = 0
     checkpoint_every_epochs: int = 0
@@ -52,6 +54,7 @@ class Signals:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._on_signal)
             self.request.stop |= bool(early_signals.received)
+            self.request.interrupted |= signal.SIGTERM in early_signals.received
             _installed.append(self)
         return self
 
@@ -60,6 +63,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.request.stop = True
+        self.request.interrupted |= number in (signal.SIGTERM, signal.SIGINT)
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():

@@ -61,9 +61,9 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """JSON has no NaN: what is null in results and sums was a value that is not finite.
+        """The inverse of ``to_json``. JSON has no NaN, so nonfinite results and sums were written as null.
 
-        Raises ValueError where ``values`` are not what ``to_json`` returns."""
+        Raises ValueError if ``values`` are not what ``to_json`` returns."""
         known = {**cls().__dict__, **copy.deepcopy(dict(values))}
         if unknown := set(known) - set(cls().__dict__):
             raise ValueError(f"{min(unknown)} is unknown")
@@ -104,7 +104,7 @@ class Replica:
 
 
 class State:
-    """Flat buffers on a device, and the progress. buffers: averages and what the model keeps besides, by name.
+    """Flat buffers on a device, and the progress. buffers: averages and other buffers of the model, by name.
 
     The replica is either in private memory, and an update overwrites it, or in memory shared by the ranks of a node
     (``lodge``). There it exists twice: one copy is committed, and in the other each rank prepares its share of the
@@ -140,13 +140,13 @@ class State:
         return self.replica.slots
 
     def flat_arrays(self) -> list[Array]:
-        """Every array of the state, in a fixed order: what a rank that is behind receives."""
+        """Every array of the state, in a fixed order; a rank that is behind receives these."""
         kept = [array.reshape(-1) for array in self._kept.values()]
         return [self.params.flat, self.averages.flat, *kept, *self.slots.values()]
 
     def assign(self, arrays: Sequence[np.ndarray]) -> None:
-        """Hold what another rank's ``flat_arrays`` hold, on the host; in a shared replica also where the next is to
-        come, since what no update writes must be the same there. All ranks of its node then assign the same."""
+        """Copy another rank's ``flat_arrays`` (host) into this state. In a shared replica also into the copy for the
+        next one, where elements that no update writes must be the same; all ranks of the node assign the same."""
         self.own()
         for flat, received in zip(self.flat_arrays(), arrays, strict=True):
             flat[...] = self.device.array(received)
@@ -203,7 +203,7 @@ class State:
             targets.update({f"{slot}/{name}": view for name, view in self.layout.views(flat).items()})
         if set(named) != set(targets):
             lacking, surplus = sorted(set(targets) - set(named)), sorted(set(named) - set(targets))
-            raise ValueError(f"the saved state lacks {lacking[:3]} and has {surplus[:3]} besides")
+            raise ValueError(f"the saved state lacks {lacking[:3]} and has the unknown {surplus[:3]}")
         for name, view in targets.items():
             if named[name].shape != view.shape:
                 raise ValueError(f"{name} was saved with shape {named[name].shape}, the model has {view.shape}")

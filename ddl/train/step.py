@@ -79,7 +79,7 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
-        # What is summed also contains averages, which are no gradients, and gradients of frozen parameters.
+        # The sum also contains averages, which are not gradients, and gradients of frozen parameters.
         self._averages = dict(model.averages)
         self._counters = [name for name, kept in model.kept.items() if kept.counts]
         self._norm_differs = bool(self._averages) or task.optimizer.frozen

@@ -39,7 +39,8 @@ class Task:
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
     check_every: steps between comparisons of replicas (0: never).
-    initial: changes the fresh state and returns messages for the user.
+    initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
+    each rank has its own copy of them.
     settings: plain values that the checkpoint keeps beside the state."""
 
     model: Model
@@ -70,6 +71,7 @@ class Task:
     tuning: Tuning | None = None
     callbacks: Sequence[Callback] = ()
     initial: Callable[[Any], list[str]] | None = None
+    initial_digest: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

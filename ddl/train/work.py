@@ -1,7 +1,7 @@
 """What a rank trains, bound to a generation: its task, state, shards, loader and gradient sums.
 
-Recovery saves and rebinds it (``Recoverable`` in fault/work.py); the order of steps, evaluations and checkpoints is
-loop.py's."""
+Recovery saves and rebinds it (``Recoverable`` in fault/work.py); loop.py orders steps, evaluations and
+checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Your own PyTorch loop that survives the death of ranks: ddl.torch.State.
+"""Your own PyTorch loop survives the death of ranks: ddl.torch.State.
 
     mpirun --with-ft ulfm -n 4 python launch/examples/torch_loop.py
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several hosts on one machine, as root: each has its own host name, address, process table and /dev/shm.
 # They share files, as over a cluster's file system, and divide the machine's cores among them, so that one host's
-# ranks do not take those of another's. What runs on them is mpirun's business.
+# ranks do not use those of another host.
 #
 #   hosts.sh start N [RATE]   make N hosts that each send at most RATE (as tc writes it, such as 1gbit; default: unshaped)
 #   hosts.sh mpirun WORDS...  mpirun over them, from outside as from a login node; -n and --bind-to none are the caller's

@@ -74,7 +74,7 @@ class Trained:
         self.losses = {event["step"]: event["loss"] for event in events if event["event"] == "step"}
 
     def is_like(self, other: Trained) -> bool:
-        """The same loss at each step, and each sample used once an epoch."""
+        """The same loss at each step, and each sample used once per epoch."""
         samples = self.summary["samples"]
         assert samples["used"] == samples["expected"] > 0 and samples["missing"] == samples["repeated"] == 0
         return self.losses == pytest.approx(other.losses, rel=SAME)
@@ -194,7 +194,7 @@ LIMIT_S = 140.0
 SUPERVISOR = """
 import sys
 import ddl.launch, ddl.launcher.supervisor
-ddl.launch.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
+ddl.launcher.supervisor.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
 raise SystemExit(ddl.launch.main())
 """
 WRAPPER = """#!/bin/bash

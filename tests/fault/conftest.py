@@ -65,7 +65,7 @@ class Ended:
         return [(failure["rank"], failure["kind"]) for failure in self.summary.get("failures", [])]
 
     def is_exact(self) -> bool:
-        """Every sample exactly once an epoch: by the ledger, and by the summary."""
+        """Every sample exactly once per epoch: by the ledger, and by the summary."""
         samples = self.summary["samples"]
         return report(self.folder).is_exact and samples["used"] == samples["expected"] > 0
 

@@ -26,7 +26,7 @@ POINTS = {  # moment -> the kill points that lie in it
     ),
     "end": ("evaluate.batch", "end.checkpoint", "end.barrier", "job.agree"),
 }
-MAIN_THREAD = ("step.load", "step.compute", "step.commit", "evaluate.batch")  # where code of a user's may call sys.exit
+MAIN_THREAD = ("step.load", "step.compute", "step.commit", "evaluate.batch")  # where the user's code may call sys.exit
 # moment -> how long after a step was logged a strike from outside may come, in ms
 LATEST_MS = {"step": 40.0, "evaluation": 8.0, "checkpoint": 8.0, "end": 60.0, "start-up": 2000.0}
 OUTSIDE = {  # moment -> the steps after which it comes

@@ -30,7 +30,7 @@ BAD = {
     "a batch of no samples": (["--train.global_batch=0"], "[train] global_batch is 0"),
     "nothing left to train on": (["--data.validation=0.6", "--data.test=0.5"], "nothing is left to train on"),
     "more shards than a step has samples": (["--data.shards=100"], "[data] shards is 100"),
-    "spares alone": (["--fault.spares=1"], "[fault] spares is 1, but only 1 ranks"),
+    "spares alone": (["--fault.spares=1"], "[fault] spares is 1, but only 1 rank was started"),
     "a job file that there is not": (["nowhere.toml"], "there is no job file nowhere.toml"),
     "a job file that is not TOML": (["broken.toml"], "broken.toml is not TOML"),
     "a job file with a mistyped section": (["mistyped.toml"], "no section [trian]"),
@@ -42,7 +42,7 @@ BAD = {
         "no setting 'lrr'; did you",
     ),
     "freezing parameters that do not exist": (["--model.freeze", "no*"], "no parameter matches 'no*'"),
-    # names and code of the user's own
+    # names in the settings, and the user's own code
     "an unknown model": (["--model.name=cnm"], "model.name = 'cnm' is unknown; did you mean 'cnn'?"),
     "an unknown loss": (
         ["--model.loss=crossentropy"],
@@ -207,7 +207,7 @@ def test_the_good_run_is_still_good_after_all_of_them(ended, folder):
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on the path")
 @pytest.mark.parametrize("case", UNDER_MPIRUN)
 @pytest.mark.parametrize("flags", [(), ("--with-ft", "ulfm")], ids=["plain", "ulfm"])
-def test_under_mpirun_the_line_comes_once_and_every_rank_has_status_2(case, flags, folder, tmp_path):
+def test_under_mpirun_the_line_is_printed_once_and_every_rank_has_status_2(case, flags, folder, tmp_path):
     words, expected = UNDER_MPIRUN[case]
     words = [word.replace("NEW", str(tmp_path / "new")) for word in words]
     # mpirun's own status proves nothing where deaths are survived, so each rank prints its own.
@@ -235,7 +235,7 @@ raise SystemExit(main())
         ("predict", ["--inptu", "x"]),
     ],
 )
-def test_the_line_comes_even_where_rank_0_is_the_last_to_know(tmp_path, door, words):
+def test_the_line_is_printed_even_if_rank_0_is_the_last_to_find_the_error(tmp_path, door, words):
     """mpirun ends all ranks when the first has ended with a status, and what rank 0 has not said by then is lost."""
     (tmp_path / "late.py").write_text(LATE.format(words=words, door=door))
     done = subprocess.run(

@@ -116,7 +116,7 @@ def test_a_suspended_and_resumed_job_lives(rank):
     assert job.note is None
 
 
-def test_a_rank_that_stands_still_is_killed_with_its_stack(rank):
+def test_a_hung_rank_is_killed_and_leaves_its_stack(rank):
     hung = rank("def waits_for_godot():\n    threading.Event().wait()\nwaits_for_godot()", hang=0.3)
     assert hung.end() == -signal.SIGKILL
     assert (hung.note["kind"], hung.note["step"]) == ("hang", 8)
@@ -148,7 +148,7 @@ def test_a_rank_that_waits_for_others_is_not_the_victim(rank):
     assert waiting.note is None
 
 
-def test_a_waiting_rank_can_still_be_found_stopped(rank):
+def test_a_stopped_rank_is_detected_even_while_it_waits(rank):
     waiting = rank("with beat.waiting(): print(1, flush=True); time.sleep(1000)", hang=0.3, stop=0.3)
     waiting.process.stdout.readline()
     os.kill(waiting.process.pid, signal.SIGSTOP)
@@ -203,7 +203,7 @@ def test_a_death_whose_note_cannot_be_written_does_not_block_the_peers(rank, tmp
     rank("os._exit(0)").end()
 
 
-def test_who_waits_too_long_for_the_others_at_the_end_is_ended(rank):
+def test_a_rank_that_waits_too_long_for_the_others_at_the_end_is_killed(rank):
     code = "from ddl.fault import companion; companion.FIRST_S = 0.1; beat.part(); time.sleep(1000)"
     alone = rank(code, hang=0.2, recovery=0.2)
     assert alone.end() == -signal.SIGKILL

@@ -85,7 +85,7 @@ run()
 """
     status, said, err = start(code, tmp_path)
     assert status == 1 and "status 1" in said, (said, err)
-    # A rank that is still in the call before hears of the first exception there, and raises only after that.
+    # A rank that is still in the previous call learns of the first exception there, and raises only afterwards.
     assert 1 <= err.count("Traceback") <= 2 and err.count("raised ValueError: mine") == 1, err
 
 

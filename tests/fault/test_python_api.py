@@ -198,7 +198,7 @@ UNEVEN = {
 @pytest.mark.parametrize(
     ("loop", "launch"), [*((loop, "mpirun") for loop in UNEVEN), ("steps", "mpirun --with-ft ulfm")]
 )
-def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_that_says_who_waits_where(loop, launch, tmp_path):
+def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_about_the_waiting_ranks(loop, launch, tmp_path):
     code, call = UNEVEN[loop]
     setup = "optimizer = ddl.DistributedOptimizer(ddl.optim.SGD(lr=0.1), {'w': np.zeros(3)})\n"
     _, out, err = start(launch, WORLD + setup + code, tmp_path)
@@ -247,11 +247,15 @@ ddl.Trainer(model=ddl.models.MLP([4, 8, 2]), data=(x, y), settings=settings, cal
 """
     _, out, err = start("mpirun --with-ft ulfm", TRAINER + code, tmp_path)
     assert count(out, "status 75") == 1, out + err
-    assert err.count("1 ranks are left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
+    assert err.count("1 rank is left, fault.min_ranks is 2") == 1 and "Traceback" not in err, out + err
 
 
 DISAGREEMENTS = {
     "batches": ("run = make(global_batch=16 + 16 * rank)", "[train] global_batch is 16 on rank 0 and 32 on rank 1"),
+    "initial values": (
+        "run = make(initial={'dense1.bias': np.full(8, rank)})",
+        "the digest of the given initial values is",
+    ),
     "seeds": ("run = make(seed=rank)", "[run] seed is 0 on rank 0 and 1 on rank 1"),
     "samples": (
         "run = make(data=(x[rank:], y[rank:]))",
@@ -280,3 +284,12 @@ except ddl.errors.ConfigError as error:
     refusals = [line for line in out.splitlines() if line.startswith("refused: ")]
     assert len(refusals) == ranks and len(set(refusals)) == 1, out + err
     assert message in refusals[0] and count(out, "status 2") == ranks
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_ctrl_c_ends_a_script_after_the_step_with_one_line_and_75(launch, tmp_path):
+    code = "def step(done):\n    if done.step == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+    ranks, out, err = start(launch, TRAINER + code + "make(callbacks=[step]).fit(epochs=5)\nprint('after')", tmp_path)
+    assert "Traceback" not in err and "after" not in out
+    assert count(out, "status 75") == ranks, out + err
+    assert count(err, "script.py: training was asked to stop after step 4; fit() again goes on from there") == 1, err

@@ -90,7 +90,7 @@ if attempt.isdecimal() and rank and int(rank) == int(attempt) + 1:
 """
 
 
-def test_respawn_is_refused_where_nobody_would_start_the_ranks_again(jobs):
+def test_respawn_is_rejected_without_a_supervisor_that_restarts_the_ranks(jobs):
     ended = jobs.run("--fault.respawn", "true")
     assert ended.status == 2 and ended.said.count("ddl.train:") == 1, ended.said
     assert "MPI_Comm_spawn" in ended.said and "python -m ddl.launch" in ended.said

@@ -38,7 +38,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 def run(folder, *words, launcher=()):
-    """(stdout, stderr) of a Python program, which must end well except for a rank that died."""
+    """(stdout, stderr) of a Python program, whose launch must end with status 0."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

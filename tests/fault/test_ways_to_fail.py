@@ -19,12 +19,12 @@ pytestmark = [
 ]
 
 USER_CODE = '''
-"""A callback and a model of a user's, with mistakes in them."""
+"""A user's callbacks and model, with bugs in them."""
 import os
 
 def each_step(outcome):
     if outcome.step >= int(os.environ["FAIL_AT"]):
-        raise ValueError(f"mistake of the user's at step {outcome.step}")
+        raise ValueError(f"user error at step {outcome.step}")
 
 def broken_model(*args, **options):
     if os.environ.get("FAIL_ON", "all") in ("all", os.environ["OMPI_COMM_WORLD_RANK"]):
@@ -77,7 +77,7 @@ def test_the_same_exception_on_a_second_rank_stops_the_job(jobs):
     (jobs.folder / "mistakes.py").write_text(USER_CODE)
     ended = jobs.run("--train.callbacks", '["mistakes:each_step"]', environ={"FAIL_AT": "5"})
     assert ended.status == 1, ended.said
-    assert ended.summary["status"] == "failed" and "mistake of the user's at step 5" in ended.summary["error"]
+    assert ended.summary["status"] == "failed" and "user error at step 5" in ended.summary["error"]
     assert "each_step" in ended.said  # the traceback
     assert ended.summary["ranks_finished"] >= 2  # a bug that every rank hits does not kill the ranks one by one
 
@@ -264,7 +264,7 @@ def test_one_rank_that_hangs_in_a_recovery_is_lost_and_the_others_continue(point
 # Tolerance by parameter files of the environment, as launch/local.sh writes them.
 
 
-def test_plain_mpirun_is_tolerant_where_the_environment_says_so(jobs, calm):
+def test_plain_mpirun_is_tolerant_if_the_environment_says_so(jobs, calm):
     home = jobs.folder / "home"
     enable_fault_tolerance(home / ".prte" / "mca-params.conf")
     ended = jobs.run(chaos="kill rank 0 at step 5; segv rank 2 at step 9", flags=(), environ={"HOME": str(home)})

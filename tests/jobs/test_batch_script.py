@@ -77,7 +77,7 @@ def _paths() -> str:
         (("--run.dir=other", "--train.steps=3"), "other"),
     ],
 )
-def test_the_run_goes_where_the_command_line_or_the_job_file_says(batch, tmp_path, words, folder):
+def test_the_run_folder_comes_from_the_command_line_or_the_job_file(batch, tmp_path, words, folder):
     done = batch(*words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / folder / "summary.json").exists()

@@ -1,4 +1,4 @@
-"""Every job of the catalogue learns, in a shortened form; what the whole ones reach is launch/check_jobs.py's."""
+"""Every job of the catalogue learns, in a shortened form; launch/check_jobs.py checks the results of whole jobs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_every_job_is_tried_here():
 
 
 @pytest.mark.parametrize(("job", "more"), [("mlp", ()), ("text", ()), ("cnn", ("--model.options.batch_norm=sync",))])
-def test_a_job_ends_alike_on_one_two_and_four_ranks(train, job, more):
+def test_a_job_gives_the_same_results_on_one_two_and_four_ranks(train, job, more):
     words = (*SHORTENED[job][0], *more)
     tests = [train(job, ranks, *words, name=f"on-{ranks}").summary["test"] for ranks in (1, 2, 4)]
     for other in tests[1:]:

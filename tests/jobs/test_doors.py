@@ -114,7 +114,7 @@ def test_training_starts_from_a_run_by_name_and_freezes_by_pattern(train):
     first = train("mlp", 2, *QUICK, "--train.epochs=10", name="first")
     source = f"--model.from={first.folder}"
     again = train("mlp", 2, *QUICK, source, "--train.epochs=1", "--optim.lr=1e-6", name="again")
-    assert again.summary["test"]["accuracy"] >= first.summary["test"]["accuracy"] - 0.01  # it did not begin anew
+    assert again.summary["test"]["accuracy"] >= first.summary["test"]["accuracy"] - 0.01  # not from scratch
     frozen = train("mlp", 2, *QUICK, source, "--train.epochs=1", '--model.freeze=["*"]', name="frozen")
     assert frozen.summary["parameters_sha256"] == first.summary["parameters_sha256"]
 
@@ -160,7 +160,7 @@ def test_oversampling_shows_rare_classes_as_often_and_the_ledger_stays_exact(tra
     even = train("mlp", ranks, *RARE, '--model.metrics=["accuracy", "confusion"]', "--data.oversample=1").summary
     assert even["samples"]["used"] > plain["samples"]["used"]
     per_epoch = even["samples"]["used"] / even["epochs"]
-    assert per_epoch % 3 == 0  # three classes of one size, and each of these samples once an epoch
+    assert per_epoch % 3 == 0  # three classes of one size, and each of these samples once per epoch
     assert even["test"]["samples"] == plain["test"]["samples"]  # what is held out stays as it is
     found = [np.array(summary["test"]["confusion"])[2, 2] for summary in (plain, even)]
     assert found[1] > found[0]

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "launch" / "examples"
 
 @pytest.mark.parametrize("script", ["own_loop.py", "survive.py"])
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_a_loop_of_ones_own_finds_the_line(door, script, ranks):
+def test_a_users_own_loop_finds_the_line(door, script, ranks):
     ended = door([EXAMPLES / script], ranks)
     assert ended.status == 0, ended.said
     found = re.search(r"(\d) ranks: slope (\S+), intercept (\S+?),?\s", ended.out + "\n")
@@ -31,7 +31,7 @@ def test_the_trainer_learns_digits(door, ranks):
     assert ended.out.count("test accuracy") == 1  # one rank speaks
 
 
-def test_parts_of_ones_own_make_a_job(train):
+def test_a_job_may_consist_of_the_users_own_parts(train):
     words = [str(EXAMPLES / "own.toml"), "--train.epochs=20"]
     ended = train("", 2, *words, environ={"PYTHONPATH": f"{EXAMPLES.parents[1]}:{EXAMPLES}"})
     test = ended.summary["test"]
@@ -51,7 +51,7 @@ def test_parts_of_ones_own_make_a_job(train):
         ("model.options.hiden", "3", 2, "hiden"),
     ],
 )
-def test_a_part_that_is_not_there_is_named_in_one_line(train, setting, value, status, word):
+def test_an_unknown_part_is_named_in_one_line(train, setting, value, status, word):
     environ = {"PYTHONPATH": f"{EXAMPLES.parents[1]}:{EXAMPLES}"}
     ended = train("", 0, str(EXAMPLES / "own.toml"), f"--{setting}={value}", environ=environ)
     assert ended.status == status and word in ended.said

@@ -80,7 +80,7 @@ def test_the_number_of_ranks_may_stand_anywhere(script, words):
         ("local.sh", ["-n"], "-n needs a number of ranks"),
         ("local.sh", ["-n", "four"], "-n four: the number of ranks is a whole number above 0"),
         ("local.sh", ["job.toml", "-n", "0"], "-n 0: the number of ranks"),
-        ("test.sh", ["units"], "there is no part units; there are: lint unit mpi jobs fault cluster"),
+        ("test.sh", ["units"], "there is no part units; there are: lint unit mpi jobs fault cluster torch"),
     ],
 )
 def test_bad_arguments_print_one_line_and_nothing_is_set_up(script, name, words, expected):

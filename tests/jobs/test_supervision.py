@@ -73,7 +73,7 @@ def run_dir(call):
     return call["words"][call["words"].index("--run.dir") + 1]
 
 
-def test_a_job_that_finished_is_done_whatever_mpirun_says(play):
+def test_a_finished_job_is_done_regardless_of_mpiruns_status(play):
     made, calls = play("summary('finished'); sys.exit(134)")
     assert made.run() == 0
     assert len(calls()) == 1
@@ -112,7 +112,7 @@ def test_the_same_step_failing_three_times_stops_it_and_the_notes_are_named(play
         notes = folder / "notes" / launch
         notes.mkdir(parents=True)
         note = dict(rank=2, host="h", step=7, time=1, kind="exception", error="ZeroDivisionError: x at m.py:3")
-        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback of the user's"}))
+        (notes / "rank-2.json").write_text(json.dumps({**note, "traceback": "Traceback in user code"}))
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -120,7 +120,7 @@ def test_the_same_step_failing_three_times_stops_it_and_the_notes_are_named(play
     assert len(calls()) == 3
     printed = capfd.readouterr().err
     assert "the 3rd time at the same step" in printed
-    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in printed and "Traceback of the user's" in printed
+    assert "rank 2 on h, step 7: ZeroDivisionError: x at m.py:3" in printed and "Traceback in user code" in printed
 
 
 def test_failures_at_different_steps_use_up_the_restarts(play, capfd):
@@ -163,7 +163,7 @@ def test_a_run_without_a_folder_of_its_own_keeps_the_one_it_got(play, tmp_path, 
     assert made.folder == tmp_path / "runs" / "job-2"
 
 
-def test_a_job_that_stands_still_is_killed_and_started_again(play, capfd):
+def test_a_job_without_progress_is_killed_and_restarted(play, capfd):
     made, _ = play(
         """
         step(attempt)
@@ -242,7 +242,7 @@ def test_pictures_may_be_drawn_long_after_the_summary(play, monkeypatch, tmp_pat
     assert made.run() == 0 and (tmp_path / "run" / "drawn").exists()
 
 
-def test_the_replica_is_the_supervisors_and_goes_with_it(play):
+def test_the_memory_checkpoint_is_removed_with_its_supervisor(play):
     made, calls = play(
         """
         pathlib.Path(os.environ["DDL_REPLICA"], "step_00000009").mkdir(parents=True)

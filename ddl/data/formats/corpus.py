@@ -1,6 +1,6 @@
 """Language-model corpora: windows of bytes, characters or tokens over files read as one text.
 
-Classification of single lines is labelled_text.py's."""
+labelled_text.py classifies single lines."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Files:
         return b"".join(pieces)
 
     def at(self, position: int) -> tuple[Path, int]:
-        """Which file a byte of the run lies in, and where."""
+        """(file, offset in it) of a byte of the run."""
         place = int(np.searchsorted(self._edges, position, side="right")) - 1
         return self.paths[place], max(position - int(self._edges[place]) - 1, 0)
 
@@ -79,13 +79,13 @@ class ByteCodes:
 
 
 class Alphabet:
-    """Text as numbers of its characters: 1 and on for the known ones, ascending (code points); 0 for all others."""
+    """Numbers characters: known ones from 1 on, ascending by code point; 0 for all others."""
 
     def __init__(self, known: Sequence[int] | np.ndarray = ()):
         self.known = np.array(known, np.uint32)
 
     def numbers(self, codes: np.ndarray) -> np.ndarray:
-        """Of these code points."""
+        """The numbers of these code points."""
         place = np.minimum(np.searchsorted(self.known, codes), max(len(self.known) - 1, 0))
         found = self.known[place] == codes if len(self.known) else np.zeros(len(codes), bool)
         return np.where(found, place + 1, 0).astype(np.int32)
@@ -109,19 +109,19 @@ class Bytes:
         return np.frombuffer(self.files.read(start, stop), np.uint8)
 
     def fit(self, pieces: Sequence[tuple[int, int]]) -> None:
-        """Bytes are what they are."""
+        """Nothing to learn: every byte is its own number."""
 
     def learned(self) -> dict[str, Any]:
         return {"unit": "bytes"}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Bytes are what they are."""
+        """Nothing to apply."""
 
 
 class Characters:
-    """Symbols of a corpus that are its characters (UTF-8); number 0 is one that the training part lacks.
+    """Symbols of a corpus that are its characters (UTF-8); 0 stands for any character missing in the training part.
 
-    One pass at the start counts characters, and finds bytes that are no text."""
+    One pass at the start counts the characters and detects bytes that are not UTF-8."""
 
     def __init__(self, files: Files):
         self.files, self.paths = files, files.paths
@@ -144,7 +144,7 @@ class Characters:
         return len(self.alphabet.known) + 1
 
     def _byte_of(self, character: int) -> int:
-        """Where a character begins."""
+        """The offset of a character."""
         if character >= self.length:
             return self.files.length
         place = int(np.searchsorted(self._before, character, side="right")) - 1
@@ -157,7 +157,7 @@ class Characters:
         return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
     def fit(self, pieces: Sequence[tuple[int, int]]) -> None:
-        """Learn which characters there are, from these pieces alone."""
+        """Learn the set of characters from these pieces only."""
         known: set[int] = set()
         for start, stop in pieces:
             for low in range(start, stop, 2**20):
@@ -168,7 +168,7 @@ class Characters:
         return {"unit": "characters", "known": self.alphabet.known.tolist()}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number characters as the one did who ``learned`` this."""
+        """Apply the numbering of characters recorded in ``learned``."""
         self.alphabet = Alphabet(learned["known"])
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -212,13 +212,13 @@ class Tokens:
         return values
 
     def fit(self, pieces: Sequence[tuple[int, int]]) -> None:
-        """Tokens are what they are."""
+        """Nothing to learn: the file holds token numbers."""
 
     def learned(self) -> dict[str, Any]:
         return {"unit": "tokens", "size": self.size, "dtype": self._rows.dtype.name}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Take the vocabulary of the training part, which this file must not go beyond."""
+        """Take the vocabulary of the training part. Raises DataError if this file exceeds it."""
         if self.size > learned["size"]:
             raise DataError(
                 f"token {self.size - 1} is beyond the training part's vocabulary of {learned['size']}", self.path
@@ -252,7 +252,7 @@ class Windows(Source):
         return self._length
 
     def fit(self, indices: np.ndarray) -> None:
-        """Learn the symbols from these samples alone."""
+        """Learn the symbols from these samples only."""
         self.symbols.fit([(r.start * self.window, r.stop * self.window + 1) for r in runs(indices)])
         self._kept = (Held([]), [])
 
@@ -260,11 +260,11 @@ class Windows(Source):
         return list(self.symbols.paths)
 
     def learned(self) -> dict[str, Any]:
-        """How text is cut and numbered, as JSON has it."""
+        """How text is cut and numbered, as JSON values."""
         return {"kind": "windows", "window": self.window, **self.symbols.learned()}
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number the symbols as the one did who ``learned`` this."""
+        """Apply the numbering of symbols recorded in ``learned``."""
         self.symbols.recall(learned)
         self._kept = (Held([]), [])
 
@@ -299,7 +299,7 @@ def open_text(paths: Sequence[Path], window: int = 128, unit: str = "bytes") -> 
 
 def open_tokens(path: Path, window: int = 128, dtype: str = "uint16", vocabulary: int | None = None) -> Windows:
     """Windows over a file of token numbers, such as nanoGPT's train.bin. vocabulary: how many there are; found
-    by reading the file where it is not given."""
+    by reading the file if it is not given."""
     if dtype not in ("uint16", "uint32"):
         raise DataError(f"tokens are uint16 or uint32, not {dtype!r}", path)
     return Windows(Tokens(path, np.dtype(dtype).newbyteorder("<"), vocabulary), window, path)

@@ -1,6 +1,6 @@
-"""How a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
+"""Detect how a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
 
-Decided from the first lines; an ambiguous file is refused with both readings. Reading rows is delimited.py's."""
+Decided from the first lines; an ambiguous file is rejected with both readings. delimited.py reads the rows."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _try_split(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(first: str, rest: Sequence[str]) -> str:
-    """The one that cuts all lines into equally many cells; of several, the one whose cells hold least of the others."""
+    """The delimiter that cuts all lines into equally many cells; of several, the one with fewest others in cells."""
 
     def remains(delimiter: str) -> tuple[bool, int, int]:
         rows = [_try_split(line, delimiter) for line in (first, *rest)]

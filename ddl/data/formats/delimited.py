@@ -1,7 +1,7 @@
-"""CSV files: one sample a line, in columns, one or more of them the target.
+"""CSV files: one sample per line, in columns, one or more of them the target.
 
-How cells become numbers is encoding.py's; several files are tables.py's; texts with a label, labelled_text.py's. A
-quoted cell may hold the delimiter, not a line's end."""
+encoding.py turns cells into numbers, tables.py joins several files, labelled_text.py reads texts with a label. A quoted
+cell may contain the delimiter, but not a line break."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import instead
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
@@ -104,7 +105,8 @@ class Delimited(Source):
             return self.columns.index(target)
         if is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
-        raise DataError(f"no column {target!r}: there are {self.columns}", self.path, 1, "line")
+        hint = instead(str(target), self.columns, "there are")
+        raise DataError(f"no column {target!r}; {hint}", self.path, 1, "line")
 
     def _matched(self, like: Mapping[str, Any], is_labelled: bool) -> tuple[list[int], list[int]]:
         """(features, targets) of this file: by name if both files name their columns, else by position. If a name
@@ -179,7 +181,7 @@ class Delimited(Source):
         return self._text(cell, number).strip()
 
     def _classes(self, kind: str) -> tuple[str, ...]:
-        """The classes of the target by number; none where it is values."""
+        """The classes of the target by number; empty for values."""
         found = self._distinct
         if len(self._targets) != 1 or kind == "values":
             return ()
@@ -202,7 +204,7 @@ class Delimited(Source):
         return tuple(sorted(names))
 
     def learned(self) -> dict[str, Any]:
-        """Which columns are what, and how classes are numbered, as JSON has it."""
+        """The roles of the columns, and how classes are numbered, as JSON values."""
         return {
             "kind": "columns",
             "columns": self.columns if self.has_header else len(self.columns),
@@ -213,7 +215,7 @@ class Delimited(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number the classes as the one did who ``learned`` this."""
+        """Apply the class numbering recorded in ``learned``."""
         names, features = tuple(learned["names"]), len(learned["features"])
         if len(self._features) != features:
             raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
@@ -351,7 +353,7 @@ class Delimited(Source):
         return [[cells[at] for cells in split] for at in self._features]
 
     def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
-        """(lines, columns) float64. Raises DataError naming line and column of what is no finite number."""
+        """(lines, columns) float64. Raises DataError naming line and column of a cell that is not a finite number."""
         texts = [self._text(line, self._lines.line_number(int(row))) for line, row in zip(lines, rows, strict=True)]
         if self._has_decimal_comma:
             texts = [text.replace(",", ".") for text in texts]

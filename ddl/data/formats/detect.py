@@ -25,13 +25,14 @@ from ddl.data.formats.tables import join
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate
+from ddl.wording import instead
 
 Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a format. targets: a file or columns, as the format has them. options: its own settings.
+    """A request to open files in a format. targets: a file or columns, depending on the format. options: its settings.
 
     target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For CSV files,
     whose targets are text; those of other formats are converted in targets.py.
@@ -302,7 +303,7 @@ def expand(pattern: str) -> list[Path]:
 def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
     """Open a path, folder or pattern: one source, or several if file names mark training and test files."""
     if format != "auto" and format not in FORMATS:
-        raise ConfigError(f"no format is called {format!r}; there are {['auto', *FORMATS]}")
+        raise ConfigError(f"no format is called {format!r}; {instead(format, ['auto', *FORMATS], 'there are')}")
     paths = expand(pattern)
     name = format
     skipped: list[str] = []

@@ -1,6 +1,6 @@
 """How the cells of a table's columns become numbers: categories one-hot, dates their parts, missing cells the median.
 
-Learned from the training part alone; every other file is read the same way. Lines and columns are delimited.py's."""
+Learned from the training part alone, and applied to every other file. delimited.py reads lines and columns."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Encoding:
     """kind: "number", "category", "date", or "text": a different one in almost every row, which is left out.
 
     middle: the medians, which missing cells become. has_missing: one more value says where a cell was missing.
-    categories: those with a value of their own; the others have none."""
+    categories: those that have a value; for other ones all values are 0."""
 
     kind: str
     middle: tuple[float, ...] = ()
@@ -112,7 +112,7 @@ def described(names: Sequence[str], columns: Sequence[Encoding]) -> list[str]:
     lines = {
         "columns of categories, one-hot": of("category"),
         "columns of dates": of("date"),
-        "columns with missing cells, each marked by a value of its own": missing,
+        "columns with missing cells, marked by an extra value": missing,
         "left out, since almost every row has another text": of("text"),
     }
     return [f"{what}: {listed}" for what, listed in lines.items() if listed]

@@ -1,6 +1,6 @@
-"""Sources whose samples lie as rows in files: one array a field, and several sources one after another.
+"""Sources whose samples are rows of arrays in files, one array per field; and a source of several, one after another.
 
-Finding and opening the arrays is formats.py's."""
+The other files of this folder find and open the arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddl.errors import DataError
 
 @dataclass(frozen=True)
 class Column:
-    """One field: the rows it is read from, and what is made of them. ``convert`` works on (n, ...) as stored."""
+    """One field: the rows it is read from, and their conversion. ``convert`` works on (n, ...) as stored."""
 
     rows: Rows
     field: Field
@@ -26,7 +26,7 @@ class Column:
 
 
 class FileSource(Source):
-    """Fields read from rows of files; only what is held is in memory.
+    """Fields read from rows of files; only held samples are in memory.
 
     labels: class numbers (n,) that lie in memory, small as they are; they become the field "y"."""
 
@@ -119,7 +119,7 @@ class Concat(Source):
         return int(self._edges[-1])
 
     def learned(self) -> dict[str, Any]:
-        """All files number classes and symbols alike."""
+        """Make all files use one numbering of classes and symbols."""
         return self.sources[0].learned()
 
     def exact(self) -> Source:
@@ -163,7 +163,7 @@ def _described(field: Field | None) -> str:
 
 
 def whole(rows: Rows) -> np.ndarray:
-    """All of it, in memory: for what is small, as labels are."""
+    """The whole array in memory; for small arrays such as labels."""
     rows.hold([range(rows.shape[0])])
     values = rows.take(np.arange(rows.shape[0]))
     rows.hold([])
@@ -188,7 +188,7 @@ def pair(
 
     x: floating values and bytes (images; those without channels get an axis for one) are delivered as ``dtype``,
     other whole numbers as int64 tokens below ``size``. shape: what a sample of x is reshaped to.
-    y: whole numbers not below 0, one a sample, are classes; texts are named classes; anything else are values, (n, k)
+    y: whole numbers not below 0, one per sample, are classes; texts are named classes; anything else are values, (n, k)
     at least."""
     if x.dtype.kind == "U":
         raise DataError(f"the samples are of {x.dtype}, not of numbers", x.path)

@@ -1,6 +1,6 @@
 """Text classification: a text and its class in each sample, tokenised, cut and padded to one length.
 
-Texts that are predicted rather than classified are corpus.py's."""
+corpus.py reads texts for language models."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note, clean
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import instead
 
 PADDING, UNKNOWN, RESERVED = 0, 1, 2
 TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_+")  # words without digits and underscores, numbers, single signs
@@ -41,12 +42,12 @@ class Texts(Protocol):
         ...
 
     def like(self, names: tuple[str, ...]) -> None:
-        """Number the classes so."""
+        """Apply this class numbering."""
         ...
 
 
 class TextList:
-    """Texts that lie in memory."""
+    """Texts in memory."""
 
     notes: tuple[str, ...] = ()
     files: Sequence[Path] = ()
@@ -66,7 +67,7 @@ class TextList:
 
 class RecordLines:
     """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number);
-    its class is None where there are no classes."""
+    its class is None if there are no classes."""
 
     def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int | None]], skip: int = 0):
         self.path, self._parse = path, parse
@@ -101,7 +102,7 @@ class RecordLines:
 
 
 def plain_lines(path: Path) -> RecordLines:
-    """One text a line, without classes."""
+    """One text per line, without classes."""
 
     def parse(line: bytes, number: int) -> tuple[str, None]:
         try:
@@ -113,7 +114,7 @@ def plain_lines(path: Path) -> RecordLines:
 
 
 def json_lines(path: Path, text: str = "text", label: str | None = "label") -> RecordLines:
-    """One JSON object a line, with a text and a class (a text or a whole number) under these keys; label: None
+    """One JSON object per line, with a text and a class (a text or a whole number) under these keys; label: None
     reads the texts alone."""
     kinds: dict[str, Any] = {text: str} if label is None else {text: str, label: (str, int)}
 
@@ -149,7 +150,7 @@ def csv_lines(path: Path, text: str = "text", label: str | None = "label", delim
         columns = cells(clean(file.readline(), 1), 1)
     for name in (text, label):
         if name is not None and name not in columns:
-            raise DataError(f"no column {name!r}: there are {columns}", path, 1, "line")
+            raise DataError(f"no column {name!r}; {instead(name, columns, 'there are')}", path, 1, "line")
     at, label_at = columns.index(text), None if label is None else columns.index(label)
 
     def parse(line: bytes, number: int) -> tuple[str, str | None]:
@@ -178,8 +179,8 @@ def _hashed(token: str, size: int) -> int:
 
 
 class LabelledText(Source):
-    """Samples are x (length,) token numbers with 0 after the end, lengths (how many are no padding), y the class where
-    there are classes.
+    """Samples are x (length,) token numbers with 0 after the end, lengths (without padding), and y, the class, if there
+    are classes.
 
     vocabulary: how many numbers there are at most. hashed: tokens are numbered by a hash and nothing is
     learned; otherwise the most frequent tokens of the training part get numbers and the rest is unknown (1)."""
@@ -212,7 +213,7 @@ class LabelledText(Source):
         return len(self._texts)
 
     def fit(self, indices: np.ndarray) -> None:
-        """Learn the vocabulary from these samples alone."""
+        """Learn the vocabulary from these samples only."""
         if self._is_hashed:
             return
         counts: Counter[str] = Counter()
@@ -229,7 +230,7 @@ class LabelledText(Source):
         return self._number
 
     def learned(self) -> dict[str, Any]:
-        """All that numbering a text takes, as JSON has it."""
+        """Everything needed to number a text, as JSON values."""
         words = None if self._is_hashed else list(self._fitted())  # in the order of their numbers
         return {
             "kind": "texts",
@@ -240,7 +241,7 @@ class LabelledText(Source):
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
-        """Number tokens, and classes where there are any, as the one did who ``learned`` this."""
+        """Apply the numbering of tokens, and of classes if there are any, recorded in ``learned``."""
         if self.names:
             self._texts.like(tuple(learned["names"]))
         words = learned["words"]
@@ -286,5 +287,5 @@ class LabelledText(Source):
         return np.fromiter((label for _, label in self._texts.read(np.arange(len(self)))), np.int64, len(self))
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """The texts themselves (ascending numbers): for comparisons with other methods."""
+        """The texts with these (ascending) numbers, for comparisons with other methods."""
         return [text for text, _ in self._texts.read(rows)]

@@ -1,6 +1,6 @@
-"""Where an array begins in a file and how it is shaped: NumPy's .npy and .npz, and IDX (the format of MNIST's files).
+"""Find an array in a file: its offset, shape and dtype. NumPy's .npy and .npz, and IDX (the format of MNIST's files).
 
-Reading its rows is rows.py's; which arrays make a dataset is formats.py's."""
+rows.py reads the rows; detect.py decides which arrays make a dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x
 
 
 def first_bytes(path: Path, count: int = 16) -> bytes:
-    """How a file begins. Raises DataError when there is no such file, or nothing in it."""
+    """The first bytes of a file. Raises DataError if there is no such file, or if it is empty."""
     try:
         with open(path, "rb") as file:
             head = file.read(count)
@@ -109,7 +109,7 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> Rows:
 
 
 class _Member:
-    """A compressed member of a zip as a stream that closes its archive too, and says DataError's words of a bad one."""
+    """A compressed member of a zip as a stream that also closes its archive, and raises DataError for a damaged one."""
 
     def __init__(self, path: Path, info: zipfile.ZipInfo):
         self._archive = zipfile.ZipFile(path)

@@ -1,6 +1,6 @@
-"""Rows of an array in a file: mapped where they lie open, streamed where they are compressed.
+"""Rows of an array in a file: memory-mapped, or streamed if the file is compressed.
 
-What the rows mean, and where in a file they begin, is formats.py's."""
+npy.py and detect.py find the array in the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_finite(values: np.ndarray, path: Path, first: int) -> None:
 
 
 class MappedRows:
-    """Rows that lie in a file as they are in memory; the pages that are touched are the held ones.
+    """Memory-mapped rows, stored in the file as in memory; only pages of held rows are touched.
 
     offset: the byte where they begin. Raises DataError when the file ends before the last row."""
 
@@ -61,7 +61,7 @@ class MappedRows:
         held = Held(ranges)
         if held.ranges == self._held.ranges:
             return
-        # Pages of rows that went elsewhere are given back; those still wanted come from the page cache again.
+        # Release the pages of rows that moved to other ranks; held ones are read from the page cache again.
         if self._held.ranges:
             self._map.madvise(mmap.MADV_DONTNEED)
         row = prod(self.shape[1:]) * self.dtype.itemsize
@@ -77,7 +77,7 @@ class MappedRows:
         return self._rows[indices]
 
     def view(self, start: int, stop: int) -> np.ndarray:
-        """Rows as they lie in the file, not copied."""
+        """Rows as a view of the file, not copied."""
         return self._rows[start:stop]
 
 

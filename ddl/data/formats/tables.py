@@ -1,6 +1,6 @@
 """Several CSV files as one table: their classes are numbered, and their columns encoded, as all of them together ask.
 
-Reading one of them is delimited.py's."""
+delimited.py reads one of them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class LineIndex:
-    """The lines of a file, without ``skip`` of them at its head; blank lines are no samples.
+    """The lines of a file without the first ``skip``; blank lines are not samples.
 
     blank_lines: how many were skipped, not counting blank lines at the end of the file.
 

@@ -52,7 +52,7 @@ def test_assigning_other_names_or_shapes_is_refused():
         buffer.layout.views(np.zeros(7, np.float32))
 
 
-def test_a_generator_is_known_by_its_key_alone():
+def test_a_generator_depends_only_on_its_key():
     first = generator(1, "shuffle", 2, 3).random(5)
     assert (generator(1, "shuffle", 2, 3).random(5) == first).all()
     for other in [(2, "shuffle", 2, 3), (1, "dropout", 2, 3), (1, "shuffle", 3, 2), (1, "shuffle", 23)]:

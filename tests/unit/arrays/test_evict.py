@@ -13,7 +13,7 @@ from ddl.kernels.cache_flush import flush, flush_rows
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 4096), (5, 6), (3, 999), (4095, 4096), (9, 3)])
-def test_values_stay(rng, dtype, compiled, start, stop):
+def test_flushing_changes_no_values(rng, dtype, compiled, start, stop):
     x, wanted = (rng.integers(-9, 9, 4096).astype(dtype) for _ in range(2))
     x[...] = wanted
     (flush if compiled else flush.plain)(x, start, stop)
@@ -24,7 +24,7 @@ def test_values_stay(rng, dtype, compiled, start, stop):
     assert np.array_equal(x, wanted)
 
 
-def test_the_instruction_is_there_where_the_processor_knows_it():
+def test_the_kernel_contains_the_instruction_if_the_processor_has_it():
     numba = pytest.importorskip("numba")
     compiled_kernels = importlib.import_module("ddl.kernels.cache_flush_numba")
     found = numba.njit(compiled_kernels.flush.py_func)

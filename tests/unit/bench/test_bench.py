@@ -6,7 +6,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from ddl.bench import report, tolerance
+from ddl.bench import recovery, report, tolerance
 from ddl.bench import step as step_bench
 from ddl.bench.__main__ import measured, parser
 from ddl.bench.allreduce import tuning_of
@@ -25,7 +25,7 @@ from ddl.bench.recovery import WARM, death
 from ddl.bench.step import Shares, data_of, make_loop
 from ddl.collectives import Topology, Tuning, choose
 from ddl.comm.threads import alone, run_ranks
-from ddl.errors import UserError
+from ddl.errors import DdlError, UserError
 
 ROW = Row("allreduce", 4, {"bytes": 4096}, "auto", 2e-6, "mpi_allreduce", 5e-6, {"bus_gb_s": 3.0})
 
@@ -207,3 +207,19 @@ def test_steps_in_turns_counts_every_rank_the_same(monkeypatch):
 def test_data_is_the_same_on_every_rank():
     one, two = data_of(CASES["digits"], 2), data_of(CASES["digits"], 2)
     assert np.array_equal(one.arrays["x"], two.arrays["x"]) and len(one) == 64 * STEPS_OF_DATA
+
+
+def test_a_peer_that_never_recovers_costs_its_own_column_alone(monkeypatch, tmp_path):
+    def fails(*arguments):
+        raise DdlError("torchrun did not restart the ranks")
+
+    monkeypatch.setattr(recovery, "ours", lambda *arguments: recovery.DeathCost(0.1, 0.01, {"shrink": 0.02}))
+    monkeypatch.setattr(recovery, "theirs", fails)
+    (row,) = recovery.rows(2, ["torchrun"], 3, 1)
+    assert (row.ours_s, row.peer, row.more["peer_lost"]) == (pytest.approx(0.09), "itself", 3)
+    assert "torchrun did not recover 3 times" in report.row_text(row.to_json())
+    answers = [recovery.DeathCost(0.5, 0.01, {}), recovery.DeathCost(0.7, 0.01, {})]
+    monkeypatch.setattr(recovery, "theirs", lambda *arguments: answers.pop() if answers else fails())
+    (row,) = recovery.rows(2, ["torchrun"], 3, 1)
+    assert (row.peer, row.peer_s, row.more["peer_lost"]) == ("torchrun", pytest.approx(0.59), 1)
+    assert "torchrun did not recover 1 time" in report.row_text(row.to_json())

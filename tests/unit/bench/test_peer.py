@@ -57,7 +57,7 @@ def test_a_bench_that_asks_nothing_starts_no_second_mpirun(tmp_path):
 
 
 @pytest.mark.parametrize("tolerance", ["on", "off"])
-def test_a_mpirun_with_words_of_its_own_gets_the_same_parameters(monkeypatch, tolerance):
+def test_a_wrapped_mpirun_gets_the_same_parameters(monkeypatch, tolerance):
     """For ``hosts.sh mpirun`` or ``srun mpirun``, added options follow all words of the command."""
     monkeypatch.setattr(job, "find_mpirun", lambda: "/somewhere/mpirun")
     monkeypatch.setattr(job, "is_open_mpi", lambda path: path == "/somewhere/mpirun")

@@ -6,6 +6,6 @@ from ddl.bench.measure import FEWEST_ROUNDS, in_turns
 
 
 @pytest.mark.parametrize(("limit_s", "rounds"), [(100.0, 9), (10.0, 5), (0.5, FEWEST_ROUNDS)])
-def test_rounds_end_with_the_time_that_there_is(limit_s, rounds):
+def test_rounds_end_with_the_available_time(limit_s, rounds):
     found = in_turns({"a": int, "b": int}, 9, lambda: None, agree=lambda seconds: 1.0, limit_s=limit_s)
     assert found == {"a": [1.0] * rounds, "b": [1.0] * rounds}

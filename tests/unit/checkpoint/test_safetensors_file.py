@@ -72,7 +72,7 @@ def test_we_read_our_own_files(arrays):
     ],
     ids=["transposed", "fortran", "strided", "reversed", "broadcast", "big-endian"],
 )
-def test_an_array_comes_back_by_value_whatever_its_memory_looks_like(strided, tmp_path):
+def test_an_array_is_restored_by_value_for_any_memory_layout(strided, tmp_path):
     meta = write_file(tmp_path / "f", pieces_of({"x": strided}))
     np.testing.assert_array_equal(read_file(tmp_path / "f", meta)["x"], strided)
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "f")["x"], strided)

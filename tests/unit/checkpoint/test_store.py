@@ -53,7 +53,7 @@ def test_an_empty_folder_has_no_newest(tmp_path):
     assert not (tmp_path / "none").exists()  # reading leaves no trace
 
 
-def test_the_newest_and_the_best_stay(tmp_path):
+def test_the_newest_and_the_best_are_kept(tmp_path):
     store = Store(tmp_path, keep=2)
     for step, score in enumerate([0.1, 0.9, 0.3, 0.4, None]):
         save(store, step, score)
@@ -61,7 +61,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert store.best().name == "step_00000001"
 
 
-def test_without_keep_best_only_the_newest_stay(tmp_path):
+def test_without_keep_best_only_the_newest_are_kept(tmp_path):
     store = Store(tmp_path, keep=2, keep_best=False)
     for step, score in enumerate([0.9, 0.1, 0.2]):
         save(store, step, score)
@@ -96,7 +96,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, reason):
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path, reason):
     said = []
     store = Store(tmp_path, say=said.append)
     save(store, 20)

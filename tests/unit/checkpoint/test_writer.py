@@ -186,7 +186,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("what", STRANGE)
-def test_a_memory_folder_that_is_not_the_users_alone_is_not_used(tmp_path, what):
+def test_a_memory_folder_that_other_users_can_access_is_not_used(tmp_path, what):
     if what == "another user's" and os.geteuid() != 0:
         pytest.skip("only root can give a folder to another user")
     STRANGE[what](tmp_path / "memory")

@@ -115,7 +115,7 @@ def test_an_unknown_algorithm_is_named():
     assert isinstance(sums(np.ones((2, 1)), "tree")[0], UserError)
 
 
-def test_a_ring_of_some_ranks_leaves_the_others_alone():
+def test_a_ring_of_some_ranks_does_not_involve_the_others():
     def work(group):
         x = np.array([group.rank + 1.0, 0.0])
         if group.rank in (0, 3):

@@ -37,7 +37,7 @@ def test_small_arrays_in_shared_memory(nbytes, ranks, expected):
     assert choose(nbytes, Topology((ranks,), can_share=True), in_place=True) == expected
 
 
-def test_a_measured_table_comes_first_where_it_was_measured(tmp_path):
+def test_a_measured_table_takes_precedence_for_its_topology(tmp_path):
     tuning = Tuning((TuningRule(1, 4, 0, "native"), TuningRule(1, 4, 1000, "ring"), TuningRule(2, 4, 0, "shared")))
     tuning.save(tmp_path / "tuning.json")
     tuning = Tuning.load(tmp_path / "tuning.json")
@@ -47,7 +47,7 @@ def test_a_measured_table_comes_first_where_it_was_measured(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"rules": [{"nodes": 1}]}', '{"rules": 3}'])
-def test_a_file_that_is_no_table_is_named_in_the_error(tmp_path, text):
+def test_a_file_that_is_not_a_table_is_named_in_the_error(tmp_path, text):
     path = tmp_path / "tuning.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"tuning\.json"):

@@ -47,7 +47,7 @@ def on_ranks(monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mean_of_equal_arrays_is_that_array_whatever_their_sum(kind, order, ranks):
+def test_the_mean_of_equal_arrays_is_that_array_even_if_their_sum_overflows(kind, order, ranks):
     largest = {"i1": 100, "u2": 60000, "i8": 2**50, "f2": 3e4, "?": True}.get(kind, 1.5)
     x = np.full((2, 3), largest, np.dtype(kind).newbyteorder(order))
     for mean in reduced([x] * ranks, average=True):
@@ -182,7 +182,7 @@ def test_a_broadcast_and_sums_of_every_dtype_go_on_without_a_rank_that_is_finish
     ],
     ids=["broadcast", "step"],
 )
-def test_what_is_impossible_without_a_finished_rank_is_refused_on_every_rank(call, reason, on_ranks):
+def test_calls_that_need_a_finished_rank_are_rejected_on_every_rank(call, reason, on_ranks):
     def loop(rank):
         with ddl.join():
             if rank:

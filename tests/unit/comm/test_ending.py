@@ -30,6 +30,6 @@ def test_an_agreed_end_has_its_status():
     assert end("print('bye'); ending.leave(75)") == (75, "bye\n")
 
 
-def test_a_forked_child_ends_as_it_likes():
+def test_a_forked_child_ends_with_its_own_status():
     child = "pid = os.fork()\nif pid == 0: os._exit(5)\nprint(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     assert end(child) == (-9, "5\nlast words\n")

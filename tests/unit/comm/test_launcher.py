@@ -82,12 +82,12 @@ def test_a_segment_of_a_ring_leaves_at_once_unless_the_user_chose():
 
 
 @pytest.mark.parametrize("coll", ["^han,adapt", "^han", "tuned,libnbc"])
-def test_the_users_own_components_stay(coll):
+def test_the_users_own_components_are_kept(coll):
     assert "OMPI_MCA_coll" not in preflight.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
 
 
 @pytest.mark.parametrize("coll", ["han,basic", "^adapt"])
-def test_han_is_refused_only_where_deaths_are_tolerated(coll):
+def test_han_is_rejected_only_with_fault_tolerance(coll):
     with pytest.raises(UserError, match="han"):
         preflight.settings(True, {**MPIRUN, "OMPI_MCA_coll": coll})
     preflight.settings(False, {**MPIRUN, "OMPI_MCA_coll": coll})

@@ -43,7 +43,7 @@ def test_memory_that_cannot_be_reserved_is_an_error_and_leaves_no_descriptor(mon
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_this_process_knows_itself():
+def test_this_process_identifies_itself():
     me = this_process(3)
     assert me.pid == os.getpid() and me.identity == 3 and me.node.endswith(node_identity())
     assert me.started == start_time(os.getpid()) > 0

@@ -72,7 +72,7 @@ def test_where_memory_cannot_be_shared_every_rank_gets_none():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot pin threads to cores")
-def test_ranks_with_a_death_share_one_core_and_leave_the_others_as_they_were():
+def test_ranks_with_a_death_share_one_core_and_the_affinity_is_restored():
     before = os.sched_getaffinity(0)
     assert run_ranks(2, lambda group: os.sched_getaffinity(0)) == [before] * 2
     one, other = run_ranks(2, lambda group: os.sched_getaffinity(0), death=Death(0, 1))
@@ -110,7 +110,7 @@ def test_a_spare_steps_in_for_the_dead():
     assert results[1:] == [(2, 1, [1, 2], 2.0)] * 2
 
 
-def test_a_death_reaches_only_who_waits_for_the_dead_until_somebody_revokes():
+def test_a_death_is_seen_only_by_waiting_peers_until_a_member_revokes():
     def live(group):
         if group.rank == 0:
             with pytest.raises(PeerLost) as lost:

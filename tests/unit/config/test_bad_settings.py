@@ -49,7 +49,7 @@ BAD_WORDS = {
     "no shards": (["--data.shards", "0"], r"\[data\] shards is 0"),
     "more shards than samples in a step": (["--data.shards", "100", "--train.global_batch", "64"], r"shards is 100"),
     "more micro-batches than samples": (["--train.accumulate", "65"], r"\[train\] accumulate is 65"),
-    "more micro-batches than a share": (["--data.shards", "32", "--train.accumulate", "3"], r"only 2 samples"),
+    "more micro-batches than a share": (["--data.shards", "32", "--train.accumulate", "3"], r"is 2 samples"),
     "no micro-batch": (["--train.accumulate", "0"], r"\[train\] accumulate is 0"),
     "no checkpoint kept": (["--checkpoint.keep", "0"], r"\[checkpoint\] keep is 0"),
     "a checkpoint that there is not": (["--checkpoint.resume", "/nowhere/x"], r"\[checkpoint\] resume: there is no"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -71,14 +72,14 @@ def test_a_word_is_read_as_the_type_of_its_setting(words, section, field, value)
 
 
 @pytest.mark.parametrize("text", ["5", "0.3", "true", "null", "[1]", "a,b", "~", "-"])
-def test_a_string_of_a_file_stays_one_wherever_a_string_may_stand(job_file, text):
+def test_a_string_in_a_file_stays_a_string_wherever_one_is_allowed(job_file, text):
     job = load([job_file(f'[run]\nname = "{text}"\n[model]\noptions = {{ a = "{text}", b = {{ c = ["{text}"] }} }}\n')])
     assert (job.run.name, job.model.options) == (text, {"a": text, "b": {"c": [text]}})
     assert override(Job(), {"model.options": {"a": text}}).model.options == {"a": text}
 
 
 @pytest.mark.parametrize("text", ["5", "null", "[1]", "a,b", "~", "-"])
-def test_a_string_of_the_command_line_stays_one_where_only_a_string_may_stand(text):
+def test_a_command_line_string_stays_a_string_where_only_one_is_allowed(text):
     job = load(
         ["--run.name", text, "--model.options", f'{{a = "{text}"}}', "--optim.groups", f'[{{match = "{text}"}}]']
     )
@@ -188,6 +189,16 @@ def test_a_saved_job_with_impossible_values_is_refused_in_one_line(tmp_path, tex
     with pytest.raises(ConfigError, match=says) as refused:
         read(tmp_path / "config.toml")
     assert "\n" not in str(refused.value)
+
+
+def test_a_saved_job_is_read_where_its_name_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text('[run]\nname = "実験"\n', encoding="utf-8")
+
+    def lacks(text):
+        raise UnicodeEncodeError("ascii", text, 0, 1, "no such character")
+
+    monkeypatch.setattr(os, "fsencode", lacks)
+    assert read(tmp_path / "config.toml").run.name == "実験"
 
 
 def test_override_gives_another_checked_job():

@@ -41,4 +41,4 @@ def test_an_mpirun_that_is_not_open_mpi_5_is_refused(tmp_path):
 
 def test_the_doctor_rejects_unknown_arguments(capsys):
     assert doctor.main(["--heal"]) == 2
-    assert capsys.readouterr().err == "ddl.doctor: there is no option --heal; see --help\n"
+    assert capsys.readouterr().err == "ddl.doctor: there is no option --heal; did you mean '--help'?\n"

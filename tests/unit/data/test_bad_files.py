@@ -165,7 +165,7 @@ BAD = {
     ),
     "csv: no such column": (
         lambda d: {"path": write_csv(d / "a.csv", ROWS, ["x", "y", "z"]), "targets": "price"},
-        r"a.csv, line 1: no column 'price': there are \['x', 'y', 'z'\]",
+        r"a.csv, line 1: no column 'price'; there are x, y and z",
     ),
     "jsonl: no json": (
         lambda d: write(d / "a.jsonl", '{"text": "a", "label": 1}\nno\n'),

@@ -86,7 +86,7 @@ def test_the_setting_decides_an_ambiguous_first_line(tmp_path):
     assert len(opened(tmp_path, "0,1,2,3\n" + NUMBERS, header=False).train) == 7
 
 
-def test_a_first_sample_whose_class_recurs_is_no_header(tmp_path):
+def test_a_first_sample_whose_class_recurs_is_not_a_header(tmp_path):
     assert len(opened(tmp_path, "0,1,2,a\n" + BODY).train) == 7
     assert len(opened(tmp_path, "2019,2020,2021,a\n" + BODY).train) == 7
 

@@ -70,7 +70,7 @@ def test_held_out_files_are_numbered_as_the_training_file(tmp_path):
     assert splits.test.fields["y"].size == 3
 
 
-def test_several_training_files_number_classes_alike(tmp_path):
+def test_several_training_files_share_one_class_numbering(tmp_path):
     for name, kinds in (("train_1", "xyz"), ("train_2", "zz"), ("test_1", "y"), ("test_2", "z")):
         write_csv(tmp_path / f"{name}.csv", [[i, kind] for i, kind in enumerate(kinds)])
     splits = open_dataset("files", path=str(tmp_path), validation=0.0, test=0.0)
@@ -87,7 +87,7 @@ def test_a_text_is_split_by_its_end(tmp_path):
     assert [len(part) for part in sequential_split(10, [0.7, 0.1, 0.2])] == [7, 1, 2]
 
 
-def test_a_vocabulary_is_learned_from_the_training_part_alone(tmp_path):
+def test_a_vocabulary_is_learned_only_from_the_training_part(tmp_path):
     lines = "".join(f'{{"text": "word{chr(97 + i)} common", "label": {i % 2}}}\n' for i in range(20))
     splits = open_dataset("files", path=str(write(tmp_path / "a.jsonl", lines)), validation=0.0, test=0.5)
     for part, unknown in ((splits.train, 0), (splits.test, len(splits.test))):

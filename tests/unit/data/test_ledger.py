@@ -96,7 +96,7 @@ def test_any_sequence_of_resumes_from_committed_steps_stays_exact(resumes):
     assert result.used == sum(SIZES[step % 4] for step in range(end))
 
 
-def test_a_ledger_file_reads_as_it_was_written(tmp_path):
+def test_a_ledger_file_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "ledger.jsonl"
     first = [Start("a", 0, 0, ORDER), *history(0, 1), Record("a", 1, 2, (0,) * 6, True, 16)]
     second = [Start("b", 0, 2, ORDER), *history(2, launch="b")]
@@ -121,7 +121,7 @@ def test_half_a_line_of_a_killed_writer_does_no_harm(tmp_path):
     assert audit(read(path)).is_exact
 
 
-def test_a_file_that_is_no_ledger_is_refused(tmp_path):
+def test_a_file_that_is_not_a_ledger_is_rejected(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"event": "step"}\n')
     with pytest.raises(DataError, match=r"ledger.jsonl, line 1: not a line of a ledger"):

@@ -88,7 +88,7 @@ def test_steps_are_read_ahead_and_the_thread_ends_with_the_loader():
         loader.batch(0, 3)
 
 
-def test_an_error_of_the_thread_comes_out_of_the_batch_it_belongs_to():
+def test_an_error_in_the_thread_is_raised_for_the_batch_it_belongs_to():
     order = Order(50, 5, 10, 0)
     bad = int(order.indices(0, 2, range(5))[0][0])
     with Loader(numbers(FromFile, fail_at=bad), order, range(5), prefetch=3) as loader:
@@ -120,7 +120,7 @@ def test_a_reader_that_is_stuck_does_not_hold_up_close(monkeypatch):
     assert not loader._thread.is_alive()
 
 
-def test_transforms_draw_by_shard_so_that_plans_do_not_matter():
+def test_transforms_draw_by_shard_so_that_the_plan_does_not_matter():
     def jitter(batch, segments, generators):
         for segment, draw in zip(segments, generators, strict=True):
             batch["x"][segment] += draw.integers(0, 100, batch["x"][segment].shape)

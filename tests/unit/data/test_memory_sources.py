@@ -117,7 +117,7 @@ def test_the_digits_are_scikit_learns():
     assert np.array_equal(batch["y"], labels)
 
 
-def test_a_class_with_the_four_members_alone_is_a_source():
+def test_a_class_with_only_the_four_members_is_a_source():
     class Bare:
         fields = Arrays(np.zeros(3), np.zeros(3, int)).fields
         __len__ = lambda self: 6  # noqa: E731
@@ -177,7 +177,7 @@ def test_arrays_of_any_layout_are_read_as_native_contiguous_ones(x):
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "int64", "bool", ">i2"])
-def test_whole_numbers_are_measurements_where_the_caller_says_so(dtype):
+def test_whole_numbers_are_measurements_if_the_caller_says_so(dtype):
     x = NUMBERS.astype(dtype)
     source = as_dtype(Arrays(x, np.arange(8)), "float32", measured=True)
     assert {name: str(f.dtype) for name, f in source.fields.items()} == {"x": "float32", "y": "int64"}

@@ -1,4 +1,4 @@
-"""Every sample once an epoch, whatever the sizes; steps do not depend on who computes which shard."""
+"""Every sample once per epoch, whatever the sizes; steps do not depend on who computes which shard."""
 
 import numpy as np
 import pytest

@@ -173,11 +173,11 @@ def test_another_schema_is_refused(x, y, line):
     assert line in compare(record(Arrays(X, Y)), record(Arrays(x, y)))[0]
 
 
-def test_another_training_dtype_is_no_change_of_the_data():
+def test_another_training_dtype_is_not_a_change_of_the_data():
     assert compare(record(Arrays(X, Y)), record(Arrays(X.astype(np.float32), Y))) == ([], [])
 
 
-def test_a_checkpoint_of_an_earlier_version_is_compared_as_far_as_it_goes():
+def test_a_checkpoint_of_an_earlier_version_is_compared_by_the_fields_it_has():
     before = record(Arrays(X, Y))
     del before["fingerprint"], before["target"]
     assert compare(before, record(Arrays(-X, Y))) == ([], [])

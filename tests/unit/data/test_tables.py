@@ -58,7 +58,7 @@ def test_what_became_of_the_columns_is_stated(tmp_path):
     assert lines[1:5] == [
         "columns of categories, one-hot: city, member",
         "columns of dates: since",
-        "columns with missing cells, each marked by a value of its own: age, member",
+        "columns with missing cells, marked by an extra value: age, member",
         "left out, since almost every row has another text: name",
     ]
 

@@ -39,10 +39,10 @@ def opened(tmp_path, y, **options):
         (X[:, 0], "auto", "values", X[:, :1], "from floating-point numbers"),
         (THIRDS / 2, "binary_cross_entropy", "probabilities", THIRDS[:, None] / 2, "from 0 to 1"),
         (np.eye(3)[THIRDS] * 0.7 + 0.1, "cross_entropy", "probabilities", np.eye(3)[THIRDS] * 0.7 + 0.1, "3 classes"),
-        ((X > 0) * 1, "binary_cross_entropy", "multilabel", X > 0, "labels a sample"),
-        ((X > 0) * 1, "auto", "multilabel", X > 0, "labels a sample"),
-        (X > 0, "auto", "multilabel", X > 0, "labels a sample"),
-        (np.eye(3, dtype=int)[THIRDS], "binary_cross_entropy", "multilabel", np.eye(3)[THIRDS], "labels a sample"),
+        ((X > 0) * 1, "binary_cross_entropy", "multilabel", X > 0, "labels per sample"),
+        ((X > 0) * 1, "auto", "multilabel", X > 0, "labels per sample"),
+        (X > 0, "auto", "multilabel", X > 0, "labels per sample"),
+        (np.eye(3, dtype=int)[THIRDS], "binary_cross_entropy", "multilabel", np.eye(3)[THIRDS], "labels per sample"),
     ],
 )
 def test_the_kind_follows_from_the_targets_and_the_loss(tmp_path, y, loss, kind, expected, reason):
@@ -75,21 +75,21 @@ def test_targets_outside_the_losss_domain_are_refused_with_the_setting(tmp_path,
         opened(tmp_path, y, loss=loss, target_kind=kind)
 
 
-def test_a_row_without_a_single_1_is_refused_where_the_others_have_one():
+def test_a_row_without_a_single_1_is_rejected_if_the_others_have_one():
     target = decide(Arrays(X, np.eye(3, dtype=int)[THIRDS]))
     for row in ([0, 0, 0], [1, 1, 0], [0, 0, 2]):
         with pytest.raises(DataError, match="rows with a single 1, but one is"):
             target.apply(Arrays(X[:1], np.array([row])))
 
 
-def test_the_setting_decides_where_numbers_are_ambiguous(tmp_path):
+def test_the_setting_decides_about_ambiguous_numbers(tmp_path):
     assert labels_of(opened(tmp_path, THIRDS - 1, target_kind="classes").train).tolist() == THIRDS.tolist()
     assert labels_of(opened(tmp_path, THIRDS * 1.0, target_kind="classes").train).tolist() == THIRDS.tolist()
     assert opened(tmp_path, THIRDS, target_kind="values").train.fields["y"].dtype == np.float32
 
 
 @pytest.mark.parametrize("spelled", [("-1", "+1"), ("-1", "1"), ("0.0", "1.0"), ("0", "1.0"), ("01", "2")])
-def test_numbers_of_a_csv_file_are_classes_however_they_are_spelled(tmp_path, spelled):
+def test_numbers_of_a_csv_file_are_classes_in_any_spelling(tmp_path, spelled):
     path = write_csv(tmp_path / "a.csv", [[i, spelled[i % 2]] for i in range(12)])
     splits = open_dataset("files", path=str(path), validation=0.0, test=0.0, loss="cross_entropy")
     assert labels_of(splits.train).tolist() == HALVES.tolist()
@@ -144,7 +144,7 @@ NUMBERS = np.array([1, 2, 0])[THIRDS]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_texts_in_an_archive_are_classes_and_numbered_alike_in_every_file(tmp_path, save):
+def test_texts_in_an_archive_are_classes_with_one_numbering_for_every_file(tmp_path, save):
     save(tmp_path / "a.npz", x=X, y=KINDS)
     save(tmp_path / "few.npz", x=X[1::3], y=KINDS[1::3])
     path, few = str(tmp_path / "a.npz"), str(tmp_path / "few.npz")
@@ -190,7 +190,7 @@ def test_texts_that_cannot_be_classes_are_refused(y, loss, message):
         decide(Arrays(X, y), loss)
 
 
-def test_texts_that_seldom_recur_are_no_classes(tmp_path):
+def test_texts_that_seldom_recur_are_not_classes(tmp_path):
     names = [f"name {number}" for number in range(30)]
     with pytest.raises(
         DataError, match=r"y holds 30 different texts in 30 samples, 'name 0', .*: these are no classes"
@@ -208,7 +208,7 @@ def test_a_target_that_is_not_finite_is_named_before_training(loss):
         decide(Arrays(X, np.where(np.arange(12) == 5, np.nan, X[:, 0])), loss)
 
 
-def test_whole_number_features_of_a_table_are_no_tokens():
+def test_whole_number_features_of_a_table_are_not_tokens():
     source = Arrays((X * 100).astype(np.int64), np.eye(3, dtype=int)[THIRDS])
     assert decide(source, measured=True).reason == "3 classes, from rows with a single 1"
 

@@ -149,7 +149,7 @@ def test_only_normalisation_applies_in_evaluation():
     assert not applies_in_evaluation(Flip())
 
 
-def test_class_weights_make_classes_count_alike():
+def test_class_weights_make_classes_count_equally():
     labels = np.array([0] * 6 + [1] * 3 + [3])
     weights = class_weights(labels)
     assert weights[2] == 0

@@ -108,11 +108,11 @@ def test_the_second_recovery_in_a_row_without_a_death_ends_the_job(recoveries, a
     assert decide(situation([0, 1], [0, 1], without_death=recoveries)) is action
 
 
-def test_different_errors_on_all_who_are_left_end_the_job():
+def test_different_errors_on_all_remaining_ranks_end_the_job():
     first, second = exception(0, 9, [1], "ValueError: x"), exception(2, 9, [4], "KeyError: y")
     assert decide(situation([0, 1, 2], [0, 2], [1], deaths=[first, second], leaving=[0, 2])) is Action.FAIL
 
 
-def test_those_who_are_about_to_leave_do_not_count_as_left():
+def test_leaving_ranks_do_not_count_as_remaining():
     now = situation([0, 1, 2], [0, 1, 2], deaths=[exception(1, 9, [4])], leaving=[1], minimum=3)
     assert decide(now) is Action.STOP

@@ -37,7 +37,7 @@ def expected():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_without_failures_all_ranks_end_alike(size):
+def test_without_failures_all_ranks_end_with_the_same_status(size):
     for steps, w, commits in run_ranks(size, job):
         assert steps == STEPS and commits == STEPS
         assert np.allclose(w, expected(), rtol=1e-12)
@@ -107,9 +107,9 @@ def test_an_exception_on_one_rank_costs_that_rank(rank):
 
 
 @pytest.mark.parametrize("commits", [0, 1])
-def test_an_exception_on_every_rank_ends_all_alike(commits):
+def test_an_exception_on_every_rank_ends_every_rank(commits):
     results = run_ranks(3, wrong_job(lambda identity, now: now == commits))
-    # A rank may hear of the first exception in its call before, and raise only after that one has left.
+    # A rank may learn of the first exception in its previous call, and raise only after that rank has left.
     refused = [result for result in results if not isinstance(result, ValueError)]
     assert len(refused) >= 2
     for result in refused:
@@ -128,7 +128,7 @@ def test_the_same_exception_on_a_second_rank_ends_all():
     assert all(isinstance(result, UserCodeError) and "rank 3 raised" in str(result) for result in results)
 
 
-def test_too_few_ranks_stop_all_alike():
+def test_too_few_ranks_stop_every_rank():
     results = run_ranks(
         3,
         lambda group: elastic.run(train, elastic.State(w=np.zeros(3), step=0), group=group, min_ranks=3),
@@ -202,7 +202,7 @@ def test_ranks_that_are_about_to_commit_different_states_are_named(change, ranks
     assert f"ranks hold different states at commit {commit}: {named}" in str(results[0])
 
 
-def test_states_are_compared_only_every_so_often():
+def test_states_are_compared_only_at_the_set_interval():
     assert run_ranks(2, drifting(drift, check_every=0)) == [6, 6]
     assert run_ranks(3, drifting(lambda rank, state: None, check_every=1)) == [6, 6, 6]
 

@@ -102,7 +102,7 @@ def points_of(size, rank, **options):
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_death_at_any_point_costs_nothing(size):
+def test_a_death_at_any_point_loses_nothing(size):
     for rank in {0, size - 1}:
         for count in range(1, points_of(size, rank) + 1):
             results = run_ranks(size, job, death=Death(rank, count))
@@ -181,7 +181,7 @@ def abroad(group):
         ({"kind": "crash"}, 0.5),
     ],
 )
-def test_a_failure_counts_from_the_death_where_that_is_known(note, seconds):
+def test_a_failure_counts_from_the_death_if_its_time_is_known(note, seconds):
     assert detection_s(note, raised_s=99.5, began_s=100.0, longest_s=9.0) == pytest.approx(seconds)
 
 

@@ -40,7 +40,7 @@ def test_a_launch_ends_for_ranks_that_are_absent_or_that_hang(states, still_s, l
     assert startup.lost_ranks(announced(states), 3, still_s, 60.0) == lost
 
 
-def test_the_reason_names_ranks_that_never_came_and_what_the_others_did():
+def test_the_reason_names_absent_ranks_and_what_the_others_did():
     states = announced({0: "joining", 3: "ended", 4: "starting"})
     assert startup.reason_of([1, 2, 3, 4], states, 60.0) == (
         "ranks 1, 2 did not start within 60 s; rank 3 on a ended while opening its data; "
@@ -139,7 +139,7 @@ def test_a_folder_prepared_as_a_link_is_not_used(tmp_path):
     assert Path(tmp_path / "own").stat().st_mode & 0o077 == 0
 
 
-def test_ranks_announce_themselves_where_all_of_them_look(tmp_path):
+def test_ranks_announce_themselves_in_a_common_folder(tmp_path):
     one_node = {"PMIX_NAMESPACE": "prterun-a-1@1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     several = {**one_node, "OMPI_COMM_WORLD_SIZE": "4"}
     run_dir = str(tmp_path / "runs" / "x")

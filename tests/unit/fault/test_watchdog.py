@@ -26,7 +26,7 @@ from ddl.fault.companion import (
 from ddl.fault.watchdog import Heartbeat, read_note
 
 
-def test_the_companion_imports_the_standard_library_alone():
+def test_the_companion_imports_only_the_standard_library():
     tree = ast.parse(Path(companion.__file__).read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -57,7 +57,7 @@ def test_the_limit_counts_from_the_last_beat():
     assert judge(300, HANG_MS=120_000, beats=lambda t: 1 + int(min(t, 50))) == ("hang", pytest.approx(170, abs=1))
 
 
-def test_a_minute_of_computing_without_a_beat_is_no_hang():
+def test_a_minute_of_computing_without_a_beat_is_not_a_hang():
     assert judge(3600, "R", beats=lambda t: 1 + t // 60, HANG_MS=120_000)[0] == ""
 
 
@@ -88,7 +88,7 @@ def test_the_first_pass_of_a_phase_has_time_to_compile():
     assert judge(1000, HANG_MS=300_000, FIRST=1, cpu=lambda t: t) == ("hang", pytest.approx(300, abs=0.3))
 
 
-def test_who_sleeps_in_a_phase_that_is_new_does_not_compile():
+def test_sleeping_in_a_new_phase_does_not_count_as_compiling():
     assert judge(100, HANG_MS=2000, FIRST=1) == ("hang", pytest.approx(2, abs=0.3))
     assert judge(100, HANG_MS=2000, FIRST=1, cpu=lambda t: min(t, 9)) == ("hang", pytest.approx(11, abs=0.3))
 
@@ -137,7 +137,7 @@ def test_the_last_wait_is_longer_than_any_hang_of_another_and_its_recovery():
 IN_RECOVERY = {"HANG_MS": 120_000, "RECOVERY_MS": 30_000, "RECOVERING": 5}
 
 
-def test_who_waits_for_all_to_come_to_a_recovery_outlasts_a_hang_of_another():
+def test_a_rank_that_waits_in_a_recovery_outlasts_a_hang_of_another():
     """A rank that has not heard of the death may compute for as long as any, and is killed only after that."""
     meeting = {**IN_RECOVERY, "PART": companion.MEETING}
     assert judge(200, **meeting, WAITING=1) == ("recovery", pytest.approx(150, abs=0.3))
@@ -202,7 +202,7 @@ def test_more_phases_than_the_page_holds_do_no_harm():
     assert heartbeat.phase == "a phase with a long name 3"
 
 
-def test_an_exception_is_noted_so_that_two_alike_read_alike(tmp_path):
+def test_equal_exceptions_leave_equal_notes(tmp_path):
     class Model:
         def forward(self):
             raise RuntimeError(f"bad {self!r}")
@@ -228,6 +228,6 @@ def test_an_exception_is_noted_so_that_two_alike_read_alike(tmp_path):
 @pytest.mark.parametrize(
     "text", ["[]", "{", '{"kind": 3}', '{"step": "x"}', '{"error": null}', '{"kind": "hang", "kind": "crash"}', "\\xff"]
 )
-def test_a_note_that_nobody_wrote_like_this_counts_as_none(tmp_path, text):
+def test_a_malformed_note_counts_as_none(tmp_path, text):
     (tmp_path / "rank-1.json").write_text(text)
     assert read_note(tmp_path, 1) is None

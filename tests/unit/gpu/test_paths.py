@@ -83,7 +83,7 @@ def test_direct_sums(cupy, overlap):
         assert are_right(found) and way is Direct and because == ""
 
 
-def test_direct_is_not_believed_where_one_rank_computes_on_the_cpu_or_its_mpi_refuses(cupy, monkeypatch):
+def test_direct_is_not_used_if_one_rank_computes_on_the_cpu_or_its_mpi_refuses(cupy, monkeypatch):
     for found, _, because in run_ranks(3, lambda g: sums(g, [0, 2], gpu="direct")):
         assert are_right(found) and because == "not all ranks compute on a GPU"
     monkeypatch.setattr(ThreadGroup, "refuses_device_memory", lambda group, index: "no" * group.rank)

@@ -8,12 +8,12 @@ import pytest
 
 INVALID = [
     ("ddl.evaluate", [], "required: run"),
-    ("ddl.evaluate", ["run", "--split", "tests"], "--split: invalid choice: 'tests'"),
+    ("ddl.evaluate", ["run", "--split", "tests"], "--split is tests: choose train, validation or test"),
     ("ddl.predict", [], "required: run"),
     ("ddl.predict", ["run", "--tokens", "many"], "--tokens: invalid int value: 'many'"),
     ("ddl.predict", ["run", "--inptu", "x.npy"], "unrecognized arguments: --inptu x.npy"),
     ("ddl.audit", [], "required: run"),
-    ("ddl.launch", ["-n", "four"], "-n: invalid int value: 'four'"),
+    ("ddl.launch", ["-n", "four"], "-n/-np: invalid int value: 'four'"),
     ("ddl.launch", ["--deadline", "soon"], "--deadline: invalid float value: 'soon'"),
 ]
 
@@ -34,7 +34,7 @@ def test_invalid_arguments_print_one_line_on_one_rank_and_end_with_status_2(
 
 
 @pytest.mark.parametrize("door", ["ddl.evaluate", "ddl.predict", "ddl.audit", "ddl.launch"])
-def test_help_comes_from_one_rank(door, monkeypatch, capsys):
+def test_help_is_printed_by_one_rank(door, monkeypatch, capsys):
     said = []
     for rank in (0, 1):
         monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
@@ -45,7 +45,7 @@ def test_help_comes_from_one_rank(door, monkeypatch, capsys):
     assert said[0].startswith(f"usage: python -m {door} ") and said[1] == ""
 
 
-def test_help_shows_the_defaults_that_there_are(capsys):
+def test_help_shows_the_defaults(capsys):
     with pytest.raises(SystemExit):
         importlib.import_module("ddl.predict").main(["--help"])
     text = " ".join(capsys.readouterr().out.split())

@@ -26,7 +26,7 @@ def test_a_whole_run_is_exact(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "20 expected, 20 used, 0 missing, 0 repeated, 0 skipped" in printed
-    assert printed.endswith("exact: every sample was used once an epoch\n")
+    assert printed.endswith("exact: every sample was used once per epoch\n")
 
 
 def test_a_resume_counts_the_surviving_lineage(tmp_path, capsys):
@@ -36,7 +36,7 @@ def test_a_resume_counts_the_surviving_lineage(tmp_path, capsys):
         for step in (3, 4, 5):
             ledger.append(Record("b", 0, step, (0, 0), False, SIZES[step % 3]))
     assert main([str(tmp_path)]) == 0
-    assert "2 launch(es)" in capsys.readouterr().out
+    assert "2 launches" in capsys.readouterr().out
 
 
 def test_a_lost_step_is_named(tmp_path, capsys):

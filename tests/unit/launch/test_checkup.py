@@ -35,7 +35,7 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_what_becomes_of_a_job_whose_rank_dies(case):
+def test_the_finding_says_what_happens_to_a_job_whose_rank_dies(case):
     can_report, found, said = VERDICTS[case]
     *others, last = launcher(can_report, found.path, lambda path: found)
     assert last.text.startswith(said) and last.ends is not last.good
@@ -67,7 +67,7 @@ def test_the_way_to_start_four_ranks_is_the_first_that_works(tmp_path):
     assert try_launcher(str(path)).words == (str(path), "--oversubscribe", "-n", "4")
 
 
-def test_what_hangs_is_ended():
+def test_a_hanging_command_is_ended():
     tried = attempt(["sh", "-c", "echo FOUND; sleep 60"], 0.2)
     assert tried.last == "it did not end within 0 s" and tried.status != 0
 

@@ -105,7 +105,7 @@ def test_progress_fits_the_terminal(columns, metrics, clock):
     assert last == f"epoch 1/2  step 5/40  {metrics}  32 samples/s  17.5 s left"
 
 
-def test_a_leader_that_takes_over_knows_how_far_it_is(clock):
+def test_a_leader_that_takes_over_knows_the_progress(clock):
     out = io.StringIO()
     console = Console(every_s=1.0, out=out, live=True, clock=clock, steps=40, steps_per_epoch=20)
     run(console, clock, 10, 0.5)
@@ -150,9 +150,9 @@ def test_the_banner_describes_the_job_and_where_it_runs(clock):
         assert part in out.getvalue()
 
 
-def test_a_failure_and_its_recovery_are_a_line_each(clock):
+def test_a_failure_and_its_recovery_are_a_line_each_on_a_terminal(clock):
     out = io.StringIO()
-    console = Console(out=out, live=False, clock=clock)
+    console = Console(out=out, live=True, clock=clock)
     console.write(RankFailed(step=7, rank=2, host="here", how="crash"))
     console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {0: [4, 5, 6], 3: [8]}))
     console.write(FirstStep(8, 1, 0.0123))
@@ -200,7 +200,7 @@ def test_shares_of_one_are_percents():
     assert figures({"loss": 0.5, "r2": 0.5, "stop5x": 2.0}) == "loss 0.5, r2 0.5, stop5x 2"
 
 
-def test_one_is_singular(clock):
+def test_a_count_of_one_is_singular(clock):
     out = io.StringIO()
     console = Console(out=out, live=False, clock=clock)
     console.write(replace(JOB, ranks=1, spares=0, shards=1, samples=1, steps=1, steps_per_epoch=1, parameters=1))
@@ -210,7 +210,7 @@ def test_one_is_singular(clock):
     assert "1 parameter," in text and "finished after 1 step, 1 epoch, in" in text
 
 
-def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
+def test_without_a_terminal_every_line_fits_80_columns(clock):
     out = io.StringIO()
     console = Console(out=out, live=False, clock=clock)
     hosts = {f"node{number:02}": 4 for number in range(40)}
@@ -220,6 +220,14 @@ def test_without_a_terminal_the_banner_and_progress_fit_80_columns(clock):
     console.write(step(1))
     clock.now += 100
     console.write(replace(step(2), metrics=metrics))
+    clock.now += 100
+    console.write(EpochDone(1, 2, {"loss": 0.056611, "accuracy": 0.9881}, {"loss": 0.08066, "accuracy": 0.97781}))
+    console.write(Warned("this and that " * 20))
+    console.write(RankFailed(9, 1, "here", "hang", phase="compute", note="run/notes/a-long-launch-name/rank-1.json"))
+    console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {rank: [rank] for rank in range(30)}))
+    console.write(Finished("failed", {"error": "something went wrong " * 20}))
+    told = out.getvalue()
+    assert "epoch 1: train loss 0.05661, accuracy 98.81 %\n    validation loss 0.08066, accuracy 97.78 %\n" in told
     assert all(len(line) <= 80 for line in out.getvalue().splitlines() if not line.startswith("folder: "))
     assert "folder: " + "x" * 90 in out.getvalue()
 
@@ -254,7 +262,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(clock):
     assert raw.getvalue().startswith(b"\\u6570\\u5b57 \xe9: cnn")
 
 
-def test_a_closed_stdout_is_no_error(clock, monkeypatch):
+def test_a_closed_stdout_is_not_an_error(clock, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     console = Console(clock=clock)
     console.write(JOB)

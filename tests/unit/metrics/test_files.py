@@ -7,6 +7,7 @@ import math
 import threading
 
 import numpy as np
+import pytest
 
 from ddl.metrics import (
     EpochDone,
@@ -176,3 +177,13 @@ def test_spans_of_a_killed_rank_are_kept_up_to_its_last_flush(tmp_path):
     assert merge(path) == 1
     assert [r["name"] for r in json.loads(path.read_text())["traceEvents"]] == ["process_name", "begin"]
     trace.close()
+
+
+def test_a_summary_that_a_full_disk_does_not_take_leaves_no_file(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_summary(tmp_path / "run", Summary("stopped", "b", 1, 0.1, 2, 1, 1, 1))
+    assert list((tmp_path / "run").iterdir()) == []

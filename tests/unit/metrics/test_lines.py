@@ -58,7 +58,7 @@ def test_between_two_tries_lines_only_wait(tmp_path, disk):
     assert (tmp_path / "m").read_text() == "first\nsecond\nthird\n"
 
 
-def test_a_long_backlog_goes_out_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
+def test_a_long_backlog_is_written_as_far_as_there_is_room(tmp_path, disk, clock, monkeypatch):
     monkeypatch.setattr(jsonlines, "PIECE_BYTES", 64)
     file = Lines(tmp_path / "m", clock=clock)
     disk.room = 0
@@ -91,7 +91,7 @@ def test_a_file_that_could_not_be_made_waits_too(tmp_path, monkeypatch, clock):
         Lines(tmp_path / "none" / "m")
 
 
-def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_path, disk):
+def test_a_disk_that_stays_full_loses_the_waiting_lines_and_reports_their_number(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "ledger.jsonl", said.append)
     file.write("before")
@@ -101,17 +101,17 @@ def test_a_disk_that_stays_full_costs_the_lines_that_wait_and_says_how_many(tmp_
     file.close()
     file.close()
     assert (tmp_path / "ledger.jsonl").read_text() == "before\n"
-    assert said[1:] == ["ledger.jsonl lacks its last 2 line(s): there is no room on the disk"]
+    assert said[1:] == ["ledger.jsonl lacks its last 2 lines: there is no room on the disk"]
 
 
-def test_a_disk_that_breaks_while_lines_wait_costs_no_more_than_these(tmp_path, disk):
+def test_a_disk_that_breaks_while_lines_wait_loses_only_these(tmp_path, disk):
     said = []
     file = Lines(tmp_path / "m", said.append)
     disk.room = 0
     file.write("first")
     disk.code = errno.EIO
     file.close()
-    assert said[1:] == ["m lacks its last 1 line(s): Input/output error"]
+    assert said[1:] == ["m lacks its last 1 line: Input/output error"]
 
 
 def test_closing_does_not_write_discarded_lines(tmp_path, disk):
@@ -195,7 +195,7 @@ def test_a_warning_about_the_full_disk_waits_in_the_file_that_it_is_about(tmp_pa
     disk.room = 0
     hub.emit(Warned("three"))
     hub.close()
-    assert heard[-2:] == ["metrics.jsonl lacks its last 2 line(s): there is no room on the disk", "closed"]
+    assert heard[-2:] == ["metrics.jsonl lacks its last 2 lines: there is no room on the disk", "closed"]
     assert heard[:-2] == ["one", waits, "two", again, "three", waits]
 
 

@@ -37,7 +37,7 @@ def test_the_last_report_of_a_step_counts(figures, tmp_path):
     assert list(figures[0].axes[0].lines[0].get_ydata()) == [3.0, 2.0]
 
 
-def test_there_is_no_curve_of_nothing(tmp_path):
+def test_no_curve_is_drawn_without_data(tmp_path):
     assert plots.curves([{"event": "start"}], tmp_path / "curves.png") is None
 
 

@@ -60,3 +60,33 @@ def test_a_missing_package_is_reported_with_its_install_command(tmp_path, monkey
     with pytest.raises(ConfigError, match=r'tensorboard is true, but .* pip install "ddl-mpi\[tensorboard\]"'):
         TensorBoard(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def import_again(monkeypatch):
+    """tensorboardX is imported anew, as in another process."""
+    pytest.importorskip("tensorboardX")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tensorboardX", "torch")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    "error", ["OSError('libcudart.so.12')", "ImportError('undefined symbol')", "RuntimeError('x')"]
+)
+def test_a_broken_installation_of_pytorch_does_no_harm(tmp_path, monkeypatch, import_again, error):
+    (tmp_path / "torch.py").write_text(f"raise {error}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sink = TensorBoard(tmp_path / "tensorboard")
+    for event in EVENTS:
+        sink.write(event)
+    sink.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert read_scalars(path) == SCALARS
+    assert sys.modules.get("torch", "") is not None  # whoever wants PyTorch is told what is wrong with it
+
+
+def test_a_package_that_is_itself_broken_is_named(tmp_path, monkeypatch, import_again):
+    (tmp_path / "tensorboardX.py").write_text("raise OSError('libprotobuf.so')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"tensorboardX cannot be imported \(OSError: libprotobuf.so\)"):
+        TensorBoard(tmp_path / "tensorboard")

@@ -1,4 +1,4 @@
-"""The GAN: each network gets the gradient of its own loss, shards determine the noise, and the seed the samples."""
+"""The GAN: each network gets its own loss's gradient, shards determine the noise, and the seed the samples."""
 
 from __future__ import annotations
 

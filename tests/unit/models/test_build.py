@@ -90,7 +90,7 @@ def test_perplexity_beside_a_smoothed_loss_is_of_the_outputs():
 
 @pytest.fixture
 def mine(monkeypatch):
-    """A module of a user's."""
+    """A user's module."""
     module = types.ModuleType("mine")
 
     def network(problem, *, units: int = 3):

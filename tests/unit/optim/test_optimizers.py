@@ -187,7 +187,7 @@ def test_the_host_waits_for_a_device_only_to_read_the_two_norms_of_a_layer(kind,
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_gradients_are_left_alone_and_zeros_stay_zeros(kind, spelling):
+def test_gradients_are_unchanged_and_zeros_stay_zeros(kind, spelling):
     optimizer = with_decay(ALL[kind], 0.01)
     p = np.array([1.0, 0, 0, 2.0])
     g = spelling.asarray([0.5, 0, 0, -0.5])
@@ -330,7 +330,7 @@ def test_float16_parameters_follow_the_float32_update(kind, xp):
     got = run(optimizer, half, gradients, scale=0.5, slots=slots, xp=xp).astype("float32")
     wanted = run(optimizer, p.astype("float32"), [g.astype("float32") for g in gradients], scale=0.5, xp=xp)
     assert np.isfinite(got).all()
-    # Storing a parameter rounds it by at most 2**-11 of its size, once a step; the largest one bounds them all.
+    # Storing a parameter rounds it by at most 2**-11 of its size, once per step; the largest one bounds them all.
     bound = len(gradients) * 2.0**-10 * max(np.abs(wanted).max(), np.abs(p).max())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=bound)
 

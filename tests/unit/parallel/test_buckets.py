@@ -11,7 +11,7 @@ sizes = st.lists(st.integers(0, 100), min_size=1, max_size=12)
 
 
 @given(sizes=sizes, limit=st.integers(0, 2000), data=st.data())
-def test_buckets_cover_the_buffer_once_whatever_the_order(sizes, limit, data):
+def test_buckets_cover_the_buffer_once_in_any_order(sizes, limit, data):
     layout = Layout.of({f"p{i}": (size,) for i, size in enumerate(sizes)})
     order = data.draw(st.permutations(list(layout.shapes)))
     plan = buckets(layout, limit, order)

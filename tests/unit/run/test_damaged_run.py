@@ -145,7 +145,7 @@ def test_a_state_that_is_signed_and_wrong_is_passed_over(run, capfd, field, valu
 
 
 @pytest.mark.parametrize(("field", "value"), [("format", 2), ("meta.progress.step", -2), ("meta.knowledge", {})])
-def test_training_goes_on_from_the_one_before(run, capfd, field, value):
+def test_training_resumes_from_the_previous_checkpoint(run, capfd, field, value):
     resign(run / "checkpoints" / NEWEST / "state.json", field, value)
     status, (line,) = opened("resume", capfd)
     assert status == 0 and f"{NEWEST} skipped" in line and "cannot be understood" in line
@@ -153,7 +153,7 @@ def test_training_goes_on_from_the_one_before(run, capfd, field, value):
     assert [start["start"] for start in starts] == [0, STEPS - 1]
 
 
-def test_when_several_hold_one_step_the_broken_one_is_named(run, capfd):
+def test_of_several_checkpoints_of_one_step_the_broken_one_is_named(run, capfd):
     folder = run / "checkpoints"
     shutil.copytree(folder / NEWEST, folder / f"{NEWEST}-2")
     os.truncate(folder / f"{NEWEST}-2" / "state.json", 10)
@@ -172,7 +172,7 @@ def test_without_a_checkpoint_that_can_be_used_one_line_names_them_all(run, capf
 
 @pytest.mark.parametrize("what", ["a file", "a link to itself"])
 @pytest.mark.parametrize("command", ["evaluate", "predict", "resume", "start from"])
-def test_checkpoints_that_are_no_folder_are_one_line(run, capfd, what, command):
+def test_a_checkpoints_path_that_is_not_a_folder_is_one_line(run, capfd, what, command):
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").touch()
     ANYTHING.get(what, lambda path: None)(run / "checkpoints")

@@ -1,4 +1,4 @@
-"""A finished run may come from somebody else: code that its files name runs only with ``--trust``."""
+"""A finished run may be another user's: code that its files name runs only with ``--trust``."""
 
 from __future__ import annotations
 

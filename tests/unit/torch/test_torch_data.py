@@ -74,7 +74,7 @@ def test_draws_belong_to_the_sample_and_the_epoch_not_to_the_rank_or_the_moment(
     assert not any(np.array_equal(whole[number][1:], other[number][1:]) for number in whole)
 
 
-def test_reading_leaves_the_generators_of_the_process_as_they_were():
+def test_reading_does_not_change_the_generators_of_the_process():
     torch.manual_seed(1), random.seed(1), np.random.seed(1)  # noqa: NPY002
     wanted = torch.rand(()), random.random(), np.random.rand()  # noqa: NPY002
     torch.manual_seed(1), random.seed(1), np.random.seed(1)  # noqa: NPY002

@@ -61,7 +61,7 @@ class WithFrozenPart(nn.Module):
 
 
 @pytest.mark.parametrize("sharded", ["off", "on"])
-def test_frozen_and_unused_parameters_stay_as_they_are_whatever_the_weight_decay(trained, fresh, points, sharded):
+def test_frozen_and_unused_parameters_stay_unchanged_with_any_weight_decay(trained, fresh, points, sharded):
     make = partial(model_of, fresh, WithFrozenPart)
     before = fresh(WithFrozenPart).state_dict()
     found = on_ranks(trained, make, *points, optimizer=ddl.optim.SGD(lr=0.1, weight_decay=0.1), sharded=sharded)
@@ -96,7 +96,7 @@ class Sparse(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Tied, partial(Tied, sparse=True), Sparse])
-def test_tied_and_sparse_embeddings_train_alike_on_any_number_of_ranks(trained, fresh, kind):
+def test_tied_and_sparse_embeddings_train_the_same_on_any_number_of_ranks(trained, fresh, kind):
     random = np.random.default_rng(0)
     x = random.integers(0, 7, (48, 4))
     found = on_ranks(trained, partial(model_of, fresh, kind), x, x[:, 0] % 3)
@@ -149,6 +149,17 @@ def test_running_statistics_are_those_of_pytorch_and_counters_count_steps(traine
     assert found["norm.num_batches_tracked"] == 5 and found["table"].dtype == torch.int64
 
 
+def test_a_shard_of_one_sample_is_normalised_by_the_running_statistics(trained, fresh, points):
+    x, y = (value[:33] for value in points)  # the last step of an epoch has one sample
+    kind = partial(Normed, 0.3)
+    before = fresh(kind)
+    found = on_ranks(trained, partial(model_of, fresh, kind), x, y, batch=32, shards=1, steps=2)
+    first = on_ranks(trained, partial(model_of, fresh, kind), x, y, batch=32, shards=1, steps=1)
+    assert torch.equal(found["norm.running_mean"], first["norm.running_mean"])
+    assert not torch.equal(found["norm.running_mean"], before.norm.running_mean)
+    assert not torch.equal(found["out.weight"], first["out.weight"])
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -163,7 +174,7 @@ class Counting(nn.Module):
 
 def test_a_buffer_that_forward_changes_must_be_named_and_is_averaged_over_the_samples(trained, fresh, points):
     x, y = points
-    with pytest.raises(DdlError, match=r"averaged=\[\"seen\"\]"):
+    with pytest.raises(DdlError, match=r"averaged=\['seen'\]"):
         trained(1, partial(model_of, fresh, Counting), x, y)
     found = on_ranks(trained, partial(model_of, fresh, Counting, averaged=["seen"]), x, y, batch=48)
     torch.testing.assert_close(found["seen"], torch.from_numpy(x.mean(0)))
@@ -234,7 +245,7 @@ def test_a_mean_loss_is_that_of_the_global_batch_on_any_number_of_ranks(trained,
         (7, "not 7"),
     ],
 )
-def test_a_loss_that_is_no_mean_is_refused_in_one_line(fresh, points, loss, words):
+def test_a_loss_that_is_not_a_mean_is_rejected_in_one_line(fresh, points, loss, words):
     x, y = points
     with pytest.raises(ConfigError) as refused:
         model_of(fresh, mlp, loss).check({"x": x[:4], "y": y[:4]})
@@ -273,6 +284,7 @@ def half():
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3).double()), "parameters of one type"),
         (half, "torch.float16"),
         (lambda: nn.Linear(5, 3, dtype=torch.complex64), "torch.complex64"),
+        (lambda: "mlp", "takes a torch.nn.Module"),
         (nn.Tanh, "no parameter of the module requires a gradient"),
         (lambda: nn.LazyLinear(3), "lazy"),
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.SyncBatchNorm(3)), "SyncBatchNorm"),

@@ -81,7 +81,7 @@ def in_groups(net):
     return torch.optim.AdamW([{"params": decayed}, {"params": others, "lr": 0.05, "weight_decay": 0.0}], 0.01)
 
 
-def test_parameter_groups_keep_their_rates_and_decay_and_what_is_in_none_is_frozen():
+def test_parameter_groups_keep_their_rates_and_decay_and_parameters_in_none_are_frozen():
     net = module()
     before = net[1].bias.detach().numpy().copy()
     found = updates(groups_of(net, in_groups(net)), net, 8)
@@ -134,7 +134,7 @@ def stepped(net):
         (stepped, "has made steps already"),
     ],
 )
-def test_what_ddl_has_no_rule_for_is_refused_in_one_line(make, words):
+def test_optimizers_without_a_matching_rule_are_rejected_in_one_line(make, words):
     net = module()
     with pytest.raises(ConfigError, match=words) as refused:
         ddl.torch.translated(make(net), net)
@@ -150,7 +150,7 @@ def test_what_ddl_has_no_rule_for_is_refused_in_one_line(make, words):
         (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 9, cycle_momentum=False), "ends before step"),
     ],
 )
-def test_a_scheduler_that_is_no_function_of_the_step_is_refused(make, words):
+def test_a_scheduler_that_is_not_a_function_of_the_step_is_rejected(make, words):
     with pytest.raises(ConfigError, match=words):
         ddl.torch.Factors(make(in_groups(module())))(30)
 

@@ -82,7 +82,7 @@ def assert_equal(net, wanted):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_any_optimizer_ends_on_any_number_of_ranks_where_one_process_does(fresh, points, kind):
+def test_any_optimizer_gives_the_same_result_on_any_number_of_ranks(fresh, points, kind):
     wanted = by_pytorch(fresh, points, kind)
     assert not torch.equal(wanted.out.weight, fresh(Net).out.weight)
     for ranks in (1, 2, 3):
@@ -159,7 +159,7 @@ def test_gradients_can_be_clipped_between_average_and_update(fresh, points):
     assert norm > 1e-3 and torch.equal(net.out.weight.grad, before) and state.commits == 1
 
 
-def test_mistakes_are_named(fresh, points):
+def test_invalid_arguments_are_named(fresh, points):
     net, optimizer, scheduler = parts(fresh)
     with pytest.raises(UserError, match="cannot be called 'update'"):
         ddl.torch.State(net, optimizer, update=1)

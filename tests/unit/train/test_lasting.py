@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,13 +80,13 @@ def test_an_exception_on_the_only_rank_is_in_the_summary(whole_job):
 
 def test_a_failure_that_a_restart_may_avoid_leaves_no_summary(whole_job):
     def trouble(outcome):
-        raise OSError("a disk of the user's")
+        raise OSError("the user's disk")
 
     (result,) = run_ranks(1, lambda group: whole_job(group, SETTINGS, callbacks=[trouble]))
     assert isinstance(result, OSError) and not os.path.exists("run/summary.json")
 
 
-def test_a_launch_whose_folder_was_taken_enters_nothing_more(whole_job):
+def test_a_launch_whose_folder_was_taken_writes_nothing_more(whole_job):
     def take_over(outcome):
         if outcome.step == 3:
             RunFolderLease("run", "a newer launch")
@@ -171,3 +172,28 @@ def test_the_third_launch_in_a_row_that_is_stopped_at_its_first_step_fails(whole
     assert [status(stop=True) for _ in range(2)] == [(1, "failed", 3), (1, "failed", 4)]
     assert saved_steps()[-1] == 4  # each has saved its step
     assert status() == (0, "finished", 0)
+
+
+def test_older_checkpoints_are_deleted_to_make_room_for_the_last_one(whole_job):
+    """The disk has room for the last one beside one other."""
+    folder = Path("run/checkpoints")
+
+    def probe(point):
+        is_last = any(folder.glob("step_00000009.tmp-*"))
+        if point == "checkpoint.write" and is_last and len([*folder.glob("step_????????")]) > 1:
+            raise OSError(28, "No space left on device")
+
+    settings = {**SETTINGS, "checkpoint.keep": 3}
+    ((loop, failure),) = run_ranks(1, lambda group: whole_job(group, settings), probe=lambda rank: probe)
+    assert failure is None and saved_steps() == [8, 9] and loop.status == "finished"
+
+
+def test_a_run_folder_that_is_deleted_is_made_again_with_all_that_the_final_model_needs(whole_job):
+    def delete(outcome):
+        if outcome.step == 5:
+            while os.path.exists("run"):  # the writer may be in it
+                shutil.rmtree("run", ignore_errors=True)
+
+    ((_, failure),) = run_ranks(1, lambda group: whole_job(group, SETTINGS, callbacks=[delete]))
+    assert failure is None and saved_steps()[-1] == 9 and summary()["status"] == "finished"
+    assert {"config.toml", "owner.json"} <= set(os.listdir("run"))

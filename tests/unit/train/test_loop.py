@@ -284,7 +284,7 @@ def test_shards_that_no_rank_can_open_end_the_job_without_killing_ranks():
         assert isinstance(result[1], UserCodeError) and "stale file handle" in str(result[1])
 
 
-def test_the_end_is_evaluated_where_it_is_not_the_end_of_an_epoch():
+def test_the_end_is_evaluated_even_if_it_is_not_the_end_of_an_epoch():
     loop, _ = run_ranks(2, lambda g: train(g, steps=6, evaluate_every=0))[0]
     progress = loop.state.progress
     assert progress.step == 6 and 6 % loop.task.order.steps_per_epoch

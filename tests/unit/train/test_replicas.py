@@ -68,7 +68,7 @@ ROUNDING, WRONG = 1e-6, 0.5
         ("ab", {1: WRONG}, None),
     ],
 )
-def test_who_is_named(kinds, changes, named):
+def test_the_minority_is_named(kinds, changes, named):
     verdict, works = compared(kinds, changes)
     assert verdict == named
     if named is not None:

@@ -54,7 +54,7 @@ def test_wherever_a_rank_dies_each_step_and_epoch_is_reported(rank, whole_job, t
         assert [event["step"] for event in events("epoch")] == [PER_EPOCH, STEPS], where
 
 
-def test_a_callback_that_the_leader_died_in_hears_of_the_step_again(whole_job):
+def test_a_callback_in_which_the_leader_died_is_called_again_for_the_step(whole_job):
     heard = []
 
     def callback(outcome):
@@ -151,7 +151,7 @@ def test_epochs_and_the_end_are_reported_again_by_the_next_leader(fatal, whole_j
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_callback_may_listen_to_epochs_alone(ranks, whole_job):
+def test_a_callback_may_listen_only_to_epochs(ranks, whole_job):
     heard = []
 
     class Epochs:

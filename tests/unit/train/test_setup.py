@@ -34,7 +34,7 @@ def points_to_first_step(job, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_death_at_any_point_of_the_beginning_costs_neither_folder_nor_name(rank, whole_job, tmp_path, monkeypatch):
+def test_a_death_at_any_point_of_the_start_keeps_folder_and_name(rank, whole_job, tmp_path, monkeypatch):
     def job(group):
         return whole_job(group, SETTINGS, total_steps=1)
 
@@ -62,7 +62,7 @@ def test_a_death_at_any_point_of_the_beginning_costs_neither_folder_nor_name(ran
         assert [e["rank"] for e in events if e["event"] == "failure"][:1] == [rank]
 
 
-def test_a_leader_that_dies_in_a_folder_that_was_named_is_no_second_run(whole_job):
+def test_a_leader_that_dies_in_a_named_folder_leaves_no_second_run(whole_job):
     settings = {"run.dir": "here", "checkpoint.resume": "none"}
     results = run_ranks(2, lambda g: whole_job(g, settings), death=Death(0, 1, "setup.claim.done"))
     assert results[1][1] is None

@@ -126,7 +126,7 @@ def test_tables_with_few_touched_rows(nodes, monkeypatch):
 def test_a_step_that_is_skipped_leaves_no_trace(clip_norm):
     shared, own = both(3, spoiled=[5], clip_norm=clip_norm)
     assert_same(shared, own)
-    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one an epoch
+    assert shared[0].state.progress.skipped == own[0].state.progress.skipped >= 2  # one per epoch
     assert all(np.isfinite(value).all() for value in bits(shared[0]).values())
 
 
@@ -157,7 +157,7 @@ def test_training_continues_when_memory_cannot_be_shared():
     assert not shared[0].work.total.replicas
 
 
-def test_small_models_and_two_ranks_are_left_alone():
+def test_small_models_and_two_ranks_do_not_share_a_replica():
     assert not run_ranks(3, partial(train, sharded="auto"))[0].work.total.replicas
 
 
@@ -226,7 +226,7 @@ def test_an_optimizer_with_its_own_update_keeps_it_and_is_not_sharded():
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_slots_that_no_update_writes_stay(steps, monkeypatch):
+def test_slots_that_no_update_writes_are_kept(steps, monkeypatch):
     """A job may resume from a state in which parameters that are frozen now were trained."""
     first = State.__init__
 

@@ -46,7 +46,7 @@ def refused(capsys, door, *words):
     return line
 
 
-def test_texts_are_numbered_as_in_training_whatever_stands_beside_them(here, rng, capsys):
+def test_texts_are_numbered_as_in_training_with_any_other_columns(here, rng, capsys):
     lines = []
     for _ in range(200):
         kind = str(rng.choice(list(WORDS)))

@@ -88,7 +88,7 @@ def test_fit_without_a_length_takes_that_of_the_settings():
     assert trainer({"train.steps": 3}).fit(epochs=1)["steps"] == 6
 
 
-def test_callbacks_hear_of_every_step():
+def test_callbacks_are_called_for_every_step():
     heard = []
     trainer(callbacks=[lambda outcome: heard.append(outcome.step)]).fit(steps=4)
     assert heard == [1, 2, 3, 4]

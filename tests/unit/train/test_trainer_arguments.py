@@ -72,14 +72,14 @@ def test_an_optimizer_by_name_is_the_object():
 
 
 def test_augmentations_and_callbacks_by_name_are_the_objects(here, monkeypatch):
-    (here / "heard.py").write_text("steps = []\ndef hear(outcome):\n    steps.append(outcome.step)\n")
+    (here / "listener.py").write_text("steps = []\ndef on_step(outcome):\n    steps.append(outcome.step)\n")
     monkeypatch.syspath_prepend(here)
-    named = trainer(augment=["noise:0.3", "mixup"], callbacks=["heard:hear"])
+    named = trainer(augment=["noise:0.3", "mixup"], callbacks=["listener:on_step"])
     made = trainer(augment=[Noise(0.3), Mixup()])  # mixup gets the number of classes from the data
     for run in (named, made):
         run.fit(steps=4)
     assert same(named, made)
-    assert sys.modules["heard"].steps == [1, 2, 3, 4]
+    assert sys.modules["listener"].steps == [1, 2, 3, 4]
 
 
 def test_rules_give_a_gan_two_optimizers(here):
@@ -98,7 +98,7 @@ def test_rules_give_a_gan_two_optimizers(here):
         trainer(rules=[Rule("judge*")]).fit(steps=1)
 
 
-def test_float16_goes_with_the_optimizers_that_a_job_may_have():
+def test_float16_works_with_every_optimizer_of_a_job():
     x = X.astype(np.float16)
     run = trainer({"train.dtype": "float16"}, data=(x, Y), optimizer=Momentum(lr=0.05))
     run.fit(steps=3)
@@ -138,7 +138,7 @@ def test_a_loss_of_classes_measures_accuracy_however_it_is_given(loss):
     assert "accuracy" in trainer(loss=loss, test=(X, Y)).fit(steps=2)["test"]
 
 
-def test_a_loss_that_was_made_shapes_the_model_as_its_name_does():
+def test_a_loss_object_shapes_the_model_as_its_name_does():
     y = Y.astype(np.float64)[:, None]
     run = trainer(model="linear", data=(X, y), loss=BinaryCrossEntropy(), test=(X, y))
     assert "accuracy" in run.fit(steps=2)["test"]
