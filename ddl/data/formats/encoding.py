@@ -47,7 +47,7 @@ class Encoding:
     """kind: "number", "category", "date", or "text": a different one in almost every row, which is left out.
 
     middle: the medians, which missing cells become. has_missing: one more value says where a cell was missing.
-    categories: those that have a value; for other ones all values are 0."""
+    categories: each has a value that is 1 for it; all are 0 for other categories."""
 
     kind: str
     middle: tuple[float, ...] = ()
