@@ -8,14 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.arrays import generator
-from ddl.data.formats.csv_head import DECIMAL_COMMA, decoded, is_number, read_head, split_cells
+from ddl.data.formats.csv_head import (
+    DECIMAL_COMMA,
+    canonical,
+    decoded,
+    is_integer,
+    is_number,
+    read_head,
+    split_cells,
+)
 from ddl.data.formats.encoding import Encoding, described, is_date
 from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
@@ -25,6 +32,7 @@ from ddl.wording import instead
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
+MOST_SHOWN = 5  # cells that an error names
 LEARNED_FROM = 50_000  # lines of the training part
 
 
@@ -128,15 +136,12 @@ class Delimited(Source):
         if is_named and not twice:
             missing = [columns[at] for at in (*features, *targets) if columns[at] not in self.columns]
             if missing:
+                listed = ", ".join(map(repr, missing))
                 raise DataError(
-                    f"no column {missing[0]!r}, which the training part has: there are {self.columns}",
-                    self.path,
-                    1,
-                    "line",
+                    f"no column {listed}, which the training part has: there are {self.columns}", self.path, 1, "line"
                 )
-            return [self.columns.index(columns[at]) for at in features], [
-                self.columns.index(columns[at]) for at in targets
-            ]
+            places = {name: at for at, name in enumerate(self.columns)}
+            return [places[columns[at]] for at in features], [places[columns[at]] for at in targets]
         count = columns if isinstance(columns, int) else len(columns)
         if len(self.columns) == count:
             return features, targets
@@ -332,17 +337,23 @@ class Delimited(Source):
         """(lines, width) float64: the features as numbers."""
         if not self.encoding:
             return self._numbers(lines, rows, self._features)
-        parts = []
+        parts, mistakes = [], []
         for at, column, cells in zip(self._features, self.encoding, self._cells_of(lines, rows), strict=True):
             parts.append(column.encode(cells))
-            is_bad = ~np.isfinite(parts[-1]).all(axis=1)
-            if is_bad.any():
-                row, what = int(np.argmax(is_bad)), "date" if column.kind == "date" else "number"
-                number = self._lines.line_number(int(rows[row]))
-                raise DataError(
-                    f"{cells[row]!r} in column {self.columns[at]!r} is no {what}", self.path, number, "line"
-                )
+            what = "date" if column.kind == "date" else "number"
+            for row in np.flatnonzero(~np.isfinite(parts[-1]).all(axis=1)):
+                problem = f"{cells[row]!r} in column {self.columns[at]!r} is no {what}"
+                mistakes.append((self._lines.line_number(int(rows[row])), problem))
+        if mistakes:
+            raise self._error(mistakes)
         return np.concatenate(parts, axis=1)
+
+    def _error(self, mistakes: list[tuple[int, str]]) -> DataError:
+        """One line about cells that cannot be read. mistakes: (number of the line, problem)."""
+        mistakes = sorted(mistakes)
+        shown = [f"line {number}: {problem}" for number, problem in mistakes[1:MOST_SHOWN]]
+        more = [f"and {len(mistakes) - MOST_SHOWN} more"] if len(mistakes) > MOST_SHOWN else []
+        return DataError("; ".join([mistakes[0][1], *shown, *more]), self.path, mistakes[0][0], "line")
 
     def _cells_of(self, lines: list[bytes], rows: np.ndarray) -> list[list[str]]:
         """The cells of each feature, with decimal points."""
@@ -364,10 +375,11 @@ class Delimited(Source):
         except ValueError:
             values = None
         if values is None or len(values) != len(lines) or not np.isfinite(values).all():
-            raise self._first_mistake(texts, rows, columns)
+            raise self._error(self._mistakes(texts, rows, columns))
         return values
 
-    def _first_mistake(self, lines: list[str], rows: np.ndarray, columns: list[int]) -> DataError:
+    def _mistakes(self, lines: list[str], rows: np.ndarray, columns: list[int]) -> list[tuple[int, str]]:
+        found = []
         for line, row in zip(lines, rows.tolist(), strict=True):
             number = self._lines.line_number(row)
             cells = self._cells(line, number)
@@ -375,20 +387,5 @@ class Delimited(Source):
                 cell = cells[column]
                 if not is_number(cell) or not math.isfinite(float(cell)):
                     what = "is no number" if not is_number(cell) else "is not finite"
-                    return DataError(f"{cell!r} in column {self.columns[column]!r} {what}", self.path, number, "line")
-        return DataError("cannot be parsed", self.path, self._lines.line_number(int(rows[0])), "line")
-
-
-def is_integer(text: str | int) -> bool:
-    stripped = str(text).strip()
-    return stripped[stripped.startswith(("-", "+")) :].isdecimal()
-
-
-@lru_cache(maxsize=2**12)
-def canonical(text: str) -> str:
-    """The name of a class: "+1", "01" and "1.0" are the class "1"; other texts are themselves."""
-    if is_integer(text):
-        return str(int(text))
-    if is_number(text) and float(text).is_integer():
-        return str(int(float(text)))
-    return text
+                    found.append((number, f"{cell!r} in column {self.columns[column]!r} {what}"))
+        return found or [(self._lines.line_number(int(rows[0])), "cannot be parsed")]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ddl.data.formats.delimited import Delimited, canonical, is_integer
+from ddl.data.formats.csv_head import canonical, is_integer
+from ddl.data.formats.delimited import Delimited
 from ddl.data.formats.encoding import Encoding
 from ddl.data.formats.files import Concat
 from ddl.data.source import Source

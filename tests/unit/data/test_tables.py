@@ -116,6 +116,21 @@ def test_few_errors_in_a_column_of_numbers_are_errors(tmp_path):
         opened(write_csv(tmp_path / "a.csv", rows, HEAD))
 
 
+@pytest.mark.parametrize("head", [["age", "size", "y"], ["age", "size", "kind", "y"]])
+def test_all_cells_that_cannot_be_read_are_named_at_once(tmp_path, head):
+    rows = [[i, i / 2, *["red"] * (len(head) - 3), "ab"[i % 2]] for i in range(30)]
+    for line, column in ((3, 0), (3, 1), (9, 1), (11, 0), (12, 0), (13, 0)):
+        rows[line - 2][column] = "?!"
+    splits = open_dataset("files", path=str(write_csv(tmp_path / "a.csv", rows, head)), validation=0.0, test=0.0)
+    with pytest.raises(DataError) as caught:
+        splits.train.hold([range(30)])
+    assert str(caught.value).endswith(
+        "a.csv, line 3: '?!' in column 'age' is no number; line 3: '?!' in column 'size' is no number; "
+        "line 9: '?!' in column 'size' is no number; line 11: '?!' in column 'age' is no number; "
+        "line 12: '?!' in column 'age' is no number; and 1 more"
+    )
+
+
 def test_the_most_frequent_categories_have_a_value_of_their_own(tmp_path):
     rows = [[f"c{i % 30}" if i < 100 else "c7", i % 2] for i in range(200)]
     _, x = opened(write_csv(tmp_path / "a.csv", rows, ["city", "y"]))
