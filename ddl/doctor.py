@@ -55,7 +55,7 @@ def mpi(launched: bool) -> list[Finding]:
 
 
 def this_launch(can_report: bool, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """What the launcher of this very process says. can_report: whether the library reports deaths."""
+    """Findings about this process's launcher. can_report: whether the library reports deaths."""
     from ddl.comm import fault_tolerance
 
     tolerant, reason = fault_tolerance(environment)
