@@ -4,7 +4,6 @@ Each verb is a separate module; this one only dispatches."""
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
 
@@ -43,8 +42,6 @@ def main() -> int:
     if verb not in VERBS:
         print(f"ddl: there is no verb {verb}; {instead(verb, VERBS, 'there are')}", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does, so that the user's modules are found
     sys.argv = [f"ddl.{verb}", *rest]
     runpy.run_module(f"ddl.{verb}", run_name="__main__", alter_sys=True)
     return 0

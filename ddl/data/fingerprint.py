@@ -89,6 +89,8 @@ def _categories(record: Mapping[str, Any]) -> list[list[str]]:
 
 def _changed_rows(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, after = kept.get("fingerprint"), now.get("fingerprint")
+    if before and any(len(hashes) != len(before["rows"]) for hashes in before["hashes"].values()):
+        raise ValueError("a fingerprint has not one hash for each row")
     if not before or not after or before["rows"] != after["rows"]:
         return []
     changed = []

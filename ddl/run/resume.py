@@ -16,6 +16,7 @@ from ddl.errors import CheckpointError, ConfigError
 from ddl.optim import resumed_span
 from ddl.reading import take
 from ddl.train.state import Progress, State
+from ddl.train.step import Step
 from ddl.train.task import Task
 
 
@@ -65,7 +66,12 @@ def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Non
         take({"shuffle": True, **meta}, "shuffle", bool)
         if "knowledge" in meta:
             knowledge = take(meta, "knowledge", dict)
-            Known.from_json(take(knowledge, "data", dict))
+            data = take(knowledge, "data", dict)
+            most = max(sum(array.size for array in arrays.values()), 1 << 24)
+            for name, field in Known.from_json(data).fields.items():
+                if (field.size or 0) > most:
+                    raise ValueError(f"{name} has {field.size} classes")
+            compare(data, data)  # it reads the other fields
             take(knowledge, "options", dict), take(knowledge, "samples", dict)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -105,6 +111,11 @@ def restore(
     state.progress.become(Progress.from_json(meta["progress"]))
     progress = state.progress
     progress.stopping = False
+    now = task.settings.get("metrics")
+    if len(progress.epoch_sums) not in (0, Step.header_length(task.model)) or meta.get("metrics", now) != now:
+        progress.epoch_sums = []
+        if progress.step % task.order.steps_per_epoch:
+            say("the metrics are not the checkpoint's: training figures of this epoch are of its remaining steps")
     progress.ended = bool(task.patience) and progress.stale >= task.patience
     _continue_schedule(progress, task, say)
 

@@ -92,11 +92,16 @@ class Trained:
         self.device = Device()
         if local_rank is not None and self.job.comm.device != "cpu":
             self.device = device("auto", local_rank)
-        self.state = State(self.model, (), self.job.train.dtype, self.job.run.seed, self.device)
         wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
+        for name, (shape, _) in self.model.params.items():  # before memory is allocated, which may be any amount
+            saved = wanted.get(f"params/{name}")
+            if saved is None or saved.shape != tuple(shape):
+                was = "missing" if saved is None else f"of shape {saved.shape}"
+                raise ConfigError(f"run {str(run)!r}: {name} was saved as {was}, its model needs {tuple(shape)}")
         try:
+            self.state = State(self.model, (), self.job.train.dtype, self.job.run.seed, self.device)
             self.state.load_named(wanted)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.state.progress.become(Progress.from_json(meta["progress"]))
 

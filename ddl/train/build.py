@@ -185,6 +185,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
             "seed": order.seed,
             "shuffle": order.shuffle,
             "knowledge": knowledge,
+            "metrics": list(objects["model"].step_metrics),
         },
         **{"initial": start_from(job), **objects},
     )

@@ -77,13 +77,18 @@ class Progress:
             take(known, name, int, least=-1)
         take(known, "best", int, float, type(None), least=None)
         take(known, "ended", bool), take(known, "stopping", bool)
-        take(known, "epoch_sums", list), take(known, "normalise", dict, type(None))
+        take(known, "normalise", dict, type(None))
+        for name in ("epoch_sums", "early_sums"):
+            for value in take(known, name, list):
+                take({name: value}, name, int, float, type(None), least=None)
+        if len(known["early_sums"]) != len(cls().early_sums):
+            raise ValueError(f"early_sums is {known['early_sums']}")
         span = take(known, "schedule_span", list)
         if span and not (len(span) == 2 and all(isinstance(step, int) for step in span) and 0 <= span[0] < span[1]):
             raise ValueError(f"schedule_span = {span} are not two steps")
         for part in take(known, "results", dict):
             take(known["results"], part, dict)
-        for name in ("epoch_sums", "results"):
+        for name in ("epoch_sums", "early_sums", "results"):
             known[name] = _numbers(known[name])
         return cls(**known)
 

@@ -84,6 +84,7 @@ WRONG_STATES = [
     *(("meta.knowledge", value) for value in ([], {}, {"data": {}}, {"data": {"fields": 3}})),
     *(("meta.knowledge.data.fields.x", value) for value in (3, {}, {"shape": ["a"], "dtype": "<f4", "size": None})),
     ("meta.knowledge.data.fields.x.dtype", "nonsense"),
+    ("meta.knowledge.data.fields.y.size", 2**31),
     ("meta.knowledge.data.target.labels", None),
     ("meta.shards", "many"),
 ]
@@ -169,6 +170,13 @@ def test_without_a_checkpoint_that_can_be_used_one_line_names_them_all(run, capf
     status, lines = opened(command, capfd)
     assert status == 2
     assert all(f"step_0000000{step}" in lines[-1] for step in (1, 2, 3))
+
+
+@pytest.mark.parametrize("length", [3, 2**31, 2**60])
+def test_samples_of_another_size_are_one_line(run, capfd, length):
+    resign(run / "checkpoints" / NEWEST / "state.json", "meta.knowledge.data.fields.x.shape", [length])
+    status, (line,) = opened("evaluate", capfd)
+    assert status == 2 and "dense1.weight was saved as of shape (64, 4), its model needs" in line
 
 
 @pytest.mark.parametrize("what", ["a file", "a link to itself"])

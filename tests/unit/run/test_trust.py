@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -97,3 +99,15 @@ def test_every_setting_that_can_name_code_is_looked_at():
                 named |= {a.value for a in node.args if isinstance(a, ast.Constant) and "." in str(a.value)}
     assert named == set(NAMING) - {"optim.groups"}  # whose tables name what optim.name may
     assert {name.split(".")[0] for name in NAMING} <= {field.name for field in fields(Job)}
+
+
+def test_a_verb_imports_nothing_from_the_current_folder(run):
+    """Inside a run folder of somebody else's, a file called like a module of ddl's needs stays unread."""
+    (run / "numpy.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    (run / "bin").mkdir()
+    (run / "bin" / "ddl").write_text("from ddl.__main__ import main\nraise SystemExit(main())\n")
+    done = subprocess.run(
+        [sys.executable, run / "bin" / "ddl", "audit", "run"], cwd=run, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "exact" in done.stdout, done.stderr
+    assert not (run / "ran").exists()

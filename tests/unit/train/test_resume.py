@@ -14,6 +14,7 @@ from ddl.checkpoint import Store, open_memory_checkpoint, owner_of
 from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.comm.threads import run_ranks
 from ddl.run.resume import resume
+from ddl.train.__main__ import main as train
 from ddl.train.state import State
 
 HERE = {"run.dir": "here"}
@@ -74,3 +75,17 @@ def test_a_copy_that_does_not_fit_is_passed_over_with_a_line(lost_disk, small_ta
     assert state.progress.step == 4
     (line,) = said
     assert line.startswith("the checkpoint in memory was skipped: ") and (what in line or "lacks" in line)
+
+
+@pytest.mark.parametrize("metrics", ["[]", "precision"])
+def test_other_metrics_in_the_middle_of_an_epoch_begin_anew(tmp_path, monkeypatch, metrics):
+    monkeypatch.chdir(tmp_path)
+    words = ["--model.name=mlp", "--model.options.hidden=[4]", "--run.dir=here", "--metrics.console_every_s=0"]
+    words += ["--fault.tolerance=off", "--train.compiled=off", "--optim.schedule=constant"]
+    assert train([*words, "--train.steps=5", "--model.metrics=accuracy"]) == 0
+    assert train([*words, "--train.steps=8", f"--model.metrics={metrics}"]) == 0
+    events = [json.loads(line) for line in Path("here/metrics.jsonl").read_text().splitlines()]
+    told = [event["message"] for event in events if event["event"] == "warning"]
+    assert told == ["the metrics are not the checkpoint's: training figures of this epoch are of its remaining steps"]
+    assert train([*words, "--train.steps=9", f"--model.metrics={metrics}"]) == 0  # the same as the checkpoint's now
+    assert resumed_at() == 8 and Path("here/metrics.jsonl").read_text().count("remaining steps") == 1
