@@ -48,6 +48,11 @@ def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:
     return size or 1
 
 
+def openmp_threads(environment: Mapping[str, str] = os.environ) -> int | None:
+    """How many threads OpenMP is to use; None if nothing says so. ``import ddl`` sets it to the rank's share."""
+    return _number(("OMP_NUM_THREADS",), environment)
+
+
 def complain(program: str, message: object) -> None:
     """One line on stderr from rank 0; the other ranks stay silent."""
     if launched_rank() == 0:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
-from ddl.arrays import generator
 from ddl.data import Field, Source, drawing
 from ddl.errors import ConfigError, DataError
+from ddl.torch.readers import Readers, seed_all
 
 
 class Dataset(Source):
@@ -27,9 +27,8 @@ class Dataset(Source):
     collate_fn: makes a batch of a list of samples, as for a DataLoader. names: what the parts of a tuple are called, or
     the keys of a mapping: by default a model takes "x" and the loss compares with "y".
     Transforms may draw from ``torch``, ``random`` and ``numpy.random``: these are seeded by (seed, epoch, number) for
-    each sample in training, and by its number in evaluation. Samples are read on the thread that trains."""
-
-    stays_on_thread = True  # those generators belong to the whole process
+    each sample in training, and by its number in evaluation. workers: processes of each rank that read ahead, each with
+    a copy of the dataset; 0 reads on the thread that trains, because those generators belong to the whole process."""
 
     def __init__(
         self,
@@ -37,12 +36,15 @@ class Dataset(Source):
         collate_fn: Callable[[list[Any]], Any] | None = None,
         *,
         names: Sequence[str] | Mapping[str, str] = ("x", "y"),
+        workers: int = 0,
     ):
         if isinstance(dataset, IterableDataset):
             raise ConfigError("an IterableDataset has no samples by number: ddl needs a map-style dataset")
         if not len(dataset):
             raise DataError("a dataset of no samples")
         self.dataset, self._collate, self._called = dataset, collate_fn or default_collate, names
+        self._readers = Readers(dataset, workers) if workers else None
+        self.stays_on_thread = not workers
         self._draws = False  # whether reading a sample draws random numbers, as far as is known
         self._fields = {name: Field(a.shape[1:], a.dtype) for name, a in self.gather(np.zeros(1, np.int64)).items()}
 
@@ -57,21 +59,24 @@ class Dataset(Source):
         """Nothing to do: the dataset manages its own memory."""
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        if not len(indices):  # in the last step of an epoch a rank may have none, of which nothing can be collated
+            return {name: np.empty((0, *field.shape), field.dtype) for name, field in self.fields.items()}
+        if self._readers is not None:
+            return self._named(self._collate(self._readers.read(indices.tolist(), *self._key())))
         with _generators_restored() as before:
             if not self._draws:
                 samples = [self.dataset[number] for number in indices.tolist()]
                 self._draws = States.now() != before
             if self._draws:
-                samples = [self._drawn(number) for number in indices.tolist()]
+                samples = []
+                for number in indices.tolist():
+                    seed_all(*self._key(), number)
+                    samples.append(self.dataset[number])
             return self._named(self._collate(samples))
 
-    def _drawn(self, number: int) -> Any:
-        seed, epoch = drawing() or (0, -1)
-        key = int(generator(seed, "sample", epoch, number).integers(2**63))
-        torch.manual_seed(key)
-        random.seed(key)
-        np.random.seed(key % 2**32)  # noqa: NPY002 - what the user's transforms draw from
-        return self.dataset[number]
+    def _key(self) -> tuple[int, int]:
+        """What the draws of a sample are keyed by, besides its number: (seed, epoch)."""
+        return drawing() or (0, -1)
 
     def _named(self, batch: Any) -> dict[str, np.ndarray]:
         if isinstance(batch, Mapping):
@@ -84,8 +89,9 @@ class Dataset(Source):
             parts = dict(zip(self._called, values))
         return {name: _array(name, value) for name, value in parts.items()}
 
-    def targets(self) -> np.ndarray | None:
-        return _array("y", targets) if (targets := _targets(self.dataset)) is not None else None
+    def labels(self) -> np.ndarray:
+        known = _targets(self.dataset)
+        return super().labels() if known is None else _array("y", known)
 
 
 def _targets(dataset: Any) -> Tensor | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,7 +24,9 @@ from ddl.nn.metric import Metric
 from ddl.nn.norm import LEAST_SAMPLES
 from ddl.torch.buffers import Buffers, numbers, refuse_changes
 from ddl.torch.gradients import Gradients
-from ddl.torch.objective import Objective, metrics_of
+from ddl.torch.masks import Masks, masked
+from ddl.torch.objective import Objective, are_near, array_of, metrics_of, rows_of
+from ddl.torch.sync_norm import in_step
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -74,8 +76,15 @@ class Model(Measured):
         _refuse_unknown(module)
         self._buffers = Buffers(module, averaged)
         self._was_training, self._is_set = module.training, False
-        # Batch statistics and random draws belong to a shard: such modules compute one shard after another.
-        self._by_shard = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+        # Batch statistics and most random draws belong to a shard: such modules compute one shard after another.
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        self._is_synchronised = any(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        self._by_shard = bool(norms) and not self._is_synchronised
+        if self._is_synchronised and not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+            raise ConfigError("the module has BatchNorm beside SyncBatchNorm: convert_sync_batchnorm converts all")
+        self._has_norms = self._by_shard
+        self._draws = False  # whether forward draws random numbers that are no masks of dropout
+        self._compared: set[int] = set()  # numbers of rows for which a shard was found to come out the same in a batch
         self._known: dict[int, tuple[Views, dict[str, Tensor]]] = {}
         self._bound: dict[str, Tensor] = {}
         self._gradients = Gradients(self._trained, self.by_rows)
@@ -104,16 +113,20 @@ class Model(Measured):
 
     @cached_property
     def by_rows(self) -> Sequence[str]:
-        return [
-            f"{prefix}.weight" if prefix else "weight"
-            for prefix, part in self.module.named_modules()
-            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse and part.weight.requires_grad
-        ]
+        tables = {
+            part.weight
+            for part in self.module.modules()
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse
+        }
+        return [name for name, parameter in self._trained.items() if parameter in tables]
 
     @property
     def samples_per_shard(self) -> int:
-        norms = (part for part in self.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
-        return LEAST_SAMPLES if any(True for _ in norms) else 0
+        return LEAST_SAMPLES if self._has_norms else 0
+
+    @property
+    def synchronised(self) -> bool:
+        return self._is_synchronised
 
     @property
     def targets_are_values(self) -> bool:
@@ -170,20 +183,48 @@ class Model(Measured):
         return loss, weight, sums
 
     def _pieces(self, buffers: Views, batch: dict[str, Tensor], ctx: Context) -> Iterator[Piece]:
-        """Forward over the batch as a whole, or shard by shard where batch statistics or random draws ask for it."""
+        """Forward over the batch as a whole, or shard by shard where the rows of a shard would not come out alike."""
         segments = [(place, shard) for place, shard in zip(ctx.segments, ctx.shards) if place.stop > place.start]
+        seed = _seed(ctx)
+        if self._is_synchronised:
+            with in_step(ctx.sum_over_ranks), masked(Masks(ctx.segments, ctx.shards)) as masks:
+                torch.default_generator.manual_seed(seed)
+                piece = self._piece(buffers, batch, ctx, True)
+                if not masks.are_all(seed):
+                    raise UserError("SyncBatchNorm goes with no random draws but dropout, which do not depend on ranks")
+                # A rank without samples takes part in the sums of backward as well.
+                yield piece if piece.rows else replace(piece, loss=_sum_of(piece.outputs) * 0)
+            return
         if len(segments) > 1 and not self._by_shard:
-            before = torch.random.get_rng_state()
-            whole = self._piece(buffers, batch, ctx, True)
-            if torch.equal(before, torch.random.get_rng_state()):
-                yield whole
-                return
-            self._by_shard = True  # what it drew depends on the plan: each shard must draw its own
+            last, rows = segments[-1][0], segments[-1][0].stop
+            alone = None if rows in self._compared else self._alone(buffers, batch, segments[-1], ctx)
+            with masked(Masks(*zip(*segments))) as masks:
+                torch.default_generator.manual_seed(seed)
+                whole = self._piece(buffers, batch, ctx, True)
+                self._draws = not masks.are_all(seed)
+                if not self._draws and (alone is None or are_near(alone, rows_of(whole.outputs, last))):
+                    self._compared.add(rows)
+                    yield whole
+                    return
+            self._by_shard = True
         for place, shard in segments:
-            torch.manual_seed(int(generator(ctx.seed, "torch", ctx.step, ctx.part, shard).integers(2**63)))
-            part = {name: value[place] for name, value in batch.items()}
-            with self._buffers.statistics_of(place.stop - place.start):
-                yield self._piece(buffers, part, ctx, place is segments[-1][0])
+            part, count = rows_of(batch, place), place.stop - place.start
+            with self._buffers.statistics_of(count), masked(Masks([slice(0, count)], [shard])) as masks:
+                torch.default_generator.manual_seed(_seed(ctx, shard) if self._draws else seed)
+                piece = self._piece(buffers, part, ctx, place is segments[-1][0])
+                if not self._draws and not masks.are_all(seed):
+                    self._draws = True  # not only for masks: each shard needs its own generator
+                    torch.default_generator.manual_seed(_seed(ctx, shard))
+                    piece = self._piece(buffers, part, ctx, piece.is_last)
+                yield piece
+
+    def _alone(self, buffers: Views, batch: dict[str, Tensor], segment: tuple[slice, int], ctx: Context) -> Any:
+        """The outputs for one shard's rows, computed without the others."""
+        place, shard = segment
+        with torch.no_grad(), masked(Masks([slice(0, place.stop - place.start)], [shard])):
+            torch.default_generator.manual_seed(_seed(ctx))
+            self._buffers.begin(buffers, True)
+            return self.module(*(batch[name][place] for name in self.inputs))
 
     def _piece(self, buffers: Views, batch: dict[str, Tensor], ctx: Context, is_last: bool) -> Piece:
         self._buffers.begin(buffers, True)
@@ -202,9 +243,9 @@ class Model(Measured):
             self._buffers.begin(buffers, False)
             outputs = self.module(*(tensors[name] for name in self.inputs))
         if isinstance(outputs, Tensor):
-            return {"output": outputs.numpy()}
+            return {"output": array_of(outputs)}
         named = outputs.items() if isinstance(outputs, Mapping) else ((f"output{i}", o) for i, o in enumerate(outputs))
-        return {str(name): value.numpy() for name, value in named if isinstance(value, Tensor)}
+        return {str(name): array_of(value) for name, value in named if isinstance(value, Tensor)}
 
     def show(self, params: Views, buffers: Views) -> None:
         self._bind(params)
@@ -272,13 +313,22 @@ def _type_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
 def _refuse_unknown(module: nn.Module) -> None:
     """Raises ConfigError for parts that would train wrongly."""
     for name, part in module.named_modules():
-        if isinstance(part, nn.SyncBatchNorm):
-            raise ConfigError(f"{name} is a SyncBatchNorm, which needs torch.distributed: use BatchNorm")
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in part.parameters(recurse=False)):
             raise ConfigError(f"{name} is lazy and has no shape yet: compute one batch before")
     for name, p in module.named_parameters():
         if p.device.type != "cpu":
             raise ConfigError(f"parameter {name} is on {p.device}: ddl.torch trains modules on the CPU")
+
+
+def _seed(ctx: Context, *shard: int) -> int:
+    return int(generator(ctx.seed, "torch", ctx.step, ctx.part, *shard).integers(2**62))
+
+
+def _sum_of(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.sum()
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return sum(map(_sum_of, parts)) if isinstance(outputs, (Mapping, tuple, list)) else 0
 
 
 def _detached(outputs: Any) -> Any:

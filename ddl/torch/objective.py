@@ -29,17 +29,23 @@ def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
     if targets.is_floating_point():
-        return F.cross_entropy(outputs, targets, reduction="sum"), targets.numel() // targets.shape[1]
-    scores = class_axis_last(outputs, targets)
+        return F.cross_entropy(_wide(outputs), targets, reduction="sum"), targets.numel() // targets.shape[1]
+    scores = _wide(class_axis_last(outputs, targets))
     counted = targets >= 0
     wanted = torch.where(counted, targets, IGNORED).flatten()
     return F.cross_entropy(scores.flatten(0, -2), wanted, reduction="sum"), counted.sum()
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """Losses are computed in float32 at least."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def _of_values(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
     """A loss of each output and its target. Their shapes may differ by axes of length 1."""
     if outputs.numel() != targets.numel() or len(outputs) != len(targets):
         raise UserError(f"targets of shape {tuple(targets.shape)} do not match outputs of shape {tuple(outputs.shape)}")
+    outputs = _wide(outputs)
     return loss(outputs, targets.to(outputs.dtype).reshape(outputs.shape), reduction="sum"), outputs.numel()
 
 
@@ -84,10 +90,11 @@ class Objective:
         """Raises UserError if the loss of a few samples is not what those of the first and of the others make up."""
         if rows < 2:
             return
-        parts = [self(_rows(outputs, part), _rows(targets, part), n) for part, n in _cut(rows)]
+        parts = [self(rows_of(outputs, part), rows_of(targets, part), n) for part, n in _cut(rows)]
         loss, weight = self(outputs, targets, rows)
         total = sum(float(part) for part, _ in parts)
-        if not np.isclose(float(loss), total, rtol=1e-3, atol=1e-5) or not np.isclose(weight, sum(w for _, w in parts)):
+        rtol = max(1e-3, 4 * torch.finfo(loss.dtype).eps)
+        if not np.isclose(float(loss), total, rtol=rtol, atol=1e-5) or not np.isclose(weight, sum(w for _, w in parts)):
             raise UserError(
                 f"the loss of {rows} samples is {float(loss):.6g}, but that of its parts adds up to {total:.6g}: a "
                 "loss must be a mean over the samples, or return (sum, weight)"
@@ -98,13 +105,25 @@ def _cut(rows: int) -> list[tuple[slice, int]]:
     return [(slice(0, 1), 1), (slice(1, rows), rows - 1)]
 
 
-def _rows(value: Any, part: slice) -> Any:
+def rows_of(value: Any, part: slice) -> Any:
     """Some rows of every tensor in ``value``."""
     if isinstance(value, Tensor):
         return value[part]
     if isinstance(value, Mapping):
-        return {name: _rows(one, part) for name, one in value.items()}
-    return type(value)(_rows(one, part) for one in value) if isinstance(value, (tuple, list)) else value
+        return {name: rows_of(one, part) for name, one in value.items()}
+    return type(value)(rows_of(one, part) for one in value) if isinstance(value, (tuple, list)) else value
+
+
+def are_near(value: Any, other: Any) -> bool:
+    """Whether outputs of the same rows differ by no more than rounding explains."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return torch.equal(value, other)
+        limit = torch.finfo(value.dtype).eps ** 0.5 * other.abs().max() if len(other) else 0
+        return bool(((value - other).abs() <= limit).all()) or not bool(value.isfinite().all())
+    if isinstance(value, Mapping):
+        return all(are_near(one, other[name]) for name, one in value.items())
+    return all(map(are_near, value, other)) if isinstance(value, (tuple, list)) else True
 
 
 def _option(loss: Any, name: str, default: Any) -> Any:
@@ -126,10 +145,16 @@ def _weight_of_classes(loss: Any) -> Callable[[Tensor], float] | None:
     def weigh(targets: Tensor) -> float:
         if targets.is_floating_point():
             return targets.numel() / targets.shape[1]
-        counted = targets[targets != ignored]
-        return float(len(counted) if weights is None else weights[counted].sum())
+        counted = targets != ignored
+        return float(counted.sum() if weights is None else weights[targets[counted]].sum())
 
     return weigh
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """The values of a tensor; NumPy has no bfloat16, which becomes float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _described(value: Any) -> str:
@@ -175,7 +200,7 @@ class OfArrays(Metric):
     def sums(self, outputs: Any, targets: Any, loss: float) -> Any:
         if not isinstance(outputs, Tensor):
             raise UserError(f"metric {self.name!r} needs one tensor of outputs, got {_described(outputs)}")
-        return self._metric.sums(class_axis_last(outputs, targets).numpy(), targets.numpy(), loss)
+        return self._metric.sums(array_of(class_axis_last(outputs, targets)), array_of(targets), loss)
 
     def value(self, sums: Any, weight: float) -> Any:
         return self._metric.value(sums, weight)

@@ -74,7 +74,7 @@ def translated(optimizer: torch.optim.Optimizer, model: Any, scheduler: Any = No
     if kind not in RULES:
         raise ConfigError(
             f"ddl has no rule that computes what {kind.__name__} does; it has those of "
-            f"{', '.join(sorted(known.__name__ for known in RULES))} (your own is a class as in ddl.optim)"
+            f"{', '.join(sorted(known.__name__ for known in RULES))} and ddl.torch.State runs any in your own loop"
         )
     _refuse_state(optimizer)
     scheduled = isinstance(scheduler, lr_scheduler.LRScheduler)

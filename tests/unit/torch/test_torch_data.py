@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -11,9 +12,12 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+import ddl
 import ddl.torch
 from ddl.data import Loader, Order, as_known, open_dataset
-from ddl.errors import ConfigError, DataError
+from ddl.data.source import draw_for
+from ddl.errors import ConfigError, DataError, UserCodeError
+from ddl.torch.readers import Readers
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -55,6 +59,11 @@ def test_samples_are_collated_into_named_arrays():
     assert source.fields["x"].shape == (2,) and source.fields["x"].dtype == np.float32 and len(source) == 30
 
 
+def test_no_samples_are_arrays_of_no_rows():
+    batch = ddl.torch.Dataset(Plain()).gather(np.zeros(0, np.int64))
+    assert batch["x"].shape == (0, 2) and batch["x"].dtype == np.float32 and batch["y"].shape == (0,)
+
+
 def test_the_keys_of_a_mapping_are_named_and_others_left_out():
     def collate(samples):
         return {"pixels": np.stack([one["pixels"] for one in samples]), "label": [one["label"] for one in samples]}
@@ -74,6 +83,46 @@ def test_draws_belong_to_the_sample_and_the_epoch_not_to_the_rank_or_the_moment(
     assert not any(np.array_equal(whole[number][1:], other[number][1:]) for number in whole)
 
 
+class Counted(Plain):
+    """Sample i is the process that reads it, and a random number."""
+
+    def __getitem__(self, number):
+        if number == 29:
+            raise KeyError("29 is broken")
+        return torch.tensor([number, os.getpid(), torch.rand(()), random.random()], dtype=torch.float64), 0
+
+
+@pytest.fixture(scope="module")
+def read_by_others():
+    source = ddl.torch.Dataset(Counted(), workers=2)
+    yield source
+    source._readers.close()
+
+
+def test_other_processes_read_the_same_samples_and_draws(read_by_others):
+    numbers = np.array([3, 9, 1, 12, 7])
+    here, there = ddl.torch.Dataset(Counted()), read_by_others
+    with draw_for(7, 2):
+        here, there = here.gather(numbers)["x"], there.gather(numbers)["x"]
+    assert np.array_equal(np.delete(here, 1, 1), np.delete(there, 1, 1))
+    assert len({os.getpid(), *there[:, 1]}) == 3 and not read_by_others.stays_on_thread
+
+
+def test_a_sample_that_another_process_cannot_read_is_named(read_by_others):
+    with pytest.raises(UserCodeError, match=r"sample 29 could not be read: KeyError\('29 is broken'\)"):
+        read_by_others.gather(np.array([1, 29]))
+    assert len(read_by_others.gather(np.array([1]))["x"]) == 1  # the others can still be read
+
+
+def test_a_reader_that_has_ended_is_reported():
+    readers = Readers(Plain(), 1)
+    [process] = readers._processes
+    process.kill()
+    process.join()
+    with pytest.raises(DataError, match=r"ended \(exit statuses \[-9\]\)"):
+        readers.read([1], 0, 0)
+
+
 def test_reading_does_not_change_the_generators_of_the_process():
     torch.manual_seed(1), random.seed(1), np.random.seed(1)  # noqa: NPY002
     wanted = torch.rand(()), random.random(), np.random.rand()  # noqa: NPY002
@@ -87,11 +136,26 @@ def test_samples_are_read_on_the_thread_that_trains():
     assert loader.prefetch == 0
 
 
-def test_targets_of_tensors_are_known_without_reading_the_samples():
-    data = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10) % 4)
-    assert ddl.torch.Dataset(data).targets().tolist() == [i % 4 for i in range(10)]
-    assert ddl.torch.Dataset(Subset(data, [3, 1])).targets().tolist() == [3, 1]
-    assert ddl.torch.Dataset(Plain()).targets() is None
+class Unread(TensorDataset):
+    """Only its first sample may be read."""
+
+    def __getitem__(self, number):
+        assert number == 0
+        return super().__getitem__(number)
+
+
+def test_labels_of_tensors_are_known_without_reading_the_samples():
+    data = Unread(torch.arange(10.0)[:, None], torch.arange(10) % 4)
+    assert ddl.torch.Dataset(data).labels().tolist() == [i % 4 for i in range(10)]
+    assert ddl.torch.Dataset(Subset(data, [0, 3, 1])).labels().tolist() == [0, 3, 1]
+    assert ddl.torch.Dataset(Plain()).labels().tolist() == [i % 3 for i in range(30)]
+
+
+def test_class_numbers_reach_the_loss_as_they_are():
+    data = TensorDataset(torch.zeros(40, 2), torch.tensor([-100, 7] * 20))
+    run = ddl.Trainer(torch.nn.Linear(2, 8), data=data, global_batch=8)
+    run.data.hold([range(4)])
+    assert run.data.gather(np.arange(4))["y"].tolist() == [-100, 7, -100, 7]
 
 
 class Empty(Plain):

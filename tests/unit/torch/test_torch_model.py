@@ -17,8 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 import ddl
 import ddl.torch
+from ddl.arrays import Device, FlatBuffer
+from ddl.data import Order
 from ddl.errors import ConfigError, DdlError
 from ddl.models import build
+from ddl.nn import Context
+from ddl.train.state import State
 
 
 def mlp():
@@ -95,11 +99,21 @@ class Sparse(nn.Module):
         return self.out(self.table(x).mean(1))
 
 
-@pytest.mark.parametrize("kind", [Tied, partial(Tied, sparse=True), Sparse])
+class TiedTheOtherWay(Tied):
+    def __init__(self):
+        super().__init__(sparse=True)
+        first, table = self.out, self.table
+        del self.out, self.table
+        self.out, self.table = first, table  # the table's weight is called out.weight
+
+
+@pytest.mark.parametrize("kind", [Tied, partial(Tied, sparse=True), TiedTheOtherWay, Sparse])
 def test_tied_and_sparse_embeddings_train_the_same_on_any_number_of_ranks(trained, fresh, kind):
     random = np.random.default_rng(0)
     x = random.integers(0, 7, (48, 4))
     found = on_ranks(trained, partial(model_of, fresh, kind), x, x[:, 0] % 3)
+    if kind is Sparse:  # only touched rows travel
+        assert model_of(fresh, kind).by_rows == ["table.weight"]
     dense = fresh(kind)
     for part in dense.modules():
         part.sparse = False
@@ -147,6 +161,31 @@ def test_running_statistics_are_those_of_pytorch_and_counters_count_steps(traine
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         torch.testing.assert_close(found[f"norm.{name}"], plain.state_dict()[f"norm.{name}"])
     assert found["norm.num_batches_tracked"] == 5 and found["table"].dtype == torch.int64
+
+
+class Images(nn.Module):
+    def __init__(self, norm=nn.SyncBatchNorm):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv1d(1, 4, 2, bias=False), norm(4), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.norm(self.conv(x[:, None]))).flatten(1))
+
+
+@pytest.mark.parametrize("samples", [48, 34])  # in the last step of 34 there are fewer samples than ranks
+def test_sync_batch_norm_is_that_of_one_process_on_any_number_of_ranks(trained, fresh, points, samples):
+    x, y = (value[:samples] for value in points)
+    steps = 4
+    found = on_ranks(trained, partial(model_of, fresh, Images), x, y, batch=16, shards=4, steps=steps)
+    plain = fresh(partial(Images, nn.BatchNorm1d))
+    plain.load_state_dict(fresh(Images).state_dict())
+    optimizer, order = torch.optim.SGD(plain.parameters(), 0.1), Order(samples, 4, 16, 0)
+    for step in range(steps):
+        rows, _ = order.indices(*divmod(step, order.steps_per_epoch), range(4))
+        optimizer.zero_grad()
+        F.cross_entropy(plain(torch.from_numpy(x[rows])), torch.from_numpy(y[rows])).backward()
+        optimizer.step()
+    assert_equal(found, plain.state_dict())
 
 
 def test_a_shard_of_one_sample_is_normalised_by_the_running_statistics(trained, fresh, points):
@@ -267,6 +306,30 @@ def test_metrics_are_means_over_samples_by_function_or_by_name(trained, fresh, p
             assert results["accuracy"] == pytest.approx(np.trace(results["confusion"]) / 48)
 
 
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(x.float())
+
+
+def test_a_module_may_compute_in_bfloat16(points):
+    x, y = points
+    model = ddl.torch.Model(Autocast(), "cross_entropy", ["accuracy"])
+    model.check({"x": x[:4].astype(np.float32), "y": y[:4]})
+    state = State(model, (), "float32", 0, Device())
+    grads = FlatBuffer(ddl.models.gradient_layout(model, "float32"))
+    ctx = Context(training=True)
+    ctx.begin([slice(0, 24), slice(24, 48)], [0, 1], 0)
+    batch = {"x": x.astype(np.float32), "y": y}
+    loss, weight, sums = model.loss_and_gradients(state.params.views, state.buffers, batch, grads.views, ctx)
+    assert np.isfinite(loss) and weight == sums["accuracy/1"] == 48 and np.abs(grads.flat).max() > 0
+    assert model.predict(state.params.views, state.buffers, batch, ctx)["output"].dtype == np.float32
+
+
 def test_a_module_by_itself_gets_the_loss_and_metrics_that_suit_its_targets(fresh, points):
     x, y = points
     classes = build(fresh(mlp), ddl.data.Arrays(x, y).fields)
@@ -287,7 +350,7 @@ def half():
         (lambda: "mlp", "takes a torch.nn.Module"),
         (nn.Tanh, "no parameter of the module requires a gradient"),
         (lambda: nn.LazyLinear(3), "lazy"),
-        (lambda: nn.Sequential(nn.Linear(5, 3), nn.SyncBatchNorm(3)), "SyncBatchNorm"),
+        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.SyncBatchNorm(3)), "BatchNorm beside SyncBatchNorm"),
         (lambda: nn.Linear(5, 3, device="meta"), "is on meta"),
     ],
 )
