@@ -59,10 +59,11 @@ class DataSettings:
         "repeat samples of rare classes: 1 brings each to the size of the largest, 0: none",
         least=0,
     )
-    normalize: Literal["none", "feature", "all", "unit"] = setting(
-        "feature",
-        "scaling learned from the training split. feature: mean 0 and deviation 1 of each feature or channel; all: of "
-        "all values together; unit: the range 0 to 1",
+    normalize: Literal["auto", "none", "feature", "all", "unit"] = setting(
+        "auto",
+        "scaling learned from the training split. auto: feature, and none for tokens; "
+        "feature: mean 0 and deviation 1 of each feature or channel; all: of all values together; "
+        "unit: the range 0 to 1",
     )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
@@ -77,7 +78,11 @@ class DataSettings:
 class ModelSettings:
     """The model, its loss and its metrics."""
 
-    name: str = setting("cnn", 'a model of the zoo by name, or your own as "package.module:Name"')
+    name: str = setting(
+        "auto",
+        'a model of the zoo by name, or your own as "package.module:Name"; auto: mlp for tables, cnn for images, text '
+        "or transformer for tokens",
+    )
     options: dict[str, Any] = setting({}, "further arguments of the model, by name")
     loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: chosen from the model and the targets')
     metrics: tuple[str, ...] = setting(("auto",), "metrics by name; auto: chosen from the loss")

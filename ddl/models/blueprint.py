@@ -36,6 +36,14 @@ def default_loss(target: FieldLike) -> str:
     return "cross_entropy" if target.dtype.kind in "iub" else "mse"
 
 
+def suited(fields: Mapping[str, FieldLike]) -> str:
+    """The model of the zoo that takes samples with these fields: what the name "auto" stands for."""
+    x, y = fields["x"], fields.get("y")
+    if x.dtype.kind in "iu" and len(x.shape) == 1:
+        return "text" if y is None or y.shape == () else "transformer"
+    return {1: "mlp", 2: "cnn", 3: "cnn"}.get(len(x.shape), "linear")
+
+
 @dataclass(frozen=True)
 class Problem:
     """The data as a builder sees them.
@@ -109,9 +117,7 @@ class Problem:
     @property
     def _suitable(self) -> str:
         """The end of an error: a model that takes these samples."""
-        is_token = self.fields["x"].dtype.kind in "iu"
-        name = {1: "text" if is_token else "mlp", 2: "cnn", 3: "cnn"}.get(len(self.shape), "linear")
-        return f"which model {name!r} takes"
+        return f"which model {suited(self.fields)!r} takes"
 
     @property
     def inputs(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddl.errors import ConfigError, DdlError
 from ddl.models.adversarial import gan
-from ddl.models.blueprint import Blueprint, FieldLike, Problem, default_loss
+from ddl.models.blueprint import Blueprint, FieldLike, Problem, default_loss, suited
 from ddl.models.layers import layers
 from ddl.models.model import Loss, Model, Supervised
 from ddl.models.sequence import gru, lstm, rnn, text
@@ -45,7 +45,7 @@ FOREIGN = {"torch.nn.modules.module.Module": "ddl.torch:Model"}
 # Frameworks whose networks draw their initial values when they are made: module -> the function that seeds these draws.
 SEEDS = {"torch": "torch:manual_seed"}
 
-OF_MEASUREMENTS = ("linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
+OF_MEASUREMENTS = ("auto", "linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
 
 
 def build(
@@ -59,12 +59,15 @@ def build(
 ) -> Model:
     """The Model for data with these fields.
 
-    model: a name of the zoo; a user's "package.module:Name"; or an object: a Model, a network (Layer), or a function
-    (problem, **options) that makes one of these or a Blueprint. loss, metrics: None chooses by the model and the
-    targets: cross-entropy and accuracy for whole numbers, MSE and R2 for values. options: the builder's arguments,
-    and ``classes`` and ``vocabulary`` if the data does not determine them, and ``loss``, a table of options of the
-    loss. seed: of the initial values that another framework draws. suggested: the loss for the kind of the targets
-    if neither ``loss`` nor the model names one. Raises ConfigError, in one line, for an incompatible combination."""
+    model: a name of the zoo, or "auto" for the one that suits the samples; a user's "package.module:Name"; or an
+    object: a Model, a network (Layer), or a function (problem, **options) that makes one of these or a Blueprint.
+    loss, metrics: None chooses by the model and the targets: cross-entropy and accuracy for whole numbers, MSE and R2
+    for values. options: the builder's arguments, and ``classes`` and ``vocabulary`` if the data does not determine
+    them, and ``loss``, a table of options of the loss. seed: of the initial values that another framework draws.
+    suggested: the loss for the kind of the targets if neither ``loss`` nor the model names one. Raises ConfigError, in
+    one line, for an incompatible combination."""
+    if isinstance(model, str) and model == "auto" and "x" in fields:
+        model = suited(fields)
     settings = dict(options or {})
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)

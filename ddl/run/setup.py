@@ -17,6 +17,7 @@ from ddl.data import data_lines
 from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
+from ddl.models.blueprint import suited
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
@@ -83,6 +84,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
     hosts: dict[str, int] = {}
     for member in group.members[: group.size]:
         hosts[member.host] = hosts.get(member.host, 0) + 1
+    name = suited(task.train.fields) if job.model.name == "auto" else job.model.name
     survived = "a rank's death is survived" if group.tolerant else "a rank's death ends the job"
     log.started(
         JobStarted(
@@ -93,7 +95,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             spares=len(group.members) - group.size,
             hosts=hosts,
             device=str(loop.work.device),
-            model=shorten(job.model.name, 60, placeholder=" ..."),
+            model=shorten(name, 60, placeholder=" ..."),
             parameters=loop.state.layout.size,
             samples=task.order.samples,
             shards=task.order.shards,

@@ -39,6 +39,7 @@ from ddl.train.build import (
     knowledge_of,
     learning_rate,
     load_values,
+    normalisation,
     order_of,
 )
 from ddl.train.evaluate import evaluate
@@ -236,7 +237,7 @@ class Trainer:
             lr=self._learning_rate(job, groups.lr, total),
             total_steps=total,
             clip_norm=job.optim.clip_norm,
-            normalise=self.normalize,
+            normalise=normalisation(job, self.data),
             augment=augmentations(self.augment, self.data.fields, self.model),
             callbacks=callbacks(self.callbacks),
             knowledge=knowledge_of(job, splits),

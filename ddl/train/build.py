@@ -27,6 +27,7 @@ from ddl.data import (
     Splits,
     Target,
     auto_shards,
+    can_normalise,
     class_weights,
     fingerprint,
     labels_of,
@@ -78,7 +79,7 @@ def build_task(job: Job) -> Task:
         lr=learning_rate(job, total_steps, groups.lr),
         total_steps=total_steps,
         clip_norm=job.optim.clip_norm,
-        normalise=job.data.normalize,
+        normalise=normalisation(job, splits.train),
         augment=augmentations(job.data.augment, splits.train.fields, model),
         callbacks=callbacks(job.train.callbacks),
         knowledge=knowledge,
@@ -110,6 +111,12 @@ def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
         "samples": {name: 0 if part is None else len(part) for name, part in parts.items()},
         "options": _model_options(job, splits),
     }
+
+
+def normalisation(job: Job, train: Source) -> str:
+    """The setting data.normalize, in which "auto" is decided by the samples."""
+    chosen: str = job.data.normalize
+    return chosen if chosen != "auto" else "feature" if can_normalise(train.fields["x"]) else "none"
 
 
 def callbacks(given: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 SPLIT = {"data.validation": 0.0, "data.test": 0.0}
-TOKENS = {"data.normalize": "none"}
+TOKENS = {"data.normalize": "auto"}
 
 
 @dataclass

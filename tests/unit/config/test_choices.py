@@ -21,7 +21,7 @@ def test_schedules():
 def test_normalisations():
     from ddl.data.normalise import KINDS
 
-    assert choices("data", "normalize") == {"none", *KINDS}
+    assert choices("data", "normalize") == {"auto", "none", *KINDS}
 
 
 def test_the_help_of_comm_algorithm_names_every_algorithm():

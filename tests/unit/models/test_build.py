@@ -189,3 +189,18 @@ def test_a_model_that_does_not_fit_the_samples_suggests_one_that_does():
         with pytest.raises(ConfigError, match=f"which model '{suggested}' takes"):
             build(model, data)
         assert build(suggested, data).params
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (fields(x=(5,)), "mlp"),
+        (fields(x=(8, 8, 1)), "cnn"),
+        (fields(x=(8, 8)), "cnn"),
+        (fields(x=(2, 3, 4, 5)), "linear"),
+        (fields(x=(9,), x_dtype="int64", x_size=30), "text"),
+        (fields(x=(9,), x_dtype="int64", x_size=30, y=(9,), size=30), "transformer"),
+    ],
+)
+def test_auto_is_the_model_that_suits_the_samples(given, name):
+    assert build("auto", given).params.keys() == build(name, given).params.keys()

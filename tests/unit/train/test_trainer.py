@@ -333,3 +333,12 @@ def test_the_kind_of_the_targets_chooses_loss_and_accuracy(kind, make, loss):
     assert type(run.model.loss).__name__ == loss
     assert run.fit(epochs=20)["train"]["accuracy"] > 0.9
     assert run.evaluate((x, make(x)))["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(("x", "is_normalised"), [(X, True), (np.arange(360).reshape(90, 4) % 7, False)])
+def test_auto_normalises_measurements_and_no_tokens(x, is_normalised):
+    model = "linear" if is_normalised else ddl.nn.Sequential(ddl.nn.Embedding(7, 4), ddl.nn.Flatten(), ddl.nn.Dense(2))
+    run = ddl.Trainer(model, (x, Y), loss="cross_entropy", normalize="auto", settings=QUIET)
+    run.fit(steps=1)
+    _, meta = Store(run.folder / "checkpoints").load()
+    assert (meta["progress"]["normalise"] is not None) == is_normalised
