@@ -17,7 +17,6 @@ again. For a model with data and an optimizer use ``ddl.Trainer``, which does th
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Callable, Iterator, Sized
 from functools import wraps
@@ -59,8 +58,7 @@ class State:
         arrays = {name: np.array(v, order="C") for name, v in values.items() if isinstance(v, np.ndarray)}
         small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
         self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _group=None, _check_every=0)
-        self.__dict__["_beat"] = _no_heartbeat
-        self.__dict__.update(_kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
+        self.__dict__.update(_beat=_no_heartbeat, _kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_arrays", ()):
@@ -88,22 +86,21 @@ class State:
 
         Raises PeerLost before anything is saved; ValueError, on every rank, if others call something else."""
         if self._group is not None:
-            self._meet(self._group)
+            check_same_call(self._group, Call("commit"))
         self.save()
         self.__dict__["_commits"] += 1
+        if self._check_every and self._commits % self._check_every == 0:
+            self._compare(self._group)
         self._beat(self._commits, "commit")
         self._beat(self._commits, "function")
 
-    def _meet(self, group: Group) -> None:
-        """Wait for all ranks, and every so often compare what they are about to commit."""
-        number = self._commits + 1
-        if not self._check_every or number % self._check_every:
-            check_same_call(group, Call("commit"))
-            return
-        values = {name: x.data for name, x in self._arrays.items() if x.dtype != object}
-        values |= {name: text.encode() for name, value in self._values.items() if (text := _as_text(value)) is not None}
+    def _compare(self, group: Group) -> None:
+        """End the job where ranks have committed different arrays or plain values."""
+        arrays = self.saved_arrays()
+        names = [*sorted(self._kept_arrays), *(f"array {i}" for i in range(len(self._kept_arrays), len(arrays)))]
+        values = {**dict(zip(names, arrays, strict=True)), **self._kept_values}
         try:
-            check_same_values(group, values, f"states at commit {number}", "only equal changes may be committed")
+            check_same_values(group, values, f"states at commit {self._commits}", "all ranks must commit the same")
         except ValueError as error:
             raise EndJob(Diverged(str(error))) from None
 
@@ -114,7 +111,6 @@ class State:
         self.__dict__["_values"] = copy.deepcopy(self._kept_values)
 
     # What a subclass with more than arrays and values extends.
-
     def save(self) -> None:
         """Copy the present values to the saved ones."""
         for name, kept in self._kept_arrays.items():
@@ -136,14 +132,6 @@ class State:
     def join(self, group: Group) -> None:
         """Called in every generation, before the function: commits wait for this group."""
         self.__dict__["_group"] = group
-
-
-def _as_text(value: Any) -> str | None:
-    """A text that equal values share; None if there may be none, as for the user's own objects."""
-    try:
-        return json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)
-    except (TypeError, ValueError):
-        return None
 
 
 class World:
@@ -287,7 +275,6 @@ class _Function(Program, Generic[T]):
     """One call of ``run``: the function's calls, one in each generation. value: what it returned."""
 
     value: T
-
     work: _Work
 
     def __init__(
@@ -319,20 +306,16 @@ class _Function(Program, Generic[T]):
 
     def recovered(self, report: Report, failed: int, owners: tuple[int, ...]) -> None:
         if self.driver.group.is_leader:
-            self._print(report)
+            # The lines of training, on stderr: stdout is the script's. The script prints a refusal at its end.
+            console, step = Console(0, sys.stderr, live=False), report.step
+            for death in report.deaths:
+                if death.identity not in report.survivors:  # otherwise all raised the same, and all end
+                    console.write(RankFailed(step, death.identity, death.host, death.kind, death.error, death.phase))
+            phases = {"detect": max(report.detect_s.values(), default=0.0), **report.phases}
+            if report.refusal is None:
+                ranks = report.survivors
+                console.write(Recovered(step, report.generation, ranks, report.seconds, phases, report.moved))
         self.on_failure(report)
-
-    @staticmethod
-    def _print(report: Report) -> None:
-        """Print the lines that training prints, on stderr: stdout is the script's. A refusal is printed at its end."""
-        console, step = Console(0, sys.stderr, live=False), report.step
-        for death in report.deaths:
-            if death.identity in report.survivors:  # all ranks raised the same, and all end
-                continue
-            console.write(RankFailed(step, death.identity, death.host, death.kind, death.error, death.phase))
-        phases = {"detect": max(report.detect_s.values(), default=0.0), **report.phases}
-        if report.refusal is None:
-            console.write(Recovered(step, report.generation, report.survivors, report.seconds, phases, report.moved))
 
     def describe(self, error: Exception) -> RankDeath:
         me, step = self.driver.group.me, self.state.commits
@@ -392,7 +375,7 @@ def run(
             script.exit(request)
         raise
     finally:
-        state.__dict__.update(_beat=_no_heartbeat, _group=None)
+        state.__dict__.update(_beat=_no_heartbeat, _group=None, _check_every=0)
         if script is not None:
             hold(script.group)
         else:
