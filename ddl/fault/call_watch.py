@@ -68,7 +68,7 @@ class CallWatch:
                 self._end(waited_s)
 
     def _end(self, waited_s: float) -> None:
-        """Print where the ranks of this node are, and end those that wait and those that are late."""
+        """Print where the ranks of this node are, and end the ranks that wait and the ranks that are late."""
         mine = self._numbers(self._own)[NUMBER]
         waiting: list[int] = []
         late: list[int] = []
@@ -92,12 +92,12 @@ class CallWatch:
             text = bytes(slot[TEXT_AT : TEXT_AT + length]).decode(errors="replace")
             call = f"call {number}, {text}" if number else "the start"
             places.setdefault((bool(waits), call), []).append(rank)
-        told = []
+        lines = []
         for (waits, call), ranks in places.items():
             one = len(ranks) == 1
             does = f"wait{'s' * one} in" if waits else f"{'is in its' if one else 'are in their'} own code after"
-            told.append(f"{numbered('rank', ranks)} {does} {call}")
+            lines.append(f"{numbered('rank', ranks)} {does} {call}")
         elsewhere = self.group.size - len(self.group.local_ranks)
         if elsewhere:
-            told.append(f"{counted(elsewhere, 'rank')} on other nodes")
-        return f"the ranks have waited {waited_s:.0f} s for each other: {'; '.join(told)}"
+            lines.append(f"{counted(elsewhere, 'rank')} on other nodes")
+        return f"the ranks have waited {waited_s:.0f} s for each other: {'; '.join(lines)}"

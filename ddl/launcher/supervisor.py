@@ -148,7 +148,7 @@ class Supervisor:
         self._signal(number)
 
     def end(self, number: int, frame: object = None) -> None:
-        """SIGTERM, SIGINT, SIGHUP: as SIGUSR1 where there is something to save, but for END_S at most. A second one
+        """SIGTERM, SIGINT, SIGHUP: as SIGUSR1 where there is something to save, for at most END_S. A second one
         ends everything now."""
         self.asked, is_second = signal.Signals(number).name, self._end_at is not None
         self._end_at = time.monotonic() + END_S
