@@ -70,13 +70,18 @@ class State:
         self._beat(self._commits, "commit")
         self._beat(self._commits, "function")
 
+    def _described(self) -> str:
+        """The names of its arrays and values, with their shapes and types."""
+        arrays = [f"{name} {x.shape} {x.dtype}" for name, x in sorted(self._arrays.items())]
+        return ", ".join(["a state of", *arrays, *sorted(self._values)]).replace("of,", "of")
+
     def _compare(self, group: Group) -> None:
-        """End the job where ranks have committed different arrays or plain values."""
+        """End the job where ranks have committed, or begin with, different arrays or plain values."""
         arrays = self.saved_arrays()
         names = [*sorted(self._kept_arrays), *(f"array {i}" for i in range(len(self._kept_arrays), len(arrays)))]
         values = {**dict(zip(names, arrays, strict=True)), **self._kept_values}
         try:
-            check_same_values(group, values, f"states at commit {self._commits}", "all ranks must commit the same")
+            check_same_values(group, values, f"states at commit {self._commits}", "all ranks must have the same")
         except ValueError as error:
             raise EndJob(Diverged(str(error))) from None
 
