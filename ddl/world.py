@@ -175,8 +175,7 @@ class DistributedOptimizer:
         """Raises ValueError, on every rank, if the ranks' parameters differ before the first step."""
         if self._is_checked:
             return
-        values = {name: np.ascontiguousarray(x).data for name, x in self.params.items()}
-        check_same_values(group(), values, "parameters before the first step", "call ddl.broadcast(params) first")
+        check_same_values(group(), self.params, "parameters before the first step", "call ddl.broadcast(params) first")
         self._is_checked = True
 
     def shadow(self, lr: float, contributors: int) -> None:

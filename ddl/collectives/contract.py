@@ -4,6 +4,7 @@ Training knows that its buffers agree and calls ``collectives.allreduce`` direct
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -120,19 +121,32 @@ class _SameValues(Call):
     digests: tuple[tuple[str, str], ...] = ()
 
 
-def check_same_values(group: Group, values: Mapping[str, bytes | memoryview], what: str, advice: str) -> None:
-    """Raises ValueError, on every rank and with the names, if the bytes of ``values`` differ between ranks.
+def check_same_values(group: Group, values: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raises ValueError, on every rank and with the names, if ``values`` differ between ranks.
+
+    Arrays are compared by their bytes, plain values as JSON; objects of other types are not compared.
 
     what: what they are. advice: how to make them equal. Costs as much as ``check_same_call``."""
     if group.size == 1:
         return
-    digests = tuple((name, blake2b(value, digest_size=16).hexdigest()) for name, value in sorted(values.items()))
+    digests = tuple((name, digest) for name, value in sorted(values.items()) if (digest := _digest(value)))
     whole = blake2b(repr(digests).encode(), digest_size=8).hexdigest()
     calls = _exchange(group, _SameValues(f"compares {what} ({whole})", digests=digests))
     held = [dict(call.digests) for call in calls if isinstance(call, _SameValues)]
     if len(held) == group.size and any(mine != held[0] for mine in held):
         raise ValueError(f"ranks hold different {what}: {_minorities(held)}; {advice}")
     _agreed(calls, group)
+
+
+def _digest(value: Any) -> str:
+    """Equal for equal values; "" for one that is not compared."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return blake2b(np.ascontiguousarray(value).data, digest_size=16).hexdigest()
+    try:
+        text = json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)
+    except (TypeError, ValueError):
+        return ""
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _minorities(held: list[dict[str, str]]) -> str:

@@ -49,8 +49,10 @@ class _Work(Recoverable):
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         self.plan, self.shards = plan, plan.shards_of(group.rank)
+        check_same_call(group, Call(f"ddl.elastic.run({len(plan.owners)} shards, {self.state._described()})"))
         self.state.join(group)
-        check_same_call(group, Call("ddl.elastic.run"))
+        if not self.state.commits:
+            self.state._compare(group)
         return None
 
 

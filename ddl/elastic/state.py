@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -63,22 +62,26 @@ class State:
 
         Raises PeerLost before anything is saved; ValueError, on every rank, if others call something else."""
         if self._group is not None:
-            self._meet(self._group)
+            check_same_call(self._group, Call("commit"))
         self.save()
         self.__dict__["_commits"] += 1
+        if self._group is not None and self._check_every and self._commits % self._check_every == 0:
+            self._compare(self._group)
         self._beat(self._commits, "commit")
         self._beat(self._commits, "function")
 
-    def _meet(self, group: Group) -> None:
-        """Wait for all ranks, and every so often compare what they are about to commit."""
-        number = self._commits + 1
-        if not self._check_every or number % self._check_every:
-            check_same_call(group, Call("commit"))
-            return
-        values = {name: x.data for name, x in self._arrays.items() if x.dtype != object}
-        values |= {name: text.encode() for name, value in self._values.items() if (text := _as_text(value)) is not None}
+    def _described(self) -> str:
+        """The names of its arrays and values, with their shapes and types."""
+        arrays = [f"{name} {x.shape} {x.dtype}" for name, x in sorted(self._arrays.items())]
+        return ", ".join(["a state of", *arrays, *sorted(self._values)]).replace("of,", "of")
+
+    def _compare(self, group: Group) -> None:
+        """End the job where ranks have committed, or begin with, different arrays or plain values."""
+        arrays = self.saved_arrays()
+        names = [*sorted(self._kept_arrays), *(f"array {i}" for i in range(len(self._kept_arrays), len(arrays)))]
+        values = {**dict(zip(names, arrays, strict=True)), **self._kept_values}
         try:
-            check_same_values(group, values, f"states at commit {number}", "only equal changes may be committed")
+            check_same_values(group, values, f"states at commit {self._commits}", "all ranks must have the same")
         except ValueError as error:
             raise EndJob(Diverged(str(error))) from None
 
@@ -111,14 +114,6 @@ class State:
     def join(self, group: Group) -> None:
         """Called in every generation, before the function: commits wait for this group."""
         self.__dict__["_group"] = group
-
-
-def _as_text(value: Any) -> str | None:
-    """A text that equal values share; None if there may be none, as for the user's own objects."""
-    try:
-        return json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)
-    except (TypeError, ValueError):
-        return None
 
 
 class World:

@@ -223,6 +223,9 @@ class Watcher:
             sys.stderr.flush()
             self.write_summary(reason)
         time.sleep(min(SETTLE_S, self.timeout_s))
+        for pid in unannounced(set(lost) - set(announced)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         os.kill(self.pid, signal.SIGKILL)
         self.state, self.gave_up = ENDED, True
         self.write()
@@ -273,6 +276,22 @@ def _progress_of(pid: int) -> int:
         counts = dict(line.split(b": ") for line in file)
         read_bytes = int(counts[b"rchar"]) + int(counts[b"read_bytes"])  # a memory map is read without a call
     return int(cpu_s / CPU_STEP_S) + int(read_bytes / READ_STEP_BYTES)
+
+
+def unannounced(ranks: set[int]) -> list[int]:
+    """The processes of these ranks of this launch on this host.
+
+    A rank that was stopped before it could announce itself has no watcher to end it, and mpirun would wait for it."""
+    namespace, found = os.environ.get("PMIX_NAMESPACE"), []
+    marks = {f"PMIX_RANK={rank}".encode() for rank in ranks}
+    for name in os.listdir("/proc") if namespace and ranks else ():
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            if name.isdecimal():
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    variables = set(file.read().split(b"\0"))
+                if f"PMIX_NAMESPACE={namespace}".encode() in variables and variables & marks:
+                    found.append(int(name))
+    return found
 
 
 def make_private(folder: str) -> bool:

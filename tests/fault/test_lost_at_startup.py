@@ -27,7 +27,7 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
-@pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 3", "kill -9 $$", f"exec {LIBMPI}"])
+@pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 3", "kill -9 $$", "kill -STOP $$", f"exec {LIBMPI}"])
 def test_a_launch_without_one_of_its_ranks_ends(end, tmp_path):
     program = f"if [ $OMPI_COMM_WORLD_RANK = 1 ]; then {end}; fi; exec {sys.executable} -m ddl.train "
     program += " ".join(SETTINGS)

@@ -228,3 +228,28 @@ def test_the_leader_prints_the_lines_of_a_death_that_training_prints(capfd):
     lost, recovered = " ".join(capfd.readouterr().err.split()).split(" recovered in ")
     assert lost.startswith("lost rank 1 on ") and " at step " in lost
     assert "2 ranks continue after step" in recovered and recovered.endswith("shard 2 to rank 0; shard 3 to rank 2")
+
+
+@pytest.mark.parametrize(
+    ("make", "shards", "error", "said"),
+    [
+        (lambda rank: {"w": np.full(3, rank == 1)}, [6, 6, 6], Diverged, "different states at commit 0: w on rank 1;"),
+        (lambda rank: {"w": np.zeros(3), "lr": 0.1 * rank}, [6, 6, 6], Diverged, "lr on ranks 1, 2;"),
+        (lambda rank: {"w": np.zeros(3 + (rank == 2))}, [6, 6, 6], UserCodeError, "w (3,) float64, step), rank 2 "),
+        (lambda rank: {"w": np.zeros(3, ["f4", "f8", "f8"][rank])}, [6, 6, 6], UserCodeError, "w (3,) float32, step)"),
+        (
+            lambda rank: {"w": np.zeros(3)},
+            [6, 7, 6],
+            UserCodeError,
+            "6 shards, a state of w (3,) float64, step), rank 1 ",
+        ),
+    ],
+)
+def test_ranks_that_begin_differently_end_alike_before_the_first_call(make, shards, error, said):
+    def job(group):
+        state = elastic.State(**make(group.rank), step=0)
+        return elastic.run(train, state, shards=shards[group.rank], group=group)
+
+    results = run_ranks(3, job)
+    assert all(isinstance(result, error) for result in results), results
+    assert said in str(results[0])
