@@ -46,11 +46,16 @@ def mpi(launched: bool) -> list[Finding]:
     lines, can_report = library()
     if any(line.wrong for line in lines):
         return lines
-    return lines + (this_launch(can_report) if launched else launcher(can_report))
+    if launched:
+        return lines + this_launch(can_report)
+    from ddl.comm import unconnected
+
+    alone = unconnected()
+    return lines + launcher(can_report) + ([Finding("Launcher", False, alone)] if alone else [])
 
 
 def this_launch(can_report: bool, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """What the launcher of this very process says. can_report: whether the library reports deaths."""
+    """Findings about this process's launcher. can_report: whether the library reports deaths."""
     from ddl.comm import fault_tolerance
 
     tolerant, reason = fault_tolerance(environment)

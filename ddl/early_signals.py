@@ -13,10 +13,13 @@ received: set[int] = set()
 
 
 def install() -> None:
-    """Record the signals that ask a job to stop. SIGHUP stays ignored where it is (nohup)."""
+    """Record the signals that ask a job to stop. SIGHUP stays ignored where it is (nohup). Ctrl-C ends the program
+    without a traceback until training handles it."""
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _record)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A flag that only this process reads must not swallow the signals sent to a child that it forks.
     os.register_at_fork(after_in_child=reset)
 

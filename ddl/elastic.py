@@ -87,7 +87,7 @@ class State:
     def commit(self) -> None:
         """Save the present values, so that they survive a failure. Called by all ranks together.
 
-        Raises PeerLost before anything is saved; ValueError, on every rank, where others call something else."""
+        Raises PeerLost before anything is saved; ValueError, on every rank, if others call something else."""
         if self._group is not None:
             self._meet(self._group)
         self.save()
@@ -258,7 +258,7 @@ class _Script:
         self._session.refusal = refusal
 
     def die(self, error: BaseException) -> NoReturn:
-        """An exception of this rank alone: the others continue once it is gone."""
+        """Handle an exception that only this rank raised: the others continue once it is gone."""
         ending.show(error)
         ending.die()
 

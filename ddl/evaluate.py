@@ -33,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     from ddl.comm import mpi
+    from ddl.fault import startup
     from ddl.run.trained import Trained, local_rank, together
 
     try:
-        group = mpi.start()
+        with startup.meeting():
+            group = mpi.start()
     except DdlError as error:
         refuse("ddl.evaluate", error)
         return error.exit_status

@@ -70,9 +70,11 @@ def write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     from ddl.comm import mpi
+    from ddl.fault import startup
 
     try:
-        group = mpi.start()
+        with startup.meeting():
+            group = mpi.start()
     except DdlError as error:
         refuse("ddl.predict", error)
         return error.exit_status

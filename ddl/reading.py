@@ -17,7 +17,7 @@ from typing import Any
 def read_regular(path: str | Path, tail_bytes: int | None = None) -> bytes:
     """The bytes of a file, or the last ``tail_bytes`` of them.
 
-    Raises OSError; also for what is no regular file: reading a FIFO would wait for a writer."""
+    Raises OSError, also if it is not a regular file: reading a FIFO would wait for a writer."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         status = os.fstat(fd)
@@ -28,7 +28,7 @@ def read_regular(path: str | Path, tail_bytes: int | None = None) -> bytes:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for anything else, and where a key stands twice."""
+    """A JSON object. Raises ValueError for anything else, and if a key occurs twice."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:

@@ -17,18 +17,26 @@ from ddl.collectives import Call, check_same_call, check_same_values, end_script
 from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group
 from ddl.errors import DdlError
-from ddl.fault import session
+from ddl.fault import session, startup
+from ddl.fault.call_watch import CallWatch
 from ddl.optim import Groups, Optimizer, Rule, slot_dtype
 
 
-def init() -> Group:
+def init(timeout_s: float = 600.0) -> Group:
     """Join the ranks that mpirun or srun started; one rank without them. Called again, or after a Trainer, it changes
-    nothing. A Trainer that comes after it works in the same group, in which no death is survived."""
+    nothing. A Trainer that comes after it works in the same group, in which no death is survived.
+
+    timeout_s: if a rank waits so long in a call of this module for the others, one line says which rank is where, and
+    all end with status 1; 0: never."""
     joined = session.current()
     if joined is None:
         from ddl.comm import mpi
 
-        joined = session.hold(mpi.start(tolerant="off"))
+        with startup.meeting(startup.OF_SCRIPTS_S):
+            group = mpi.start(tolerant="off")
+        joined = session.hold(group)
+        if timeout_s and group.size > 1:
+            group.kept["watch_call"] = CallWatch(group, timeout_s).waiting
     joined.before_leaving = end_script
     return joined.group
 

@@ -62,20 +62,24 @@ ranks() {
 export -f ranks
 export logs VENV
 
-# PyTorch lies in a folder of its own, which only this part uses: all other parts prove that ddl does without it. The
-# second index has builds without CUDA, which are preferred where it can be reached.
+# PyTorch and JAX are in a separate folder that only this part uses: all other parts prove that ddl does without them.
+# The second index has builds without CUDA, which are preferred where it can be reached.
 with_torch() {
   if [ ! -e "$VENV/torch/.installed" ]; then
     python -m pip install --disable-pip-version-check --retries 1 --target "$VENV/torch" --upgrade \
       --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 || return
+    # What else JAX needs is there: NumPy and SciPy.
+    python -m pip install --disable-pip-version-check --target "$VENV/torch" --no-deps \
+      jax jaxlib ml_dtypes opt_einsum || return
     : >"$VENV/torch/.installed"
   fi
   export PYTHONPATH=$VENV/torch${PYTHONPATH:+:$PYTHONPATH}
   python -c 'import torch; print("PyTorch", torch.__version__)' || return
+  python -c 'import jax; print("JAX", jax.__version__)' || return
   # shellcheck disable=SC2046
-  python -m pytest -q -n auto $(grep -rlE 'importorskip\("torch"' tests/unit) || return
+  python -m pytest -q -n auto $(grep -rlE 'importorskip\("(torch|jax)"' tests/unit) || return
   # shellcheck disable=SC2046
-  python -m pytest -q $(grep -rlE 'importorskip\("torch"' tests/jobs tests/fault)
+  python -m pytest -q $(grep -rlE 'importorskip\("(torch|jax)"' tests/jobs tests/fault)
 }
 export -f with_torch
 
@@ -83,7 +87,7 @@ torch_tests() {
   local status
   with_torch 2>&1 | tee "$logs/torch"
   status=${PIPESTATUS[0]}
-  grep -qE "PyTorch is not installed|could not import 'torch'" "$logs/torch" && return 1
+  grep -qE "(PyTorch|JAX) is not installed|could not import 'torch'" "$logs/torch" && return 1
   return "$status"
 }
 export -f torch_tests

@@ -62,7 +62,8 @@ ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm"
 ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
 ROOMS["torch"] |= {"collectives", "fault", "elastic", "world"}
-ROOMS["bench"] = set(ROOMS) - {"elastic", "world"}
+ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models"}
+ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
@@ -76,7 +77,7 @@ FOREIGN = {  # package -> the only places that may import it
     "cupyx": {"arrays", "kernels"},
     "mpi4py": {"comm", "bench.stock_mpi"},
     "torch": {"torch", "bench"},
-    "jax": {"models"},
+    "jax": {"jax"},
     "numba": {"kernels"},
 }
 

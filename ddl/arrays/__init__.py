@@ -1,4 +1,4 @@
-"""Arrays: NumPy or CuPy behind one face, flat buffers with named views, keyed random generators.
+"""Arrays: NumPy or CuPy behind one interface, flat buffers with named views, keyed random generators.
 
 The only room that imports cupy."""
 

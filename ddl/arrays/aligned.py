@@ -14,21 +14,20 @@ import numpy as np
 from ddl.arrays.namespace import Array
 
 LINE_BYTES, PAGE_BYTES, STAGGER_BYTES = 64, 4096, 512
-LARGE_BYTES = 4 * PAGE_BYTES  # smaller arrays are in the first-level cache, which does not mind
+LARGE_BYTES = 4 * PAGE_BYTES  # smaller arrays are in the first-level cache, where alignment does not matter
 
 _turn = itertools.count()
 
 
 def place(used: int, nbytes: int, turn: int) -> int:
-    """Where an array of ``nbytes`` begins best in memory of which ``used`` bytes, from a page on, are taken."""
+    """The best offset for an array of ``nbytes`` in memory that starts on a page and has ``used`` bytes taken."""
     if nbytes < LARGE_BYTES:
         return -(-used // LINE_BYTES) * LINE_BYTES
     return -(-used // PAGE_BYTES) * PAGE_BYTES + turn * STAGGER_BYTES % PAGE_BYTES
 
 
 def zeros(length: int, dtype: np.dtype | str | type, xp: ModuleType = np) -> Array:
-    """(length,) zeros; the n-th array of this process lies elsewhere in its page than the one before. A GPU's own
-    memory is aligned."""
+    """(length,) zeros; consecutive arrays start at different offsets in their pages. GPU memory is aligned anyway."""
     if xp is not np:
         return xp.zeros(length, dtype)
     nbytes = length * np.dtype(dtype).itemsize
@@ -38,7 +37,7 @@ def zeros(length: int, dtype: np.dtype | str | type, xp: ModuleType = np) -> Arr
 
 
 def copy(x: np.ndarray) -> np.ndarray:
-    """A copy of ``x`` (length,), on the host, laid likewise."""
+    """A copy of ``x`` (length,) on the host, aligned in the same way."""
     found: np.ndarray = zeros(len(x), x.dtype)
     found[...] = x
     return found

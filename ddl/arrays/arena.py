@@ -15,9 +15,9 @@ from ddl.arrays.namespace import Array
 
 
 class Arena:
-    """Scratch arrays by order of request. ``rewind`` begins a new step and ends the life of all it gave.
+    """Scratch arrays by order of request. ``rewind`` starts a new step and invalidates all arrays given out.
 
-    ``grown`` counts the allocations so far; in the steady state it stands still."""
+    ``grown`` counts the allocations so far; in the steady state it does not change."""
 
     def __init__(self, xp=np):
         self.xp = xp
@@ -30,14 +30,14 @@ class Arena:
 
     @contextmanager
     def frame(self) -> Iterator[None]:
-        """Arrays given within are over at its end: the next requests use them again while the caches hold them."""
+        """Arrays requested within are invalid at its end; the next requests reuse them while they are in the caches."""
         kept = self._next
         yield
         self._next = kept
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds."""
+        """Bytes allocated."""
         return sum(block.nbytes for block in self._blocks)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype | str) -> Array:

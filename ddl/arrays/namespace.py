@@ -56,12 +56,12 @@ class Device:
         return contextlib.nullcontext() if self.index is None else self.xp.cuda.Device(self.index)
 
     def use(self) -> None:
-        """This thread computes here from now on: cupy's kernels run, and their results lie, on its current GPU."""
+        """Make this the thread's current GPU, on which cupy runs kernels and allocates results."""
         if self.index is not None:
             self.xp.cuda.Device(self.index).use()
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
+        """Wait until the device has finished all its work."""
         if self.index is not None:
             self.xp.cuda.Device(self.index).synchronize()
 
@@ -70,10 +70,10 @@ class Device:
 
 
 def limit_memory(where: Device, ranks: int, share: float) -> int:
-    """Let this process have at most its part of ``share`` of the GPU's memory, with ``ranks`` on it; returns the bytes.
+    """Limit this process to its part of ``share`` of the GPU's memory, with ``ranks`` on it; returns the bytes.
 
-    The pool takes memory as it is asked for, up to there, and keeps it for the next request; beyond that cupy raises
-    OutOfMemoryError. Nothing happens on the CPU, for which 0 is returned."""
+    The pool allocates memory on demand up to the limit and keeps it; beyond it cupy raises OutOfMemoryError. On the
+    CPU nothing happens, and 0 is returned."""
     if not where.is_gpu:
         return 0
     with where.activate():
@@ -84,12 +84,12 @@ def limit_memory(where: Device, ranks: int, share: float) -> int:
 
 
 def ranks_on(where: Device, local_ranks: int) -> int:
-    """How many of a node's ranks ``device`` gives the GPU of ``where``; 1 for the CPU, which is not divided."""
+    """How many of a node's ranks share the GPU of ``where`` when assigned by ``device``; 1 for the CPU."""
     return 1 if where.index is None else len(range(where.index, local_ranks, gpu_count()))
 
 
 def gpu_count() -> int:
-    """How many CUDA devices this process can use; 0 where cupy or the driver is missing."""
+    """How many CUDA devices this process can use; 0 if cupy or the driver is missing."""
     try:
         import cupy
     except ImportError:

@@ -1,4 +1,4 @@
-"""Cutting a count into runs: the one piece of arithmetic that shards, chunks and stages share."""
+"""Cut a count into contiguous parts: the arithmetic that shards, chunks and stages share."""
 
 from __future__ import annotations
 

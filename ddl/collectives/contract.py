@@ -5,6 +5,7 @@ Training knows that its buffers agree and calls ``collectives.allreduce`` direct
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -59,6 +60,7 @@ def end_script(group: Group) -> None:
     """Called by each rank at its interpreter's end, while others may still make calls: those fail with the reason.
 
     Returns when all ranks have ended. Raises PeerLost, and CommError where another rank has failed."""
+    group.kept.pop("watch_call", None)  # the others may take their time: nothing of theirs needs this rank
     while True:
         try:
             check_same_call(group, Call("ended its script"))
@@ -81,7 +83,8 @@ def _exchange(group: Group, call: Call) -> list[Call]:
     # The top bit stays clear to keep the number positive.
     digests = np.zeros(group.size, np.int64)
     digests[group.rank] = int.from_bytes(blake2b(call.text.encode(), digest_size=8).digest(), "big") >> 1
-    group.native_allreduce(digests)
+    with group.kept["watch_call"](call.text) if "watch_call" in group.kept else nullcontext():
+        group.native_allreduce(digests)
     if (digests == digests[0]).all():
         return [call] * group.size
     try:

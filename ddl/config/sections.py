@@ -103,6 +103,11 @@ class OptimSettings:
     schedule: Literal["constant", "step", "linear", "cosine"] = setting(
         "cosine", "how the learning rate changes over the steps"
     )
+    resume_schedule: Literal["rescale", "restart", "hold"] = setting(
+        "rescale",
+        "what a run that is resumed with another number of steps does with its schedule: rescale it to the new end, "
+        "restart it over the steps that are left, or hold its last value after its old end",
+    )
     warmup_steps: int = setting(0, "steps over which the learning rate rises from near 0", least=0)
     min_lr: float = setting(0.0, "learning rate at the end of a cosine", least=0)
     step_every: int = setting(0, "steps between two decreases of the step schedule", least=0)

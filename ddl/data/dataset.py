@@ -128,9 +128,8 @@ def open_dataset(
             parts[name] = _only(open_files(wanted, format, request), wanted)
         elif name not in parts:
             fractions[name] = float(wanted or 0)
-    if keep_x := normalize != "none" and needs_precision(parts["train"].exact(), measured):
-        parts = {name: part.exact() for name, part in parts.items()}
-    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, keep_x, measured)
+    exact = normalize != "none"
+    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, exact, measured)
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -173,7 +172,7 @@ def _split(
     seed: int,
     dtype: np.dtype,
     strength: float,
-    keep_x: bool,
+    exact: bool,
     measured: bool,
 ) -> Splits:
     whole = parts["train"] if target is None else target.apply(parts["train"])
@@ -196,6 +195,8 @@ def _split(
             if learned:
                 part.recall(learned)
             parts[name] = part if target is None else target.apply(part)
+    if keep_x := exact and needs_precision(whole.exact(), measured):
+        whole, parts = whole.exact(), {name: part.exact() for name, part in parts.items() if name != "train"}
     if strength:
         if not _has_classes(whole):
             raise ConfigError("data.oversample needs classes: the targets are none, or values")

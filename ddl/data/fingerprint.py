@@ -75,10 +75,16 @@ def compare(kept: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str],
     for name in ("words", "known", "window", "unit", "length"):
         if kept["learned"].get(name) != now["learned"].get(name):
             wrong.append(f"the {({'words': 'vocabulary', 'known': 'alphabet'}).get(name, name)} of the text differs")
+    if _categories(kept) != _categories(now):
+        wrong.append("the categories of the columns differ")
     was, now_is = kept.get("target"), now.get("target")
     if was and now_is and any(was[key] != now_is[key] for key in ("kind", "labels", "one_hot")):
         wrong.append(f"y was {was['reason']} and is {now_is['reason']}")
     return wrong, [] if wrong else _changed_rows(kept, now)
+
+
+def _categories(record: Mapping[str, Any]) -> list[list[str]]:
+    return [column["categories"] for column in record["learned"].get("encoding") or []]
 
 
 def _changed_rows(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

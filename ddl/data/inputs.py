@@ -196,8 +196,7 @@ class Inputs:
             dtype=self.dtype,
             **settings,
         )
-        if self.is_labelled:
-            source.recall(knows)
+        source.recall(knows if self.is_labelled else {**knows, "names": []})
         return source
 
     def _check(self, source: Source, known: Known, path: str) -> None:

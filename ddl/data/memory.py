@@ -82,6 +82,8 @@ class Arrays(Source):
 
 def _native(value: Any) -> np.ndarray:
     """``value``, anything that NumPy can read, as a contiguous array in the byte order of this machine."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise DataError("an array is masked: fill its masked values, or leave these samples out")
     array = np.asarray(value)
     if array.dtype == object and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)  # a column of pandas

@@ -18,6 +18,7 @@ from ddl.errors import ConfigError, DataError
 
 PIECE = 1024  # samples
 MOST_OFFSET = 1000  # deviations; float32 then resolves 1e-4 of one
+FLOAT32 = np.finfo(np.float32)
 KINDS = ("feature", "all", "unit")
 COUNT, MEAN, SQUARES, LEAST, MOST, BAD = range(6)
 
@@ -48,9 +49,12 @@ def needs_precision(source: Source, measured: bool = False) -> bool:
     x = source.gather(rows)["x"].astype(np.float64).reshape(-1, _columns(field.shape))
     source.hold([])
     x = x[np.isfinite(x).all(axis=1)]
+    largest = np.abs(x).max(axis=0, initial=0)
+    if ((largest > FLOAT32.max) | ((largest > 0) & (largest < FLOAT32.tiny))).any():
+        return True
     deviation = x.std(axis=0) if len(x) else np.zeros(1)
-    varies = deviation > 1e-12 * np.abs(x).max(axis=0, initial=0)
-    return bool((np.abs(x).max(axis=0, initial=0)[varies] > MOST_OFFSET * deviation[varies]).any())
+    varies = deviation > 1e-12 * largest
+    return bool((largest[varies] > MOST_OFFSET * deviation[varies]).any())
 
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
@@ -82,7 +86,8 @@ def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np
 
 def _of_piece(x: np.ndarray) -> np.ndarray:
     mean = x.mean(axis=0)
-    squares = ((x - mean) ** 2).sum(axis=0)
+    with np.errstate(over="ignore"):  # ``combine`` reports it
+        squares = ((x - mean) ** 2).sum(axis=0)
     return np.stack(
         [np.full_like(mean, len(x)), mean, squares, x.min(axis=0), x.max(axis=0), np.full_like(mean, np.inf)]
     )
@@ -94,7 +99,8 @@ def _merge(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not count.all():
         return np.where(np.arange(6)[:, None] == BAD, np.minimum(a, b), a)
     step = b[MEAN] - a[MEAN]
-    squares = a[SQUARES] + b[SQUARES] + step**2 * (a[COUNT] * b[COUNT] / count)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = a[SQUARES] + b[SQUARES] + step**2 * (a[COUNT] * b[COUNT] / count)
     mean = a[MEAN] + step * (b[COUNT] / count)
     least, most = np.minimum(a[LEAST], b[LEAST]), np.maximum(a[MOST], b[MOST])
     return np.stack([count, mean, squares, least, most, np.minimum(a[BAD], b[BAD])])
@@ -119,6 +125,13 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype:
     if kind == "all":
         total = _merge_all([total[:, column : column + 1] for column in range(total.shape[1])])
     deviation = np.sqrt(total[SQUARES] / total[COUNT])
+    beyond = ~np.isfinite(deviation) | ((deviation == 0) & (total[MOST] > total[LEAST]))
+    if beyond.any():
+        least, most = total[LEAST][beyond][0], total[MOST][beyond][0]
+        raise DataError(
+            f"numbers of x from {least:g} to {most:g} lie too close together or too far apart to be normalised: "
+            "rescale them"
+        )
     # Rounding gives constant values a tiny deviation.
     flat = deviation <= 1e-12 * np.abs(total[MEAN])
     return Normalise(total[MEAN].tolist(), np.where(flat, 1.0, deviation).tolist(), dtype)

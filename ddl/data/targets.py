@@ -295,6 +295,18 @@ def _row(y: np.ndarray, field: Field, loss: str, wanted: str, is_tokens: bool) -
                 f"several labels per sample are 0 or 1, or probabilities, and -1 is padding; y holds {_shown(distinct)}"
             )
         return Target("multilabel", f"{math.prod(y.shape[1:])} labels per sample, each 0 to 1", floats)
+    if (
+        loss == CROSS_ENTROPY
+        and wanted == "auto"
+        and is_binary
+        and is_row
+        and is_whole
+        and not (is_tokens or is_one_hot)
+    ):
+        raise ConfigError(
+            f"loss {loss!r} needs one class per sample; y holds rows with several labels, or none: "
+            "set model.loss = 'binary_cross_entropy'"
+        )
     if is_one_hot and (wanted == "classes" or (wanted == "auto" and (loss == CROSS_ENTROPY or is_whole))):
         classes = y.shape[1]
         field = Field((), np.dtype(np.int64), classes)

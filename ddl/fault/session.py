@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ddl.comm import Group, ending, mpi
 from ddl.environment import launched_rank
 from ddl.errors import DdlError, DifferentCalls, UserCodeError
+from ddl.fault import startup
 from ddl.fault.watchdog import Heartbeat, start_companion
 
 
@@ -79,7 +80,8 @@ def join(hang_timeout_s: float) -> Session:
     # Before MPI: a process that has started MPI should not fork.
     heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
     heartbeat.wait(True)
-    group = mpi.start()
+    with startup.meeting(startup.OF_SCRIPTS_S):
+        group = mpi.start()
     group.waits = heartbeat.wait
     return hold(group, heartbeat)
 

@@ -19,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+TIMEOUT_S, OF_SCRIPTS_S = 60.0, 600.0  # what a script does before it joins the others is not seen by them
 TICK_S = 0.2
+MPI_PATIENCE = 10  # MPI_Init of many ranks on few cores takes long and shows no progress: so many times the timeout
 LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the others do not wait the full time
 SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
 CPU_STEP_S, READ_STEP_BYTES = 0.05, 1 << 16  # what counts as progress of a rank that has not come to MPI yet
@@ -81,6 +83,15 @@ def joined() -> None:
         _watcher = None
 
 
+@contextlib.contextmanager
+def meeting(timeout_s: float = TIMEOUT_S, run_dir: str = "") -> Iterator[None]:
+    """Around the call that starts MPI: announce this rank, unless that is done, and watch for the others meanwhile."""
+    announce(timeout_s, run_dir)
+    joining()
+    yield
+    joined()
+
+
 def _send(line: str) -> None:
     if _watcher is not None and _watcher.stdin is not None:
         with contextlib.suppress(OSError):
@@ -115,7 +126,9 @@ def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: f
     ended = any(rank in announced for rank in absent)
     if still_s <= (min(LOST_S, timeout_s) if ended else timeout_s):
         return []
-    return absent or [rank for rank in range(size) if announced[rank]["state"] == STARTING]
+    starting = [rank for rank in range(size) if rank in announced and announced[rank]["state"] == STARTING]
+    joining = [rank for rank in range(size) if rank in announced and announced[rank]["state"] == JOINING]
+    return absent or starting or (joining if still_s > MPI_PATIENCE * timeout_s else [])
 
 
 def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeout_s: float) -> str:
@@ -127,7 +140,8 @@ def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeo
     for rank in lost:
         if rank in announced:
             one = announced[rank]
-            how = "ended" if one["state"] == ENDED else f"made no progress for {timeout_s:g} s"
+            still_s = timeout_s * (MPI_PATIENCE if one["state"] == JOINING else 1)
+            how = "ended" if one["state"] == ENDED else f"made no progress for {still_s:g} s"
             parts.append(f"rank {rank} on {one['host']} {how} while {one['doing']}")
     return "; ".join(parts)
 
@@ -139,6 +153,7 @@ class Watcher:
         self.folder, self.rank, self.size, self.timeout_s = folder, rank, size, timeout_s
         self.run_dir, self.launch, self.pid = run_dir, launch, os.getppid()
         self.state, self.doing, self.progress = STARTING, "starting", 0
+        self.gave_up = False
 
     def run(self) -> None:
         """Return when the rank has started or ended, or was ended here because others are lost."""
@@ -202,13 +217,14 @@ class Watcher:
         if self.run_dir:
             note = self.note(kind="startup", step=0, phase=self.doing, error=reason)
             write_json(os.path.join(self.run_dir, "notes", self.launch), f"rank-{self.rank}.json", note)
-        if self.rank == min(set(announced) - set(lost), default=min(announced)):
+        present = {rank for rank, one in announced.items() if one["state"] in (STARTING, JOINING)}
+        if self.rank == min(present - set(lost) or present):
             print(f"ddl: {reason}; this launch ends before its first step and can be started again", file=sys.stderr)
             sys.stderr.flush()
             self.write_summary(reason)
         time.sleep(min(SETTLE_S, self.timeout_s))
         os.kill(self.pid, signal.SIGKILL)
-        self.state = ENDED
+        self.state, self.gave_up = ENDED, True
         self.write()
 
     def write_summary(self, reason: str) -> None:
@@ -224,7 +240,7 @@ class Watcher:
     def remove_folder_if_last(self) -> None:
         announced = self.read()
         present = [rank for rank, one in announced.items() if one["state"] in (STARTING, JOINING)]
-        if not present and (self.state == ENDED or len(announced) == self.size):
+        if not present and (self.gave_up or len(announced) == self.size):  # else others may still come and look
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,8 +1,8 @@
-"""What Open MPI and killed ranks leave behind on this machine, and its removal where it is provably of no more use.
+"""Remove files that Open MPI and killed ranks have left on this machine, if they are provably no longer in use.
 
-Whoever starts mpirun calls ``remove_leftovers`` before: mpirun fails ("PMIx server's listener thread failed to start")
-where a dead one with the same process number has left its session folder. Only what belongs to this user and this host
-is touched, and only if its process is gone."""
+Call ``remove_leftovers`` before starting mpirun: it fails ("PMIx server's listener thread failed to start") if a dead
+one with the same pid has left its session folder. Only files of this user and this host are touched, and only if their
+process is gone."""
 
 from __future__ import annotations
 

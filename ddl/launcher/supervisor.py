@@ -47,6 +47,7 @@ OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
 SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
+END_S = 15.0  # for the ranks to save their state once a person or the system ends the job
 TICK_S = 0.1
 PROBE_S = 30.0
 
@@ -75,9 +76,11 @@ class Supervisor:
         self.asked = ""
         self._owner = owner_of(self.folder)  # the launch to which the folder belonged at the end of the last one
         self.must_end = False
+        self._end_at: float | None = None  # by the clock, once a signal has said so
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
+        self._found: tuple[object, int] = ((), 0)  # what was in the folder before: they change it once they have met
         self._replica: MemoryFolder | None = None
 
     def run(self) -> int:
@@ -145,9 +148,12 @@ class Supervisor:
         self._signal(number)
 
     def end(self, number: int, frame: object = None) -> None:
-        """SIGTERM, SIGINT: everything ends now."""
-        self.asked, self.must_end = signal.Signals(number).name, True
-        self._signal(signal.SIGTERM)
+        """SIGTERM, SIGINT, SIGHUP: as SIGUSR1 where there is something to save, for at most END_S. A second one
+        ends everything now."""
+        self.asked, is_second = signal.Signals(number).name, self._end_at is not None
+        self._end_at = time.monotonic() + END_S
+        self.must_end = self.must_end or is_second or not self._notice()
+        self._signal(signal.SIGTERM if self.must_end else signal.SIGUSR1)
 
     # One launch.
 
@@ -187,9 +193,8 @@ class Supervisor:
         return replica or any((self.folder / "checkpoints").glob("step_*"))
 
     def _launch(self, attempt: int, failed_at: tuple[int, ...]) -> Ended:
-        launch, files = self._id(attempt), segments()
-        before, config = progress_of(self.folder), config_written(self.folder)
-        overdue_s = 0.0
+        launch, files, overdue_s = self._id(attempt), segments(), 0.0
+        before, _ = self._found = progress_of(self.folder), config_written(self.folder)
         with subprocess.Popen(
             self._command(attempt),
             env=self._environ(attempt),
@@ -206,7 +211,7 @@ class Supervisor:
             if self.asked:  # while mpirun was being started: there is nothing to save
                 self._signal(signal.SIGTERM)
             try:
-                overdue_s = self._watch(process, launch, before, config)
+                overdue_s = self._watch(process, launch)
             finally:
                 self._end(process, launch)
                 self._process = None
@@ -228,9 +233,9 @@ class Supervisor:
             taken_over_by,
         )
 
-    def _watch(self, process: subprocess.Popen[bytes], launch: str, before: object, config: int) -> float:
+    def _watch(self, process: subprocess.Popen[bytes], launch: str) -> float:
         """Wait until mpirun ends or must be ended; returns how long the job made no progress, if that is the reason."""
-        seen, still_s, done_s, last = before, 0.0, 0.0, time.monotonic()
+        seen, still_s, done_s, last = self._found[0], 0.0, 0.0, time.monotonic()
         # Plots and the timeline are made after the summary; if a rank hangs there, its companion kills it.
         makes_more = self.job.metrics.plots or self.job.metrics.trace
         hang_s = self.job.fault.hang_timeout_s
@@ -241,18 +246,24 @@ class Supervisor:
             # Time in which this process was stopped, together with its job, does not count.
             passed_s, last = min(now - last, 10 * TICK_S), now
             progress = progress_of(self.folder)
-            if not self._is_under_way and (progress != before or config_written(self.folder) != config):
-                self._is_under_way = True
-                if self.asked:
-                    self._signal(signal.Signals[self.asked])
+            if not self._is_under_way and self._notice() and self.asked:
+                self._signal(signal.Signals[self.asked])
             still_s = still_s + passed_s if progress == seen else 0.0
             seen = progress
             done_s = done_s + passed_s if self._summary(launch) else 0.0
             if done_s > grace_s:
                 return 0.0
+            if self._end_at is not None and now > self._end_at:
+                return 0.0
             if self.deadline_s and still_s > self.deadline_s:
                 return still_s
         return 0.0
+
+    def _notice(self) -> bool:
+        """Whether the ranks of this launch handle signals by now."""
+        found = progress_of(self.folder), config_written(self.folder)
+        self._is_under_way = self._is_under_way or (self._process is not None and found != self._found)
+        return self._is_under_way
 
     def _end(self, process: subprocess.Popen[bytes], launch: str) -> None:
         """End mpirun and all its processes; they are gone when this returns."""

@@ -281,6 +281,6 @@ def ending(event: Finished) -> str:
     if s.get("error"):
         lines.append(f"  {s['error']}")
     if event.folder:
-        saved = ": the state is saved, starting again goes on from there" if event.status == "stopped" else ""
+        saved = ": the state is saved; start again to resume" if event.status == "stopped" else ""
         lines.append(f"  {event.folder}{saved}")
     return "\n".join(lines)

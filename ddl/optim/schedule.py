@@ -4,8 +4,9 @@ Steps count from 0. The base rate belongs to the optimizer."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi
 
 from ddl.errors import ConfigError
@@ -64,6 +65,35 @@ class Warmup:
 
     def __call__(self, step: int) -> float:
         return (step + 1) / self.steps if step < self.steps else self.after(step - self.steps)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """step -> learning rate: ``base`` times a schedule over the steps from ``begin`` to ``end``. make: length -> it."""
+
+    base: float
+    make: Callable[[int], Schedule]
+    begin: int
+    end: int
+
+    def __call__(self, step: int) -> float:
+        return self.base * self.factor(step - self.begin)
+
+    @functools.cached_property
+    def factor(self) -> Schedule:
+        return self.make(self.end - self.begin)
+
+    def over(self, begin: int, end: int) -> LearningRate:
+        """The same schedule over other steps."""
+        return replace(self, begin=begin, end=end)
+
+
+def resumed_span(choice: str, span: list[int], step: int, total_steps: int) -> list[int]:
+    """The steps that a schedule is made for after a resume at ``step`` with another number of steps.
+
+    span: the steps that it was made for. choice: "rescale" it to the new end, "restart" it for the steps that are left,
+    or "hold" it: past its end it stays at its last value."""
+    return {"rescale": [span[0], total_steps], "restart": [step, total_steps], "hold": span}[choice]
 
 
 SCHEDULES = ("constant", "step", "linear", "cosine")

@@ -13,6 +13,7 @@ import numpy as np
 from ddl.checkpoint import Store, newer_of, open_memory_checkpoint, owner_of
 from ddl.data import Known, Normalise, compare
 from ddl.errors import CheckpointError, ConfigError
+from ddl.optim import resumed_span
 from ddl.reading import take
 from ddl.train.state import Progress, State
 from ddl.train.task import Task
@@ -105,3 +106,20 @@ def restore(
     progress = state.progress
     progress.stopping = False
     progress.ended = bool(task.patience) and progress.stale >= task.patience
+    _continue_schedule(progress, task, say)
+
+
+def _continue_schedule(progress: Progress, task: Task, say: Callable[[str], None]) -> None:
+    """Choose the steps that the schedule is made for, and say where the learning rate jumps because of it."""
+    before = progress.total_steps
+    if before in (0, task.total_steps):  # 0: the checkpoint was written by a version that did not record it
+        return
+    span = progress.schedule_span or [0, before]
+    progress.schedule_span = resumed_span(task.resume_schedule, span, progress.step, task.total_steps)
+    old, new = (task.lr_over(steps)(progress.step) for steps in (span, progress.schedule_span))
+    if old != new:
+        say(
+            f"the learning rate of step {progress.step} is {new:.4g} instead of {old:.4g}: the job now has "
+            f"{task.total_steps} steps instead of {before}, and optim.resume_schedule = {task.resume_schedule!r}; "
+            "the choices are rescale, restart and hold"
+        )

@@ -109,10 +109,8 @@ class Runner:
         _survival()
         try:
             self._check_joined()
-            if self._running is None:
-                startup.joining()
-            self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
-            startup.joined()
+            with startup.meeting(job.fault.startup_timeout_s, job.run.dir) if self._running is None else nullcontext():
+                self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
         except UserError as error:
             return self._refuse(error)
         if self.heartbeat is not None:

@@ -44,6 +44,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
             if others and not is_resumed:
                 drew = f"{numbered('rank', others)} drew other initial parameters than rank 0"
                 say(f"{drew}, whose parameters all ranks now have")
+            state.progress.total_steps = loop.task.total_steps
             group.probe("setup.claim")
             # Only now that the checkpoint is known to fit: a wrong job must leave the folder as it is.
             folder.claim(group)

@@ -50,7 +50,9 @@ _OPTIMIZERS = {"torch.optim.optimizer.Optimizer": "ddl.torch:translated"}
 _SCHEDULES = {"torch.optim.lr_scheduler.LRScheduler": "ddl.torch:Factors"}
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
-_OF_SCHEDULE = ("optim.warmup_steps", "optim.min_lr", "optim.step_every", "optim.step_factor")
+_OF_SCHEDULE = tuple(
+    f"optim.{key}" for key in ("warmup_steps", "min_lr", "step_every", "step_factor", "resume_schedule")
+)
 _READ = (*_OF_SCHEDULE, "optim.sharded", "model.from", "model.strict", "model.freeze")
 _ARGUMENTS = {
     **{f"data.{key}": "data, validation, test" for key in ("source", "path", "targets", "format", "options")},

@@ -75,7 +75,7 @@ class Buffers:
             self.kept[name] = Kept(initial, isinstance(part, _NormBase) and key == "num_batches_tracked")
 
     def show(self, buffers: Views) -> None:
-        """The module holds what is committed."""
+        """Put the committed buffers back into the module."""
         for name, tensor in self._tensors(buffers).items():
             self._places[name].put(tensor)
 

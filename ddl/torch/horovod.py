@@ -17,10 +17,10 @@ from ddl.collectives import allreduce as sum_in_place
 
 
 def DistributedOptimizer(optimizer: torch.optim.Optimizer, named_parameters: Any = None) -> torch.optim.Optimizer:
-    """``optimizer``, whose ``step`` from now on averages the gradients over all ranks before it updates.
+    """Make ``optimizer.step`` average the gradients over all ranks before it updates; returns ``optimizer``.
 
-    named_parameters is accepted and not needed. A parameter without a gradient on some ranks counts as zero there; one
-    without a gradient on all of them is left alone."""
+    named_parameters is accepted but not needed. A missing gradient counts as zero, but a parameter without a gradient
+    on any rank is not updated."""
 
     def average(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
         _average([p for group in optimizer.param_groups for p in group["params"]])

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from ddl.fault import startup
 from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
-from ddl.optim import OPTIMIZERS, Groups, Optimizer, Rule, scaled_lr, schedule
+from ddl.optim import OPTIMIZERS, Groups, LearningRate, Optimizer, Rule, scaled_lr, schedule
 from ddl.registry import resolve
 from ddl.train.state import State
 from ddl.train.task import Task
@@ -170,6 +171,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         patience=job.train.patience,
         skip_limit=job.fault.skip_limit,
         check_every=job.fault.check_every,
+        resume_schedule=job.optim.resume_schedule,
         algorithm=job.comm.algorithm,
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
@@ -281,18 +283,19 @@ def _optimizer(optim: OptimSettings, name: str, lr: float, overrides: Mapping[st
     return builder(lr=lr, **{option: overrides.get(option, getattr(optim, option)) for option in names})
 
 
-def learning_rate(job: Job, total_steps: int, lr: float) -> Callable[[int], float]:
+def learning_rate(job: Job, total_steps: int, lr: float) -> LearningRate:
     """step -> learning rate. lr: the rate before any schedule."""
     optim = job.optim
-    factor = schedule(
+    make = partial(
+        schedule,
         optim.schedule,
-        total_steps,
         warmup_steps=optim.warmup_steps,
         floor=min(optim.min_lr / lr, 1.0) if lr > 0 else 0.0,
         step_every=optim.step_every,
         step_factor=optim.step_factor,
     )
-    return lambda step: lr * factor(step)
+    make(total_steps)  # refuses a wrong setting now, not in the first step
+    return LearningRate(lr, make, 0, total_steps)
 
 
 def start_from(job: Job) -> Callable[[Any], list[str]] | None:

@@ -27,7 +27,8 @@ class Progress:
     epoch_sums: header sums of the running epoch. early_sums: loss and weight of the task's early steps.
     results: metrics by split, as last evaluated.
     best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
-    normalise: statistics of the training data, once they are known."""
+    normalise: statistics of the training data, once they are known. total_steps: of the job. schedule_span: the steps
+    for which the schedule of the learning rate is made; empty: all of them."""
 
     step: int = 0
     stage: int = 0
@@ -45,6 +46,8 @@ class Progress:
     ended: bool = False
     stopping: bool = False
     normalise: dict[str, Any] | None = None
+    total_steps: int = 0
+    schedule_span: list[int] = field(default_factory=list)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -68,13 +71,16 @@ class Progress:
         if unknown := set(known) - set(cls().__dict__):
             raise ValueError(f"{min(unknown)} is unknown")
         take(values, "step", int)
-        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale"):
+        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale", "total_steps"):
             take(known, name, int)
         for name in ("evaluated_at", "validated_at", "tested_at"):
             take(known, name, int, least=-1)
         take(known, "best", int, float, type(None), least=None)
         take(known, "ended", bool), take(known, "stopping", bool)
         take(known, "epoch_sums", list), take(known, "normalise", dict, type(None))
+        span = take(known, "schedule_span", list)
+        if span and not (len(span) == 2 and all(isinstance(step, int) for step in span) and 0 <= span[0] < span[1]):
+            raise ValueError(f"schedule_span = {span} are not two steps")
         for part in take(known, "results", dict):
             take(known["results"], part, dict)
         for name in ("epoch_sums", "results"):

@@ -67,7 +67,8 @@ class Step:
         services: Services,
     ):
         model = task.model
-        self.model, self.state, self.optimizer, self.lr = model, state, task.optimizer, task.lr
+        self.model, self.state, self.optimizer = model, state, task.optimizer
+        self.lr = task.lr_over(state.progress.schedule_span)
         self.order, self.loader, self.shards, self.group, self.total = task.order, loader, list(shards), group, total
         self.parts, self.clip_norm, self.early_steps = task.parts, task.clip_norm, task.early_steps
         self.span, self.beat = services.span, services.beat

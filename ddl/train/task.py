@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
-from ddl.optim import Groups
+from ddl.optim import Groups, LearningRate
 from ddl.registry import adapt
 
 
@@ -39,6 +39,7 @@ class Task:
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
     check_every: steps between comparisons of replicas (0: never).
+    resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
     each rank has its own copy of them.
     settings: plain values that the checkpoint keeps beside the state."""
@@ -63,6 +64,7 @@ class Task:
     patience: int = 0
     skip_limit: int = 10
     check_every: int = 0
+    resume_schedule: Literal["rescale", "restart", "hold"] = "rescale"
     algorithm: str = "auto"
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
@@ -77,6 +79,10 @@ class Task:
     def __post_init__(self) -> None:
         object.__setattr__(self, "callbacks", [adapt(one, Callback) for one in self.callbacks])
         object.__setattr__(self, "model", adapt(self.model, Model))
+
+    def lr_over(self, span: Sequence[int]) -> Callable[[int], float]:
+        """step -> learning rate, where the schedule is made for the steps of ``span``; empty: for all steps."""
+        return self.lr.over(*span) if span and isinstance(self.lr, LearningRate) else self.lr
 
     @property
     def early_steps(self) -> int:

@@ -67,6 +67,19 @@ def test_a_signal_without_mpirun_saves_a_checkpoint_and_ends_with_75(number, job
     assert (jobs.folder / "run" / "checkpoints" / "step_00000004").is_dir()
 
 
+def test_ctrl_c_before_training_ends_the_command_without_a_traceback(jobs):
+    (jobs.folder / "own.py").write_text("import os, signal, time\ndef source(): os.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.train", "--data.source", "own:source"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=jobs.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 LATE = """
 import os, signal, time
 import ddl.comm.mpi as mpi

@@ -104,3 +104,27 @@ def test_a_supervised_job_starts_again_when_a_rank_hangs_while_it_opens_its_data
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.count("made no progress for 3 s while opening its data") == 2  # once by ddl.launch
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("program", ["-c 'import ddl; ddl.init()'", "-m ddl.evaluate run"])
+def test_scripts_and_commands_without_one_of_their_ranks_end_too(program, tmp_path):
+    """The rank ends while it starts MPI, so that the others know that it is gone."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('OMPI_COMM_WORLD_RANK') == '1':\n"
+        "    from ddl.fault import startup\n"
+        "    def joining():\n"
+        "        while not os.path.exists(startup.announcements_folder('') + '/rank-1.json'): pass\n"
+        "        startup._send(startup.JOINING)\n"
+        "        os._exit(0)\n"
+        "    startup.joining = joining\n"
+    )
+    done = subprocess.run(
+        [*LAUNCH, "bash", "-c", f"exec {sys.executable} {program}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert done.stderr.count("ended while joining MPI") == 1, done.stdout + done.stderr

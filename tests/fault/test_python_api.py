@@ -206,6 +206,22 @@ def test_a_loop_that_is_longer_on_one_rank_ends_with_a_line_about_the_waiting_ra
     assert "status 0" not in out and count(out, "status 1") >= 1, out + err
 
 
+@pytest.mark.parametrize("late", ["while True: pass", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_a_rank_that_stays_in_its_own_code_ends_all_with_a_line_that_says_so(late, tmp_path):
+    code = f"""
+import os, signal, ddl, numpy as np
+ddl.init(timeout_s=2)
+for number in range(3):
+    if ddl.rank() == 1 and number == 2:
+        {late}
+    ddl.allreduce(np.ones(3))
+"""
+    _, out, err = start("mpirun", code, tmp_path)
+    assert err.count("the ranks have waited ") == 1 and count(out, "status 1") >= 1 and "status 0" not in out, out + err
+    assert "rank 0 waits in call 3, allreduce(mean, shape (3,), float64)" in err, err
+    assert "rank 1 is in its own code after call 2, allreduce(" in err, err
+
+
 @pytest.mark.parametrize("launch", ["alone", "mpirun"])
 def test_a_join_block_lets_loops_be_uneven(launch, tmp_path):
     code = """
@@ -263,7 +279,7 @@ DISAGREEMENTS = {
     ),
     "models": (
         "run = make(model=ddl.models.MLP([4, 8 + rank, 2]))",
-        '[model] options is {"layers": ',
+        '"units": 8}',
     ),
 }
 
@@ -292,4 +308,4 @@ def test_ctrl_c_ends_a_script_after_the_step_with_one_line_and_75(launch, tmp_pa
     ranks, out, err = start(launch, TRAINER + code + "make(callbacks=[step]).fit(epochs=5)\nprint('after')", tmp_path)
     assert "Traceback" not in err and "after" not in out
     assert count(out, "status 75") == ranks, out + err
-    assert count(err, "script.py: training was asked to stop after step 4; fit() again goes on from there") == 1, err
+    assert count(err, "script.py: training was asked to stop after step 4; call fit() again to resume") == 1, err

@@ -43,7 +43,7 @@ JOB = (
 PROGRAM = [sys.executable, "-m", "ddl.train"]
 # The environment's own parameter files may make mpirun tolerant; this overrules them.
 INTOLERANT = ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
-CALM_S, GRACE_S = 6.0, 60.0  # a calm job takes so long; a struck one may take so much longer before it counts as hung
+GRACE_S, SHARE = 60.0, 4.0  # a job counts as hung so long after so many times the duration of a calm job
 SAME_LOSS = 1e-8  # relative, in float64: what is lost is computed again, only the order of sums differs
 
 
@@ -75,8 +75,8 @@ class Trial:
 class Job:
     """One run of a job, and the blows that it gets from outside."""
 
-    def __init__(self, folder: Path, plan: Plan):
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, plan: Plan, calm_s: float):
+        self.folder, self.plan, self.limit_s = folder, plan, GRACE_S + SHARE * calm_s
         self.mark = f"trial-{uuid.uuid4().hex[:10]}"  # in the environment of all its processes
         self.output = ""
         self.mapped: set[str] = set()  # files in shared memory that its ranks had mapped
@@ -93,7 +93,7 @@ class Job:
             )
             striker.start()
             try:
-                status = self.process.wait(CALM_S + GRACE_S)
+                status = self.process.wait(self.limit_s)
             except subprocess.TimeoutExpired:
                 status = 124
             finally:
@@ -185,24 +185,24 @@ class Job:
         return found
 
 
-def judge(place: Path, plan: Plan, calm: Path) -> Trial:
+def judge(place: Path, plan: Plan, calm: Path, calm_s: float) -> Trial:
     """Run one trial, resume it if it ended early, and compare the result with the calm run."""
     folder = place / "run"
     place.mkdir(parents=True)
-    job, trial = Job(folder, plan), Trial(plan)
+    job, trial = Job(folder, plan, calm_s), Trial(plan)
     trial.status, trial.seconds = job.run()
     summary = read_json(folder / "summary.json")
+    _judge_blows(trial, folder, summary)
     if trial.status == 124:
         trial.problems.append(f"hung; processes {job.left()}: {job.output}")
         return trial
     if left := job.left():
         trial.problems.append(f"processes are left: {left}")
-    _judge_blows(trial, folder, summary)
     is_finished = summary.get("status") == "finished"
     if (plan.must_finish and not is_finished) or (plan.tells_status and is_finished is bool(trial.status)):
         trial.problems.append(f"status {trial.status}, summary {summary.get('status')!r}: {job.output}")
     elif not is_finished:
-        again = Job(folder, Plan(plan.launcher, plan.ranks, plan.spares))
+        again = Job(folder, Plan(plan.launcher, plan.ranks, plan.spares), calm_s)
         if status := again.run()[0]:
             trial.problems.append(f"resumed after status {trial.status}: status {status}: {again.output}")
     trial.problems += _differences(folder, calm)
@@ -269,14 +269,15 @@ def run(count: int, seed: int, only: Sequence[int] = (), keep: Path | None = Non
     place = Path(tempfile.mkdtemp(prefix="ddl-trials-"))
     trials = []
     try:
-        calm = Job(place / "calm", Plan("ddl.launch", 2))
-        if calm.run()[0]:
+        calm = Job(place / "calm", Plan("ddl.launch", 4), GRACE_S)
+        status, calm_s = calm.run()
+        if status:
             raise SystemExit(f"the undisturbed run failed: {calm.output}")
         for number in range(count):
             plan = draw(rng)
             if only and number not in only:
                 continue
-            trial = judge(place / str(number), plan, place / "calm")
+            trial = judge(place / str(number), plan, place / "calm", calm_s)
             trials.append(trial)
             print(f"{number:4}  {trial}", flush=True)
             if trial.problems and keep is not None:

@@ -189,11 +189,11 @@ def _table(draw: Random, folder: Path, format: str) -> Case:
         elif oddity == "twice" and header is not None:
             header[-2] = header[0]
         elif oddity == "category":
-            columns, case.refused = [["red", "blue"] * rows, *columns], "is no number"
+            columns, case.width = [(["red", "blue"] * rows)[:rows], *columns], None
             header = None if header is None else ["colour", *header]
         elif oddity == "missing":
             columns[-1][rows // 2] = draw.choice(["", "?", "NA", "nan"])
-            case.refused = "is no number|is not finite"
+            case.width = None
         elif oddity == "CRLF":
             end = "\r\n"
         elif oddity == "BOM":

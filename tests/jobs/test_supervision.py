@@ -181,6 +181,17 @@ def test_a_job_without_progress_is_killed_and_restarted(play, capfd):
     assert "made no progress" in capfd.readouterr().err
 
 
+def test_what_dead_jobs_have_left_goes_before_the_first_start(play, tmp_path, monkeypatch):
+    """mpirun fails where a dead one with the same process number has left its session folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f"ompi.{gone.pid}").mkdir()
+    made, _ = play("summary('finished')")
+    assert made.run() == 0
+    assert not (tmp_path / f"ompi.{gone.pid}").exists()
+
+
 def test_orphans_of_a_launch_are_gone_before_the_next(play):
     made, _ = play(
         """
@@ -372,11 +383,29 @@ def test_a_supervisor_whose_folder_another_launch_has_taken_ends_and_starts_noth
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_term_and_ctrl_c_leave_no_process(tmp_path, number):
+def test_term_and_ctrl_c_let_the_ranks_save_their_state_and_leave_no_process(tmp_path, number):
     door, launch = started(tmp_path, WAITS)
     door.send_signal(number)
     assert door.wait(DEADLINE_S) == 75
     assert members(launch) == []
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+
+
+def test_a_second_signal_ends_at_once_a_job_that_does_not_end(play):
+    made, _ = play("(folder / 'config.toml').touch(); time.sleep(1000)")
+
+    def twice():
+        while not made._is_under_way:
+            time.sleep(0.01)
+        made.end(signal.SIGTERM)
+        assert not made.must_end
+        made.end(signal.SIGTERM)
+
+    thread = threading.Thread(target=twice)
+    thread.start()
+    assert made.run() == 75
+    thread.join()
+    assert made.must_end
 
 
 def test_mpirun_does_not_outlive_a_killed_supervisor(tmp_path):

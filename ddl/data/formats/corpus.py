@@ -119,7 +119,7 @@ class Bytes:
 
 
 class Characters:
-    """Symbols of a corpus that are its characters (UTF-8); 0 stands for any character missing in the training part.
+    """Symbols of a corpus that are its characters (UTF-8); 0 is any character missing in the training part.
 
     One pass at the start counts the characters and detects bytes that are not UTF-8."""
 

@@ -8,6 +8,7 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return "_" not in text
+
+
+def is_integer(text: str | int) -> bool:
+    stripped = str(text).strip()
+    return stripped[stripped.startswith(("-", "+")) :].isdecimal()
+
+
+@lru_cache(maxsize=2**12)
+def canonical(text: str) -> str:
+    """The name of a class: "+1", "01" and "1.0" are the class "1"; other texts are themselves."""
+    if is_integer(text):
+        return str(int(text))
+    if is_number(text) and float(text).is_integer():
+        return str(int(float(text)))
+    return text
 
 
 def read_head(path: Path, header: bool | None = None, delimiter: str | None = None, decimal: str | None = None) -> Head:
@@ -146,8 +162,8 @@ def _names_columns(
     first: str, cells: Sequence[str], rows: Sequence[Sequence[str]], rest: Sequence[str], path: Path
 ) -> bool:
     numbers = [is_number(cell) for cell in cells]
-    if not any(numbers):
-        return True
+    if not any(numbers):  # texts that all occur below are a sample of categories
+        return not rows or not all(cell in {row[at] for row in rows} for at, cell in enumerate(cells))
     if not rows:
         return False
     over_numbers = [

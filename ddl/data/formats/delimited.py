@@ -1,19 +1,29 @@
-"""CSV files: one sample per line, numbers in columns, one or more of them the target.
+"""CSV files: one sample per line, in columns, one or more of them the target.
 
-labelled_text.py reads texts with a label. A quoted cell may contain the delimiter, but not a line break."""
+encoding.py turns cells into numbers, tables.py joins several files, labelled_text.py reads texts with a label. A quoted
+cell may contain the delimiter, but not a line break."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.data.formats.csv_head import DECIMAL_COMMA, decoded, is_number, read_head, split_cells
+from ddl.arrays import generator
+from ddl.data.formats.csv_head import (
+    DECIMAL_COMMA,
+    canonical,
+    decoded,
+    is_integer,
+    is_number,
+    read_head,
+    split_cells,
+)
+from ddl.data.formats.encoding import Encoding, described, is_date
 from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
@@ -22,6 +32,8 @@ from ddl.wording import instead
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
+MOST_SHOWN = 5  # cells that an error names
+LEARNED_FROM = 50_000  # lines of the training part
 
 
 class Delimited(Source):
@@ -53,7 +65,7 @@ class Delimited(Source):
             raise DataError(f"targets are 'classes', 'values' or 'auto', not {target_kind!r}", path)
         self.path = path
         self._dtype = self._x_dtype = np.dtype(dtype)
-        by_name = any(isinstance(t, str) and not _is_integer(t) for t in [*(targets or ()), *(features or ())])
+        by_name = any(isinstance(t, str) and not is_integer(t) for t in [*(targets or ()), *(features or ())])
         head = read_head(path, True if by_name and header is None else header, delimiter, decimal)
         self.has_header, self.columns, self._delimiter = head.has_header, head.columns, head.delimiter
         self._has_decimal_comma = head.decimal == ","
@@ -69,13 +81,20 @@ class Delimited(Source):
                 known = "none of , ; | and tab divides its first lines: set data.options.delimiter"
                 raise DataError(f"a single column, with the target: {known}", path, 1, "line")
             raise DataError("no column is left for x", path, 1, "line")
-        self._shape = tuple(shape) if shape is not None else (len(self._features),)
-        if math.prod(self._shape) != len(self._features):
-            raise DataError(f"{len(self._features)} features cannot be reshaped to {self._shape}", path)
+        self._wanted_shape = None if shape is None else tuple(shape)
         self._distinct: set[str] = set()
+        self._ordinary = b'0123456789+-.eE \t"' + self._delimiter.encode() + b"," * self._has_decimal_comma
+        self.is_plain: bool | None = None  # whether x holds numbers alone, as far as lines were checked
         self._lines = LineIndex(path, int(self.has_header), self._check)
-        self.notes = (str(head), *self._left_out(head.row_numbers), *blank_note(self._lines))
-        self._number(self._classes(target_kind))
+        self._read_notes = (str(head), *self._left_out(head.row_numbers), *blank_note(self._lines))
+        self.notes = self._read_notes
+        # How cells become numbers: None until that is learned, and [] where all of them are numbers.
+        self.encoding: list[Encoding] | None = None if like is None and not self.is_plain else []
+        if like is not None:
+            encoding = like.get("encoding", [])
+            self.encoding = None if encoding is None else list(map(Encoding.from_json, encoding))
+        self._learns = like is None and not self.is_plain
+        self.number(self._classes(target_kind))
 
     def _left_out(self, row_numbers: Sequence[int]) -> list[str]:
         names = [repr(self.columns[at]) for at in row_numbers if at not in (*self._features, *self._targets)]
@@ -92,7 +111,7 @@ class Delimited(Source):
             if self.columns.count(target) > 1:
                 raise DataError(f"{self.columns.count(target)} columns are called {target!r}", self.path, 1, "line")
             return self.columns.index(target)
-        if _is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
+        if is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
         hint = instead(str(target), self.columns, "there are")
         raise DataError(f"no column {target!r}; {hint}", self.path, 1, "line")
@@ -117,15 +136,12 @@ class Delimited(Source):
         if is_named and not twice:
             missing = [columns[at] for at in (*features, *targets) if columns[at] not in self.columns]
             if missing:
+                listed = ", ".join(map(repr, missing))
                 raise DataError(
-                    f"no column {missing[0]!r}, which the training part has: there are {self.columns}",
-                    self.path,
-                    1,
-                    "line",
+                    f"no column {listed}, which the training part has: there are {self.columns}", self.path, 1, "line"
                 )
-            return [self.columns.index(columns[at]) for at in features], [
-                self.columns.index(columns[at]) for at in targets
-            ]
+            places = {name: at for at, name in enumerate(self.columns)}
+            return [places[columns[at]] for at in features], [places[columns[at]] for at in targets]
         count = columns if isinstance(columns, int) else len(columns)
         if len(self.columns) == count:
             return features, targets
@@ -140,8 +156,22 @@ class Delimited(Source):
         width = line.count(delimiter) + 1 if plain else len(self._cells(self._text(line, number), number))
         if width != len(self.columns):
             raise DataError(f"{width} columns where there are {len(self.columns)}", self.path, number, "line")
+        target = ""
         if len(self._targets) == 1 and len(self._distinct) <= MOST_CLASSES:
-            self._distinct.add(self._target_text(line, number))
+            target = self._target_text(line, number)
+            self._distinct.add(target)
+        if self.is_plain is not False:
+            self.is_plain = self._has_numbers_alone(line, number, delimiter, target)
+
+    def _has_numbers_alone(self, line: bytes, number: int, delimiter: bytes, target: str) -> bool:
+        """Whether no feature of a line is empty, has a letter or, in the first line, is a date. False as well where a
+        column that is neither has letters."""
+        if self.is_plain is None and any(map(is_date, self._cells(self._text(line, number), number))):
+            return False
+        letters = line.translate(None, self._ordinary)
+        if letters and target:
+            letters = letters.replace(target.encode().translate(None, self._ordinary), b"", 1)
+        return not letters and not (delimiter * 2 in line or line.startswith(delimiter))
 
     def _target_text(self, line: bytes, number: int) -> str:
         text = self._target_cell(line, number)
@@ -164,11 +194,11 @@ class Delimited(Source):
             if kind == "classes":
                 raise DataError(f"the target has over {MOST_CLASSES} classes", self.path)
             return ()
-        names = {_canonical(text) for text in found}
-        if all(_is_integer(name) for name in names):
+        names = {canonical(text) for text in found}
+        if all(is_integer(name) for name in names):
             # Under "auto" 1.0 is a value, and so are many different whole numbers.
             few = max(20.0, math.sqrt(len(self._lines)))
-            is_few = all(_is_integer(text) for text in found) and len(names) <= few
+            is_few = all(is_integer(text) for text in found) and len(names) <= few
             return tuple(sorted(names, key=int)) if kind != "auto" or is_few else ()
         if kind != "classes" and all(is_number(text) or not text for text in found):
             return ()
@@ -186,6 +216,7 @@ class Delimited(Source):
             "features": self._features,
             "targets": self._targets,
             "names": list(self.names),
+            "encoding": None if self.encoding is None else [column.to_json() for column in self.encoding],
         }
 
     def recall(self, learned: Mapping[str, Any]) -> None:
@@ -194,27 +225,37 @@ class Delimited(Source):
         if len(self._features) != features:
             raise DataError(f"{len(self._features)} features, the training part has {features}", self.path)
         # The kind is the training part's: few different numbers in a short file do not make them classes.
-        unknown = sorted({_canonical(text) for text in self._distinct} - {_canonical(name) for name in names})
+        unknown = sorted({canonical(text) for text in self._distinct} - {canonical(name) for name in names})
         if names and self._targets and unknown:
             raise DataError(f"classes {unknown[:5]} do not occur in the training part", self.path)
-        self._number(names)
+        if learned.get("encoding") is not None:
+            self.encode_by([Encoding.from_json(column) for column in learned["encoding"]])
+        self.number(names)
 
-    def _number(self, names: Sequence[str]) -> None:
-        self.names, self._code = tuple(names), {_canonical(name): number for number, name in enumerate(names)}
+    def fit(self, indices: np.ndarray) -> None:
+        """Learn from these samples how cells become numbers, where they are none yet."""
+        if self._learns:
+            self.encode_by(list(map(Encoding.learn, self.training_cells(indices))))
+
+    def training_cells(self, indices: np.ndarray) -> list[list[str]]:
+        """The cells of each feature in these samples, or in some of them if there are many."""
+        rows = np.unique(indices)
+        if len(rows) > LEARNED_FROM:  # drawn, since evenly spaced rows could all be alike
+            rows = np.sort(generator(0, "encoding").permutation(rows)[:LEARNED_FROM])
+        return self._cells_of(list(self._lines.read(rows)), rows)
+
+    def encode_by(self, encoding: list[Encoding] | None) -> None:
+        self.encoding = encoding
+        width = sum(column.width for column in encoding) if encoding else len(self._features)
+        self._shape = (width,) if self._wanted_shape is None else self._wanted_shape
+        if encoding is not None and math.prod(self._shape) != width:
+            raise DataError(f"{width} features cannot be reshaped to {self._shape}", self.path)
+        self.notes = (*self._read_notes, *described([self.columns[at] for at in self._features], encoding or []))
         self._kept = (Held([]), self._parse(np.zeros(0, np.int64)))
 
-    @staticmethod
-    def join(files: Sequence[Delimited]) -> None:
-        """Use one class numbering, over the classes of all files. Raises DataError if files differ in kind."""
-        names = {_canonical(name) for file in files for name in file.names}
-        ordered = sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)
-        for file in files:
-            if bool(file.names) != bool(names):
-                raise DataError(
-                    "its target is values, that of other files classes: say data.options.target_kind", file.path
-                )
-            file._number(tuple(ordered))
-            file.recall(files[0].learned())
+    def number(self, names: Sequence[str]) -> None:
+        self.names, self._code = tuple(names), {canonical(name): number for number, name in enumerate(names)}
+        self.encode_by(self.encoding)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -228,10 +269,10 @@ class Delimited(Source):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def exact(self) -> Source:
+    def exact(self) -> Delimited:
         other = copy(self)
         other._x_dtype = np.dtype(np.float64)
-        other._number(self.names)  # nothing is held
+        other.number(self.names)  # nothing is held
         return other
 
     def targets(self) -> np.ndarray | None:
@@ -246,6 +287,8 @@ class Delimited(Source):
         return [self.path]
 
     def hold(self, ranges: Sequence[range]) -> None:
+        if self.encoding is None:
+            self.fit(np.arange(len(self)))
         (old, had), held = self._kept, Held(ranges)
         if held.ranges == old.ranges:
             return
@@ -270,7 +313,7 @@ class Delimited(Source):
         every = np.arange(len(self))
         lines = zip(every.tolist(), self._lines.read(every), strict=True)
         texts = (self._target_text(line, self._lines.line_number(row)) for row, line in lines)
-        return np.fromiter((self._code[_canonical(text)] for text in texts), np.int64, len(self))
+        return np.fromiter((self._code[canonical(text)] for text in texts), np.int64, len(self))
 
     def _parse(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         kept = {name: np.empty((len(rows), *f.shape), f.dtype) for name, f in self.fields.items()}
@@ -279,16 +322,46 @@ class Delimited(Source):
             numbers = rows[start : start + PARSED_AT_ONCE]
             part = [next(lines) for _ in numbers]
             place = slice(start, start + len(part))
-            kept["x"][place] = self._numbers(part, numbers, self._features).reshape(len(part), *self._shape)
+            kept["x"][place] = self._encoded(part, numbers).reshape(len(part), *self._shape)
             if self.names:
                 texts = [
                     self._target_text(line, self._lines.line_number(int(row)))
                     for line, row in zip(part, numbers, strict=True)
                 ]
-                kept["y"][place] = [self._code[_canonical(text)] for text in texts]
+                kept["y"][place] = [self._code[canonical(text)] for text in texts]
             elif self._targets:
                 kept["y"][place] = self._numbers(part, numbers, self._targets)
         return kept
+
+    def _encoded(self, lines: list[bytes], rows: np.ndarray) -> np.ndarray:
+        """(lines, width) float64: the features as numbers."""
+        if not self.encoding:
+            return self._numbers(lines, rows, self._features)
+        parts, mistakes = [], []
+        for at, column, cells in zip(self._features, self.encoding, self._cells_of(lines, rows), strict=True):
+            parts.append(column.encode(cells))
+            what = "date" if column.kind == "date" else "number"
+            for row in np.flatnonzero(~np.isfinite(parts[-1]).all(axis=1)):
+                problem = f"{cells[row]!r} in column {self.columns[at]!r} is no {what}"
+                mistakes.append((self._lines.line_number(int(rows[row])), problem))
+        if mistakes:
+            raise self._error(mistakes)
+        return np.concatenate(parts, axis=1)
+
+    def _error(self, mistakes: list[tuple[int, str]]) -> DataError:
+        """One line about cells that cannot be read. mistakes: (number of the line, problem)."""
+        mistakes = sorted(mistakes)
+        shown = [f"line {number}: {problem}" for number, problem in mistakes[1:MOST_SHOWN]]
+        more = [f"and {len(mistakes) - MOST_SHOWN} more"] if len(mistakes) > MOST_SHOWN else []
+        return DataError("; ".join([mistakes[0][1], *shown, *more]), self.path, mistakes[0][0], "line")
+
+    def _cells_of(self, lines: list[bytes], rows: np.ndarray) -> list[list[str]]:
+        """The cells of each feature, with decimal points."""
+        numbers = [self._lines.line_number(int(row)) for row in rows]
+        split = [self._cells(self._text(line, number), number) for line, number in zip(lines, numbers, strict=True)]
+        if self._has_decimal_comma:
+            split = [[c.replace(",", ".") if DECIMAL_COMMA.fullmatch(c) else c for c in cells] for cells in split]
+        return [[cells[at] for cells in split] for at in self._features]
 
     def _numbers(self, lines: list[bytes], rows: np.ndarray, columns: list[int]) -> np.ndarray:
         """(lines, columns) float64. Raises DataError naming line and column of a cell that is not a finite number."""
@@ -302,10 +375,11 @@ class Delimited(Source):
         except ValueError:
             values = None
         if values is None or len(values) != len(lines) or not np.isfinite(values).all():
-            raise self._first_mistake(texts, rows, columns)
+            raise self._error(self._mistakes(texts, rows, columns))
         return values
 
-    def _first_mistake(self, lines: list[str], rows: np.ndarray, columns: list[int]) -> DataError:
+    def _mistakes(self, lines: list[str], rows: np.ndarray, columns: list[int]) -> list[tuple[int, str]]:
+        found = []
         for line, row in zip(lines, rows.tolist(), strict=True):
             number = self._lines.line_number(row)
             cells = self._cells(line, number)
@@ -313,20 +387,5 @@ class Delimited(Source):
                 cell = cells[column]
                 if not is_number(cell) or not math.isfinite(float(cell)):
                     what = "is no number" if not is_number(cell) else "is not finite"
-                    return DataError(f"{cell!r} in column {self.columns[column]!r} {what}", self.path, number, "line")
-        return DataError("cannot be parsed", self.path, self._lines.line_number(int(rows[0])), "line")
-
-
-def _is_integer(text: str | int) -> bool:
-    stripped = str(text).strip()
-    return stripped[stripped.startswith(("-", "+")) :].isdecimal()
-
-
-@lru_cache(maxsize=2**12)
-def _canonical(text: str) -> str:
-    """The name of a class: "+1", "01" and "1.0" are the class "1"; other texts are themselves."""
-    if _is_integer(text):
-        return str(int(text))
-    if is_number(text) and float(text).is_integer():
-        return str(int(float(text)))
-    return text
+                    found.append((number, f"{cell!r} in column {self.columns[column]!r} {what}"))
+        return found or [(self._lines.line_number(int(rows[0])), "cannot be parsed")]

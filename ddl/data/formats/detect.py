@@ -21,6 +21,7 @@ from ddl.data.formats.files import Column, Concat, FileSource, pair
 from ddl.data.formats.labelled_text import LabelledText, csv_lines, json_lines
 from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, first_bytes, open_idx, open_npy, open_npz
 from ddl.data.formats.rows import MappedRows, Rows
+from ddl.data.formats.tables import join
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate
@@ -187,8 +188,7 @@ def _open_csv(paths: Sequence[Path], request: Request) -> Source:
         sources.append(instantiate(Delimited, options, "data.options"))
     if len(sources) == 1:
         return sources[0]
-    Delimited.join(sources)
-    return Concat(sources)
+    return join(sources, learns=request.like is None)
 
 
 def _open_jsonl(paths: Sequence[Path], request: Request) -> Source:

@@ -253,3 +253,10 @@ def test_a_new_leader_of_an_older_launch_cannot_claim_the_folder_back(tmp_path):
     with pytest.raises(LeaseLost):
         RunFolderLease(tmp_path, "older", 1, 2, older.owner.serial)
     assert owner_of(tmp_path).launch == "newer"
+
+
+def test_a_folder_below_a_file_holds_no_checkpoints_and_a_file_in_its_place_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    assert Store(tmp_path / "file" / "checkpoints").newest() is None
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Store(tmp_path / "file").newest()

@@ -184,3 +184,10 @@ def test_whole_numbers_are_measurements_if_the_caller_says_so(dtype):
     assert np.array_equal(source.gather(np.arange(8))["x"], x)
     tokens = Arrays(x, np.arange(8))
     assert as_dtype(tokens, "float32") is tokens
+
+
+def test_masked_values_are_refused():
+    x = np.arange(6.0).reshape(3, 2)
+    with pytest.raises(DataError, match="an array is masked: fill its masked values"):
+        Arrays(np.ma.masked_array(x, mask=x > 4), [0, 1, 0])
+    assert Arrays(np.ma.masked_array(x), [0, 1, 0]).arrays["x"].tolist() == x.tolist()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddl.data import Arrays, Inputs, Known, Normalise, Order, assign, can_normalise, combine, moments, open_dataset
+from ddl.data.normalise import needs_precision
 from ddl.errors import ConfigError, DataError
 
 
@@ -86,6 +87,17 @@ def test_a_small_change_of_a_large_number_is_normalised_in_float64():
     assert np.allclose(got[:, 0], (np.arange(100) - 49.5) / np.arange(100).std(), atol=1e-6)
     again = Normalise.from_json(normalise.to_json())({"x": x.copy()})["x"]
     assert np.array_equal(got, again)
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e50])
+def test_numbers_beyond_the_range_of_float32_stay_in_float64(scale):
+    assert needs_precision(Arrays(scale * np.arange(100.0)[:, None]))
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_numbers_whose_squares_cannot_be_computed_are_refused(scale):
+    with pytest.raises(DataError, match="lie too close together or too far apart to be normalised: rescale them"):
+        combine(moments(Arrays(scale * np.arange(100.0)[:, None]), Order(100, 3, 10, 0), range(3)))
 
 
 @pytest.mark.parametrize("suffix", ["npz", "csv"])

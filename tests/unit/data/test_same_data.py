@@ -91,6 +91,14 @@ def test_columns_of_one_name_in_the_same_order_are_matched(tmp_path):
     assert np.array_equal(x_of(Inputs().open(new, known)), WANTED)
 
 
+def test_all_columns_that_are_missing_are_named(tmp_path):
+    write_csv(tmp_path / "two.csv", rows("aby"), ["p", "q", "y"])
+    with pytest.raises(
+        DataError, match=r"no column 'a', 'b', which the training part has: there are \['p', 'q', 'y'\]"
+    ):
+        open_dataset("files", path=table(tmp_path / "one.csv", "aby"), validation=0.0, test=str(tmp_path / "two.csv"))
+
+
 def record(source, names=(), target=None):
     return {**Known.of(source, names, target).to_json(), "fingerprint": fingerprint(source)}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[3] / "ddl"
 # Public names that users import keep theirs: each is always written with its module.
 ALLOWED = {
-    "Model": {"models/model.py", "torch/model.py"},  # the protocol, and its implementation for PyTorch modules
+    # The protocol, and its implementations for PyTorch modules and JAX functions.
+    "Model": {"models/model.py", "torch/model.py", "jax.py"},
     # What a commit saves: of a user's own loop, of one in PyTorch, and of training.
     "State": {"elastic.py", "torch/state.py", "train/state.py"},
 }

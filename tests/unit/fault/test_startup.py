@@ -29,11 +29,14 @@ def announced(states):
         ({0: "joining", 1: "starting", 2: "joining"}, 59.0, []),
         ({0: "joining", 1: "starting", 2: "joining"}, 61.0, [1]),
         ({0: "starting", 1: "starting", 2: "starting"}, 61.0, [0, 1, 2]),
+        # MPI itself may take its time, but not for ever.
+        ({0: "joining", 1: "joining", 2: "joining"}, 599.0, []),
+        ({0: "started", 1: "joining", 2: "joining"}, 601.0, [1, 2]),
         # A rank that ended cannot join any more.
         ({0: "joining", 1: "ended", 2: "joining"}, 4.0, []),
         ({0: "joining", 1: "ended", 2: "joining"}, 6.0, [1]),
         # A rank that has joined no longer takes part in start-up: its death is for the recovery.
-        ({0: "started", 1: "started", 2: "joining"}, 1e6, []),
+        ({0: "started", 1: "started", 2: "joining"}, 61.0, []),
     ],
 )
 def test_a_launch_ends_for_ranks_that_are_absent_or_that_hang(states, still_s, lost):
@@ -123,6 +126,12 @@ def test_computing_and_reading_count_as_progress_in_a_rank_and_its_children(code
             os.kill(int(word), 9)
         process.kill()
     assert after > before
+
+
+def test_a_rank_that_ends_before_the_others_come_is_known_to_have_ended(rank):
+    assert rank(1, "watcher.stdin.close()\nwatcher.wait()").wait(30) == 0
+    waiting = rank(0, "send('joining')\ntime.sleep(60)")
+    assert "ended while starting" in waiting.communicate(timeout=30)[1]
 
 
 def test_nothing_is_left_once_all_ranks_have_joined(rank, tmp_path):

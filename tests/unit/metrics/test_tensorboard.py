@@ -64,7 +64,7 @@ def test_a_missing_package_is_reported_with_its_install_command(tmp_path, monkey
 
 @pytest.fixture
 def import_again(monkeypatch):
-    """tensorboardX is imported anew, as in another process."""
+    """tensorboardX is imported again, as in another process."""
     pytest.importorskip("tensorboardX")
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tensorboardX", "torch")]:
         monkeypatch.delitem(sys.modules, name)
@@ -82,7 +82,7 @@ def test_a_broken_installation_of_pytorch_does_no_harm(tmp_path, monkeypatch, im
     sink.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     assert read_scalars(path) == SCALARS
-    assert sys.modules.get("torch", "") is not None  # whoever wants PyTorch is told what is wrong with it
+    assert sys.modules.get("torch", "") is not None  # an import of PyTorch still reports its error
 
 
 def test_a_package_that_is_itself_broken_is_named(tmp_path, monkeypatch, import_again):

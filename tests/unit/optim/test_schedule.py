@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddl.errors import ConfigError
-from ddl.optim import Cosine, Linear, StepDecay, Warmup, gradient_scale, scaled_lr, schedule
+from ddl.optim import Cosine, LearningRate, Linear, StepDecay, Warmup, gradient_scale, resumed_span, scaled_lr, schedule
 
 
 def test_step_decay():
@@ -62,3 +62,22 @@ def test_the_scale_averages_and_clips():
         scale, before = gradient_scale(float(gradient @ gradient), 8.0, limit)
         assert math.isclose(before, 5.0) and math.isclose(np.linalg.norm(gradient * scale), norm)
     assert gradient_scale(0.0, 8.0, 1.0) == (1 / 8, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "span", "rates"),
+    [
+        ("rescale", [0, 8], [0.5, 0.375, 0.25, 0.125]),
+        ("restart", [4, 8], [1, 0.75, 0.5, 0.25]),
+        ("hold", [0, 4], [0, 0, 0, 0]),
+    ],
+)
+def test_a_schedule_that_was_made_for_four_steps_goes_on_for_four_more(choice, span, rates):
+    lr = LearningRate(2.0, Linear, 0, 4)
+    assert [lr(step) for step in range(4)] == [2, 1.5, 1, 0.5]
+    assert resumed_span(choice, [0, 4], 4, 8) == span
+    assert [lr.over(*span)(step) for step in range(4, 8)] == [2 * rate for rate in rates]
+
+
+def test_a_schedule_that_was_restarted_begins_there_when_it_is_rescaled():
+    assert resumed_span("rescale", [4, 8], 8, 12) == [4, 12]

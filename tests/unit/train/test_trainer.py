@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -275,6 +276,40 @@ def test_batch_norm_by_shards_of_too_few_samples_is_refused():
     with pytest.raises(ConfigError, match=r"16 samples.*data\.shards = 4"):
         trainer(model=normalised(sync=False), global_batch=64, shards=24).fit(steps=1)
     trainer(model=normalised(sync=False), global_batch=64, shards=4).fit(steps=1)
+
+
+def rates(run):
+    """step -> learning rate, as logged last."""
+    events = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    return {event["step"]: event["lr"] for event in events if event["event"] == "step"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("rescale", lambda step: 0.5e-2 * (1 + np.cos(np.pi * step / 24))),
+        ("restart", lambda step: 0.5e-2 * (1 + np.cos(np.pi * (step - 12) / 12))),
+        ("hold", lambda step: 1e-4),
+    ],
+)
+def test_a_longer_fit_says_how_its_schedule_goes_on_and_a_resumed_one_goes_on_like_that(choice, expected, capsys):
+    settings = {"optim.resume_schedule": choice, "optim.min_lr": 1e-4 if choice == "hold" else 0.0}
+    settings |= {"metrics.console_every_s": 9, "checkpoint.every_steps": 6}
+    run = trainer(settings, schedule="cosine")
+    run.fit(steps=12)
+    assert "learning rate" not in capsys.readouterr().out
+    run.fit(steps=24)
+    said = capsys.readouterr().out
+    assert said.count("the learning rate of step 12 is") == (choice != "hold")
+    logged = rates(run)
+    assert [logged[step + 1] for step in range(12, 24)] == pytest.approx([expected(step) for step in range(12, 24)])
+
+    shutil.rmtree(run.folder / "checkpoints" / "step_00000024")  # as if the second fit had been interrupted
+    assert (run.folder / "checkpoints" / "step_00000018").is_dir()
+    again = trainer({**settings, "run.dir": str(run.folder), "checkpoint.resume": "auto"}, schedule="cosine")
+    again.fit(steps=24)
+    assert "learning rate" not in capsys.readouterr().out
+    assert rates(again) == pytest.approx(logged)
 
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(1, 1), (4, 4)])
