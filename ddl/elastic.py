@@ -12,7 +12,7 @@
     ddl.elastic.run(train, state, shards=12)
 
 After a failure the survivors return to the newest commit, take over the dead rank's shards and call the function
-again. ``world.batches`` gives each rank its samples of a step; ``resilient`` is ``run`` as a decorator. For a model with
+again. ``world.batches`` gives each rank its samples of a step; ``resilient`` is ``run`` as decorator. For a model with
 data and an optimizer use ``ddl.Trainer``, which does this for you."""
 
 from __future__ import annotations
