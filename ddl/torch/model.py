@@ -104,6 +104,10 @@ class Model(Measured):
         return DTYPES[self._type]
 
     @property
+    def on_host(self) -> bool:
+        return True
+
+    @property
     def averages(self) -> Mapping[str, Average]:
         return self._buffers.averages
 

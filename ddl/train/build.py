@@ -146,6 +146,8 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     model = objects["model"]
     if model.dtype not in (None, job.train.dtype):
         raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    if model.on_host and job.comm.device == "gpu":
+        raise ConfigError("comm.device is gpu, but the model computes on the CPU only")
     model.check(_first_samples(splits.train))
     if model.synchronised and order.global_batch < 2 * job.train.accumulate:
         raise ConfigError(
