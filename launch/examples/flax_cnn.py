@@ -3,7 +3,7 @@
 pip install "ddl-mpi[jax]" flax
 mpirun --with-ft ulfm -n 4 python launch/examples/flax_cnn.py
 
-Layers that change variables while they compute, such as Flax's BatchNorm, are not supported; GroupNorm and LayerNorm are."""
+GroupNorm and LayerNorm work; layers that change variables while they compute, such as BatchNorm, do not."""
 
 from __future__ import annotations
 

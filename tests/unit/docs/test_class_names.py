@@ -12,7 +12,7 @@ ALLOWED = {
     # The protocol, and its implementations for PyTorch modules and JAX functions.
     "Model": {"models/model.py", "torch/model.py", "jax.py"},
     # What a commit saves: of a user's own loop, of one in PyTorch, and of training.
-    "State": {"elastic.py", "torch/state.py", "train/state.py"},
+    "State": {"elastic/state.py", "torch/state.py", "train/state.py"},
 }
 
 
