@@ -75,10 +75,10 @@ class State:
         if not self._check_every or number % self._check_every:
             check_same_call(group, Call("commit"))
             return
-        values = {name: x.data for name, x in self._arrays.items() if x.dtype != object}
-        values |= {name: text.encode() for name, value in self._values.items() if (text := _as_text(value)) is not None}
         try:
-            check_same_values(group, values, f"states at commit {number}", "only equal changes may be committed")
+            check_same_values(
+                group, self.compared(), f"states at commit {number}", "only equal changes may be committed"
+            )
         except ValueError as error:
             raise EndJob(Diverged(str(error))) from None
 
@@ -89,6 +89,12 @@ class State:
         self.__dict__["_values"] = copy.deepcopy(self._kept_values)
 
     # What a subclass with more than arrays and values extends.
+
+    def compared(self) -> dict[str, Any]:
+        """The bytes, by name, that must be equal on all ranks when they commit."""
+        values = {name: x.data for name, x in self._arrays.items() if x.dtype != object}
+        texts = {name: _as_text(value) for name, value in self._values.items()}
+        return {**values, **{name: text.encode() for name, text in texts.items() if text is not None}}
 
     def save(self) -> None:
         """Copy the present values to the saved ones."""

@@ -74,6 +74,9 @@ class State(elastic.State):
         super().restore()
         self._training.restore()
 
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), **self._training.compared()}
+
     def saved_arrays(self) -> list[np.ndarray]:
         return [*super().saved_arrays(), *self._training.saved_arrays()]
 
@@ -170,6 +173,11 @@ class Training:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(copy.deepcopy(self.saved_objects["scheduler"]))
         self.is_averaged = False
+
+    def compared(self) -> dict[str, Any]:
+        """The bytes of the module's tensors by name."""
+        tensors = {f"the module's {name}": value.detach().cpu() for name, value in self.module.state_dict().items()}
+        return {name: value.reshape(-1).view(torch.uint8).numpy().data for name, value in tensors.items()}
 
     def saved_arrays(self) -> list[np.ndarray]:
         """The bytes of the saved tensors, whatever their types are."""
