@@ -12,7 +12,8 @@
     ddl.elastic.run(train, state, shards=12)
 
 After a failure the survivors return to the newest commit, take over the dead rank's shards and call the function
-again. For a model with data and an optimizer use ``ddl.Trainer``, which does this for you."""
+again. ``world.batches`` gives each rank its samples of a step; ``resilient`` is ``run`` as decorator. For a model with
+data and an optimizer use ``ddl.Trainer``, which does this for you."""
 
 from ddl.elastic.run import resilient, run
 from ddl.elastic.state import State, World

@@ -77,11 +77,10 @@ class State:
 
     def _compare(self, group: Group) -> None:
         """End the job where ranks have committed, or begin with, different arrays or plain values."""
-        arrays = self.saved_arrays()
-        names = [*sorted(self._kept_arrays), *(f"array {i}" for i in range(len(self._kept_arrays), len(arrays)))]
-        values = {**dict(zip(names, arrays, strict=True)), **self._kept_values}
         try:
-            check_same_values(group, values, f"states at commit {self._commits}", "all ranks must have the same")
+            check_same_values(
+                group, self.compared(), f"states at commit {self._commits}", "all ranks must have the same"
+            )
         except ValueError as error:
             raise EndJob(Diverged(str(error))) from None
 
@@ -92,6 +91,10 @@ class State:
         self.__dict__["_values"] = copy.deepcopy(self._kept_values)
 
     # What a subclass with more than arrays and values extends.
+
+    def compared(self) -> dict[str, Any]:
+        """What the last commit saved, by name; it must be equal on all ranks."""
+        return {**self._kept_arrays, **self._kept_values}
 
     def save(self) -> None:
         """Copy the present values to the saved ones."""

@@ -72,6 +72,11 @@ class Model:
         return None
 
     @property
+    def on_host(self) -> bool:
+        """Whether it takes arrays of NumPy only, so that the job computes on the CPU; default: no."""
+        return False
+
+    @property
     def averages(self) -> Mapping[str, Average]:
         """name -> running average (buffer); default: none."""
         return {}

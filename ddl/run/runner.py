@@ -194,7 +194,7 @@ class Runner:
             return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
         try:
-            where, problem = device(self.job.comm.device, local), None
+            where, problem = device("cpu" if task.model.on_host else self.job.comm.device, local), None
         except LookupError as error:
             where, problem = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
         problem = self._settled(problem)

@@ -90,7 +90,7 @@ class Trained:
         except ConfigError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.device = Device()
-        if local_rank is not None and self.job.comm.device != "cpu":
+        if local_rank is not None and self.job.comm.device != "cpu" and not self.model.on_host:
             self.device = device("auto", local_rank)
         wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
         for name, (shape, _) in self.model.params.items():  # before memory is allocated, which may be any amount

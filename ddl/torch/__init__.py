@@ -24,6 +24,7 @@ _NAMES = {
     "State": "state",
     "broadcast_optimizer_state": "horovod",
     "broadcast_parameters": "horovod",
+    "read_weights": "weights",
     "translated": "optimizers",
 }
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ddl.torch.optimizers import Factors as Factors
     from ddl.torch.optimizers import translated as translated
     from ddl.torch.state import State as State
+    from ddl.torch.weights import read_weights as read_weights
 
 
 def __getattr__(name: str) -> Any:

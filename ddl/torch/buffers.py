@@ -57,7 +57,8 @@ class Buffers:
         if unknown:
             raise ConfigError(f"averaged: the module has no buffer {unknown[0]!r}; it has {sorted(places)}")
         self._scratch = {name: place.tensor.clone() for name, place in places.items()}
-        self._known: dict[int, tuple[Views, dict[str, Tensor]]] = {}
+        self._committed_in: Views | None = None
+        self._committed: dict[str, Tensor] = {}
 
     def _classify(self, name: str, part: nn.Module, key: str, buffer: Tensor) -> None:
         if buffer.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
@@ -79,11 +80,9 @@ class Buffers:
             self._places[name].put(tensor)
 
     def _tensors(self, views: Views) -> dict[str, Tensor]:
-        known = self._known.get(id(views))
-        if known is None:
-            self._known.clear()
-            known = self._known[id(views)] = (views, {name: torch.from_numpy(views[name]) for name in self._places})
-        return known[1]
+        if views is not self._committed_in:
+            self._committed_in, self._committed = views, {n: torch.from_numpy(views[n]) for n in self._places}
+        return self._committed
 
     @contextmanager
     def statistics_of(self, rows: int) -> Iterator[None]:

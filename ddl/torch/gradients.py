@@ -21,7 +21,6 @@ class Gradients:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], by_rows: Sequence[str]):
         self.parameters, self.by_rows = parameters, by_rows
-        self._known: dict[int, tuple[Views, dict[str, Tensor]]] = {}
         self._pass: Pass | None = None
         # Reentrant checkpointing accumulates a shared parameter's gradient in several parts. Whether it does is seen
         # in the first step; until then gradients are announced at the end.
@@ -36,14 +35,9 @@ class Gradients:
     @contextmanager
     def into(self, grads: Views, ctx: Context) -> Iterator[Pass]:
         """Inside, gradients are written to ``grads``; at the end all have been announced."""
-        known = self._known.get(id(grads))
-        if known is None:
-            if len(self._known) == 2:
-                self._known.clear()
-            known = self._known[id(grads)] = (grads, {name: torch.from_numpy(a) for name, a in grads.items()})
         for parameter in self.parameters.values():
             parameter.grad = None
-        self._pass = Pass(self, grads, known[1], ctx)
+        self._pass = Pass(self, grads, ctx)
         try:
             yield self._pass
             self._pass.finish()
@@ -54,8 +48,9 @@ class Gradients:
 class Pass:
     """The gradients of one batch, which is computed in one or more pieces."""
 
-    def __init__(self, owner: Gradients, grads: Views, tensors: Mapping[str, Tensor], ctx: Context):
-        self._owner, self._grads, self._tensors, self._ctx = owner, grads, tensors, ctx
+    def __init__(self, owner: Gradients, grads: Views, ctx: Context):
+        self._owner, self._grads, self._ctx = owner, grads, ctx
+        self._tensors = {name: torch.from_numpy(grads[name]) for name in owner.parameters}
         self._written: set[str] = set()
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in owner.by_rows}
         self._announced: set[str] = set()
@@ -103,7 +98,7 @@ class Pass:
 
     def finish(self) -> None:
         """Zero the gradients that no piece has written, and announce what is left."""
-        for name in self._tensors.keys() & self._owner.parameters.keys() - self._written:
+        for name in self._tensors.keys() - self._written:
             self._grads.clear(name)
         if self._owner.in_one_part is None:
             self._owner.in_one_part = True

@@ -85,7 +85,7 @@ class Model(Measured):
         self._has_norms = self._by_shard
         self._draws = False  # whether forward draws random numbers that are no masks of dropout
         self._compared: set[int] = set()  # numbers of rows for which a shard was found to come out the same in a batch
-        self._known: dict[int, tuple[Views, dict[str, Tensor]]] = {}
+        self._bound_to: Views | None = None
         self._bound: dict[str, Tensor] = {}
         self._gradients = Gradients(self._trained, self.by_rows)
 
@@ -102,6 +102,10 @@ class Model(Measured):
     @property
     def dtype(self) -> str:
         return DTYPES[self._type]
+
+    @property
+    def on_host(self) -> bool:
+        return True
 
     @property
     def averages(self) -> Mapping[str, Average]:
@@ -273,20 +277,12 @@ class Model(Measured):
         return outputs, *self.objective(outputs, self._targets(batch), rows)
 
     def _bind(self, params: Views) -> None:
-        """The module's parameters are views of ``params``."""
-        known = self._known.get(id(params))
-        if known is None:
-            if len(self._known) == 2:  # a shared replica has two places
-                self._known.clear()
-            known = self._known[id(params)] = (params, {n: torch.from_numpy(params[n]) for n in self._parameters})
-        if known[1] is self._bound:
-            self._refuse_moved()
-            return
-        for name, tensor in known[1].items():
-            self._parameters[name].data = tensor
-        self._bound = known[1]
-
-    def _refuse_moved(self) -> None:
+        """The module's parameters are views of ``params``. Raises UserError if they no longer are what they were."""
+        if params is not self._bound_to:
+            self._bound = {name: torch.from_numpy(params[name]) for name in self._parameters}
+            for name, tensor in self._bound.items():
+                self._parameters[name].data = tensor
+            self._bound_to = params
         for name, tensor in self._bound.items():
             if self._parameters[name].data_ptr() != tensor.data_ptr():
                 raise UserError(

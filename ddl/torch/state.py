@@ -74,6 +74,9 @@ class State(elastic.State):
         super().restore()
         self._training.restore()
 
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), **self._training.compared()}
+
     def saved_arrays(self) -> list[np.ndarray]:
         return [*super().saved_arrays(), *self._training.saved_arrays()]
 
@@ -170,6 +173,12 @@ class Training:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(copy.deepcopy(self.saved_objects["scheduler"]))
         self.is_averaged = False
+
+    def compared(self) -> dict[str, Any]:
+        """The bytes of the module's saved tensors, by name."""
+        names = {id(tensor): name for name, tensor in self.module.state_dict(keep_vars=True).items()}
+        arrays = zip(self._tensors, self.saved_arrays(), strict=True)
+        return {f"the module's {names[id(tensor)]}": array for tensor, array in arrays}
 
     def saved_arrays(self) -> list[np.ndarray]:
         """The bytes of the saved tensors, whatever their types are."""

@@ -45,6 +45,9 @@ from ddl.train.state import State
 from ddl.train.task import Task
 from ddl.wording import instead
 
+# Files of weights of other frameworks: suffix -> what reads one.
+WEIGHTS = dict.fromkeys((".pt", ".pth"), "ddl.torch:read_weights")
+
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "sgd": (),
@@ -150,6 +153,8 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     model = objects["model"]
     if model.dtype not in (None, job.train.dtype):
         raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    if model.on_host and job.comm.device == "gpu":
+        raise ConfigError("comm.device is gpu, but the model computes on the CPU only")
     model.check(_first_samples(splits.train))
     if model.synchronised and order.global_batch < 2 * job.train.accumulate:
         raise ConfigError(
@@ -313,20 +318,11 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
     returned in one line. Running averages are taken too if they match. Raises ConfigError that names mismatches."""
     if not job.model.from_:
         return None
-    from ddl.checkpoint import Store
-
-    path = Path(job.model.from_)
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
     def take(state: Any) -> list[str]:
         # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
-        is_store = folder.name == "checkpoints"
-        try:
-            store = Store(folder if is_store else folder.parent, say=skipped.append)
-            arrays, _ = store.load(None if is_store else folder)
-        except CheckpointError as error:
-            raise ConfigError(f"model.from = {job.model.from_!r}: {error}") from error
+        arrays = _saved_arrays(Path(job.model.from_), skipped.append)
         wrong, fitting = [], []
         for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
@@ -340,7 +336,8 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         unused = sorted(
             name.removeprefix("params/")
             for name in arrays
-            if name.startswith("params/") and name.removeprefix("params/") not in state.params.views
+            if name.startswith("params/")
+            and name.removeprefix("params/") not in {**state.params.views, **state.buffers}
         )
         problems = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
         if wrong and (job.model.strict or not fitting):
@@ -352,6 +349,21 @@ def start_from(job: Job) -> Callable[[Any], list[str]] | None:
         return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
+
+
+def _saved_arrays(path: Path, say: Callable[[str], None]) -> Mapping[str, np.ndarray]:
+    """The arrays, below "params/" and "averages/", of a run, a checkpoint or a file of another framework."""
+    from ddl.checkpoint import Store
+
+    if path.suffix in WEIGHTS:
+        named = resolve(WEIGHTS[path.suffix], {}, "model.from")(path)
+        return {f"{kind}/{name}": value for kind in ("params", "averages") for name, value in named.items()}
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    is_store = folder.name == "checkpoints"
+    try:
+        return Store(folder if is_store else folder.parent, say=say).load(None if is_store else folder)[0]
+    except CheckpointError as error:
+        raise ConfigError(f"model.from = {str(path)!r}: {error}") from error
 
 
 def load_values(values: Mapping[str, Any]) -> dict[str, Any]:

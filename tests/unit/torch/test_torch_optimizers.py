@@ -155,6 +155,12 @@ def test_a_scheduler_that_is_not_a_function_of_the_step_is_rejected(make, words)
         ddl.torch.Factors(make(in_groups(module())))(30)
 
 
+def test_a_job_on_gpus_is_refused(points):
+    run = ddl.Trainer(nn.Linear(5, 3), points, settings={"comm.device": "gpu"})
+    with pytest.raises(ConfigError, match="the model computes on the CPU only"):
+        run.fit(steps=1)
+
+
 def test_a_trainer_takes_an_optimizer_and_a_scheduler_of_pytorch(points):
     x, y = points
     net = nn.Linear(5, 3)

@@ -15,7 +15,7 @@ from ddl import elastic
 from ddl.comm.deaths import Death, Killed
 from ddl.comm.threads import run_ranks
 from ddl.data import Order
-from ddl.errors import UserError
+from ddl.errors import Diverged, UserError
 
 SAMPLES, BATCH, SHARDS, EPOCHS = 30, 12, 6, 2
 
@@ -146,6 +146,26 @@ def test_running_statistics_are_averaged_and_counters_agree(fresh, points):
     for norm in run_ranks(2, normed):
         torch.testing.assert_close(norm.running_mean, 0.1 * x[:SAMPLES].mean(0))
         assert norm.num_batches_tracked == 1
+
+
+def test_modules_that_differ_between_ranks_are_noticed(fresh, points):
+    def diverging(group):
+        net, optimizer, _ = parts(fresh)
+        state = ddl.torch.State(net, optimizer)
+
+        def train(state, world):
+            for rows in world.batches(SAMPLES, global_batch=BATCH):
+                optimizer.zero_grad()
+                loss_sum(net, rows, points, state.steps).backward()
+                if state.steps == 1:
+                    with torch.no_grad():
+                        net.out.bias[group.rank] += 1
+                state.update(len(rows))
+
+        elastic.run(train, state, shards=SHARDS, group=group, check_every=2)
+
+    for error in run_ranks(2, diverging):
+        assert isinstance(error, Diverged) and "the module's out.bias" in str(error)
 
 
 def test_gradients_can_be_clipped_between_average_and_update(fresh, points):
