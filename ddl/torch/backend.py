@@ -39,16 +39,24 @@ def register() -> None:
 
 
 def meet_over_mpi(timeout: timedelta = DEFAULT_TIMEOUT, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """(store, rank, size) of the ranks that mpirun or srun has started."""
+    """(store, rank, size) of the ranks that mpirun or srun has started, or of those that live if one dies meanwhile."""
+    from ddl.fault import session
+    from ddl.fault.recover import survive
     from ddl.torch.process_group import join
 
-    group = join(timeout)
-    store, host = None, "127.0.0.1" if len(group.nodes) == 1 else group.members[0].host
-    if group.rank == 0:
-        store = dist.TCPStore(host, 0, group.size, is_master=True, timeout=timeout, wait_for_workers=False)
-    port = group.gather_objects(None if store is None else store.port)[0]
-    if store is None:
-        store = dist.TCPStore(host, port, group.size, is_master=False, timeout=timeout)
+    store: Any = None
+
+    def connect(group: Any) -> None:
+        nonlocal store
+        host = "127.0.0.1" if len(group.nodes) == 1 else group.members[0].host
+        made = dist.TCPStore(host, 0, is_master=True, timeout=timeout) if group.rank == 0 else None
+        port = group.gather_objects(None if made is None else made.port)[0]
+        # Without the number of ranks: a client would wait for all of them to connect, also for one that has died.
+        store = made or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        group.barrier()
+
+    group, _ = survive(join(timeout), connect)
+    session.hold(group)
     yield store, group.rank, group.size
 
 

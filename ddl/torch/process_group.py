@@ -111,7 +111,11 @@ class ProcessGroup(dist.ProcessGroup):
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], options: Any = None) -> Done:
         every = self._gathered(inputs)
         for number, parts in enumerate(outputs):
-            _assign(parts, [part[number] for part in every])
+            found = [part[number] for part in every]
+            if options is None or options.asyncOp:
+                # DDP compares all ranks' sizes of parameters with its own: for it, a lost rank's are as this rank's.
+                found += [found[self.rank()]] * (len(parts) - len(found))
+            _assign(parts, found)
         return Done(outputs)
 
     def all_gather_single(self, output: torch.Tensor, mine: torch.Tensor, options: Any = None) -> Done:
