@@ -102,7 +102,7 @@ def join(*optimizers: Any) -> Iterator[None]:
     kept = group().kept
     if "join" in kept:
         raise DdlError("a ddl.join block is inside another")
-    joinable = [one if isinstance(one, DistributedOptimizer) else JOINABLE.get(one) for one in optimizers]
+    joinable: list[Any] = [one if isinstance(one, DistributedOptimizer) else JOINABLE.get(one) for one in optimizers]
     if None in joinable:
         kind = type(optimizers[joinable.index(None)]).__name__
         raise TypeError(f"ddl.join takes what DistributedOptimizer of ddl or ddl.torch returned, not a {kind}")
