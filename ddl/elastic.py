@@ -48,16 +48,16 @@ def _no_heartbeat(commits: int, phase: str) -> None:
 class State:
     """Named arrays and small picklable values, as attributes; ``commit`` saves their present values.
 
-    Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it.
-    Raises UserError for a name that the class itself needs."""
+    Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it. Raises UserError
+    for a name that the class itself needs, and where floats are assigned to an array of integers."""
 
     def __init__(self, **values: Any):
         taken = sorted(name for name in values if name.startswith("_") or name in dir(type(self)))
         if taken:
             raise UserError(f"a value of the state cannot be called {taken[0]!r}: State itself has that name")
         # C order, because arrays that are sent must be contiguous.
-        arrays = {name: np.array(v, order="C") for name, v in values.items() if isinstance(v, np.ndarray)}
-        small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
+        arrays = {name: np.array(v, order="C") for name, v in values.items() if _is_array(v)}
+        small = {name: v for name, v in values.items() if name not in arrays}
         self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _group=None, _check_every=0)
         self.__dict__["_beat"] = _no_heartbeat
         self.__dict__.update(_kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
@@ -71,8 +71,12 @@ class State:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._arrays:
-            if value is not self._arrays[name]:
-                self._arrays[name][...] = value
+            if value is not (array := self._arrays[name]):
+                if array.dtype.kind in "biu" and (given := np.asarray(value).dtype).kind in "fc":
+                    raise UserError(
+                        f"state.{name} holds {array.dtype}, which {given} does not fit: create it as floats"
+                    )
+                array[...] = value
         elif name in self._values:
             self._values[name] = value
         else:
@@ -97,10 +101,10 @@ class State:
     def _meet(self, group: Group) -> None:
         """Wait for all ranks, and every so often compare what they are about to commit."""
         number = self._commits + 1
-        if not self._check_every or number % self._check_every:
+        if not self._check_every or (number > 1 and number % self._check_every):
             check_same_call(group, Call("commit"))
             return
-        values = {name: x.data for name, x in self._arrays.items() if x.dtype != object}
+        values = {name: x.data for name, x in self._arrays.items()}
         values |= {name: text.encode() for name, value in self._values.items() if (text := _as_text(value)) is not None}
         try:
             check_same_values(group, values, f"states at commit {number}", "only equal changes may be committed")
@@ -136,6 +140,11 @@ class State:
     def join(self, group: Group) -> None:
         """Called in every generation, before the function: commits wait for this group."""
         self.__dict__["_group"] = group
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is sent as its memory; arrays of texts, dates or objects, and masked ones, are sent as values."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and not isinstance(value, np.ma.MaskedArray)
 
 
 def _as_text(value: Any) -> str | None:
@@ -356,8 +365,8 @@ def run(
 
     shards: the number of pieces of the work; ``world.shards`` are this rank's. After a failure the state is reset to
     the newest commit and the function is called again. on_failure: called on every rank after each recovery.
-    check_every: commits between comparisons of the ranks' states, of arrays and plain values (0: never; choose it where
-    hosts compute with different processors, which round differently).
+    check_every: commits between comparisons of the ranks' states, of arrays and plain values, the first of which is at
+    the first commit (0: never; choose it where hosts compute with different processors, which round differently).
     hang_timeout_s: a rank that neither commits nor waits for others for so many seconds counts as hung and is killed;
     one that is stopped (SIGSTOP) is killed after 2.
     Raises on every rank alike: Diverged if ranks are about to commit different states, Stop if fewer than ``min_ranks``
@@ -366,6 +375,10 @@ def run(
     alive. If the script does not catch it, one rank prints it and all end with its status. Any other exception of the
     function ends this rank if the others can survive that, and the job otherwise."""
     global _script
+    if not isinstance(state, State):
+        raise UserError(f"ddl.elastic.run takes a ddl.elastic.State, not a {type(state).__name__}")
+    if shards < 1:
+        raise UserError(f"shards = {shards}: the work is cut into at least 1")
     script = None
     if group is None:
         script = _script = _script or _Script(hang_timeout_s)
