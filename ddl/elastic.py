@@ -73,9 +73,7 @@ class State:
         if name in self._arrays:
             if value is not (array := self._arrays[name]):
                 if array.dtype.kind in "biu" and (given := np.asarray(value).dtype).kind in "fc":
-                    raise UserError(
-                        f"state.{name} holds {array.dtype}, which {given} does not fit: create it as floats"
-                    )
+                    raise UserError(f"state.{name} holds {array.dtype}, not {given}: create it as floats")
                 array[...] = value
         elif name in self._values:
             self._values[name] = value
