@@ -73,7 +73,7 @@ class Model(Measured):
                 f"a pytree needs parameters of one type, float32 or float64; this one has {sorted(dtypes) or 'none'}"
             )
         (self._dtype,) = dtypes
-        self.values, self._takes_key = params, len(inspect.signature(loss).parameters) > 2
+        self.values, self._takes_key = params, _takes_key(loss)
         self._known: dict[int, tuple[Views, list[Any]]] = {}
         self._loss = jax.jit(partial(self._total, loss))
         self._gradients = jax.jit(jax.value_and_grad(partial(self._total, loss), has_aux=True))
@@ -97,12 +97,25 @@ class Model(Measured):
             jax.eval_shape(self._loss, values, dict(batch), seed)
             if self._outputs is not None:
                 jax.eval_shape(self._outputs, values, batch["x"])
+            self._check_mean(values, batch)
         except UserError as error:
             raise ConfigError(str(error)) from error
         except Exception as error:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in batch.items())
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise ConfigError(f"the function cannot compute samples ({shapes}): {first}") from error
+
+    def _check_mean(self, values: Sequence[Any], batch: Batch) -> None:
+        """Raises UserError if the loss of two samples is not what their own losses make up."""
+        if len(batch["x"]) < 2:
+            return
+        parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(2), slice(1), slice(1, 2))]
+        (both, weight), (first, one), (second, other) = ([float(v) for v in self._loss(values, p, None)] for p in parts)
+        if not np.allclose([both, weight], [first + second, one + other], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise UserError(
+                f"the loss of 2 samples is {both:.6g}, but that of its parts adds up to {first + second:.6g}: a loss "
+                "must be a mean over the samples, or return (sum, weight)"
+            )
 
     def loss_and_gradients(
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
@@ -162,11 +175,19 @@ class Model(Measured):
         result = loss(self._whole(values), batch, *key)
         if isinstance(result, tuple) and len(result) == 2 and not any(np.ndim(part) for part in result):
             return result[0], jax.numpy.asarray(result[1], jax.numpy.float32)
+        if not isinstance(result, tuple) and not np.issubdtype(jax.numpy.result_type(result), np.floating):
+            raise UserError(f"the loss is of {jax.numpy.result_type(result)}, which has no gradient")
         if isinstance(result, tuple) or np.ndim(result):
             got = f"{len(result)} values" if isinstance(result, tuple) else f"an array of shape {np.shape(result)}"
             raise UserError(f"the loss returns the mean over the samples, or (sum, weight), not {got}")
         rows = len(batch["x"])
         return result * rows, jax.numpy.float32(rows)
+
+
+def _takes_key(loss: Callable[..., Any]) -> bool:
+    """Whether it has a third argument that must be given, or is called key."""
+    parameters = list(inspect.signature(loss).parameters.values())
+    return len(parameters) > 2 and (parameters[2].default is inspect.Parameter.empty or parameters[2].name == "key")
 
 
 def _value_of(value: np.ndarray, shape: Shape, random: np.random.Generator) -> np.ndarray:

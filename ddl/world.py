@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def join(*optimizers: DistributedOptimizer) -> Iterator[None]:
+def join(*optimizers: Any) -> Iterator[None]:
     """Let ranks make different numbers of calls: ``with ddl.join(optimizer): for batch in my_batches: ...``.
 
     A rank that leaves the block waits until all have left it. Meanwhile it shadows their calls: it adds zeros to their
@@ -101,10 +102,14 @@ def join(*optimizers: DistributedOptimizer) -> Iterator[None]:
     kept = group().kept
     if "join" in kept:
         raise DdlError("a ddl.join block is inside another")
+    joinable: list[Any] = [one if isinstance(one, DistributedOptimizer) else JOINABLE.get(one) for one in optimizers]
+    if None in joinable:
+        kind = type(optimizers[joinable.index(None)]).__name__
+        raise TypeError(f"ddl.join takes what DistributedOptimizer of ddl or ddl.torch returned, not a {kind}")
     check_same_call(group(), Call(f"join({len(optimizers)} optimizers)"))
-    for optimizer in optimizers:
+    for optimizer in joinable:
         optimizer.check_start()
-    kept["join"] = optimizers
+    kept["join"] = joinable
     try:
         yield
         shadow_the_rest(group())
@@ -124,8 +129,17 @@ class _Broadcast(Call):
             group.broadcast(np.empty(shape, dtype), self.root)
 
 
+# Optimizers of other frameworks that average over the ranks -> what ``join`` calls for them.
+JOINABLE: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def place_in_join(optimizer: Any) -> int:
+    """The place of an optimizer in the ``join`` block, -1 if it is not there."""
+    return next((i for i, other in enumerate(group().kept.get("join", ())) if other is optimizer), -1)
+
+
 @dataclass(frozen=True)
-class _OptimizerStep(Call):
+class OptimizerStep(Call):
     """place: of the optimizer in the ``join`` block, -1 if it is not there."""
 
     place: int = -1
@@ -163,10 +177,8 @@ class DistributedOptimizer:
         their learning rates, or before the first step their parameters."""
         given = {name: np.asarray(host(g)) for name, g in grads.items()}
         described = "; ".join(f"{name}: {given[name].shape}" for name in sorted(given))
-        joined = group().kept.get("join", ())
-        place = next((i for i, other in enumerate(joined) if other is self), -1)
         text = f"DistributedOptimizer.step({described}, {self._grads.flat.dtype}, lr {self.lr:g})"
-        contributors = check_same_call(group(), _OptimizerStep(text, None, place, self.lr))
+        contributors = check_same_call(group(), OptimizerStep(text, None, place_in_join(self), self.lr))
         self.check_start()
         self._grads.assign(given)
         self._update(contributors)

@@ -32,7 +32,10 @@ SOURCES: dict[str, Callable[..., Any]] = {
 
 
 # Datasets of other frameworks: base class -> what makes a source of one; and the same by the prefix of a source's name.
-FOREIGN = {"torch.utils.data.dataset.Dataset": "ddl.torch:Dataset"}
+FOREIGN = {
+    "torch.utils.data.dataset.Dataset": "ddl.torch:Dataset",
+    "torch.utils.data.dataloader.DataLoader": "ddl.torch:Dataset",  # which says what to give instead
+}
 PREFIXES = {"torch": "ddl.torch:Dataset"}
 
 

@@ -189,8 +189,8 @@ def run(
 
     shards: the number of pieces of the work; ``world.shards`` are this rank's. After a failure the state is reset to
     the newest commit and the function is called again. on_failure: called on every rank after each recovery.
-    check_every: commits between comparisons of the ranks' states, of arrays and plain values (0: never; choose it where
-    hosts compute with different processors, which round differently).
+    check_every: commits between comparisons of the ranks' states, of arrays and plain values, the first of which is at
+    the first commit (0: never; choose it where hosts compute with different processors, which round differently).
     hang_timeout_s: a rank that neither commits nor waits for others for so many seconds counts as hung and is killed;
     one that is stopped (SIGSTOP) is killed after 2.
     Raises on every rank alike: Diverged if ranks are about to commit different states, Stop if fewer than ``min_ranks``
@@ -199,6 +199,10 @@ def run(
     alive. If the script does not catch it, one rank prints it and all end with its status. Any other exception of the
     function ends this rank if the others can survive that, and the job otherwise."""
     global _script
+    if not isinstance(state, State):
+        raise UserError(f"ddl.elastic.run takes a ddl.elastic.State, not a {type(state).__name__}")
+    if shards < 1:
+        raise UserError(f"shards = {shards}: the work is cut into at least 1")
     script = None
     if group is None:
         script = _script = _script or _Script(hang_timeout_s)

@@ -22,16 +22,16 @@ def no_heartbeat(commits: int, phase: str) -> None:
 class State:
     """Named arrays and small picklable values, as attributes; ``commit`` saves their present values.
 
-    Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it.
-    Raises UserError for a name that the class itself needs."""
+    Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it. Raises UserError
+    for a name that the class itself needs, and where floats are assigned to an array of integers."""
 
     def __init__(self, **values: Any):
         taken = sorted(name for name in values if name.startswith("_") or name in dir(type(self)))
         if taken:
             raise UserError(f"a value of the state cannot be called {taken[0]!r}: State itself has that name")
         # C order, because arrays that are sent must be contiguous.
-        arrays = {name: np.array(v, order="C") for name, v in values.items() if isinstance(v, np.ndarray)}
-        small = {name: v for name, v in values.items() if not isinstance(v, np.ndarray)}
+        arrays = {name: np.array(v, order="C") for name, v in values.items() if _is_array(v)}
+        small = {name: v for name, v in values.items() if name not in arrays}
         self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _group=None, _check_every=0)
         self.__dict__["_beat"] = no_heartbeat
         self.__dict__.update(_kept_arrays=copy.deepcopy(arrays), _kept_values=copy.deepcopy(small))
@@ -45,8 +45,10 @@ class State:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._arrays:
-            if value is not self._arrays[name]:
-                self._arrays[name][...] = value
+            if value is not (array := self._arrays[name]):
+                if array.dtype.kind in "biu" and (given := np.asarray(value).dtype).kind in "fc":
+                    raise UserError(f"state.{name} holds {array.dtype}, not {given}: create it as floats")
+                array[...] = value
         elif name in self._values:
             self._values[name] = value
         else:
@@ -117,6 +119,11 @@ class State:
     def join(self, group: Group) -> None:
         """Called in every generation, before the function: commits wait for this group."""
         self.__dict__["_group"] = group
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is sent as its memory; arrays of texts, dates or objects, and masked ones, are sent as values."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and not isinstance(value, np.ma.MaskedArray)
 
 
 class World:

@@ -112,6 +112,8 @@ class Trainer:
             optimizer, rules = translate(optimizer, model, schedule)
         self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
         if factors is not None:
+            if optimizer is None:
+                raise UserError("a scheduler sets the rates of its own optimizer: give that as well, as optimizer")
             self.schedule = factors(schedule)
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
         self.initial = initial

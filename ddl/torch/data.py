@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from ddl.data import Field, Source, drawing
 from ddl.errors import ConfigError, DataError
@@ -40,7 +40,16 @@ class Dataset(Source):
     ):
         if isinstance(dataset, IterableDataset):
             raise ConfigError("an IterableDataset has no samples by number: ddl needs a map-style dataset")
-        if not len(dataset):
+        if isinstance(dataset, DataLoader):
+            raise ConfigError(
+                "a DataLoader makes batches for one process: give its dataset, or "
+                "ddl.torch.Dataset(dataset, collate_fn, workers=N)"
+            )
+        try:
+            samples = len(dataset)
+        except TypeError as error:
+            raise ConfigError(f"a dataset needs a length (__len__), which {type(dataset).__name__} has not") from error
+        if not samples:
             raise DataError("a dataset of no samples")
         self.dataset, self._collate, self._called = dataset, collate_fn or default_collate, names
         self._readers = Readers(dataset, workers) if workers else None
@@ -62,7 +71,7 @@ class Dataset(Source):
         if not len(indices):  # in the last step of an epoch a rank may have none, of which nothing can be collated
             return {name: np.empty((0, *field.shape), field.dtype) for name, field in self.fields.items()}
         if self._readers is not None:
-            return self._named(self._collate(self._readers.read(indices.tolist(), *self._key())))
+            return self._named(self._collated(self._readers.read(indices.tolist(), *self._key())))
         with _generators_restored() as before:
             if not self._draws:
                 samples = [self.dataset[number] for number in indices.tolist()]
@@ -72,7 +81,15 @@ class Dataset(Source):
                 for number in indices.tolist():
                     seed_all(*self._key(), number)
                     samples.append(self.dataset[number])
-            return self._named(self._collate(samples))
+            return self._named(self._collated(samples))
+
+    def _collated(self, samples: list[Any]) -> Any:
+        try:
+            return self._collate(samples)
+        except (TypeError, RuntimeError) as error:
+            if self._collate is not default_collate:
+                raise
+            raise DataError(f"samples do not form a batch without a transform or collate_fn: {error}") from error
 
     def _key(self) -> tuple[int, int]:
         """What the draws of a sample are keyed by, besides its number: (seed, epoch)."""

@@ -4,7 +4,9 @@ Such a loop does not survive the death of a rank: ``ddl.torch.State`` or ``ddl.T
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,20 +14,20 @@ import torch
 from torch import Tensor
 
 from ddl import world
-from ddl.collectives import Call, check_same_call
 from ddl.collectives import allreduce as sum_in_place
+from ddl.collectives import check_same_call, check_same_values
+from ddl.comm import Group
 
 
 def DistributedOptimizer(optimizer: torch.optim.Optimizer, named_parameters: Any = None) -> torch.optim.Optimizer:
     """Make ``optimizer.step`` average the gradients over all ranks before it updates; returns ``optimizer``.
 
-    named_parameters is accepted but not needed. A missing gradient counts as zero, but a parameter without a gradient
-    on any rank is not updated."""
-
-    def average(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
-        _average([p for group in optimizer.param_groups for p in group["params"]])
-
-    optimizer.register_step_pre_hook(average)
+    A closure's gradients and loss are averaged each time the optimizer calls it. named_parameters: for messages.
+    A missing gradient counts as zero, but a parameter without a gradient on any rank is not updated. The first step
+    raises ValueError, on every rank, if the ranks' parameters differ."""
+    averaging = _Averaging(optimizer, dict(named_parameters or ()))
+    world.JOINABLE[optimizer] = averaging
+    optimizer.register_step_pre_hook(averaging)
     return optimizer
 
 
@@ -34,8 +36,7 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Any]], 
     given = dict(params.items() if isinstance(params, Mapping) else params)
     tensors = {name: value.detach() for name, value in given.items() if isinstance(value, Tensor)}
     hosts = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    # As bytes, since NumPy lacks some of the types.
-    world.broadcast({name: host.reshape(-1).view(torch.uint8).numpy() for name, host in hosts.items()}, root_rank)
+    world.broadcast({name: _bytes(host) for name, host in hosts.items()}, root_rank)
     for name, tensor in tensors.items():
         tensor.copy_(hosts[name])
 
@@ -48,25 +49,103 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     )
 
 
-class _Averaging(Call):
-    """A step of DistributedOptimizer."""
+@dataclass(frozen=True)
+class _Step(world.OptimizerStep):
+    """settings: of the parameter groups, which a scheduler changes."""
+
+    settings: tuple[dict[str, Any], ...] = ()
+    has_closure: bool = False
 
     def why_not_shadowed(self) -> str:
-        return "since gradients are averaged over all ranks"
+        return "since it has a closure" if self.has_closure else super().why_not_shadowed()
+
+    def shadow(self, group: Group, contributors: int) -> None:
+        group.kept["join"][self.place].shadow(self.settings, contributors)
+
+
+class _Averaging:
+    """What PyTorch calls before each step of an optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, named: dict[str, Tensor]):
+        self._optimizer = weakref.ref(optimizer)  # which owns this
+        self._names = {id(parameter): name for name, parameter in named.items()}
+        self._is_checked = self._shadows = False
+
+    def __call__(self, optimizer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self._shadows:
+            return None
+        closure = options.pop("closure", arguments[1] if len(arguments) > 1 else None)
+        if closure is None:
+            self._average(optimizer, False)
+            return None
+
+        def averaged() -> Any:
+            loss = closure()
+            self._average(optimizer, True)
+            return None if loss is None else torch.as_tensor(world.allreduce(torch.as_tensor(loss).detach()))
+
+        return (optimizer, averaged), options
+
+    def _average(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> None:
+        group = world.group()
+        settings = tuple({k: v for k, v in one.items() if k != "params"} for one in optimizer.param_groups)
+        shapes = "; ".join(f"{tuple(p.shape)} {p.dtype}" for p in _parameters(optimizer))
+        rates = ", ".join(f"{float(one['lr']):g}" for one in settings)
+        text = f"ddl.torch.DistributedOptimizer.step({shapes}; lr {rates})"
+        place = world.place_in_join(self)
+        contributors = check_same_call(group, _Step(text, None, place, 0.0, settings, has_closure))
+        self.check_start()
+        _sum_gradients(_parameters(optimizer), contributors)
+
+    def check_start(self) -> None:
+        """Raises ValueError, on every rank, if the ranks' parameters differ before the first step."""
+        optimizer = self._optimizer()
+        if self._is_checked or optimizer is None:
+            return
+        values = {
+            self._names.get(id(p), f"parameter {place}"): _bytes(p).data
+            for place, p in enumerate(_parameters(optimizer))
+        }
+        advice = "call ddl.torch.broadcast_parameters(module.state_dict()) first"
+        check_same_values(world.group(), values, "parameters before the first step", advice)
+        self._is_checked = True
+
+    def shadow(self, settings: tuple[dict[str, Any], ...], contributors: int) -> None:
+        """Take part in a step of the other ranks without gradients."""
+        optimizer = self._optimizer()
+        assert optimizer is not None
+        for mine, theirs in zip(optimizer.param_groups, settings, strict=True):
+            mine.update(theirs)
+        for parameter in _parameters(optimizer):
+            parameter.grad = None
+        _sum_gradients(_parameters(optimizer), contributors)
+        self._shadows = True
+        try:
+            optimizer.step()
+        finally:
+            self._shadows = False
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """The tensor's values as bytes, since NumPy lacks some of the types; of one in host memory not copied."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 @torch.no_grad()
-def _average(parameters: list[Tensor]) -> None:
+def _sum_gradients(parameters: list[Tensor], contributors: int) -> None:
+    """Give each parameter the sum of the ranks' gradients, divided by ``contributors``."""
     group = world.group()
-    shapes = "; ".join(f"{tuple(p.shape)} {p.dtype}" for p in parameters)
-    check_same_call(group, _Averaging(f"ddl.torch.DistributedOptimizer.step({shapes})"))
     has_gradient = np.array([p.grad is not None for p in parameters], np.float64)
     group.native_allreduce(has_gradient)
     summed = [p for p, ranks in zip(parameters, has_gradient) if ranks]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in summed]
     flat = torch.cat([g.to_dense().reshape(-1).cpu().to(_wide(parameters)) for g in gradients] or [torch.zeros(0)])
     sum_in_place(flat.numpy(), group)
-    flat /= group.size
+    flat /= contributors
     for parameter, mean in zip(summed, flat.split([p.numel() for p in summed])):
         parameter.grad = mean.view(parameter.shape).to(parameter.device, parameter.dtype)
 

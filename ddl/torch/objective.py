@@ -69,6 +69,8 @@ class Objective:
         self._function = resolve(loss, LOSSES, "model.loss") if isinstance(loss, str) else loss
         if not callable(self._function):
             raise ConfigError(f"a loss is a name or a function of outputs and targets, not {self._function!r}")
+        if isinstance(self._function, type):
+            raise ConfigError(f"the loss is a class: make one, {self._function.__name__}()")
         self._weigh = _weight_of_classes(self._function)
         reduction = _option(self._function, "reduction", "mean")
         if reduction != "mean":
@@ -78,6 +80,11 @@ class Objective:
 
     def __call__(self, outputs: Any, targets: Any, rows: int) -> tuple[Tensor, float]:
         """rows: samples in the batch. Raises UserError for a value of another kind."""
+        if self.name and not isinstance(outputs, Tensor):
+            raise UserError(
+                f'loss "{self.name}" takes one tensor of outputs, and the module returns {_described(outputs)}: give a '
+                "function of outputs and targets instead"
+            )
         value = self._function(outputs) if targets is None else self._function(outputs, targets)
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor) and value[0].dim() == 0:
             return value[0], float(value[1])
@@ -90,11 +97,12 @@ class Objective:
         """Raises UserError if the loss of a few samples is not what those of the first and of the others make up."""
         if rows < 2:
             return
-        parts = [self(rows_of(outputs, part), rows_of(targets, part), n) for part, n in _cut(rows)]
         loss, weight = self(outputs, targets, rows)
+        parts = [self(rows_of(outputs, part), rows_of(targets, part), n) for part, n in _cut(rows)]
         total = sum(float(part) for part, _ in parts)
         rtol = max(1e-3, 4 * torch.finfo(loss.dtype).eps)
-        if not np.isclose(float(loss), total, rtol=rtol, atol=1e-5) or not np.isclose(weight, sum(w for _, w in parts)):
+        found, expected = [float(loss), weight], [total, sum(weight for _, weight in parts)]
+        if not np.allclose(found, expected, rtol=rtol, atol=1e-5, equal_nan=True):
             raise UserError(
                 f"the loss of {rows} samples is {float(loss):.6g}, but that of its parts adds up to {total:.6g}: a "
                 "loss must be a mean over the samples, or return (sum, weight)"

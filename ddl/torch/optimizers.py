@@ -70,6 +70,8 @@ def translated(optimizer: torch.optim.Optimizer, model: Any, scheduler: Any = No
     module = model.module if isinstance(model, Model) else model
     if not isinstance(module, nn.Module):
         raise ConfigError("an optimizer of PyTorch goes with a torch.nn.Module: give the model as one")
+    if isinstance(optimizer, type):
+        raise ConfigError(f"the optimizer is a class: make one, {optimizer.__name__}(module.parameters())")
     kind = type(optimizer)
     if kind not in RULES:
         raise ConfigError(
@@ -78,6 +80,9 @@ def translated(optimizer: torch.optim.Optimizer, model: Any, scheduler: Any = No
         )
     _refuse_state(optimizer)
     scheduled = isinstance(scheduler, lr_scheduler.LRScheduler)
+    if scheduled and scheduler.optimizer is not optimizer:
+        raise ConfigError("the scheduler is of another optimizer than the one that is given")
+    _refuse_plateau(scheduler)
     groups = [
         _rule_of(kind, {**group, "lr": group["initial_lr"]} if scheduled else group) for group in optimizer.param_groups
     ]
@@ -105,6 +110,11 @@ def _rule_of(kind: type, group: Group) -> Optimizer:
     return rule(group)
 
 
+def _refuse_plateau(scheduler: Any) -> None:
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        raise ConfigError("ReduceLROnPlateau needs the results of training, which a schedule does not have")
+
+
 def _refuse_state(optimizer: torch.optim.Optimizer) -> None:
     """ddl's optimizers start from empty slots."""
     for state in optimizer.state.values():
@@ -121,9 +131,7 @@ class Factors:
     results of training, sets more than learning rates, or has different factors for different groups."""
 
     def __init__(self, scheduler: lr_scheduler.LRScheduler):
-        name = type(scheduler).__name__
-        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-            raise ConfigError(f"{name} needs the results of training, which a schedule does not have")
+        _refuse_plateau(scheduler)
         groups = scheduler.optimizer.param_groups
         shared = {id(parameter): parameter for group in groups for parameter in group["params"]}
         self._scheduler = copy.deepcopy(scheduler, dict(shared))

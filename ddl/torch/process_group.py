@@ -159,7 +159,23 @@ class ProcessGroup(dist.ProcessGroup):
         _assign(outputs, [part[self.rank()] for part in every])
         return Done(outputs)
 
-    def barrier(self, options: Any = None) -> Done:
+    def all_to_all_single(
+        self,
+        output: torch.Tensor,
+        mine: torch.Tensor,
+        output_rows: Sequence[int] = (),
+        input_rows: Sequence[int] = (),
+        options: Any = None,
+    ) -> Done:
+        """output_rows, input_rows: how many are received from, and sent to, each rank; none: equal parts."""
+        ranks = self.size()
+        sent = mine.split(list(input_rows) or len(mine) // ranks)
+        received = output.split(list(output_rows) or len(output) // ranks)
+        return self.alltoall(list(received), list(sent))
+
+    alltoall_base = all_to_all_single
+
+    def barrier(self, opts: Any = None) -> Done:  # PyTorch gives it by name
         self.steps.call(lambda: [])
         return Done()
 

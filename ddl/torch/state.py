@@ -105,6 +105,13 @@ class Training:
         known = {id(p) for p in module.parameters()}
         if strangers := [tuple(p.shape) for p in self._parameters if id(p) not in known]:
             raise UserError(f"the optimizer has a parameter of shape {strangers[0]} that is not the module's")
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise UserError(
+                "ReduceLROnPlateau needs a loss: leave it out of the State, and call its step with a loss that is "
+                "equal on all ranks, as world.allreduce returns it"
+            )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UserError("LBFGS needs a closure, and update() has none: ddl.torch.DistributedOptimizer runs it")
         buffers, tensors = Buffers(module), module.state_dict(keep_vars=True)
         self._averages = [tensors[name] for name in buffers.averages]
         self._counters = [tensors[name] for name, kept in buffers.kept.items() if kept.counts]

@@ -38,7 +38,16 @@ def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
 
 def main() -> None:
     dist.init_process_group("ddl")
-    me = dist.get_rank()
+    me, size = dist.get_rank(), dist.get_world_size()
+    if where == "never":
+        dist.barrier()
+        received = torch.zeros(size)
+        dist.all_to_all_single(received, 10.0 * torch.arange(size) + me)
+        assert received.tolist() == [10.0 * me + rank for rank in range(size)]
+        counts = [1 + rank for rank in range(size)]  # as many rows to each rank as its number says, and one more
+        rows = torch.zeros(size * (1 + me), 2)
+        dist.all_to_all_single(rows, torch.full((sum(counts), 2), float(me)), [1 + me] * size, counts)
+        assert rows[:, 0].tolist() == [float(rank) for rank in range(size) for _ in range(1 + me)]
 
     def strike(moment: str) -> None:
         if me == victim and moment == where:

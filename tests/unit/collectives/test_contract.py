@@ -107,6 +107,16 @@ def test_a_broadcast_with_different_roots_or_shapes_writes_nothing(on_ranks):
     assert on_ranks(2, lambda rank: broadcast(rank, 0, (2, 3 + rank))) == [{0.0}, {1.0}]
 
 
+def test_tensors_are_summed_whether_or_not_they_need_a_gradient(on_ranks):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    def mean(rank):
+        tensors = torch.tensor(1.0 + rank, requires_grad=True), torch.full((2,), 1.0 + rank, dtype=torch.bfloat16)
+        return [ddl.allreduce(tensor).tolist() for tensor in tensors]
+
+    assert on_ranks(2, mean) == [[1.5, [1.5, 1.5]]] * 2
+
+
 def test_a_broadcast_takes_booleans_and_big_endian_arrays(on_ranks):
     def broadcast(rank):
         arrays = {"a": np.full(2, rank == 0), "b": np.full(2, 7 - rank, ">i4")}

@@ -6,7 +6,7 @@ import pytest
 from ddl import elastic
 from ddl.comm.deaths import Death, Killed
 from ddl.comm.threads import run_ranks
-from ddl.errors import Diverged, Stop, UserCodeError
+from ddl.errors import Diverged, Stop, UserCodeError, UserError
 
 STEPS, SHARDS = 3, 6
 
@@ -205,6 +205,57 @@ def test_ranks_that_are_about_to_commit_different_states_are_named(change, ranks
 def test_states_are_compared_only_at_the_set_interval():
     assert run_ranks(2, drifting(drift, check_every=0)) == [6, 6]
     assert run_ranks(3, drifting(lambda rank, state: None, check_every=1)) == [6, 6, 6]
+
+
+def test_states_that_are_created_unequal_are_named_at_the_first_commit():
+    def job(group):
+        state = elastic.State(w=np.full(3, float(group.rank)))
+        elastic.run(lambda state, world: state.commit(), state, group=group)
+
+    for result in run_ranks(2, job):
+        assert "ranks hold different states at commit 1: w on rank 1" in str(result)
+
+
+ODD = {
+    "texts": lambda: np.array(["a", "b"]),
+    "dates": lambda: np.array(["2026-01-01"], "datetime64[D]"),
+    "objects": lambda: np.array([[0], None], object),
+    "masked": lambda: np.ma.array([1.0, 2.0], mask=[False, True]),
+}
+
+
+def test_texts_dates_objects_and_masked_arrays_return_to_the_last_commit_and_reach_a_rank_that_missed_it():
+    def job(group):
+        state = elastic.State(step=0, **{name: made() for name, made in ODD.items()})
+
+        def function(state, world):
+            assert state.objects[0] == [state.step] and state.masked.mask.tolist() == [False, True]
+            while state.step < 4:
+                state.dates += np.timedelta64(1, "D")
+                state.texts[0] = str(state.step)
+                state.objects[0][0] += 1
+                state.masked[0] += 1
+                world.allreduce(np.zeros(1))
+                state.step += 1
+                state.commit()
+
+        elastic.run(function, state, group=group, shards=2, check_every=2)
+        return str(state.dates[0]), state.texts.tolist(), state.objects.tolist(), str(state.masked)
+
+    for count in range(4, 30, 3):
+        for result in run_ranks(2, job, death=Death(1, count)):
+            assert isinstance(result, Killed) or result == ("2026-01-05", ["3", "b"], [[4], None], "[5.0 --]"), result
+
+
+def test_odd_values_and_arguments_are_refused():
+    state = elastic.State(count=np.zeros(2, int))
+    state.count = np.array([1, 2])
+    with pytest.raises(UserError, match="holds int64, not float64"):
+        state.count = state.count + 0.5
+    with pytest.raises(UserError, match="not a dict"):
+        elastic.run(lambda state, world: None, {"step": 0})
+    with pytest.raises(UserError, match="shards = 0"):
+        elastic.run(lambda state, world: None, state, shards=0)
 
 
 def test_a_commit_that_one_rank_skips_ends_all_with_both_calls():

@@ -84,12 +84,22 @@ def test_several_ranks_and_a_death_change_nothing(trained, loss):
         (lambda params, batch: batch["x"] @ params["w"], {"w": np.ones(4)}, r"not an array of shape \(15,\)"),
         (lambda params, batch: (1.0, 2.0, 3.0), {"w": np.ones(4)}, "not 3 values"),
         (lambda params, batch: (batch["x"] @ params["w"]).mean(), {"w": np.ones(3)}, "cannot compute samples"),
+        (lambda params, batch: (batch["x"] @ params["w"]).sum(), {"w": np.ones(4)}, "a loss must be a mean"),
+        (lambda params, batch: batch["y"].sum(), {"w": np.ones(4)}, "is of int.*, which has no gradient"),
     ],
 )
 def test_a_function_that_does_not_fit_the_data_is_refused_before_training(loss, params, said):
     source = _two_classes()
     with pytest.raises(ConfigError, match=said):
         ddl.jax.Model(loss, params).check({name: value[:15] for name, value in source.arrays.items()})
+
+
+def test_a_third_argument_with_a_default_is_not_taken_for_a_key(trained):
+    def scaled(params, batch, scale=1.0):
+        return scale * mean_loss(params, batch)
+
+    [(found, _)], [(expected, _)] = (trained(1, model=partial(adapted, loss)) for loss in (scaled, mean_loss))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_parameters_of_several_types_are_refused():

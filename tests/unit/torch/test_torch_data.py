@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import ddl
 import ddl.torch
@@ -168,6 +168,11 @@ class Texts(Plain):
         return torch.zeros(2), "a text"
 
 
+class Images(Plain):
+    def __getitem__(self, number):
+        return object(), 1
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(range(3))
@@ -185,6 +190,9 @@ class Triples(Plain):
         (Texts(), "field 'y' of the samples"),
         (Stream(), "IterableDataset"),
         (Triples(), "3 parts"),
+        (Images(), "without a transform or collate_fn"),
+        (Dataset(), "which Dataset has not"),
+        (DataLoader(Plain()), "give its dataset"),
     ],
 )
 def test_a_dataset_that_gives_no_numbered_arrays_is_refused(dataset, words):

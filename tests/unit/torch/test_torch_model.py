@@ -282,6 +282,7 @@ def test_a_mean_loss_is_that_of_the_global_batch_on_any_number_of_ranks(trained,
         ("cross_entropi", "did you mean 'cross_entropy'"),
         (nn.CosineEmbeddingLoss(), "cannot compute 4 of the samples"),
         (7, "not 7"),
+        (nn.CrossEntropyLoss, "the loss is a class: make one, CrossEntropyLoss()"),
     ],
 )
 def test_a_loss_that_is_not_a_mean_is_rejected_in_one_line(fresh, points, loss, words):
@@ -289,6 +290,17 @@ def test_a_loss_that_is_not_a_mean_is_rejected_in_one_line(fresh, points, loss, 
     with pytest.raises(ConfigError) as refused:
         model_of(fresh, mlp, loss).check({"x": x[:4], "y": y[:4]})
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_loss_by_name_says_that_it_takes_one_tensor(fresh, points):
+    class Named(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    x, y = points
+    model = ddl.torch.Model(Named(5, 3).double(), "cross_entropy")
+    with pytest.raises(ConfigError, match="one tensor of outputs, and the module returns a dict"):
+        model.check({"x": x[:4], "y": y[:4]})
 
 
 def test_metrics_are_means_over_samples_by_function_or_by_name(trained, fresh, points):

@@ -132,6 +132,7 @@ def stepped(net):
         (lambda net: torch.optim.AdamW(net.parameters(), maximize=True), "maximize"),
         (lambda net: torch.optim.AdamW(module().parameters()), "not the module's"),
         (stepped, "has made steps already"),
+        (lambda net: torch.optim.Adam, "the optimizer is a class: make one, Adam"),
     ],
 )
 def test_optimizers_without_a_matching_rule_are_rejected_in_one_line(make, words):
@@ -168,6 +169,13 @@ def test_a_trainer_takes_an_optimizer_and_a_scheduler_of_pytorch(points):
     run = ddl.Trainer(net, (x, y), optimizer=optimizer, schedule=lr_scheduler.StepLR(optimizer, 2, 0.1))
     assert run.optimizer == ddl.optim.AdamW(lr=0.02) and run.job.optim.name == "adamw"
     assert [run.schedule(step) for step in (0, 2)] == [1.0, pytest.approx(0.1)]
+    with pytest.raises(ddl.errors.UserError, match="give that as well"):
+        ddl.Trainer(net, (x, y), schedule=lr_scheduler.StepLR(optimizer, 2, 0.1))
+    other = torch.optim.AdamW(net.parameters(), 0.02)
+    with pytest.raises(ConfigError, match="is of another optimizer"):
+        ddl.Trainer(net, (x, y), optimizer=other, schedule=lr_scheduler.StepLR(optimizer, 2, 0.1))
+    with pytest.raises(ConfigError, match="results of training"):
+        ddl.Trainer(net, (x, y), optimizer=other, schedule=lr_scheduler.ReduceLROnPlateau(other))
     with pytest.raises(ddl.errors.UserError, match="parameter groups"):
         ddl.Trainer(net, (x, y), optimizer=optimizer, rules=[ddl.optim.Rule("*")])
     with pytest.raises(ConfigError, match=r"goes with a torch\.nn\.Module"):

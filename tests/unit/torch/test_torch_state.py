@@ -222,3 +222,12 @@ def test_a_decorated_function_survives_what_run_survives(points):
             state.commit()
 
     assert run_ranks(1, job) == [[12, 12, 6]]
+
+
+def test_what_update_cannot_step_is_refused_when_the_state_is_made():
+    net = nn.Linear(2, 2)
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(UserError, match="ReduceLROnPlateau needs a loss"):
+        ddl.torch.State(net, sgd, torch.optim.lr_scheduler.ReduceLROnPlateau(sgd))
+    with pytest.raises(UserError, match="LBFGS needs a closure"):
+        ddl.torch.State(net, torch.optim.LBFGS(net.parameters()))
