@@ -154,7 +154,7 @@ def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:
     in native byte order. Sums of integers wrap around on overflow, as in NumPy; float16 is summed in float32.
     Raises the same error on every rank: ValueError if shape, dtype or operation differ between ranks, TypeError for a
     dtype other than bool, integers, float16, float32 and float64. Raises PeerLost."""
-    values = np.asarray(host(x))
+    values = np.asarray(_unmasked(host(x)))
     dtype = values.dtype.newbyteorder("=")
     text = f"allreduce({'mean' if average else 'sum'}, shape {values.shape}, {dtype})"
     summed = _summed(dtype, average)
@@ -169,6 +169,12 @@ def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:
     if average:
         total /= contributors
     return total.astype(returned, copy=False)
+
+
+def _unmasked(x: Any) -> Any:
+    if np.ma.is_masked(x):
+        raise TypeError("cannot sum a masked array over ranks: fill its masked values, or sum values and counts")
+    return x
 
 
 @dataclass(frozen=True)
