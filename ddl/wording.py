@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 # Words of other packages -> the words used here. A suggestion is made only where the right-hand name is valid.
 SYNONYMS: Mapping[str, str] = {
@@ -60,9 +61,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def numbered(noun: str, numbers: Iterable[int]) -> str:
-    """ "rank 3", "ranks 3 and 4"; "an unknown rank" where there are none."""
-    known = sorted(numbers)
-    return f"{noun}{'s' * (len(known) > 1)} {listed(known, 'and')}" if known else f"an unknown {noun}"
+    """ "rank 3", "ranks 3 and 4", "ranks 0, 3-7 and 9"; "an unknown rank" where there are none."""
+    known = sorted(set(numbers))
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(known), lambda pair: pair[1] - pair[0])]
+    words = [word for run in runs for word in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else run)]
+    return f"{noun}{'s' * (len(known) > 1)} {listed(words, 'and')}" if known else f"an unknown {noun}"
 
 
 def listed(names: Iterable[object], last: str = "or") -> str:

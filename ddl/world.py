@@ -78,7 +78,9 @@ def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
     """Overwrite named host arrays with those of rank ``root``, in place.
 
     Raises ValueError, on every rank and before anything is written, unless all ranks pass the same names, shapes,
-    dtypes and ``root``."""
+    dtypes and ``root``. Raises TypeError where ``arrays`` is not a mapping of host arrays."""
+    if not isinstance(arrays, Mapping) or not all(isinstance(x, np.ndarray) for x in arrays.values()):
+        raise TypeError("ddl.broadcast takes NumPy arrays by name, as in ddl.broadcast({'weight': weight})")
     natives = {name: arrays[name].dtype.newbyteorder("=") for name in sorted(arrays)}
     parts = [(arrays[name].shape, dtype) for name, dtype in natives.items()]
     described = [f"{name}: {shape} {dtype}" for name, (shape, dtype) in zip(natives, parts, strict=True)]

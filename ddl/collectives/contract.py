@@ -171,7 +171,7 @@ def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:
     Raises the same error on every rank: ValueError if shape, dtype or operation differ between ranks, TypeError for a
     dtype other than bool, integers, float16, float32 and float64. Raises PeerLost."""
     tensor_as_array = adapter_of(x, TENSORS)
-    values = np.asarray(host(x) if tensor_as_array is None else tensor_as_array(x))
+    values = np.asarray(_unmasked(host(x) if tensor_as_array is None else tensor_as_array(x)))
     dtype = values.dtype.newbyteorder("=")
     text = f"allreduce({'mean' if average else 'sum'}, shape {values.shape}, {dtype})"
     summed = _summed(dtype, average)
@@ -186,6 +186,12 @@ def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:
     if average:
         total /= contributors
     return total.astype(returned, copy=False)
+
+
+def _unmasked(x: Any) -> Any:
+    if np.ma.is_masked(x):
+        raise TypeError("cannot sum a masked array over ranks: fill its masked values, or sum values and counts")
+    return x
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,9 @@ def _contradictions(job: Job) -> Iterator[str]:
     data, optim, train = job.data, job.optim, job.train
     if train.epochs < 1 and train.steps < 1:
         yield "[train] epochs is 0 and steps is 0: there is nothing to train"
+    if data.source != "files" and (data.targets or data.format != "auto"):
+        name, value = ("targets", data.targets) if data.targets else ("format", data.format)
+        yield f"[data] {name} is {value}, but source is {data.source}: it belongs to files, which data.path names"
     held_out = sum(v for v in (data.validation, data.test) if isinstance(v, float))
     if held_out >= 1:
         yield f"[data] validation and test take {held_out:g} of the samples: nothing is left to train on"

@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
@@ -46,7 +46,7 @@ def find_setting(name: str) -> tuple[str, str, list[str]]:
     is_table = rest[0] in known and type_of(f"{section}.{rest[0]}") == _TABLE
     if rest[0] not in known or (rest[1:] and not is_table):
         whole = ".".join(rest)
-        elsewhere = [] if closest(whole, known) else _homes(whole)
+        elsewhere = _elsewhere(whole, known)
         hint = f"did you mean {listed(elsewhere)}?" if elsewhere else instead(whole, known, "it has")
         raise ConfigError(f"[{section}] has no setting {whole!r}; {hint}")
     return section, rest[0], rest[1:]
@@ -54,11 +54,14 @@ def find_setting(name: str) -> tuple[str, str, list[str]]:
 
 def _instead_of_section(name: str) -> str:
     """What an unknown section was meant to be: a setting whose section was left out, or a misspelled section."""
-    homes = _homes(name)
-    if not homes and not closest(name, SECTIONS):
-        settings = {setting for kind in SECTIONS.values() for setting in public_names(kind)}
-        homes = _homes(closest(name, settings) or "")
+    homes = _elsewhere(name, SECTIONS)
     return f"did you mean {listed(homes)}?" if homes else instead(name, SECTIONS, "there are")
+
+
+def _elsewhere(name: str, near: Iterable[str]) -> list[str]:
+    """The settings of any section that are called ``name``; or else, if no name ``near`` is like it, alike."""
+    settings = {setting for kind in SECTIONS.values() for setting in public_names(kind)}
+    return _homes(name) or _homes("" if closest(name, near) else closest(name, settings) or "")
 
 
 def _homes(setting: str) -> list[str]:

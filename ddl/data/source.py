@@ -63,22 +63,25 @@ class Source:
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        raise NotImplementedError
+        raise self._lacks("fields")
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        raise self._lacks("__len__")
 
     def hold(self, ranges: Sequence[range]) -> None:
         """Make exactly these samples available to ``gather`` and drop others: memory grows with them only.
 
         Called before the first ``gather``, and again whenever shards move to another rank."""
-        raise NotImplementedError
+        raise self._lacks("hold")
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Samples by number, (n,) int64, all within the held ranges: field -> new array (n, *shape).
 
         Must be safe to call from two threads at once, unless the source ``stays_on_thread``."""
-        raise NotImplementedError
+        raise self._lacks("gather")
+
+    def _lacks(self, member: str) -> NotImplementedError:
+        return NotImplementedError(f"the data source {type(self).__name__} does not define {member}")
 
     def gather_into(self, indices: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
         """``gather`` into the arrays ``out``, each (n, *shape) and of its field's dtype."""

@@ -13,7 +13,7 @@ from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group, ending, mpi
 from ddl.data import Plan, assign
 from ddl.elastic.state import State, World, no_heartbeat
-from ddl.errors import DdlError, JobEnded
+from ddl.errors import DdlError, JobEnded, UserError
 from ddl.fault.decision import RankDeath
 from ddl.fault.driver import Driver
 from ddl.fault.recover import Leaves, RecoverySettings, Report

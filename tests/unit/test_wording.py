@@ -17,4 +17,6 @@ def test_numbered_things():
     assert numbered("rank", []) == "an unknown rank"
     assert numbered("rank", [3]) == "rank 3"
     assert numbered("shard", {7, 2, 5}) == "shards 2, 5 and 7"
+    assert numbered("shard", [8, 0, 3, 4, 5, 9]) == "shards 0, 3-5, 8 and 9"
+    assert numbered("shard", range(24)) == "shards 0-23"
     assert listed(["a", "b", "c"]) == "a, b or c"

@@ -39,7 +39,10 @@ def check_finite(values: np.ndarray, path: Path, first: int) -> None:
         return
     fine = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     if not fine.all():
-        raise DataError("a value that is not finite", path, first + int(np.argmin(fine)), "sample")
+        row = int(np.argmin(fine))
+        place = np.argwhere(~np.isfinite(values[row]))[0].tolist()
+        where = f", at index {', '.join(map(str, place))}" if place else ""
+        raise DataError(f"a value that is not finite{where}", path, first + row, "sample")
 
 
 class MappedRows:

@@ -126,6 +126,16 @@ def test_a_broadcast_takes_booleans_and_big_endian_arrays(on_ranks):
     assert on_ranks(2, broadcast) == [([True, True], [7, 7])] * 2
 
 
+def test_arrays_without_names_and_masked_arrays_are_refused(on_ranks):
+    def refused(rank):
+        with pytest.raises(TypeError, match="arrays by name"):
+            ddl.broadcast(np.ones(3))
+        with pytest.raises(TypeError, match="masked"):
+            ddl.allreduce(np.ma.masked_array([1.0, 2.0], [False, True]))
+
+    on_ranks(2, refused)
+
+
 def test_an_optimizer_step_with_other_gradients_on_one_rank_changes_no_parameter(on_ranks):
     def step(rank):
         params = {"w": np.ones(2), "b": np.ones(2)}

@@ -86,6 +86,12 @@ BAD_WORDS = {
     "an option that counts GPUs": (["--gpus", "2"], r"did you mean comm.device\?"),
     "a misspelled setting without its section": (["--epoch", "3"], r"did you mean train.epochs\?"),
     "a setting of another section": (["--train.lr", "1"], r"\[train\] has no setting 'lr'; did you mean optim.lr\?"),
+    "a setting of another section, like one of this": (["--optim.epochs", "3"], r"did you mean train.epochs\?"),
+    "another package's name of a setting of another section": (
+        ["--train.learning_rate", "1"],
+        r"\[train\] has no setting 'learning_rate'; did you mean optim.lr\?",
+    ),
+    "targets without a file": (["--data.targets", "-1,-2"], r"\[data\] targets is -1,-2, but source is digits"),
     "a section for a setting": (["--model", "mlp"], r"model is a section of settings.*did you mean model.name\?"),
     "a name unlike any other": (["--comm.xyz", "1"], r"\[comm\] has no setting 'xyz'; it has algorithm, bucket_mib, "),
     "a run named like the folder above": (["--run.name", ".."], r'\[run\] name is "..": it must be a plain file name'),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddl.data import Arrays, Shared, Subset, as_dtype, as_source, digits, labels_of
+from ddl.data import Arrays, Shared, Source, Subset, as_dtype, as_source, digits, labels_of
 from ddl.data.held import Held, runs
 from ddl.errors import DataError
 
@@ -191,3 +191,12 @@ def test_masked_values_are_refused():
     with pytest.raises(DataError, match="an array is masked: fill its masked values"):
         Arrays(np.ma.masked_array(x, mask=x > 4), [0, 1, 0])
     assert Arrays(np.ma.masked_array(x), [0, 1, 0]).arrays["x"].tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("member", ["fields", "hold", "gather", "__len__"])
+def test_what_a_source_of_your_own_lacks_is_named(member):
+    class Mine(Source):
+        pass
+
+    with pytest.raises(NotImplementedError, match=f"Mine does not define {member}"):
+        Mine().fields if member == "fields" else getattr(Mine(), member)(*[np.zeros(1)][: member != "__len__"])
