@@ -33,7 +33,8 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 def result(folder, *words, launcher=()):
-    environ = {**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1]), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(EXAMPLES.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [*launcher, sys.executable, *map(str, words)]
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=150, check=False)
     found = re.search(r"(.*) ranks, accuracy (\S+), loss (\S+), first guesses (.*)", done.stdout)
