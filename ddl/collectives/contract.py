@@ -142,7 +142,7 @@ def check_same_values(group: Group, values: Mapping[str, Any], what: str, advice
 
 def _digest(value: Any) -> str:
     """Equal for equal values; "" for one that is not compared."""
-    if isinstance(value, np.ndarray) and value.dtype != object:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and not isinstance(value, np.ma.MaskedArray):
         return blake2b(np.ascontiguousarray(value).data, digest_size=16).hexdigest()
     try:
         text = json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)

@@ -356,7 +356,7 @@ def _saved_arrays(path: Path, say: Callable[[str], None]) -> Mapping[str, np.nda
     from ddl.checkpoint import Store
 
     if path.suffix in WEIGHTS:
-        named = resolve(WEIGHTS[path.suffix], {}, "model.from")(path)
+        named = resolve(WEIGHTS[path.suffix], {}, "weights")(path)
         return {f"{kind}/{name}": value for kind in ("params", "averages") for name, value in named.items()}
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     is_store = folder.name == "checkpoints"

@@ -207,13 +207,13 @@ def test_states_are_compared_only_at_the_set_interval():
     assert run_ranks(3, drifting(lambda rank, state: None, check_every=1)) == [6, 6, 6]
 
 
-def test_states_that_are_created_unequal_are_named_at_the_first_commit():
+def test_states_that_are_created_unequal_are_named_before_the_first_call():
     def job(group):
         state = elastic.State(w=np.full(3, float(group.rank)))
         elastic.run(lambda state, world: state.commit(), state, group=group)
 
     for result in run_ranks(2, job):
-        assert "ranks hold different states at commit 1: w on rank 1" in str(result)
+        assert "ranks hold different states at commit 0: w on rank 1" in str(result)
 
 
 ODD = {
