@@ -15,6 +15,7 @@ from ddl.data.held import runs
 from ddl.data.order import Order
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
+from ddl.wording import listed
 
 PIECE = 1024  # samples
 MOST_OFFSET = 1000  # deviations; float32 then resolves 1e-4 of one
@@ -113,7 +114,7 @@ def combine(all_moments: Mapping[int, np.ndarray], kind: str = "feature", dtype:
     all values together, "unit" the range 0 .. 1 by the minimum and maximum of the training part. Constant values
     become 0. Raises DataError naming a sample that is not finite."""
     if kind not in KINDS:
-        raise DataError(f"no normalisation is called {kind!r}; there are {list(KINDS)}")
+        raise DataError(f"no normalisation is called {kind!r}; there are {listed(KINDS, 'and')}")
     if not all_moments:
         raise DataError("no shard to take statistics from")
     total = _merge_all([all_moments[shard] for shard in sorted(all_moments)])

@@ -103,7 +103,7 @@ class _Averaging:
         if self._is_checked or optimizer is None:
             return
         values = {
-            self._names.get(id(p), f"parameter {place}"): _bytes(p).data
+            self._names.get(id(p), f"parameter {place}"): _bytes(p)
             for place, p in enumerate(_parameters(optimizer))
         }
         advice = "call ddl.torch.broadcast_parameters(module.state_dict()) first"

@@ -81,8 +81,7 @@ _blocked: list[set[int | signal.Signals]] = []
 
 
 def _before_fork() -> None:
-    if _installed:
-        _blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED))
+    _blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED))
 
 
 def _after_fork() -> None:

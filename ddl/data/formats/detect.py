@@ -25,7 +25,7 @@ from ddl.data.formats.tables import join
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate
-from ddl.wording import instead
+from ddl.wording import instead, listed
 
 Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
 
@@ -111,7 +111,7 @@ def _open_npz(paths: Sequence[Path], request: Request) -> Source | Parts:
     if x is None and len(members) == 1:
         x = next(iter(members))
     if x is None:
-        raise DataError(f"no array is called x (or {X_NAMES[1:]}): there are {sorted(members)}", paths[0])
+        raise DataError(f"no array is called {listed(X_NAMES)}: there are {listed(sorted(members), 'and')}", paths[0])
     return _pair_of(members, x, y, request)
 
 
@@ -122,7 +122,7 @@ def _member(names: Mapping[str, str], wanted: Sequence[str], ending: str = "") -
 def _pair_of(members: Mapping[str, Callable[[], Rows]], x: str, y: str | None, request: Request) -> Source:
     if request.targets:
         if request.targets not in members:
-            raise DataError(f"no array is called {request.targets!r}: there are {sorted(members)}")
+            raise DataError(f"no array is called {request.targets!r}: there are {listed(sorted(members), 'and')}")
         y = request.targets
     rows = members[y]() if y else None
     return request.make(pair, "data.options", x=members[x](), y=rows, dtype=request.dtype)
@@ -268,7 +268,7 @@ def detect(path: Path) -> str:
         raise DataError(f"named like an IDX file, but it begins with {head[:4].hex(' ')}", path, 0)
     if head.startswith(b"\x80"):
         raise DataError("a pickle, which can run any code when it is read: refused", path, 0)
-    raise DataError(f"its format is not recognised; name it in data.format as one of {sorted(FORMATS)}", path, 0)
+    raise DataError(f"its format is not recognised; set data.format to {listed(sorted(FORMATS))}", path, 0)
 
 
 def _detect_binary(path: Path) -> str:

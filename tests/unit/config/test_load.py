@@ -58,7 +58,7 @@ def test_the_words_may_come_before_the_file(job_file):
         (["--model.options.hidden", "[8, 4]"], "model", "options", {"hidden": [8, 4]}),
         (["--model.options.a.b", "1", "--model.options.a.c", "text"], "model", "options", {"a": {"b": 1, "c": "text"}}),
         (["--optim.groups", '[{match = "conv*", lr = 0.1}]'], "optim", "groups", ({"match": "conv*", "lr": 0.1},)),
-        (["--data.targets", "-1,-2", "--data.path", __file__], "data", "targets", "-1,-2"),
+        (["--data.targets", "-1,-2", "--data.source", "files"], "data", "targets", "-1,-2"),
         (["--model.options.shift", "-2"], "model", "options", {"shift": -2}),
         (["--optim.lr", ".5"], "optim", "lr", 0.5),
         (["--trace", "t.json"], "metrics", "trace", "t.json"),
