@@ -50,7 +50,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
 
 
 @dataclass(frozen=True)
-class _HorovodStep(world.OptimizerStep):
+class _AveragedStep(world.OptimizerStep):
     """settings: of the parameter groups, which a scheduler changes."""
 
     settings: tuple[dict[str, Any], ...] = ()
@@ -93,7 +93,7 @@ class _Averaging:
         rates = ", ".join(f"{float(one['lr']):g}" for one in settings)
         text = f"ddl.torch.DistributedOptimizer.step({shapes}; lr {rates})"
         place = world.place_in_join(self)
-        contributors = check_same_call(group, _HorovodStep(text, None, place, 0.0, settings, has_closure))
+        contributors = check_same_call(group, _AveragedStep(text, None, place, 0.0, settings, has_closure))
         self.check_start()
         _sum_gradients(_parameters(optimizer), contributors)
 
@@ -103,8 +103,7 @@ class _Averaging:
         if self._is_checked or optimizer is None:
             return
         values = {
-            self._names.get(id(p), f"parameter {place}"): _bytes(p)
-            for place, p in enumerate(_parameters(optimizer))
+            self._names.get(id(p), f"parameter {place}"): _bytes(p) for place, p in enumerate(_parameters(optimizer))
         }
         advice = "call ddl.torch.broadcast_parameters(module.state_dict()) first"
         check_same_values(world.group(), values, "parameters before the first step", advice)
