@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -26,6 +28,24 @@ def test_a_forked_child_can_be_terminated():
         child.terminate()
         child.join(10)
         assert child.exitcode == -signal.SIGTERM
+
+
+SIGNALLED_CHILD = """
+import os, signal
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))  # runs before the hooks of ddl
+import ddl.early_signals, ddl.train.signals
+ddl.early_signals.install()
+child = os.fork()
+if not child:
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_that_is_forked_while_data_are_opened_is_ended_by_a_signal_at_its_birth():
+    script = [sys.executable, "-c", SIGNALLED_CHILD]
+    printed = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
+    assert int(printed.stdout) == -signal.SIGTERM
 
 
 def test_the_parent_keeps_its_handlers_after_a_fork():
