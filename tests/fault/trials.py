@@ -256,7 +256,8 @@ def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
     lost = {failure["rank"] for failure in summary.get("failures", [])}
     trial.lost = len(lost)
     if plan.launcher == "ddl.launch" and summary:
-        trial.launches = 1 + int(summary["launch"].rpartition("-")[2])
+        number = summary["launch"].rpartition("-")[2]  # the supervisor's own summary is of no launch
+        trial.launches = 1 + int(number) if number.isdecimal() else trial.launches
     if trial.launches == 1 and trial.missed:
         trial.problems.append("did not happen: " + "; ".join(map(str, trial.missed)))
     if trial.launches == 1 and not lost <= {blow.rank for blow in trial.struck}:
