@@ -111,6 +111,26 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class _ChannelsFirst(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+def adapted(name: str) -> Any:
+    """The network as a model of ddl."""
+    from ddl.torch import Model
+
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    if name == "autoencoder":
+        return Model(network, F.mse_loss, target="x")
+
+    def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(output.flatten(0, -2), y.flatten())
+
+    return Model(nn.Sequential(_ChannelsFirst(), network) if name == "cnn" else network, loss)
+
+
 class TorchStep:
     """One rank's training steps of a network in PyTorch, on the samples of ``arrays`` in order.
 

@@ -20,6 +20,7 @@ from ddl.bench.models import CASES, STEPS_OF_DATA, Case
 from ddl.comm import Group
 from ddl.data import Arrays, Order, auto_shards
 from ddl.data.ledger import Start
+from ddl.models import Model
 from ddl.optim import Adam, Groups
 from ddl.run.log import RunLog
 from ddl.train.loop import Loop
@@ -64,13 +65,15 @@ def make_loop(
     batch: int = 0,
     beat: Callable[[int, str], None] | None = None,
     span: Callable[[str], AbstractContextManager[None]] | None = None,
+    model: Model | None = None,
 ) -> Loop:
     """The loop of a job on ``name``, attached to the group and ready to advance.
 
-    folder: where its files go. batch: samples of a step over all ranks (0: the network's own, on every rank)."""
+    folder: where its files go. batch: samples of a step over all ranks (0: the network's own, on every rank). model:
+    instead of the case's own."""
     case, device = CASES[name], device or Device()
     data = data_of(case, group.size)
-    model = case.make_model(data)
+    model = model or case.make_model(data)
     batch = batch or case.batch * group.size
     order = Order(len(data), auto_shards(batch, len(data)), batch, 0)
     layout = Layout.of({parameter: shape for parameter, (shape, _) in model.params.items()})

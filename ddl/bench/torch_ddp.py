@@ -1,4 +1,7 @@
-"""Unchanged DistributedDataParallel over backend "ddl", against the same over Gloo: same network, optimizer and ranks.
+"""PyTorch's networks in ddl against DistributedDataParallel over Gloo: same network, samples and ranks.
+
+Row "ddp": unchanged DistributedDataParallel over backend "ddl". Row "model": ddl.torch.Model in ddl's loop, with ddl's
+Adam.
 
 ceiling: the step over Gloo divided by the step of the same network without any communication."""
 
@@ -7,11 +10,12 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ddl.bench.measure import Row, spread
 from ddl.bench.models import CASES
-from ddl.bench.step import data_of, steps_in_turns
+from ddl.bench.step import data_of, make_loop, steps_in_turns
 from ddl.comm import Group
 from ddl.fault.watchdog import Heartbeat
 
@@ -19,12 +23,13 @@ from ddl.fault.watchdog import Heartbeat
 def rows(
     group: Group,
     heartbeat: Heartbeat | None,
+    folder: Path,
     models: Sequence[str],
     seconds: float,
     store: str,
     settings: dict[str, Any],
 ) -> Iterator[Row]:
-    """Two rows for each model: Adam, and Adam in one pass (fused)."""
+    """Four rows for each model: both of ours, against Adam and against Adam in one pass (fused)."""
     from ddl.bench import peers
     from ddl.fault import session
     from ddl.torch import process_group
@@ -36,18 +41,23 @@ def rows(
         arrays = data_of(CASES[name], 1).arrays
         for fused in (False, True):
             make = functools.partial(peers.TorchStep, name, arrays, CASES[name].batch, fused=fused)
+            loop = make_loop(name, group, folder / f"{name}-{fused}", model=peers.adapted(name))
             candidates: dict[str, Callable[[], object]] = {
-                "ddl": make(group.size, process_group=ours),
+                "ddp": make(group.size, process_group=ours),
+                "model": loop.advance,
                 "gloo": make(group.size),
                 "alone": make(1),
             }
             times = steps_in_turns(candidates, group, seconds)
             medians = {candidate: statistics.median(found) for candidate, found in times.items()}
-            more = {
-                "ceiling": round(medians["gloo"] / medians["alone"], 3),
-                "spread": round(spread(times["ddl"]), 3),
-                **settings,
-            }
             peer = "torch_ddp_fused" if fused else "torch_ddp"
-            yield Row("torch-ddp", group.size, {"model": name}, "auto", medians["ddl"], peer, medians["gloo"], more)
+            for mine in ("ddp", "model"):
+                more = {
+                    "ceiling": round(medians["gloo"] / medians["alone"], 3),
+                    "spread": round(spread(times[mine]), 3),
+                    **settings,
+                }
+                yield Row("torch-ddp", group.size, {"model": name}, mine, medians[mine], peer, medians["gloo"], more)
+            loop.close()
+            loop.log.close()
     peers.leave()

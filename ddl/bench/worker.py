@@ -51,7 +51,7 @@ def rows(
     if options["bench"] == "torch-ddp":
         from ddl.bench import torch_ddp
 
-        return torch_ddp.rows(group, heartbeat, options["models"], seconds, store, settings)
+        return torch_ddp.rows(group, heartbeat, folder, options["models"], seconds, store, settings)
     if options["bench"] == "tolerance":
         turns = tolerance.Turns(options["turns"], options["mine"])
         return tolerance.blocks(group, folder, options["models"][0], turns, beat)
