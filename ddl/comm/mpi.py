@@ -5,6 +5,7 @@ communicates."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any, Literal
@@ -101,6 +102,8 @@ def _report_every_end(group: MpiGroup) -> None:
     """Make sure that peers never wait for this process, however it ends."""
     if preflight.library_is_tolerant():
         ending.report_every_exit(lambda: None if group.tolerant else group.revoke())
+    else:
+        atexit.register(_abort_unless_finished, group, os.getpid())
 
     def uncaught(error: BaseException) -> None:
         ending.show(error)
@@ -109,6 +112,14 @@ def _report_every_end(group: MpiGroup) -> None:
         fail(group, 1)
 
     ending.on_uncaught(uncaught)
+
+
+def _abort_unless_finished(group: MpiGroup, owner: int) -> None:
+    """At the interpreter's end: MPI_Finalize would wait for the other ranks, and they for this one."""
+    if os.getpid() == owner and not group._mpi.Is_finalized():  # a forked child is no rank
+        print(f"rank {group.rank} ended before the job did, which ends the job", file=sys.stderr)
+        ending.flush()
+        group._mpi.COMM_WORLD.Abort(1)
 
 
 def part(group: Group) -> None:

@@ -40,6 +40,11 @@ def test_without_tolerance_a_death_ends_the_job(jobs):
     assert ended.status not in (0, 75), ended.said
 
 
+def test_sys_exit_on_one_rank_without_tolerance_ends_the_job(jobs):
+    ended = jobs.run(flags=jobs.INTOLERANT, chaos="quit rank 1 at step 5", n=2, limit_s=60.0)
+    assert ended.status == 1 and "rank 1 ended before the job did" in ended.said
+
+
 def test_a_hang_without_tolerance_ends_the_job_if_a_limit_is_set(jobs):
     words = ("--fault.tolerance", "off", "--fault.hang_timeout_s", "2")
     ended = jobs.run(*words, chaos="hang rank 1 at step 5", n=2)
