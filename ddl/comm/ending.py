@@ -30,6 +30,10 @@ def agreed() -> None:
     _is_agreed = True
 
 
+def is_agreed() -> bool:
+    return _is_agreed
+
+
 def flush() -> None:
     """Flush stdout and stderr; a closed pipe does not prevent the end."""
     for stream in (sys.stdout, sys.stderr):

@@ -116,7 +116,7 @@ def _report_every_end(group: MpiGroup) -> None:
 
 def _abort_unless_finished(group: MpiGroup, owner: int) -> None:
     """At the interpreter's end: MPI_Finalize would wait for the other ranks, and they for this one."""
-    if os.getpid() == owner and not group._mpi.Is_finalized():  # a forked child is no rank
+    if os.getpid() == owner and not ending.is_agreed() and not group._mpi.Is_finalized():  # a forked child is no rank
         print(f"rank {group.rank} ended before the job did, which ends the job", file=sys.stderr)
         ending.flush()
         group._mpi.COMM_WORLD.Abort(1)

@@ -2,12 +2,15 @@
 
 import pytest
 
-from ddl.comm import mpi
+from ddl.comm import ending, mpi
 
 
 @pytest.fixture(scope="session")
 def group():
-    return mpi.start(tolerant="off")
+    joined = mpi.start(tolerant="off")
+    yield joined
+    joined.barrier()
+    ending.agreed()  # pytest-mpi still needs MPI, so mpi4py finalizes it at the interpreter's end
 
 
 @pytest.fixture
