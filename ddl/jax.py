@@ -57,8 +57,7 @@ class Model(Measured):
             raise ConfigError(f"ddl.jax trains on the CPU, and JAX uses {jax.default_backend()}: set JAX_PLATFORMS=cpu")
         if metrics and predict is None:
             raise ConfigError("metrics compare outputs with targets: give predict as well")
-        made = [METRICS[m]() if isinstance(m, str) and m in METRICS else m for m in metrics]
-        self.metrics = [resolve(m, METRICS, "metrics")() if isinstance(m, str) else m for m in made]
+        self.metrics = [resolve(m, METRICS, "metrics")() if isinstance(m, str) else m for m in metrics]
         leaves, self._tree = tree_flatten_with_path(params)
         self._leaves = [leaf for _, leaf in leaves]
         self._places = {

@@ -1,4 +1,4 @@
-"""Registers the backend "ddl" with PyTorch, which calls ``register`` itself when it is imported (an entry point).
+"""Registers the backend "ddl" with PyTorch when ``ddl.torch`` is imported.
 
 The backend itself is in process_group.py, which is imported when a script asks for it."""
 
@@ -39,7 +39,7 @@ def register() -> None:
 
 
 def meet_over_mpi(timeout: timedelta = DEFAULT_TIMEOUT, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """(store, rank, size) of the ranks that mpirun or srun has started, or of those that live if one dies meanwhile."""
+    """(store, rank, size) of the ranks that mpirun or srun has started, or of the survivors if one dies meanwhile."""
     from ddl.fault import session
     from ddl.fault.recover import survive
     from ddl.torch.process_group import join

@@ -19,6 +19,7 @@ from ddl.data import Plan, assign
 from ddl.errors import DdlError, PeerLost
 from ddl.fault import session
 from ddl.fault.recover import Recovery, RecoverySettings, Report
+from ddl.fault.watchdog import Heartbeat
 from ddl.fault.work import Recoverable
 
 KEPT_BYTES = 1 << 20  # results of the script's own collectives up to this size are kept for ranks that missed them
@@ -47,16 +48,12 @@ class Steps(Recoverable):
         self.optimizers: list[torch.optim.Optimizer] = []
         joined = session.current()
         assert joined is not None
-        self.session, self.heartbeat = joined, joined.heartbeat
-        beat = (lambda phase: None) if self.heartbeat is None else self._beat
-        settings = RecoverySettings(beat=beat)
-        if self.heartbeat is not None:
-            settings = RecoverySettings(beat=beat, recovering=self.heartbeat.recovering)
+        self.heartbeat = joined.heartbeat or Heartbeat(group.me.identity)
+        settings = RecoverySettings(beat=self._beat, recovering=self.heartbeat.recovering)
         self.recovery = Recovery(self, assign(group.size, group.size), group, settings)
 
     def _beat(self, phase: str) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.beat(self.taken, phase)
+        self.heartbeat.beat(self.taken, phase)
 
     @property
     def skips(self) -> bool:
@@ -149,11 +146,11 @@ class Steps(Recoverable):
     def recover(self, lost: PeerLost) -> None:
         before = self.group
         self.group, report = self.recovery.recover(before, lost)
-        self.session = session.hold(self.group)
+        joined = session.hold(self.group)
         self.lost = None
         self.backwards.clear()
         if report.refusal is not None:
-            self.session.refusal = report.refusal
+            joined.refusal = report.refusal
             raise report.refusal
         self._report(report)
 
