@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -140,9 +140,14 @@ def check_same_values(group: Group, values: Mapping[str, Any], what: str, advice
     _agreed(calls, group)
 
 
+def is_plain_array(value: Any) -> TypeGuard[np.ndarray]:
+    """Whether its memory is its whole value: not so for arrays of texts, dates or objects, and for masked ones."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and not isinstance(value, np.ma.MaskedArray)
+
+
 def _digest(value: Any) -> str:
     """Equal for equal values; "" for one that is not compared."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and not isinstance(value, np.ma.MaskedArray):
+    if is_plain_array(value):
         return blake2b(np.ascontiguousarray(value).data, digest_size=16).hexdigest()
     try:
         text = json.dumps(value.item() if isinstance(value, np.generic) else value, sort_keys=True)

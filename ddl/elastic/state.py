@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddl.collectives import Call, check_same_call, check_same_values, reduce_across_ranks
+from ddl.collectives.contract import is_plain_array
 from ddl.comm import Group
 from ddl.data import Order, Plan
 from ddl.errors import Diverged, UserError
@@ -30,7 +31,7 @@ class State:
         if taken:
             raise UserError(f"a value of the state cannot be called {taken[0]!r}: State itself has that name")
         # C order, because arrays that are sent must be contiguous.
-        arrays = {name: np.array(v, order="C") for name, v in values.items() if _is_array(v)}
+        arrays = {name: np.array(v, order="C") for name, v in values.items() if is_plain_array(v)}
         small = {name: v for name, v in values.items() if name not in arrays}
         self.__dict__.update(_arrays=arrays, _values=small, _commits=0, _group=None, _check_every=0)
         self.__dict__["_beat"] = no_heartbeat
@@ -119,11 +120,6 @@ class State:
     def join(self, group: Group) -> None:
         """Called in every generation, before the function: commits wait for this group."""
         self.__dict__["_group"] = group
-
-
-def _is_array(value: Any) -> bool:
-    """Whether a value is sent as its memory; arrays of texts, dates or objects, and masked ones, are sent as values."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and not isinstance(value, np.ma.MaskedArray)
 
 
 class World:

@@ -37,7 +37,7 @@ def default_loss(target: FieldLike) -> str:
 
 
 def suited(fields: Mapping[str, FieldLike]) -> str:
-    """The model of the zoo that takes samples with these fields: what the name "auto" stands for."""
+    """The model of the zoo that takes samples with these fields: what the name "auto" means."""
     x, y = fields["x"], fields.get("y")
     if x.dtype.kind in "iu" and len(x.shape) == 1:
         return "text" if y is None or y.shape == () else "transformer"
