@@ -38,7 +38,7 @@ NOTE_WAIT_S = 1.0
 MEDIAN_STEPS = 20  # a rank is never killed before so many median steps have passed
 # A phase that is new may have to be compiled first: the limit for it, as long as the rank uses any CPU time.
 FIRST_S = 120.0
-# In a recovery the rank that waits for no other delays all: its limit is shorter, so that the others can finish.
+# In a recovery the rank that waits for no other delays all: that has a shorter limit, so that the others can finish.
 ALONE_SHARE = 2 / 3
 LAST_WORD_S = 2.0  # for the note about a death; then the companion ends in any case
 
@@ -50,7 +50,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.last = (0, 0)
-        self.still_s = self.idle_s = self.stopped_s = self.recovering_s = 0.0
+        self.still_s = self.idle_s = self.stopped_s = self.recovering_s = self.alone_s = 0.0
         self.since, self.cpu_s = 0, 0.0
 
     def look(self, slots, state: str, passed_s: float, cpu_s: float = 0.0) -> str:
@@ -63,11 +63,17 @@ class Watch:
             return "stopped"
         if state == "T":
             return ""  # for a rank that cannot run only the shorter limit counts
-        self.recovering_s = self.recovering_s + passed_s if slots[RECOVERING] == self.since != 0 else 0.0
-        self.since = slots[RECOVERING]
+        if slots[RECOVERING] != self.since:
+            self.since, self.recovering_s, self.alone_s = slots[RECOVERING], 0.0, 0.0
+        elif self.since:
+            # Each has its own limit: a rank that has waited long for others has not delayed anyone.
+            self.recovering_s += passed_s
+            self.alone_s += 0.0 if slots[WAITING] else passed_s
         if self.since:
             self.still_s = self.idle_s = 0.0
-            return "recovery" if self.recovering_s > recovery_limit_s(slots) > 0 else ""
+            alone_limit_s, limit_s = recovery_limits_s(slots)
+            exceeds = self.alone_s > alone_limit_s > 0 or self.recovering_s > limit_s > 0
+            return "recovery" if exceeds else ""
         # A beat or a change of phase shows life; a rank that waits for others is left to their companions.
         seen = (slots[BEATS], slots[WAITING])
         lives = seen != self.last or slots[WAITING] or not slots[BEATS]
@@ -87,16 +93,25 @@ def hang_limit_s(slots) -> float:
     return max(slots[HANG_MS] / 1e3, MEDIAN_STEPS * slots[MEDIAN_NS] / 1e9)
 
 
-def recovery_limit_s(slots) -> float:
-    """The limit for this part of a recovery on this rank; 0: no limit.
+def recovery_limits_s(slots) -> tuple[float, float]:
+    """How long this part of a recovery may keep the rank busy without waiting for others, and how long it may take in
+    all; 0: no limit.
 
-    It is longer for ranks that wait, so that the companion of the rank they wait for acts first."""
+    The second is longer, so that the companion of the rank that the others wait for acts first."""
     recovery_s, part = slots[RECOVERY_MS] / 1e3, slots[PART]
     if part == READING:  # reading files that are not in the page cache may take the whole limit
-        return recovery_s / ALONE_SHARE if slots[WAITING] else recovery_s
-    if part == MEETING and slots[WAITING]:
-        return max(hang_limit_s(slots), FIRST_S) + recovery_s if slots[HANG_MS] else 0.0
-    return recovery_s * (1 if slots[WAITING] else ALONE_SHARE)
+        return recovery_s, recovery_s / ALONE_SHARE
+    if part == MEETING:
+        return recovery_s * ALONE_SHARE, max(hang_limit_s(slots), FIRST_S) + recovery_s if slots[HANG_MS] else 0.0
+    return recovery_s * ALONE_SHARE, recovery_s
+
+
+def snapshot(slots) -> list[int]:
+    """The slots as they were at one moment: the rank may write some of them while others are read."""
+    before, now = [], slots.tolist()
+    while now != before:
+        before, now = now, slots.tolist()
+    return now
 
 
 def phase_of(page, slots) -> str:
@@ -255,7 +270,7 @@ def watch(page, slots, stack_fd: int, pid: int) -> bool:
         now = time.monotonic()
         passed_s, before = min(now - before, 2 * TICK_S), now
         state, cpu_s = look_at(pid)
-        kind = seen.look(slots, state, passed_s, cpu_s)
+        kind = seen.look(snapshot(slots), state, passed_s, cpu_s)
         if kind:
             waited = {"stopped": seen.stopped_s, "hang": seen.still_s, "recovery": seen.recovering_s}[kind]
             kill(kind, page, slots, rank, stack_fd, waited)

@@ -146,6 +146,35 @@ def test_a_rank_that_waits_in_a_recovery_outlasts_a_hang_of_another():
     assert judge(1000, **{**meeting, "HANG_MS": 0}, WAITING=1)[0] == ""
 
 
+@pytest.mark.parametrize("part, waited_s", [("MEETING", 119), ("READING", 34), ("", 19)])
+def test_what_a_rank_waited_for_others_in_a_recovery_is_not_held_against_it_afterwards(part, waited_s):
+    """A loaded machine may stop a rank for a moment when its wait is over, before it can report the next part."""
+
+    def verdict(alone_s):
+        page, watch = [0] * SLOTS, Watch()
+        for name, value in {**IN_RECOVERY, "PART": getattr(companion, part, 0)}.items():
+            page[getattr(companion, name)] = value
+        for tick in range((waited_s + alone_s) * 10):
+            page[WAITING] = int(tick < waited_s * 10)
+            if kind := watch.look(page, "S", 0.1):
+                return kind
+        return ""
+
+    assert verdict(alone_s=10) == ""
+    assert verdict(alone_s=35) == "recovery"
+
+
+def test_a_companion_reads_the_slots_of_one_moment():
+    """Otherwise the long wait of one part of a recovery could be judged by the limit of the next part."""
+    states = iter([["old", "old"], ["old", "new"], ["new", "new"], ["new", "new"]])
+
+    class Page:
+        def tolist(self):
+            return next(states)
+
+    assert companion.snapshot(Page()) == ["new", "new"]
+
+
 def test_reading_new_shards_has_a_separate_recovery_limit():
     """It does not depend on the hang timeout, and ranks that wait for the reader have a longer one."""
     for hang_ms in (0, 2000, 120_000):
