@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ def pieces_of(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
         raise CheckpointError(f"arrays cannot be saved: {error}") from error
     for start in range(0, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]
+
+
+def digest_of(pieces: Iterable[memoryview]) -> str:
+    """The sha256 that ``write_file`` returns for these bytes."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_file(path: Path, pieces: Iterator[memoryview], probe: Probe = no_probe, mode: int = 0o644) -> dict[str, Any]:

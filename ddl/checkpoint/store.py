@@ -13,14 +13,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.checkpoint.file import Probe, no_probe, pieces_of, read_file, sync_folder, write_file
+from ddl.checkpoint.file import Probe, digest_of, no_probe, pieces_of, read_file, sync_folder, write_file
 from ddl.checkpoint.lease import RunFolderLease
 from ddl.errors import CheckpointError
 from ddl.reading import parse_object, read_regular, take
@@ -53,6 +53,16 @@ class Entry:
     serial: int = -1
     score: float | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """A file of arrays. description: its {"bytes", "sha256"}. changed_ns: its time of change after it was written."""
+
+    path: Path
+    step: int
+    description: dict[str, Any]
+    changed_ns: int
 
 
 def _digest(state: Mapping[str, Any]) -> str:
@@ -111,6 +121,7 @@ class Store:
         self.folder, self.keep, self.keep_best = Path(folder), keep, keep_best
         self.lease, self.say, self.probe = lease, say, probe
         self._cleaned = False
+        self._newest_arrays: _Arrays | None = None  # of the checkpoint that this store wrote last
 
     # Reading.
 
@@ -201,8 +212,9 @@ class Store:
             if not self._cleaned:
                 self.clean()
             entries = self.entries()
-            self._write(aside, step, arrays, meta, score, 1 + max((e.serial for e in entries), default=0))
+            written = self._write(aside, step, arrays, meta, score, 1 + max((e.serial for e in entries), default=0))
             final = self._publish(aside, step)
+            self._newest_arrays = replace(written, path=final / ARRAYS)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -254,12 +266,16 @@ class Store:
         meta: Mapping[str, Any],
         score: float | None,
         serial: int,
-    ) -> None:
+    ) -> _Arrays:
         shutil.rmtree(aside, ignore_errors=True)
         self.probe("checkpoint.mkdir")
         aside.mkdir(self.mode | (self.mode & 0o444) >> 2)
         self.probe("checkpoint.mkdir.done")
-        files = {ARRAYS: write_file(aside / ARRAYS, pieces_of(arrays), self.probe, self.mode)}
+        pieces = list(pieces_of(arrays))
+        description = self._link(aside / ARRAYS, step, pieces)
+        if description is None:
+            description = write_file(aside / ARRAYS, iter(pieces), self.probe, self.mode)
+        files = {ARRAYS: description}
         # Converted to JSON and back, so that the checksum is that of the values a reader gets.
         state = json.loads(
             json.dumps(
@@ -269,6 +285,24 @@ class Store:
         text = json.dumps({**state, "sha256": _digest(state)}, indent=1).encode()
         write_file(aside / STATE, iter([memoryview(text)]), self.probe, self.mode)
         sync_folder(aside, self.probe)
+        return _Arrays(aside / ARRAYS, step, description, (aside / ARRAYS).stat().st_mtime_ns)
+
+    def _link(self, path: Path, step: int, pieces: list[memoryview]) -> dict[str, Any] | None:
+        """Link ``path`` to the arrays that this store wrote last, if they are of the same step, equal and untouched.
+
+        Returns their description, or None if they must be written. The last step is saved again if it is the best."""
+        newest = self._newest_arrays
+        if newest is None or newest.step != step or digest_of(pieces) != newest.description["sha256"]:
+            return None
+        try:
+            if newest.path.stat().st_mtime_ns != newest.changed_ns:
+                return None
+            self.probe("checkpoint.link")
+            os.link(newest.path, path)
+            self.probe("checkpoint.link.done")
+        except OSError:  # it was deleted, or the file system has no hard links
+            return None
+        return newest.description
 
     def _publish(self, aside: Path, step: int) -> Path:
         """Give the finished checkpoint its name; beside another one of the same step it gets a number."""

@@ -45,7 +45,7 @@ _CALLS = {  # what a group is used for: where that is, and the calls that a job 
     "recovery": ("in a recovery", "broadcast gather share agree revoke shrink"),
 }
 _RECOVERY = ["fence", "revoke", "shrink", "agree", "level", "reassign"]
-_CHECKPOINT = ["mkdir", "open", "write", "fsync", "rename", "delete"]
+_CHECKPOINT = ["mkdir", "open", "link", "write", "fsync", "rename", "delete"]
 
 POINTS: dict[str, str] = {
     "setup.claim": "before the leader claims the run folder",

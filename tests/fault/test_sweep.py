@@ -137,6 +137,7 @@ PARTS = {
         + passed("checkpoint.fsync+ checkpoint.delete+"),
         None,
     ),
+    "checkpoint, saved again": Part(passed("checkpoint.link+"), None),
 }
 PLAIN = ["start", "step", "evaluation", "end"]
 OTHERWISE = ["step, clipped", "step, a replica a rank", "step, ring", "step, native"]
@@ -258,6 +259,8 @@ def drills() -> dict[str, Drill]:
     for some in chunks(deaths("checkpoint", True), 1 if FULL else ROOM):
         # Only the leader writes checkpoints, so each victim is the leader at the time, and counts from its own first.
         add("checkpoint", some, range(RANKS), RANKS + 1, "checkpoint")
+    for death in deaths("checkpoint, saved again", True):
+        add("checkpoint, saved again", [death], [0], RANKS, "checkpoint")  # the last step, which is the best
     return made
 
 
@@ -317,7 +320,10 @@ def test_ranks_pass_exactly_the_points_in_parts(part, jobs):
         assert points[LAST] == of_rank(rank, "end")
         if part == "step":
             assert points[0] == PARTS["start"].points + step
-            assert set(of_thread) == (set(PARTS["checkpoint"].points) if rank == 0 else set())
+            of_leader = {
+                point for name, part in PARTS.items() if name.startswith("checkpoint") for point in part.points
+            }
+            assert set(of_thread) == (of_leader if rank == 0 else set())
 
 
 @pytest.mark.parametrize("part", ["recovery", "recovery, with a spare"])

@@ -127,11 +127,31 @@ def test_a_hung_rank_is_killed_and_says_where_it_hung(jobs, calm):
     assert first["step"] == 6 and first["seconds"] > 0
 
 
+PAUSES = """
+import os, time
+from ddl.comm import Group
+from ddl.train.__main__ import main
+
+agree = Group.agree
+
+def pausing(self, flags):
+    vote = agree(self, flags)
+    if self.doing == "recovery" and os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+        time.sleep(0.3)
+    return vote
+
+Group.agree = pausing
+raise SystemExit(main())
+"""
+
+
 def test_a_hang_and_a_death_in_one_step_cost_two_ranks(jobs, calm):
-    """Who has heard of the death waits for the one that hangs, until that one's own companion has ended it."""
-    limits = ("--fault.hang_timeout_s", "15", "--fault.recovery_timeout_s", "6")
+    """A rank that has noticed the death waits for the one that hangs, until that one's own companion has ended it.
+    After the long wait rank 0 pauses, as on a busy machine, while its companion sees that it waits no longer."""
+    (jobs.folder / "pauses.py").write_text(PAUSES)
+    limits = ("--fault.hang_timeout_s", "10", "--fault.recovery_timeout_s", "6")
     script = "hang rank 1 at step 5 point step.compute; kill rank 3 at step 5 point step.compute"
-    ended = jobs.run(*limits, chaos=script)
+    ended = jobs.run(*limits, chaos=script, program=("pauses.py",))
     assert_calm(ended, calm)
     assert sorted(ended.lost) == [(1, "hang"), (3, "crash")] and ended.summary["ranks_finished"] == 2
 

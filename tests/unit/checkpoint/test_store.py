@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,61 @@ def test_the_same_step_again_replaces_nothing_before_it_is_whole(tmp_path):
     assert first != second
     assert store.newest() == second
     assert loaded_step(store) == 5
+
+
+def test_the_same_arrays_of_the_same_step_are_linked_and_written_only_once(tmp_path):
+    points = []
+    store = Store(tmp_path, probe=points.append)
+    written = (save(store, 5) / ARRAYS).stat().st_ino
+    points.clear()
+    again = save(store, 5, score=0.25)
+    assert (again / ARRAYS).stat().st_ino == written and points.count("checkpoint.open") == 1  # of state.json
+    assert [entry.score for entry in store.entries()] == [0.25] and loaded_step(store) == 5
+
+
+def alter(store, path):
+    (path / ARRAYS).write_bytes(b"\0" * (path / ARRAYS).stat().st_size)
+
+
+NOT_LINKED = {
+    "other arrays": lambda store, path: None,
+    "another store": lambda store, path: None,
+    "an altered file": alter,
+    "a deleted file": lambda store, path: shutil.rmtree(path),
+    "no hard links": lambda store, path: None,
+}
+
+
+@pytest.mark.parametrize("why", NOT_LINKED)
+def test_arrays_that_cannot_be_linked_are_written(tmp_path, monkeypatch, why):
+    def refuse(*args):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    store = Store(tmp_path)
+    first = save(store, 5)
+    NOT_LINKED[why](store, first)
+    if why == "no hard links":
+        monkeypatch.setattr(os, "link", refuse)
+    arrays = {**arrays_of(5), "more": np.ones(2)} if why == "other arrays" else arrays_of(5)
+    second = (Store(tmp_path) if why == "another store" else store).save(5, arrays, {"step": 5}, 0.5)
+    assert (second / ARRAYS).stat().st_nlink == 1 and loaded_step(store) == 5
+    assert set(store.load(second)[0]) == set(arrays)
+
+
+def test_a_kill_at_any_point_of_saving_a_step_again_loses_nothing(tmp_path):
+    for point in range(1, 100):
+
+        def save_twice(probe, folder=tmp_path / str(point)):
+            store = Store(folder)
+            save(store, 5)
+            store.probe = probe
+            save(store, 5, score=0.5)
+
+        ended = killed_at(point, save_twice)
+        assert loaded_step(Store(tmp_path / str(point))) == 5
+        if ended:
+            break
+    assert ended and point > 15
 
 
 DAMAGES = {

@@ -52,7 +52,7 @@ def job_of(settings: str) -> Job:
     return override(Job(), json.loads(settings))
 
 
-def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False, **changes):
+def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False, keep_best=False, **changes):
     """One rank's job: (loop, failure). settings: of a job, by name; stop: a request to end; changes: of its task."""
     task = make_task(**changes)
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
@@ -65,7 +65,7 @@ def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False
         Device(),
         state,
         JobServices(log, folder, lambda: announce(loop, log, job, "threads")),
-        request=StepRequest(stop, checkpoint_every_steps=2, all_ranks=all_ranks),
+        request=StepRequest(stop, checkpoint_every_steps=2, all_ranks=all_ranks, keep_best=keep_best),
         recovery=recovery,
     )
     before = group.members
