@@ -67,7 +67,7 @@ def instantiate(builder: Callable[..., Any], options: Mapping[str, Any], what: s
         return builder(*given, **options)
     by_order = [p for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(given) > len(by_order) and not any(p.kind is p.VAR_POSITIONAL for p in every):
-        raise ConfigError(f"{what} takes {len(by_order)} values, not {len(given)}: too many in {list(given)}")
+        raise ConfigError(f"{what} takes {len(by_order)} values, not {len(given)}: too many in {listed(given, 'and')}")
     parameters = every[len(given) :]
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -74,6 +74,11 @@ def listed(names: Iterable[object], last: str = "or") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else "nothing"
 
 
+def named(values: Mapping[str, object]) -> str:
+    """Values by name as a phrase: "x 4 and y 3"."""
+    return listed((f"{name} {value}" for name, value in values.items()), "and")
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The valid name that ``word`` most likely means: spelled almost alike, or another package's word for it."""
     plain = {_plain(name): name for name in known}

@@ -21,6 +21,7 @@ from ddl.errors import DdlError
 from ddl.fault import session, startup
 from ddl.fault.call_watch import CallWatch
 from ddl.optim import Groups, Optimizer, Rule, slot_dtype
+from ddl.wording import listed
 
 
 def init(timeout_s: float = 600.0) -> Group:
@@ -164,7 +165,7 @@ class DistributedOptimizer:
     def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
         dtypes = {x.dtype for x in params.values()}
         if len(dtypes) != 1:
-            raise ValueError(f"parameters must share one dtype, got {sorted(map(str, dtypes))}")
+            raise ValueError(f"parameters must share one dtype, got {listed(sorted(map(str, dtypes)), 'and')}")
         self.params, self.lr, self.steps = dict(params), optimizer.lr, 0
         self._is_checked = False
         layout = Layout.of({name: x.shape for name, x in params.items()}, dtypes.pop())

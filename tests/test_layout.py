@@ -31,8 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "launcher": {"errors", "environment", "reading", "wording", "config", "metrics"},
     "data": {"errors", "arrays", "jsonlines", "reading", "registry", "wording"},
     "nn": {"errors", "arrays", "kernels"},
-    "models": {"errors", "arrays", "kernels", "registry", "nn"},
-    "optim": {"errors", "arrays", "kernels"},
+    "models": {"errors", "wording", "arrays", "kernels", "registry", "nn"},
+    "optim": {"errors", "wording", "arrays", "kernels"},
     "comm": {"errors", "environment", "arrays"},
     "collectives": {"errors", "wording", "registry", "arrays", "kernels", "comm"},
     "parallel": {"errors", "arrays", "kernels", "comm", "collectives"},
@@ -58,10 +58,10 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
-ROOMS["elastic"] = {"errors", "environment", "arrays", "metrics", "data", "comm", "collectives", "fault"}
-ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
+ROOMS["elastic"] = {"errors", "environment", "wording", "arrays", "metrics", "data", "comm", "collectives", "fault"}
+ROOMS["world"] = {"errors", "wording", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
-ROOMS["torch"] |= {"collectives", "fault", "elastic", "world"}
+ROOMS["torch"] |= {"wording", "collectives", "fault", "elastic", "world"}
 ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models"}
 ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their

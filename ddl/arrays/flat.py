@@ -118,7 +118,9 @@ class FlatBuffer:
         """Copy arrays in by name; the names must be all of the layout's, the shapes equal."""
         if set(arrays) != set(self.layout.shapes):
             missing, extra = set(self.layout.shapes) - set(arrays), set(arrays) - set(self.layout.shapes)
-            raise ValueError(f"names differ: missing {sorted(missing)}, unexpected {sorted(extra)}")
+            raise ValueError(
+                f"names differ: missing {', '.join(sorted(missing))}; unexpected {', '.join(sorted(extra))}"
+            )
         for name, view in self.views.items():
             if view.shape != arrays[name].shape:
                 raise ValueError(f"{name}: shape {arrays[name].shape} where {view.shape} is needed")

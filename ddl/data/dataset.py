@@ -21,6 +21,7 @@ from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
 from ddl.errors import ConfigError, DataError
 from ddl.registry import adapter_of, instantiate, resolve
+from ddl.wording import listed
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "digits": digits,
@@ -113,7 +114,7 @@ def open_dataset(
     parts: dict[str, Source] = dict(opened) if isinstance(opened, Mapping) else {"train": opened}
     parts = {name: as_source(part) for name, part in parts.items()}
     if "train" not in parts:
-        raise DataError(f"the data have no training part, only {sorted(parts)}", path or None)
+        raise DataError(f"the data have no training part, only {listed(sorted(parts), 'and')}", path or None)
     try:
         target = decide(parts["train"], loss, target_kind, classes, measured)
     except DataError as error:

@@ -22,6 +22,7 @@ from ddl.data.source import Field, Source, as_source
 from ddl.data.targets import Target
 from ddl.errors import DataError
 from ddl.reading import take
+from ddl.wording import listed
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Inputs:
         kind = "whole" if is_named else "values"
         opened = open_files(path, format, Request(targets, kind, np.dtype(self.dtype), options))
         if isinstance(opened, Mapping):
-            raise DataError(f"holds several parts {sorted(opened)} where one is wanted", path)
+            raise DataError(f"holds several parts, {listed(sorted(opened), 'and')}, where one is wanted", path)
         if self.is_labelled and known.learned.get("kind") == "columns":
             opened.recall(known.learned)
         if self.is_labelled and known.target is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from ddl.data.held import runs
 from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
+from ddl.wording import named
 
 
 class Arrays(Source):
@@ -41,7 +42,7 @@ class Arrays(Source):
             self.arrays["y"] = self.arrays["y"].astype(np.int64)
         lengths = {name: len(value) if value.ndim else 0 for name, value in self.arrays.items()}
         if len(set(lengths.values())) > 1:
-            raise DataError(f"arrays differ in their number of samples: {lengths}")
+            raise DataError(f"arrays differ in their number of samples: {named(lengths)}")
         if not lengths["x"]:
             raise DataError("an array of no samples")
         for name, value in self.arrays.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddl.arrays import generator
 from ddl.errors import ConfigError
+from ddl.wording import listed
 
 
 def stratified_split(labels: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
@@ -20,7 +21,7 @@ def stratified_split(labels: np.ndarray, fractions: Sequence[float], seed: int) 
     by rounding down go, class after class, to the parts that lack most so far (largest remainder).
     fractions: positive or 0, together 1."""
     if any(f < 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
-        raise ConfigError(f"fractions {list(fractions)} of a split are not parts of 1")
+        raise ConfigError(f"fractions {listed(fractions, 'and')} of a split are not parts of 1")
     shares = np.asarray(fractions, float)
     parts: list[list[np.ndarray]] = [[] for _ in fractions]
     lack = np.zeros(len(fractions))  # of each part, summed over the classes so far

@@ -14,6 +14,7 @@ from ddl.comm import Group
 from ddl.data import Order, Plan
 from ddl.errors import Diverged, UserError
 from ddl.fault.work import EndJob
+from ddl.wording import instead
 
 
 def no_heartbeat(commits: int, phase: str) -> None:
@@ -42,7 +43,7 @@ class State:
             return self._arrays[name]
         if name in self.__dict__.get("_values", ()):
             return self._values[name]
-        raise AttributeError(f"the state has no {name!r}; it has {sorted([*self._arrays, *self._values])}")
+        raise AttributeError(f"the state has no {name!r}; {instead(name, [*self._arrays, *self._values], 'it has')}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._arrays:

@@ -20,7 +20,7 @@ from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
-from ddl.wording import counted
+from ddl.wording import counted, listed
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,8 @@ class Recovery:
         leader = next(rank for rank, b in enumerate(ballots) if b.has_state and b.position == newest)
         # A rank commits only behind the barrier of the step, so no other rank can be two steps behind it.
         if not all(ballot.position[0] >= newest[0] - 1 for ballot in holders):
-            raise AssertionError(f"committed steps differ by more than one: {[b.position for b in ballots]}")
+            positions = listed((ballot.position for ballot in ballots), "and")
+            raise AssertionError(f"committed steps differ by more than one: {positions}")
         self.history = list(ballots[leader].history)  # a spare that is promoted has not seen it
         raised = [ballot.raised for ballot in ballots if ballot.raised is not None]
         self._raised.update((death.identity, death) for death in raised)

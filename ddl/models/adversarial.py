@@ -79,7 +79,7 @@ class GAN(Model):
         if forger.output != self.shape or judge.output != (1,) or judge.averages:
             raise ConfigError(
                 f"GAN: the generator gives {forger.output} for samples of {self.shape}; the discriminator gives "
-                f"{judge.output} where (1,) is needed, and may not have running averages ({list(judge.averages)})"
+                f"{judge.output} where (1,) is needed, and may not have running averages: it has {len(judge.averages)}"
             )
         return merged({"generator": forger, "discriminator": judge}, self.shape)
 

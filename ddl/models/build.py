@@ -24,6 +24,7 @@ from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
 from ddl.registry import adapt, adapter_of, instantiate, resolve
+from ddl.wording import listed
 
 MODELS = {
     "linear": linear,
@@ -101,7 +102,7 @@ def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -
     is_made = _is_model(found) or _is_layer(found) or isinstance(found, Blueprint) or adapter_of(found, FOREIGN)
     if not inspect.isclass(found) and is_made:
         if options:
-            raise ConfigError(f"model {name!r} is an object and takes no options, got {sorted(options)}")
+            raise ConfigError(f"model {name!r} is an object and takes no options, got {listed(sorted(options), 'and')}")
         return found
     if not callable(found):
         raise ConfigError(f"model {name!r} is a {type(found).__name__}, neither a Model, a network nor a builder")
@@ -122,7 +123,7 @@ def _problem(
     fields: Mapping[str, FieldLike], loss: str | Loss | None, classes: int | None, vocabulary: int | None
 ) -> Problem:
     if "x" not in fields:
-        raise ConfigError(f"the data has fields {sorted(fields)}; a model needs one called 'x'")
+        raise ConfigError(f"the fields of the data are {listed(sorted(fields), 'and')}; a model needs one called 'x'")
     x = fields["x"]
     if vocabulary is None and x.dtype.kind in "iu":
         vocabulary = x.size or (256 if x.dtype.itemsize == 1 else None)

@@ -27,6 +27,7 @@ from ddl.nn import (
     Sigmoid,
 )
 from ddl.nn.layer import Layer, Shape
+from ddl.wording import listed
 
 Activation = Literal["relu", "tanh", "sigmoid"]
 
@@ -76,7 +77,7 @@ def _perceptron(sizes: Sequence[int], outputs: Shape, nonlinearity: str, dropout
 def MLP(sizes: Sequence[int], activation: str = "relu", dropout: float = 0.0) -> Layer:
     """The network of ``mlp`` by all its sizes, inputs and outputs included: ``MLP([64, 128, 10])``."""
     if len(sizes) < 2:
-        raise ConfigError(f"MLP needs the number of inputs and of outputs at least, got {list(sizes)}")
+        raise ConfigError(f"MLP needs the number of inputs and of outputs at least, got {listed(sizes)}")
     return _perceptron(sizes[:-1], (sizes[-1],), activation, dropout)
 
 

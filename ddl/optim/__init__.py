@@ -27,6 +27,7 @@ from ddl.optim.schedule import (
     scaled_lr,
     schedule,
 )
+from ddl.wording import instead, listed
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -47,12 +48,12 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> Optimizer:
 
     Raises ConfigError for an unknown name, an option that it does not have, or an impossible value."""
     if name not in OPTIMIZERS:
-        raise ConfigError(f"optim.name = {name!r} is unknown; known are {sorted(OPTIMIZERS)}")
+        raise ConfigError(f"optim.name = {name!r} is unknown; {instead(name, OPTIMIZERS)}")
     given = {key: value for key, value in (options or {}).items() if value is not None}
     known = [field.name for field in fields(OPTIMIZERS[name])]  # type: ignore[arg-type]
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ConfigError(f"optimizer {name!r} has no option {unknown}; it has {known}")
+        raise ConfigError(f"optimizer {name!r} has no option {listed(unknown)}; {instead(unknown[0], known, 'it has')}")
     return OPTIMIZERS[name](**given)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import cos, pi
 
 from ddl.errors import ConfigError
+from ddl.wording import instead
 
 Schedule = Callable[[int], float]
 
@@ -125,7 +126,7 @@ def schedule(
     elif name == "cosine":
         after = Cosine(rest, floor)
     else:
-        raise ConfigError(f"optim.schedule = {name!r} is unknown; known are {list(SCHEDULES)}")
+        raise ConfigError(f"optim.schedule = {name!r} is unknown; {instead(name, SCHEDULES)}")
     return Warmup(warmup_steps, after) if warmup_steps else after
 
 

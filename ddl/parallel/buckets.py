@@ -30,7 +30,9 @@ def buckets(
     Raises ValueError if ``order`` misses or repeats a name."""
     names = list(reversed(list(layout.shapes)) if order is None else order)
     if sorted(names) != sorted(layout.shapes):
-        raise ValueError(f"the order must hold each name once; differs by {sorted(set(names) ^ set(layout.shapes))}")
+        raise ValueError(
+            f"the order must hold each name once; differs by {', '.join(sorted(set(names) ^ set(layout.shapes)))}"
+        )
     spans = _spans(layout)
     plan: list[Bucket] = []
     for name in names:

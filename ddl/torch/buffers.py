@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ddl.arrays import Views
 from ddl.errors import ConfigError, UserError
 from ddl.nn.layer import Average, Kept
+from ddl.wording import instead
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Buffers:
         self._places = places
         unknown = sorted(set(self._averaged) - set(places))
         if unknown:
-            raise ConfigError(f"averaged: the module has no buffer {unknown[0]!r}; it has {sorted(places)}")
+            raise ConfigError(
+                f"averaged: the module has no buffer {unknown[0]!r}; {instead(unknown[0], places, 'it has')}"
+            )
         self._scratch = {name: place.tensor.clone() for name, place in places.items()}
         self._committed_in: Views | None = None
         self._committed: dict[str, Tensor] = {}

@@ -27,6 +27,7 @@ from ddl.torch.gradients import Gradients
 from ddl.torch.masks import Masks, masked
 from ddl.torch.objective import Objective, are_near, array_of, metrics_of, rows_of
 from ddl.torch.sync_norm import in_step
+from ddl.wording import listed
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -143,7 +144,9 @@ class Model(Measured):
         rows = len(next(iter(tensors.values())))
         missing = [name for name in (*self.inputs, self.target) if name is not None and name not in tensors]
         if missing:
-            raise ConfigError(f"the data has fields {sorted(tensors)}, but the model takes {missing[0]!r}")
+            raise ConfigError(
+                f"the fields of the data are {listed(sorted(tensors), 'and')}, but the model takes {missing[0]!r}"
+            )
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode(False):
                 outputs = self.module(*(tensors[name] for name in self.inputs))

@@ -23,6 +23,7 @@ import torch
 
 from ddl.arrays import generator, partition
 from ddl.errors import DataError, UserCodeError
+from ddl.wording import listed
 
 _OF_MPI = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
 CLOSE_S = 1.0
@@ -61,9 +62,9 @@ class Readers:
                     connection.send((part, seed, epoch))
                 answers = [pickle.loads(connection.recv_bytes()) for connection in self._connections]
             except (EOFError, OSError) as error:
-                statuses = [process.exitcode for process in self._processes]
+                statuses = listed((process.exitcode for process in self._processes), "and")
                 raise DataError(
-                    f"a process that reads the dataset ended (exit statuses {statuses}). A script that uses such "
+                    f"a process that reads the dataset ended (exit status {statuses}). A script that uses such "
                     'processes does its work below `if __name__ == "__main__":`'
                 ) from error
         for _, problem, trace in answers:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddl.errors import ConfigError
 from ddl.torch.objective import array_of
+from ddl.wording import listed
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -23,6 +24,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"model.from = {str(path)!r} cannot be read: {first}") from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        kinds = sorted({type(value).__name__ for value in found.values()}) if isinstance(found, Mapping) else found
+        values = found.values() if isinstance(found, Mapping) else [found]
+        kinds = listed(sorted({type(value).__name__ for value in values}), "and")
         raise ConfigError(f"model.from = {str(path)!r} is no state_dict, which maps names to tensors: it has {kinds}")
     return {name: array_of(value) for name, value in found.items()}

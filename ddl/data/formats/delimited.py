@@ -28,7 +28,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
-from ddl.wording import instead
+from ddl.wording import instead, listed
 
 MOST_CLASSES = 1000
 PARSED_AT_ONCE = 4096  # lines
@@ -128,7 +128,7 @@ class Delimited(Source):
         if twice and self.columns not in (columns, [columns[at] for at in features]):
             raise DataError(
                 f"several columns are called {twice[0]!r}, so they cannot be matched with those of the training part, "
-                f"{columns}: rename them, or bring the columns in the same order",
+                f"{listed(columns, 'and')}: rename them, or bring the columns in the same order",
                 self.path,
                 1,
                 "line",
@@ -136,9 +136,9 @@ class Delimited(Source):
         if is_named and not twice:
             missing = [columns[at] for at in (*features, *targets) if columns[at] not in self.columns]
             if missing:
-                listed = ", ".join(map(repr, missing))
+                names, own = listed(map(repr, missing)), listed(self.columns, "and")
                 raise DataError(
-                    f"no column {listed}, which the training part has: there are {self.columns}", self.path, 1, "line"
+                    f"no column {names}, which the training part has: there are {own}", self.path, 1, "line"
                 )
             places = {name: at for at, name in enumerate(self.columns)}
             return [places[columns[at]] for at in features], [places[columns[at]] for at in targets]

@@ -14,6 +14,7 @@ import numpy as np
 from ddl.data.formats.rows import Rows, StreamedRows
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
+from ddl.wording import named
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FileSource(Source):
             lengths["y"] = len(labels)
         if len(set(lengths.values())) != 1:
             path = next(iter(columns.values())).rows.path
-            raise DataError(f"numbers of samples do not match: {lengths}", path)
+            raise DataError(f"numbers of samples do not match: {named(lengths)}", path)
         self._length = lengths["x"]
         self.reads_from_start = any(isinstance(column.rows, StreamedRows) for column in columns.values())
         self._fields = {name: column.field for name, column in columns.items()}

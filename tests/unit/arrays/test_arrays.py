@@ -44,7 +44,7 @@ def test_a_longer_layout_begins_like_a_shorter_one():
 
 def test_assigning_other_names_or_shapes_is_refused():
     buffer = FlatBuffer(Layout.of({"w": (2, 3)}))
-    with pytest.raises(ValueError, match="missing \\['w'\\]"):
+    with pytest.raises(ValueError, match="missing w; unexpected"):
         buffer.assign({})
     with pytest.raises(ValueError, match="w: shape"):
         buffer.assign({"w": np.zeros((3, 2))})
