@@ -19,7 +19,7 @@ from ddl.comm.topology import start_time
 from ddl.data import Plan, reassign
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
-from ddl.fault.work import Recoverable
+from ddl.fault.work import Recoverable, received
 from ddl.wording import counted, listed
 
 
@@ -358,11 +358,7 @@ class Recovery:
         """Broadcast the newest state from the lowest survivor that has it; ranks that are behind load it."""
         if all(ballot.has_state and ballot.position == newest for ballot in ballots):
             return
-        meta = group.gather_objects(self.work.meta() if group.rank == leader else None)[leader]
-        # Received into copies: if the leader dies meanwhile, the receivers still have their own, older state.
-        arrays = [flat if group.rank == leader else flat.copy() for flat in self.work.flat_arrays()]
-        for flat in arrays:
-            group.broadcast(flat, leader)
+        meta, arrays = received(group, self.work, leader)
         mine = ballots[group.rank]
         if not (mine.has_state and mine.position == newest):
             self.work.take_over(arrays, meta)

@@ -58,6 +58,20 @@ class Recoverable:
         return True
 
 
+def received(group: Group, work: Recoverable, root: int) -> tuple[Any, list[np.ndarray]]:
+    """The ``meta`` and ``flat_arrays`` of rank ``root``, on all ranks; there not copied. Raises PeerLost.
+
+    Received into copies: if ``root`` dies meanwhile, the others still have their own state."""
+    mine = group.rank == root
+    arrays = work.flat_arrays() if mine else []
+    sent = (work.meta(), [(array.shape, array.dtype) for array in arrays]) if mine else None
+    meta, kinds = group.gather_objects(sent)[root]
+    arrays = arrays or [np.empty(shape, dtype) for shape, dtype in kinds]
+    for array in arrays:
+        group.broadcast(array, root)
+    return meta, arrays
+
+
 class Program:
     """What a rank runs in every generation."""
 

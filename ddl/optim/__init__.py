@@ -12,7 +12,7 @@ from ddl.errors import ConfigError
 from ddl.optim.clip import gradient_scale
 from ddl.optim.groups import Groups, Rule
 from ddl.optim.layerwise import LAMB, LARS
-from ddl.optim.optimizer import Optimizer, slot_dtype
+from ddl.optim.optimizer import Optimizer, OwnState, slot_dtype
 from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, NAdam, RAdam, RMSprop
 from ddl.optim.schedule import (
     SCHEDULES,
@@ -27,6 +27,7 @@ from ddl.optim.schedule import (
     scaled_lr,
     schedule,
 )
+from ddl.optim.whole import Whole
 from ddl.wording import instead, listed
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -74,12 +75,14 @@ __all__ = [
     "Momentum",
     "NAdam",
     "Optimizer",
+    "OwnState",
     "RAdam",
     "RMSprop",
     "Rule",
     "Schedule",
     "StepDecay",
     "Warmup",
+    "Whole",
     "build",
     "gradient_scale",
     "resumed_span",

@@ -13,7 +13,7 @@ from ddl.arrays import Array, Layout
 from ddl.errors import ConfigError
 from ddl.kernels.sums import squares
 from ddl.optim.elementwise import is_elementwise
-from ddl.optim.optimizer import Optimizer
+from ddl.optim.optimizer import Optimizer, OwnState
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,14 @@ class Groups:
     def frozen(self) -> bool:
         """Whether some parameters are never changed."""
         return any(part.optimizer is None for part in self.ranges)
+
+    @property
+    def own(self) -> OwnState | None:
+        """State that the optimizer keeps beside the slots."""
+        return None
+
+    def validated(self, loss: float) -> None:
+        """Called on every rank after each evaluation on the validation split, with its loss."""
 
     def squared_norm(self, grads: Array) -> float:
         """Squared norm of the gradients of all trained parameters."""

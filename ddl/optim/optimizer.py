@@ -35,6 +35,18 @@ class Optimizer(Protocol):
         ...
 
 
+class OwnState:
+    """State of any shape that an optimizer keeps. A commit changes it together with the parameters."""
+
+    def named(self) -> tuple[dict[str, np.ndarray], Any]:
+        """Its arrays by name, in an order that ranks agree on, and all the rest as JSON has it. Callers only read."""
+        raise NotImplementedError
+
+    def load(self, arrays: Mapping[str, np.ndarray], rest: Any) -> None:
+        """The inverse of ``named``; copies the arrays. Raises ValueError for what does not fit, changing nothing."""
+        raise NotImplementedError
+
+
 def slot_dtype(dtype: np.dtype) -> np.dtype:
     """The dtype of slots for parameters of ``dtype``: at least float32, since squared gradients are 0 in float16."""
     return np.promote_types(dtype, np.float32)

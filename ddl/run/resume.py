@@ -105,10 +105,11 @@ def restore(
         for line in changed:
             say(line)
     try:
-        state.load_named(arrays)
+        saved = Progress.from_json(meta["progress"])
+        state.load_named(arrays, saved.optimizer)
     except ValueError as error:
-        raise ConfigError(f"the checkpoint does not fit this model: {error}") from error
-    state.progress.become(Progress.from_json(meta["progress"]))
+        raise ConfigError(f"the checkpoint does not fit this model and optimizer: {error}") from error
+    state.progress.become(saved)
     progress = state.progress
     progress.stopping = False
     now = task.settings.get("metrics")

@@ -202,7 +202,7 @@ class Runner:
             return self._refuse(problem)
         neighbours = sum(member.node == self.group.me.node for member in self.group.members)
         limit_memory(where, ranks_on(where, neighbours), self.job.comm.gpu_memory)
-        state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where)
+        state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where, task.optimizer.own)
         if self.job.metrics.trace:
             self._open_trace()
         log = self.log = RunLog(task, self._sinks, self._say, self.job.metrics.jsonl)

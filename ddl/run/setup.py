@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from textwrap import shorten
-from typing import Any
 
 from ddl.comm import Group, unconnected
 from ddl.comm.library import library_version
@@ -16,6 +15,7 @@ from ddl.config import Job
 from ddl.data import data_lines
 from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
+from ddl.fault.work import received
 from ddl.metrics import JobStarted, versions
 from ddl.models.blueprint import suited
 from ddl.run.folder import RunFolder
@@ -31,7 +31,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
     setting: checkpoint.resume. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's
     state is then unchanged, and the survivors can repeat all of this."""
     log, state, work = folder.log, loop.state, loop.work
-    message: DdlError | dict[str, Any] | None = None
+    problem: DdlError | None = None
     folder.choose(group)
     digests = group.gather_objects(state.parameters_digest())
     if group.is_leader:
@@ -53,20 +53,15 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
             # Identities are the ranks at launch, some of which may have died by now.
             log.first_step = state.progress.step
             log.ranks_started = 1 + max(group.newest_identity, *(member.identity for member in group.members))
-            message = work.meta()
         except UserError as error:
-            message = error
+            problem = error
         except OSError as error:
-            message = ConfigError(f"run.dir = {str(folder.path)!r} cannot be used: {error}")
-    message = group.gather_objects(message)[0]
-    if isinstance(message, DdlError):
-        return message
-    # Received into copies: if the leader dies meanwhile, the next one begins with a complete state.
-    received = [flat if group.is_leader else flat.copy() for flat in work.flat_arrays()]
-    for flat in received:
-        group.broadcast(flat, 0)
-    work.take_over(received, message)
-    return None
+            problem = ConfigError(f"run.dir = {str(folder.path)!r} cannot be used: {error}")
+    problem = group.gather_objects(problem)[0]
+    if problem is None:
+        meta, arrays = received(group, work, 0)
+        work.take_over(arrays, meta)
+    return problem
 
 
 def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:

@@ -27,7 +27,7 @@ from ddl.models import build as build_model
 from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
 from ddl.nn.losses import LOSSES
-from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule
+from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule, Whole
 from ddl.registry import adapter_of, described
 from ddl.run.runner import Runner
 from ddl.run.trained import outputs_of
@@ -46,9 +46,8 @@ from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
 from ddl.train.task import Task
 
-# Optimizers and schedules of other frameworks: base class -> what makes ddl's of them.
+# Optimizers of other frameworks: base class -> what makes ddl's of them and of their schedules.
 _OPTIMIZERS = {"torch.optim.optimizer.Optimizer": "ddl.torch:translated"}
-_SCHEDULES = {"torch.optim.lr_scheduler.LRScheduler": "ddl.torch:Factors"}
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
 _OF_SCHEDULE = tuple(
@@ -105,16 +104,18 @@ class Trainer:
         given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
         if given["train"] is None:
             raise UserError("a Trainer needs data")
-        translate, factors = adapter_of(optimizer, _OPTIMIZERS), adapter_of(schedule, _SCHEDULES)
+        translate = adapter_of(
+            optimizer[0] if isinstance(optimizer, Sequence) and optimizer else optimizer, _OPTIMIZERS
+        )
         if translate is not None:
             if rules:
                 raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
-            optimizer, rules = translate(optimizer, model, schedule)
+            optimizer, rules, schedule = translate(optimizer, model, schedule)
+        elif hasattr(schedule, "step"):
+            raise UserError("a scheduler sets the rates of its own optimizer: give that as well, as optimizer")
+        if isinstance(optimizer, Whole) and optimizer.needs_validation and validation is None:
+            raise UserError("the schedule depends on the validation loss: give validation data")
         self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
-        if factors is not None:
-            if optimizer is None:
-                raise UserError("a scheduler sets the rates of its own optimizer: give that as well, as optimizer")
-            self.schedule = factors(schedule)
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
         self.initial = initial
         self._check(settings or {})
@@ -250,7 +251,10 @@ class Trainer:
         if isinstance(self.optimizer, str):
             return build_groups(job, self.model)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
-        return Groups(layout, self.optimizer, self.rules, freeze=[*job.model.freeze, *self.model.frozen])
+        freeze = [*job.model.freeze, *self.model.frozen]
+        if isinstance(self.optimizer, Whole):
+            return self.optimizer.over(layout, self.rules, freeze)
+        return Groups(layout, self.optimizer, self.rules, freeze=freeze)
 
     def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
         if isinstance(self.schedule, str):

@@ -312,6 +312,7 @@ class Loop(Program):
             progress.best = score if improved else progress.best
             progress.stale = 0 if improved else progress.stale + 1
             progress.ended = bool(task.patience) and progress.stale >= task.patience
+            task.optimizer.validated(score)
         progress.results["train"] = self.work.epoch_means()
         progress.evaluated_at = progress.step
         progress.stage += 1

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddl.arrays import Device
 from ddl.comm import Group
-from ddl.fault.work import Recoverable
+from ddl.fault.work import Recoverable, received
 
 
 def compare(group: Group, work: Recoverable, kind: str, digest: str, replica: str) -> list[int] | None:
@@ -38,7 +38,7 @@ def compare(group: Group, work: Recoverable, kind: str, digest: str, replica: st
         return None
     majority = max(cast, key=cast.count)
     root = next(rank for rank, (kind, digest, _) in enumerate(states) if (kind, digest) == (first, majority))
-    meta, arrays = _received(group, work, root)
+    meta, arrays = received(group, work, root)
     if all(kind == first for kind, _, _ in states):
         agrees = [digest == majority for digest in digests]
     else:
@@ -55,15 +55,6 @@ def _vote(values: Sequence[Any]) -> Any:
     """The value of more than half of them; None if there is none."""
     common = max(values, key=values.count)
     return common if 2 * values.count(common) > len(values) else None
-
-
-def _received(group: Group, work: Recoverable, root: int) -> tuple[Any, list[np.ndarray]]:
-    """The state of rank ``root``, on all ranks."""
-    meta = group.gather_objects(work.meta() if group.rank == root else None)[root]
-    arrays = [flat if group.rank == root else flat.copy() for flat in work.flat_arrays()]
-    for flat in arrays:
-        group.broadcast(flat, root)
-    return meta, arrays
 
 
 def _is_near(own: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:

@@ -95,7 +95,7 @@ class Saving:
             self._writer.close()  # it wrote to memory only, and this rank has become the leader since
             self._writer = None
         progress = work.state.progress
-        meta = {"progress": progress.to_json(), **work.task.settings}
+        meta = {"progress": work.state.meta()["progress"], **work.task.settings}
         try:
             if self._writer is None:
                 self._writer = services.open_writer(group)

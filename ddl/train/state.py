@@ -16,6 +16,7 @@ import numpy as np
 from ddl.arrays import Array, Device, FlatBuffer, Layout, Views, aligned, host
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
+from ddl.optim import OwnState
 from ddl.reading import take
 
 
@@ -25,7 +26,7 @@ class Progress:
 
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
     epoch_sums: header sums of the running epoch. early_sums: loss and weight of the task's early steps.
-    results: metrics by split, as last evaluated.
+    results: metrics by split, as last evaluated. optimizer: the state that it keeps beside slots, without its arrays.
     best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
     normalise: statistics of the training data, once they are known. total_steps: of the job. schedule_span: the steps
     for which the schedule of the learning rate is made; empty: all of them."""
@@ -48,6 +49,7 @@ class Progress:
     normalise: dict[str, Any] | None = None
     total_steps: int = 0
     schedule_span: list[int] = field(default_factory=list)
+    optimizer: Any = None
 
     @property
     def position(self) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Progress:
             take(known, name, int, least=-1)
         take(known, "best", int, float, type(None), least=None)
         take(known, "ended", bool), take(known, "stopping", bool)
-        take(known, "normalise", dict, type(None))
+        take(known, "normalise", dict, type(None)), take(known, "optimizer", dict, type(None))
         for name in ("epoch_sums", "early_sums"):
             for value in take(known, name, list):
                 take({name: value}, name, int, float, type(None), least=None)
@@ -119,10 +121,20 @@ class State:
 
     The replica is either in private memory, and an update overwrites it, or in memory shared by the ranks of a node
     (``lodge``). There it exists twice: one copy is committed, and in the other each rank prepares its share of the
-    next one. An array that is kept across a commit may belong to either copy."""
+    next one. An array that is kept across a commit may belong to either copy.
 
-    def __init__(self, model: Model, slots: tuple[str, ...], dtype: np.dtype | str, seed: int, device: Device):
-        self.device = device
+    own: what the optimizer keeps beside the slots."""
+
+    def __init__(
+        self,
+        model: Model,
+        slots: tuple[str, ...],
+        dtype: np.dtype | str,
+        seed: int,
+        device: Device,
+        own: OwnState | None = None,
+    ):
+        self.device, self._own = device, own
         self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
         average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
         kept = model.kept
@@ -153,14 +165,33 @@ class State:
     def flat_arrays(self) -> list[Array]:
         """Every array of the state, in a fixed order; a rank that is behind receives these."""
         kept = [array.reshape(-1) for array in self._kept.values()]
-        return [self.params.flat, self.averages.flat, *kept, *self.slots.values()]
+        return [
+            self.params.flat,
+            self.averages.flat,
+            *kept,
+            *self.slots.values(),
+            *self._arrays_of_optimizer().values(),
+        ]
 
-    def assign(self, arrays: Sequence[np.ndarray]) -> None:
-        """Copy another rank's ``flat_arrays`` (host) into this state. In a shared replica also into the copy for the
-        next one, where elements that no update writes must be the same; all ranks of the node assign the same."""
+    def _arrays_of_optimizer(self) -> dict[str, np.ndarray]:
+        return {} if self._own is None else self._own.named()[0]
+
+    def meta(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
+        arrays, self.progress.optimizer = ({}, None) if self._own is None else self._own.named()
+        return {"progress": self.progress.to_json(), "arrays": list(arrays)}
+
+    def take_over(self, arrays: Sequence[np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Copy another rank's ``flat_arrays`` (host) and ``meta`` into this state. In a shared replica also into the
+        copy for the next one, where elements that no update writes must be the same; all ranks of the node do it."""
         self.own()
-        for flat, received in zip(self.flat_arrays(), arrays, strict=True):
+        names, progress = meta["arrays"], Progress.from_json(meta["progress"])
+        common = len(arrays) - len(names)
+        for flat, received in zip(self.flat_arrays()[:common], arrays[:common], strict=True):
             flat[...] = self.device.array(received)
+        if self._own is not None:
+            self._own.load(dict(zip(names, arrays[common:], strict=True)), progress.optimizer)
+        self.progress.become(progress)
         if self._coming is not None:
             for flat, known in zip(self._coming.flat_arrays(), self.replica.flat_arrays(), strict=True):
                 flat[...] = known
@@ -203,21 +234,29 @@ class State:
         named.update({f"averages/{name}": host(view) for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             named.update({f"{slot}/{name}": host(view) for name, view in self.layout.views(flat).items()})
-        return named
+        return {**named, **self._arrays_of_optimizer()}
 
-    def load_named(self, named: Mapping[str, np.ndarray]) -> None:
-        """The inverse of ``to_named``; raises ValueError, changing nothing, when names or shapes differ."""
+    def load_named(self, named: Mapping[str, np.ndarray], of_optimizer: Any = None) -> None:
+        """The inverse of ``to_named``; raises ValueError, changing nothing, when names or shapes differ.
+
+        of_optimizer: ``Progress.optimizer``, of the same state."""
         self.own()
         targets = {f"params/{name}": view for name, view in self.params.views.items()}
         targets.update({f"averages/{name}": view for name, view in self.buffers.items()})
         for slot, flat in self.slots.items():
             targets.update({f"{slot}/{name}": view for name, view in self.layout.views(flat).items()})
+        if (self._own is None) != (of_optimizer is None):
+            raise ValueError("it was made with an optimizer of another kind")
+        of_own = {name: value for name, value in named.items() if self._own is not None and name not in targets}
+        named = {name: value for name, value in named.items() if name not in of_own}
         if set(named) != set(targets):
             lacking, surplus = sorted(set(targets) - set(named)), sorted(set(named) - set(targets))
             raise ValueError(f"the saved state lacks {lacking[:3]} and has the unknown {surplus[:3]}")
         for name, view in targets.items():
             if named[name].shape != view.shape:
                 raise ValueError(f"{name} was saved with shape {named[name].shape}, the model has {view.shape}")
+        if self._own is not None:
+            self._own.load(of_own, of_optimizer)
         for name, view in targets.items():
             view[...] = self.device.array(named[name])
 

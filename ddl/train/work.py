@@ -19,7 +19,7 @@ from ddl.fault.work import Recoverable
 from ddl.models.model import gradient_layout
 from ddl.parallel import GradientSum
 from ddl.train.services import Services
-from ddl.train.state import Progress, State
+from ddl.train.state import State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -51,11 +51,10 @@ class Work(Recoverable):
         return [host(flat) for flat in self.state.flat_arrays()]
 
     def meta(self) -> dict[str, Any]:
-        return {"progress": self.state.progress.to_json(), "log": self.services.log.to_json(), "last": self.last}
+        return {"state": self.state.meta(), "log": self.services.log.to_json(), "last": self.last}
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
-        self.state.assign(arrays)
-        self.state.progress.become(Progress.from_json(meta["progress"]))
+        self.state.take_over(arrays, meta["state"])
         self.services.log.become(meta["log"])
         self.last = meta["last"]
 

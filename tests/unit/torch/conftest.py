@@ -25,9 +25,10 @@ from ddl.train.task import Task
 
 
 def train_one(group, make, x, y, *, steps=20, batch=12, shards=1, optimizer=None, dtype="float64", seed=0, **task):
-    """One rank: trains make(), a Model or module; returns (its model, the loop)."""
-    source = Arrays(x, y)
-    model = build(make(), source.fields)
+    """One rank: trains make(), a Model or module, or one with arguments of its Task; returns (its model, the loop)."""
+    source, made = Arrays(x, y), make()
+    made, own = made if isinstance(made, tuple) else (made, {})
+    model = build(made, source.fields)
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
     optimizer = optimizer or ddl.optim.SGD(lr=0.1)
     settings = {
@@ -42,9 +43,9 @@ def train_one(group, make, x, y, *, steps=20, batch=12, shards=1, optimizer=None
         "dtype": dtype,
         "prefetch": 0,
     }
-    built = Task(**{**settings, **task})
+    built = Task(**{**settings, **own, **task})
     log = RunLog(built)
-    state = State(model, built.optimizer.slots, dtype, seed, Device())
+    state = State(model, built.optimizer.slots, dtype, seed, Device(), built.optimizer.own)
     loop = Loop(built, group, Device(), state, Services(log), request=StepRequest())
     if group.is_leader:
         log.lead()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -227,7 +229,116 @@ def test_a_decorated_function_survives_what_run_survives(points):
 def test_what_update_cannot_step_is_refused_when_the_state_is_made():
     net = nn.Linear(2, 2)
     sgd = torch.optim.SGD(net.parameters(), 0.1)
-    with pytest.raises(UserError, match="ReduceLROnPlateau needs a loss"):
-        ddl.torch.State(net, sgd, torch.optim.lr_scheduler.ReduceLROnPlateau(sgd))
+    with pytest.raises(UserError, match=r"a scheduler needs state_dict\(\), which SimpleNamespace has not"):
+        ddl.torch.State(net, sgd, SimpleNamespace(step=print))
+    with pytest.raises(UserError, match="two optimizers have the same parameter"):
+        ddl.torch.State(net, [sgd, torch.optim.SGD(net.parameters(), 0.1)])
+    with pytest.raises(UserError, match=r"and this Adam not"):
+        ddl.torch.State(net, sgd).step(torch.optim.Adam(net.parameters()), 1)
     with pytest.raises(UserError, match="LBFGS needs a closure"):
         ddl.torch.State(net, torch.optim.LBFGS(net.parameters()))
+
+
+class Pair:
+    """A generator and a critic, with their optimizers, of which the critic's has the smaller batch of noise."""
+
+    def __init__(self, make):
+        self.generator, self.critic = make(Generator), make(Critic)
+        self.modules = [self.generator, self.critic]
+        self.optimizers = [torch.optim.Adam(m.parameters(), 0.02) for m in self.modules]
+        self.schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in self.optimizers]
+
+    def critic_loss(self, x, noise):
+        fake = self.generator(noise).detach()
+        return (self.critic(x) ** 2).sum() + ((self.critic(fake) - 1) ** 2).sum()
+
+    def generator_loss(self, noise):
+        return (self.critic(self.generator(noise)) ** 2).sum()
+
+
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(2, momentum=0.3).eval(), nn.Linear(2, 5)
+
+    def forward(self, z):
+        return self.out(self.norm(z))
+
+
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def adversarial(group, make, points):
+    pair = Pair(make)
+    state = ddl.torch.State(pair.modules, pair.optimizers, pair.schedulers)
+    x, noise = torch.from_numpy(points[0]), torch.from_numpy(points[0][:, :2])
+    of_generator, of_critic = pair.optimizers
+
+    def train(state, world):
+        for rows in world.batches(SAMPLES, global_batch=BATCH, epochs=EPOCHS):
+            of_critic.zero_grad()
+            pair.critic_loss(x[rows], noise[rows]).backward()
+            state.step(of_critic, len(rows))
+            of_generator.zero_grad()
+            pair.generator_loss(noise[rows]).backward()
+            state.average(len(rows), of_generator)
+            nn.utils.clip_grad_norm_(pair.generator.parameters(), 0.5)
+            state.update()
+
+    elastic.run(train, state, shards=SHARDS, group=group)
+    assert state.commits == state.steps == 6
+    return pair
+
+
+def test_two_modules_with_their_optimizers_train_in_one_state_and_survive_a_death(fresh, points):
+    wanted, order = Pair(fresh), Order(SAMPLES, SHARDS, BATCH, 0)
+    x, noise = torch.from_numpy(points[0]), torch.from_numpy(points[0][:, :2])
+    for step in range(EPOCHS * order.steps_per_epoch):
+        rows = order.indices(*divmod(step, order.steps_per_epoch), range(SHARDS))[0].copy()
+        wanted.critic.zero_grad()
+        (wanted.critic_loss(x[rows], noise[rows]) / len(rows)).backward()
+        wanted.optimizers[1].step()
+        wanted.generator.zero_grad()
+        (wanted.generator_loss(noise[rows]) / len(rows)).backward()
+        nn.utils.clip_grad_norm_(wanted.generator.parameters(), 0.5)
+        wanted.optimizers[0].step()
+        for scheduler in wanted.schedulers:
+            scheduler.step()
+    for death in (None, Death(1, 9), Death(0, 30)):
+        results = run_ranks(3, lambda group: adversarial(group, fresh, points), death=death)
+        survivors = [result for result in results if not isinstance(result, Killed)]
+        assert len(survivors) == (3 if death is None else 2)
+        for pair in survivors:
+            for found, module in zip(pair.modules, wanted.modules, strict=True):
+                assert_equal(found, module)
+
+
+def test_a_plateau_is_stepped_with_the_mean_of_all_ranks_and_kept_by_commits(fresh, points):
+    def plateau(group):
+        net, optimizer, _ = parts(fresh)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        state = ddl.torch.State(net, optimizer, scheduler)
+
+        def train(state, world):
+            for rows in world.batches(SAMPLES, global_batch=BATCH):
+                optimizer.zero_grad()
+                loss_sum(net, rows, points, state.steps).backward()
+                state.update(len(rows))
+                # 3 on the first rank, of 1 sample, and 1 on the second, of 3: a mean of 1 in each round.
+                assert state.validated(3.0 - 2 * world.rank, 1 + 2 * world.rank) == 1.0
+            return optimizer.param_groups[0]["lr"], scheduler.best
+
+        found = elastic.run(train, state, shards=SHARDS, group=group)
+        with torch.no_grad():
+            scheduler.step(5.0)
+        state.restore()
+        assert (optimizer.param_groups[0]["lr"], scheduler.best) == found
+        return found
+
+    assert run_ranks(2, plateau) == [(0.02 / 4, 1.0)] * 2
