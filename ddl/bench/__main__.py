@@ -24,7 +24,7 @@ BENCHES = {
     "allreduce": ("2,4", ("off", "on")),
     "step": ("2", ("on",)),
     "scaling": ("2", ("on",)),
-    "torch-ddp": ("2", ("on",)),
+    "torch-ddp": ("2", ()),
     "recovery": ("2,4", ()),
 }
 PEERS = {"allreduce": ("gloo",), "step": ("torch_ddp", "torch_ddp_fused"), "recovery": ("torchrun",)}
@@ -86,6 +86,11 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             continue
         if options.bench == "step" and options.tolerance == "both":
             yield from tolerance.rows(ranks, models, options.seconds, options.threads, options.mpirun)
+            continue
+        if options.bench == "torch-ddp":
+            from ddl.bench import torch_ddp
+
+            yield from torch_ddp.rows(ranks, models, options.seconds, options.threads, options.mpirun)
             continue
         asked = {
             "bench": options.bench,

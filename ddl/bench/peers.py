@@ -159,6 +159,12 @@ class TorchStep:
         self._order = torch.randperm(len(self._x)).to(device)
 
     def __call__(self) -> float:
+        loss = self.gradients()
+        self.optimizer.step()
+        return float(loss)
+
+    def gradients(self) -> torch.Tensor:
+        """Forward and backward of the next batch; returns the loss."""
         if self._next + self._batch > len(self._order):
             self._order, self._next = torch.randperm(len(self._x)).to(self._device), 0
         rows = self._order[self._next : self._next + self._batch]
@@ -173,5 +179,4 @@ class TorchStep:
         else:
             loss = F.cross_entropy(output.flatten(0, -2), y.flatten())
         loss.backward()
-        self.optimizer.step()
-        return float(loss.detach())
+        return loss.detach()

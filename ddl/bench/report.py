@@ -45,6 +45,8 @@ def row_text(row: Mapping[str, Any]) -> str:
     if "cost_us" in row:
         low, high = row["cost_quartiles_us"]
         notes.append(f"costs {row['cost_us']:.0f} us ({low:.0f} to {high:.0f}), {row['cost_share']:.1%} of a step")
+    if "ceiling" in row:
+        notes.append(f"ceiling {row['ceiling']:.2f}; resident {row['resident_mib']:.0f} MiB ({row['above_mib']:+.0f})")
     if "samples_per_s" in row:
         notes.append(f"{row['samples_per_s']:.0f} samples/s")
     if "shares" in row:

@@ -40,8 +40,8 @@ def main(text: str) -> None:
 
 def rows(
     options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, settings: dict[str, Any]
-) -> Iterator[Row | list[float]]:
-    """Rows, or of the tolerance bench the times of a block."""
+) -> Iterator[Any]:
+    """Rows, or what the tolerance and torch-ddp benches measured in a block."""
     store, seconds, peers = options["store"], options["seconds"], options["peers"]
     beat = nobody_listens if heartbeat is None else heartbeat.beat
     if options["bench"] == "allreduce":
@@ -51,7 +51,8 @@ def rows(
     if options["bench"] == "torch-ddp":
         from ddl.bench import torch_ddp
 
-        return torch_ddp.rows(group, heartbeat, folder, options["models"], seconds, store, settings)
+        turns = tolerance.Turns(options["turns"], options["mine"], len(torch_ddp.CANDIDATES))
+        return torch_ddp.blocks(group, heartbeat, folder, options["models"][0], options["candidate"], turns, store)
     if options["bench"] == "tolerance":
         turns = tolerance.Turns(options["turns"], options["mine"])
         return tolerance.blocks(group, folder, options["models"][0], turns, beat)
