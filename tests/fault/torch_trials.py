@@ -32,18 +32,16 @@ LIMIT_S = 180.0  # of a trial as a whole, on a machine that does other work
 HUNG_S = 60.0  # from the last blow to the end, beyond what an undisturbed run takes
 ACTS = ("kill", "stop", "exit", "segv", "abort")
 STARTS = ("start -", "import numpy", "import torch", "import mpi4py.MPI")
+RECOVERY = (
+    *("recover.fence", "recover.revoke", "recover.shrink", "recover.agree", "recover.level", "recover.reassign"),
+    *("recovery.shrink.done", "recovery.gather", "recovery.agree.done"),
+)
 POINTS = {  # moment -> its places, and how often a rank passes them in a step at least
     "step": {"loop.step": 1, "loop.backward": 4, "loop.averaged": 1, "loop.update": 1},
     "communication": {"job.native": 4, "job.native.done": 4, "job.barrier": 1, "job.barrier.done": 1, "job.block": 1},
     "evaluation": {"loop.evaluate": 1},
     "checkpoint": {"loop.save": 1, "loop.saved": 1},
-    "recovery": {
-        point: 1
-        for point in (
-            *("recover.fence", "recover.revoke", "recover.shrink", "recover.agree", "recover.level"),
-            *("recover.reassign", "recovery.shrink.done", "recovery.gather", "recovery.agree.done"),
-        )
-    },
+    "recovery": dict.fromkeys(RECOVERY, 1),
     "end": {"end.agree": 1, "loop.end": 1, "loop.left": 1},
 }
 
