@@ -71,12 +71,13 @@ class Blow:
 
 @dataclass
 class Plan:
-    """What a trial is to suffer. spares: of the ranks, so many wait to take over."""
+    """What a trial is to suffer. spares: of the ranks, so many wait to take over. words: settings of its job."""
 
     launcher: str
     ranks: int
     spares: int = 0
     blows: list[Blow] = field(default_factory=list)
+    words: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:
@@ -97,12 +98,12 @@ class Plan:
         return self.launcher == "ddl.launch" or (self.launcher != "mpirun" and not is_mpiruns)
 
 
-def draw(rng: np.random.Generator) -> Plan:
+def draw(rng: np.random.Generator, words: tuple[str, ...] = ()) -> Plan:
     """A launcher, 2 to 4 ranks, and a blow for some of them, but not for one of the workers; or for the job."""
     launcher = str(rng.choice(LAUNCHERS, p=[0.2, 0.35, 0.45]))
     ranks = int(rng.integers(2, 5))
     spares = int(ranks > 2 and launcher != "mpirun" and rng.random() < 0.3)
-    plan = Plan(launcher, ranks, spares)
+    plan = Plan(launcher, ranks, spares, words=words)
     unharmed = int(rng.integers(plan.workers))
     victims = [rank for rank in map(int, rng.permutation(ranks)) if rank != unharmed]
     most = 1 if launcher == "mpirun" else len(victims)  # there the first ends all

@@ -1,11 +1,13 @@
 """Random trials of whole jobs: ranks die, hang and crash at random, and the result must be that of a calm run.
 
     python -m tests.fault.trials --count 200 --seed 7
+    python -m tests.fault.trials --count 50 --seed 7 --of module    # a module of PyTorch instead of ddl's network
+    python -m tests.fault.trials --count 50 --seed 7 --of loop      # a script's own loop: torch_trials.py
 
 Each trial trains the digits on 2 to 4 ranks under mpirun, a fault-tolerant mpirun, or ddl.launch, and strikes some
 ranks or the job: while it starts, at a kill point, or from outside at any moment. A trial is bad if the job hangs, ends
 although ranks were left that could finish, cannot be resumed after an early end, or differs from the calm run in its
-samples or losses; or if it leaves processes or shared memory behind."""
+samples, losses or parameters; or if it leaves processes or shared memory behind."""
 
 from __future__ import annotations
 
@@ -30,9 +32,13 @@ from typing import Any
 import numpy as np
 
 from ddl.audit import report
+from ddl.checkpoint import Store
+from ddl.checkpoint.store import no_check
+from ddl.errors import CheckpointError
 from ddl.launcher.mpirun import command_line, find_mpirun
 from ddl.launcher.supervisor import last_step, read_json
 from ddl.metrics import read_lines
+from tests.fault import torch_trials
 from tests.fault.plans import CHECKPOINT, SIGNALS, STEPS, TO_THE_JOB, Blow, Plan, draw
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +47,7 @@ JOB = (
     f"--checkpoint.every_steps {CHECKPOINT} --fault.startup_timeout_s 10 --fault.hang_timeout_s 10"
 ).split()
 PROGRAM = [sys.executable, "-m", "ddl.train"]
+MODULE = ("--model.name", "tests.fault.scripts.networks:Network", "--model.loss", "cross_entropy")
 # The environment's own parameter files may make mpirun tolerant; this overrules them.
 INTOLERANT = ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
 GRACE_S, SHARE = 60.0, 4.0  # a job counts as hung so long after so many times the duration of a calm job
@@ -120,7 +127,7 @@ class Job:
         return names
 
     def _command(self) -> list[str]:
-        words = [*JOB, "--run.dir", str(self.folder), "--fault.spares", str(self.plan.spares)]
+        words = [*JOB, *self.plan.words, "--run.dir", str(self.folder), "--fault.spares", str(self.plan.spares)]
         if script := "; ".join(str(blow) for blow in self.plan.blows if blow.is_scripted):
             words += ["--fault.chaos", script]
         if self.plan.launcher == "ddl.launch":
@@ -202,7 +209,7 @@ def judge(place: Path, plan: Plan, calm: Path, calm_s: float) -> Trial:
     if (plan.must_finish and not is_finished) or (plan.tells_status and is_finished is bool(trial.status)):
         trial.problems.append(f"status {trial.status}, summary {summary.get('status')!r}: {job.output}")
     elif not is_finished:
-        again = Job(folder, Plan(plan.launcher, plan.ranks, plan.spares), calm_s)
+        again = Job(folder, Plan(plan.launcher, plan.ranks, plan.spares, words=plan.words), calm_s)
         if status := again.run()[0]:
             trial.problems.append(f"resumed after status {trial.status}: status {status}: {again.output}")
     trial.problems += _differences(folder, calm)
@@ -223,7 +230,8 @@ def _differences(folder: Path, calm: Path) -> list[str]:
         summary, theirs = json.loads((folder / "summary.json").read_text()), read_json(calm / "summary.json")
         ours, right = losses(read_lines(folder / "metrics.jsonl")), losses(read_lines(calm / "metrics.jsonl"))
         audit = report(folder)
-    except (OSError, ValueError) as error:
+        arrays, calm_arrays = ({**Store(run / "checkpoints").load(None, no_check)[0]} for run in (folder, calm))
+    except (OSError, ValueError, CheckpointError) as error:
         return [f"the run folder cannot be read: {error}"]
     problems = list(audit.problems)
     if audit.steps != STEPS or audit.used != audit.expected or audit.used != summary["samples"]["used"]:
@@ -235,7 +243,16 @@ def _differences(folder: Path, calm: Path) -> list[str]:
     loss, wanted = summary["test"].get("loss"), theirs["test"]["loss"]
     if loss is None or abs(loss - wanted) > SAME_LOSS * wanted:
         problems.append(f"test loss {loss!r}, undisturbed {wanted!r}")
+    problems += other_values(arrays, calm_arrays)
     return problems
+
+
+def other_values(arrays: Mapping[str, Any], calm: Mapping[str, Any]) -> list[str]:
+    """The names of parameters, averages and slots that differ by more than rounding in float32."""
+    if set(arrays) != set(calm):
+        return [f"arrays {sorted(set(arrays) ^ set(calm))} are missing"]
+    wrong = [name for name, x in calm.items() if not np.allclose(arrays[name], x, rtol=1e-6, atol=1e-7)]
+    return [f"other values of {sorted(wrong)[:8]}"] if wrong else []
 
 
 def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
@@ -264,18 +281,21 @@ def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
         trial.problems.append(f"ranks {sorted(lost)} were lost, struck were {[str(blow) for blow in trial.struck]}")
 
 
-def run(count: int, seed: int, only: Sequence[int] = (), keep: Path | None = None) -> list[Trial]:
-    """``count`` trials, or some of them; each is printed as it ends. keep: where the folders of bad ones go."""
+def run(
+    count: int, seed: int, only: Sequence[int] = (), keep: Path | None = None, words: tuple[str, ...] = ()
+) -> list[Trial]:
+    """``count`` trials, or some of them; each is printed as it ends. keep: where the folders of bad ones go. words:
+    settings of the job."""
     rng = np.random.default_rng(seed)
     place = Path(tempfile.mkdtemp(prefix="ddl-trials-"))
     trials = []
     try:
-        calm = Job(place / "calm", Plan("ddl.launch", 4), GRACE_S)
+        calm = Job(place / "calm", Plan("ddl.launch", 4, words=words), GRACE_S)
         status, calm_s = calm.run()
         if status:
             raise SystemExit(f"the undisturbed run failed: {calm.output}")
         for number in range(count):
-            plan = draw(rng)
+            plan = draw(rng, words)
             if only and number not in only:
                 continue
             trial = judge(place / str(number), plan, place / "calm", calm_s)
@@ -312,8 +332,12 @@ def main() -> int:
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--only", type=int, nargs="*", default=(), help="numbers of the trials to run")
     words.add_argument("--keep", type=Path, help="a folder for the run folders of bad trials")
+    words.add_argument("--of", choices=["job", "module", "loop"], default="job", help="what is trained")
     options = words.parse_args()
-    trials = run(options.count, options.seed, options.only, options.keep)
+    if options.of == "loop":
+        return torch_trials.main(options.count, options.seed, options.only)
+    settings = MODULE if options.of == "module" else ()
+    trials = run(options.count, options.seed, options.only, options.keep, settings)
     print(summed_up(trials))
     return 1 if any(trial.problems for trial in trials) else 0
 
