@@ -6,23 +6,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.data.formats.corpus import Alphabet, ByteCodes, open_text, open_tokens
-from ddl.data.formats.delimited import Delimited
-from ddl.data.formats.detect import SUFFIXES, Request, detect, expand, open_files
+from ddl.data.formats.detect import SUFFIXES, TABLES, Request, detect, expand, open_files
 from ddl.data.formats.files import Concat, pair
 from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
+from ddl.data.tables.roles import Settings
 from ddl.data.targets import Target
 from ddl.errors import DataError
 from ddl.reading import take
 from ddl.wording import listed
+
+
+HOW = ("header", "delimiter", "decimal")  # options of CSV files that say how they are written
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Inputs:
     columns are those of the targets, or the name of their array.
 
     is_labelled: targets are read too, and must exist. targets: the file or columns that hold them, if they differ from
-    the job's."""
+    the job's. table: the job's settings of tables."""
 
     format: str = "auto"
     columns: str = ""
@@ -102,6 +105,7 @@ class Inputs:
     options: Mapping[str, Any] = field(default_factory=dict)
     is_labelled: bool = False
     dtype: np.dtype | str = "float32"
+    table: Settings = field(default_factory=Settings)
 
     def open(self, path: str, known: Known) -> Source:
         """The samples of ``path``, read and numbered as the training part was. Raises DataError, ConfigError."""
@@ -152,21 +156,25 @@ class Inputs:
 
     def _rows(self, path: str, known: Known) -> Source:
         format = self._format(expand(path)[0])
-        if format == "csv" and known.learned.get("kind") == "columns" and not self.targets:
-            parts = [self._columns(one, known) for one in expand(path)]
-            return parts[0] if len(parts) == 1 else Concat(parts)
-        of_format: Any = Delimited if format == "csv" else pair
-        taken = set(inspect.signature(of_format).parameters) - {"features"}
-        options = {name: value for name, value in self.options.items() if name in taken}
-        targets = self.targets or (self.columns if format in ("csv", "npz") else "")
-        if not self.is_labelled:
-            targets = "none" if format == "csv" else ""
-        is_named = known.learned.get("kind") == "columns" and bool(known.names)
-        kind = "whole" if is_named else "values"
-        opened = open_files(path, format, Request(targets, kind, np.dtype(self.dtype), options))
+        is_table, knows_columns = format in TABLES, known.learned.get("kind") == "columns"
+        request = Request(dtype=np.dtype(self.dtype), table=replace(self.table, columns=(), drop=(), types={}))
+        if is_table and knows_columns and not self.targets:
+            options = {name: value for name, value in self.options.items() if name in HOW and format == "csv"}
+            targets = "" if self.is_labelled else "none"
+            opened = open_files(
+                path, format, replace(request, targets=targets, options={**options, "shape": known.fields["x"].shape}, like=known.learned)
+            )
+        else:
+            taken = {*HOW, "target_kind", "shape"} if is_table else set(inspect.signature(pair).parameters)
+            options = {name: value for name, value in self.options.items() if name in taken}
+            targets = self.targets or (self.columns if is_table or format == "npz" else "")
+            if not self.is_labelled:
+                targets = "none" if is_table else ""
+            kind = "whole" if knows_columns and known.names else "values"
+            opened = open_files(path, format, replace(request, targets=targets, target_kind=kind, options=options))
         if isinstance(opened, Mapping):
             raise DataError(f"holds several parts, {listed(sorted(opened), 'and')}, where one is wanted", path)
-        if self.is_labelled and known.learned.get("kind") == "columns":
+        if self.is_labelled and knows_columns and self.targets:
             opened.recall(known.learned)
         if self.is_labelled and known.target is not None:
             opened = known.target.apply(opened)
@@ -181,24 +189,6 @@ class Inputs:
                 raise
             return self.format
         return self.format if self.format != "auto" and found in ("tokens", "text") else found
-
-    def _columns(self, path: Path, known: Known) -> Source:
-        """A CSV file, by the columns of the training part."""
-        knows, options = known.learned, self.options
-        settings: dict[str, Any] = {
-            name: options[name] for name in ("header", "delimiter", "decimal") if name in options
-        }
-        source = Delimited(
-            path,
-            targets=None if self.is_labelled else [],
-            like=knows,
-            target_kind="classes" if knows["names"] else "values",
-            shape=known.fields["x"].shape,
-            dtype=self.dtype,
-            **settings,
-        )
-        source.recall(knows if self.is_labelled else {**knows, "names": []})
-        return source
 
     def _check(self, source: Source, known: Known, path: str) -> None:
         for name in ("x", "y") if self.is_labelled and "y" in known.fields else ("x",):

@@ -8,7 +8,7 @@ import glob
 import gzip
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,37 +16,15 @@ from typing import Any
 import numpy as np
 
 from ddl.data.formats.corpus import open_text, open_tokens
-from ddl.data.formats.delimited import Delimited
 from ddl.data.formats.files import Column, Concat, FileSource, pair
-from ddl.data.formats.labelled_text import LabelledText, csv_lines, json_lines
 from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, first_bytes, open_idx, open_npy, open_npz
+from ddl.data.formats.request import Parts, Request
 from ddl.data.formats.rows import MappedRows, Rows
-from ddl.data.formats.tables import join
+from ddl.data.formats.tabular import open_csv, open_jsonl
 from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 from ddl.registry import instantiate
 from ddl.wording import instead, listed
-
-Parts = dict[str, Source]  # "train", and "validation" and "test" where the files say so
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request to open files in a format. targets: a file or columns, depending on the format. options: its settings.
-
-    target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For CSV files,
-    whose targets are text; those of other formats are converted in targets.py.
-    like: what a CSV source of the training part ``learned``: columns are matched by its names."""
-
-    targets: str = ""
-    target_kind: str = "auto"
-    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
-    options: Mapping[str, Any] = field(default_factory=dict)
-    like: Mapping[str, Any] | None = None
-
-    def make(self, opener: Callable[..., Any], what: str, /, **fixed: Any) -> Any:
-        return instantiate(opener, {**self.options, **fixed}, what)
-
 
 # Arrays: x in one file, targets in another, or both in one archive.
 
@@ -174,38 +152,6 @@ def _no_options(request: Request, name: str) -> None:
 # Text.
 
 
-def _open_csv(paths: Sequence[Path], request: Request) -> Source:
-    if "text" in request.options:
-        return _labelled(csv_lines, paths, request)
-    targets = [name.strip() for name in request.targets.split(",")] if request.targets else None
-    if targets == ["none"]:
-        targets = []
-    kind, fixed = {"target_kind": request.target_kind}, {"targets": targets, "dtype": request.dtype}
-    sources: list[Delimited] = []
-    for path in paths:
-        like = sources[0].learned() if sources else request.like
-        options = {**kind, **request.options, "path": path, "like": like, **fixed}
-        sources.append(instantiate(Delimited, options, "data.options"))
-    if len(sources) == 1:
-        return sources[0]
-    return join(sources, learns=request.like is None)
-
-
-def _open_jsonl(paths: Sequence[Path], request: Request) -> Source:
-    return _labelled(json_lines, paths, request)
-
-
-def _labelled(open_lines: Callable[..., Any], paths: Sequence[Path], request: Request) -> Source:
-    if len(paths) > 1:
-        raise DataError(f"{len(paths)} files of labelled text: join them into one", paths[0].parent)
-    options = dict(request.options)
-    own: dict[str, Any] = {key: options.pop(key) for key in ("text", "label", "delimiter") if key in options}
-    if request.targets:
-        own["label"] = request.targets
-    lines = instantiate(open_lines, {"path": paths[0], **own}, "data.options")
-    return instantiate(LabelledText, {"texts": lines, **options}, "data.options")
-
-
 def _open_text(paths: Sequence[Path], request: Request) -> Source:
     return request.make(open_text, "data.options", paths=paths)
 
@@ -224,11 +170,12 @@ FORMATS: dict[str, Callable[[Sequence[Path], Request], Source | Parts]] = {
     "idx": _open_idx,
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,
-    "csv": _open_csv,
-    "jsonl": _open_jsonl,
+    "csv": open_csv,
+    "jsonl": open_jsonl,
     "text": _open_text,
     "tokens": _open_tokens,
 }
+TABLES = ("csv", "jsonl")  # formats whose files have columns
 SUFFIXES = {
     ".npy": "npy",
     ".npz": "npz",

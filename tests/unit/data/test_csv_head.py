@@ -38,7 +38,7 @@ def x_of(splits):
         ),
         (
             ",p,q,y\n" + "".join(f"{i},{i / 4},{-i},{'ab'[i % 2]}\n" for i in range(6)),
-            "column '' only numbers the rows: left out (data.options.features)",
+            "column '' only numbers the rows: left out (data.columns)",
             [0.25, -1],
         ),
         (",p,q,y\n" + "".join(f"{i * i},{i / 4},{-i},a{i % 2}\n" for i in range(6)), "column ''", [0.25, -1]),

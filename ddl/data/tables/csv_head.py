@@ -1,6 +1,6 @@
 """Detect how a CSV file is written: its delimiter, its decimal mark, and whether the first line names the columns.
 
-Decided from the first lines; an ambiguous file is rejected with both readings. delimited.py reads the rows."""
+Decided from the first records; an ambiguous file is rejected with both readings. csv_reader.py reads the rows."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 
-from ddl.data.formats.npy import first_bytes
-from ddl.data.formats.text_lines import clean
+from ddl.data.tables.cells import DECIMAL_COMMA, is_missing, is_number, number
+from ddl.data.tables.text import open_text
 from ddl.errors import DataError
 
 DELIMITERS = ",;\t|"
-LOOKED_AT = 20  # lines after the first
+LOOKED_AT = 20  # records after the first
+HEAD_CHARACTERS = 2**20
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 ROW_NUMBERS = re.compile(r"|Unnamed: \d+|(row_?)?(id|index|idx)|row_?names?", re.IGNORECASE)  # names, "" among them
-DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -39,72 +38,51 @@ class Head:
         return f"header: {header}; delimiter {self.delimiter!r}; decimal {self.decimal!r}"
 
 
-def decoded(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
-
-
-def split_cells(line: str, delimiter: str, path: Path, number: int) -> list[str]:
-    if '"' not in line:
-        return [cell.strip() for cell in line.split(delimiter)]
-    try:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True))]
-    except csv.Error as error:
-        raise DataError(f"a quoted cell does not end in its line: {error}", path, number, "line") from error
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
-
-
-def is_integer(text: str | int) -> bool:
-    stripped = str(text).strip()
-    return stripped[stripped.startswith(("-", "+")) :].isdecimal()
-
-
-@lru_cache(maxsize=2**12)
-def canonical(text: str) -> str:
-    """The name of a class: "+1", "01" and "1.0" are the class "1"; other texts are themselves."""
-    if is_integer(text):
-        return str(int(text))
-    if is_number(text) and float(text).is_integer():
-        return str(int(float(text)))
-    return text
-
-
-def read_head(path: Path, header: bool | None = None, delimiter: str | None = None, decimal: str | None = None) -> Head:
+def read_head(
+    path: Path,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    encoding: str = "",
+) -> Head:
     """How the file is written. header, delimiter, decimal: settings; None decides from the file.
 
-    Raises DataError if its first line can be names and a sample alike."""
-    first_bytes(path)
-    with open(path, "rb") as file:
-        lines = (decoded(clean(raw, number), path, number) for number, raw in enumerate(file, 1))
-        first = next(lines)
-        # Errors in later lines are reported when these are read, with their numbers.
-        rest = (
-            [line for line in islice(lines, LOOKED_AT) if line.strip()] if header is not True or not delimiter else []
-        )
-    delimiter = delimiter or _delimiter(first, rest)
-    cells = split_cells(first, delimiter, path, 1)
-    rows = [row for row in (_try_split(line, delimiter) for line in rest) if len(row) == len(cells)]
+    Raises DataError if its first record can be names and a sample alike."""
+    with open_text(path, encoding) as file:
+        text = file.read(HEAD_CHARACTERS)
+        is_whole = not file.read(1)
+    if not text.strip():
+        raise DataError("no samples in the file", path, 1, "line")
+    if "\0" in text:
+        raise DataError("a zero byte: not a text file", path, text[: text.index("\0")].count("\n") + 1, "line")
+    if delimiter is not None and len(delimiter) != 1:
+        raise DataError(f"data.options.delimiter = {delimiter!r} must be one character", path)
+    delimiter = delimiter or _delimiter(text, is_whole)
+    cells, *rest = _records(text, delimiter, is_whole)
+    rows = [row for row in rest if len(row) == len(cells)]
     if decimal is None:
         decimal = _decimal([cells, *rows], delimiter, path)
-    if decimal == ",":
-        cells_read, rows = _with_points(cells), [_with_points(row) for row in rows]
-    else:
-        cells_read = cells
-    has_header = _names_columns(first, cells_read, rows, rest, path) if header is None else header
+    lines = [line for line in islice(text.splitlines(), LOOKED_AT) if line.strip()]
+    has_header = _names_columns(lines, cells, rows, path, decimal) if header is None else header
     columns = cells if has_header else [str(number) for number in range(len(cells))]
     looked_at = rows if has_header else [cells, *rows]
     named = enumerate(cells) if has_header else [(0, None)]
     numbering = tuple(at for at, name in named if _numbers_rows(name, [row[at] for row in looked_at]))
     return Head(columns, has_header, delimiter, decimal, numbering)
+
+
+def _records(text: str, delimiter: str, is_whole: bool) -> list[list[str]]:
+    """The first records, without blank lines; up to the first that cannot be read, which reading the rows reports."""
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True)
+    found: list[list[str]] = []
+    try:
+        for record in islice((r for r in reader if any(cell.strip() for cell in r)), LOOKED_AT + 2):
+            found.append([cell.strip() for cell in record])
+    except csv.Error:
+        pass
+    if len(found) > 1 and not is_whole and len(found) < LOOKED_AT + 2:
+        found.pop()  # it may be cut
+    return found[: LOOKED_AT + 1] or [[""]]
 
 
 def _numbers_rows(name: str | None, values: Sequence[str]) -> bool:
@@ -117,9 +95,15 @@ def _numbers_rows(name: str | None, values: Sequence[str]) -> bool:
 
 
 def _decimal(rows: Sequence[Sequence[str]], delimiter: str, path: Path) -> str:
-    found = [cell for row in rows for cell in row if DECIMAL_COMMA.fullmatch(cell)]
-    if delimiter == "," or not found:
+    cells = [cell for row in rows for cell in row]
+    found = [cell for cell in cells if DECIMAL_COMMA.fullmatch(cell)]
+    if any(re.fullmatch(r"\d+,\d+\.\d+", cell) for cell in cells):
         return "."
+    if not found:
+        is_grouped = any(re.fullmatch(r"[+-]?\d{1,3}([. ']\d{3})+,\d+", cell) for cell in cells)
+        return "," if is_grouped and delimiter != "," else "."
+    if delimiter == "," and all(THOUSANDS.fullmatch(cell) for cell in found):
+        return "."  # quoted: in a file that commas delimit, these set thousands apart
     if all(THOUSANDS.fullmatch(cell) for cell in found):
         raise DataError(
             f"{found[0]!r} can be a number with a decimal comma or with thousands set apart: "
@@ -129,39 +113,33 @@ def _decimal(rows: Sequence[Sequence[str]], delimiter: str, path: Path) -> str:
     return ","
 
 
-def _with_points(cells: Sequence[str]) -> list[str]:
-    return [cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells]
-
-
-def _try_split(line: str, delimiter: str) -> list[str]:
-    try:
-        return split_cells(line, delimiter, Path(), 0)
-    except DataError:
-        return []
-
-
-def _delimiter(first: str, rest: Sequence[str]) -> str:
-    """The delimiter that cuts all lines into equally many cells; of several, the one with fewest others in cells."""
+def _delimiter(text: str, is_whole: bool) -> str:
+    """The delimiter that cuts all records into equally many cells; of several, the one with fewest others in cells."""
 
     def remains(delimiter: str) -> tuple[bool, int, int]:
-        rows = [_try_split(line, delimiter) for line in (first, *rest)]
+        rows = _records(text, delimiter, is_whole)
         width = len(rows[0])
         is_even = width > 1 and all(len(row) == width for row in rows)
         others = sum(
             any(other in cell for other in DELIMITERS) and not DECIMAL_COMMA.fullmatch(cell)
             for row in rows
             for cell in row
-            if '"' not in first
+            if '"' not in text
         )
-        return not is_even, others, -first.count(delimiter)
+        return not is_even, others, -len(rows[0])
 
     return min(DELIMITERS, key=remains)
 
 
 def _names_columns(
-    first: str, cells: Sequence[str], rows: Sequence[Sequence[str]], rest: Sequence[str], path: Path
+    lines: Sequence[str], cells: Sequence[str], rows: Sequence[Sequence[str]], path: Path, decimal: str
 ) -> bool:
-    numbers = [is_number(cell) for cell in cells]
+    """lines: the first ones as they are written. cells, rows: the first record, and those below it."""
+
+    def is_value(cell: str) -> bool:
+        return number(cell, decimal) is not None
+
+    numbers = [is_value(cell) for cell in cells]
     if not any(numbers):  # texts that all occur below are a sample of categories
         return not rows or not all(cell in {row[at] for row in rows} for at, cell in enumerate(cells))
     if not rows:
@@ -169,20 +147,20 @@ def _names_columns(
     over_numbers = [
         at
         for at, cell in enumerate(cells)
-        if cell and cell != "?" and not numbers[at] and all(is_number(r[at]) for r in rows)
+        if not is_missing(cell) and not numbers[at] and all(is_value(r[at]) for r in rows)
     ]
     texts = [at for at in range(len(cells)) if not numbers[at]]
     recurs = any(cells[at] in (row[at] for row in rows) for at in texts)
     counted = [at for at in range(len(cells)) if numbers[at]]
-    is_counting = [cells[at] for at in counted] == [str(number) for number in range(len(counted))]
+    is_counting = [cells[at] for at in counted] == [str(place) for place in range(len(counted))]
     is_series = is_counting or (_is_series(cells, counted) and not any(_is_series(row, counted) for row in rows))
     enough = len(counted) >= 3 or (len(counted) == 2 and bool(texts))
     alone = not recurs and ((enough and is_series) or _is_apart(cells, rows, counted))
-    quoted = first.lstrip().startswith('"') and not any(line.lstrip().startswith('"') for line in rest)
+    quoted = lines[0].lstrip().startswith('"') and not any(line.lstrip().startswith('"') for line in lines[1:])
     if over_numbers or alone or quoted:
         raise DataError(
-            f"its first line, {first[:60]!r}, can be the names of the columns (then the first sample is "
-            f"{rest[0][:60]!r}) or a sample: set data.options.header to true or false",
+            f"its first line, {lines[0][:60]!r}, can be the names of the columns (then the first sample is "
+            f"{lines[1][:60]!r}) or a sample: set data.options.header to true or false",
             path,
             1,
             "line",
