@@ -72,8 +72,10 @@ def _limits(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
-    if job.data.shards != "auto" and job.data.shards < 1:
-        yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
+    for name in ("shards", "batch_eval"):
+        value = getattr(job.data, name)
+        if value != "auto" and value < 1:
+            yield f"[data] {name} is {value}: it must be at least 1, or auto"
 
 
 def _single_values(job: Job) -> Iterator[str]:

@@ -74,7 +74,10 @@ class DataSettings:
         "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
     )
     prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none", least=0)
-    batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank", least=1)
+    batch_eval: int | Literal["auto"] = setting(
+        "auto",
+        "samples per forward pass in evaluation and prediction, on each rank; auto: 256, fewer if they are large",
+    )
     image_size: int | str = setting(
         "auto",
         'pixels of each image: 64, or "HEIGHTxWIDTH"; auto: their own size if they share one of at most 128 pixels, '

@@ -179,10 +179,15 @@ def _class_name(folder: str, above: Path) -> str:
     return unicodedata.normalize("NFC", folder)
 
 
+def loose(paths: Sequence[Path]) -> LooseFiles:
+    """Files by their paths, which are never resolved: a link is known by its own name."""
+    folder = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    return LooseFiles(folder, [path.absolute().relative_to(folder).as_posix() for path in paths])
+
+
 def open_list(paths: Sequence[Path], settings: ImageSettings, targets: str = "", kind: str = "auto") -> Source:
     """Images by their paths, as a pattern gives them: the class is the folder, if they lie in several."""
-    folder = Path(os.path.commonpath([path.parent for path in paths]))
-    files, notes = LooseFiles(folder, [path.relative_to(folder).as_posix() for path in paths]), list[str]()
-    labels = _label_file(folder, Tree(), targets, kind) if targets else None
+    files, notes = loose(paths), list[str]()
+    labels = _label_file(files.folder, Tree(), targets, kind) if targets else None
     found, own = _labelled(files, labels, "", notes)
     return Images(found, own, settings, notes)

@@ -26,7 +26,10 @@ SHOWN = 5  # in a message
 
 
 class Encoded(Protocol):
-    """Encoded images by number. ``name`` is shown to the user."""
+    """Encoded images by number. ``name`` says where one is, ``names`` are short."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -265,8 +268,8 @@ class Images(Source):
         own = [] if self._labels is None else [self._labels.values]
         return [*files, *own] if files and all(os.path.exists(file) for file in files) else []
 
-    def identifiers(self) -> Sequence[str]:
-        return [self._encoded.name(number) for number in range(len(self))]
+    def identifiers(self) -> tuple[str, np.ndarray]:
+        return "file", np.array(self._encoded.names)
 
 
 def _damage(problems: Sequence[str], count: int) -> str:

@@ -82,7 +82,8 @@ class Form:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Form:
-        return cls(*map(int, values["size"]), channels=int(values["channels"]), resize=values["resize"])
+        height, width = values["size"]
+        return cls(int(height), int(width), int(values["channels"]), str(values["resize"]))
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ def _own_size(headers: Sequence[Header]) -> tuple[int, int]:
     sizes = {(header.height, header.width) for header in headers}
     height, width = next(iter(sizes))
     if len(sizes) > 1:
-        side = min(SIDE, int(np.median([min(size) for size in ((h.height, h.width) for h in headers)])))
+        side = min(SIDE, int(np.median([min(header.height, header.width) for header in headers])))
+        side -= side % 8 if side > 16 else 0  # it can be halved by pooling
         return side, side
     if max(height, width) <= LARGEST_OWN:
         return height, width
@@ -230,7 +232,8 @@ def _own_size(headers: Sequence[Header]) -> tuple[int, int]:
 def describe(headers: Sequence[Header], form: Form) -> str:
     """A line for the banner: the sizes found, and what the samples become."""
     sizes = {(header.height, header.width) for header in headers}
-    least, most = min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1])
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    least, most = ordered[0], ordered[-1]
     found = f"{least[0]}x{least[1]}" if len(sizes) == 1 else f"{least[0]}x{least[1]} to {most[0]}x{most[1]}"
     colours = {1: "grey", 3: "colour", 4: "colour and alpha"}[form.channels]
     line = f"x: images of {found} pixels (height x width), {colours}"

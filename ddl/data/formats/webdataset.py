@@ -33,9 +33,10 @@ class _Sample:
     texts: dict[str, bytes] = field(default_factory=dict)
 
 
-def open_tars(paths: Sequence[Path], settings: ImageSettings, targets: str = "") -> Images:
-    """The images of tar files. targets: the ending of the files of labels (cls, txt, json), or a key of the JSON ones.
+def open_tars(paths: Sequence[Path], settings: ImageSettings, targets: str = "", is_labelled: bool = True) -> Images:
+    """The images of tar files, with their labels.
 
+    targets: the ending of the files of labels (cls, txt, json), or a key of the JSON ones.
     Raises DataError naming the first samples that have no label, where others have one."""
     places, names, labels, notes = [], [], [], list[str]()
     unlabelled, without_image = [], 0
@@ -45,7 +46,7 @@ def open_tars(paths: Sequence[Path], settings: ImageSettings, targets: str = "")
                 without_image += 1
                 continue
             offset, length, name = sample.image
-            label = _label(sample, targets, path, key)
+            label = _label(sample, targets, path, key) if is_labelled else None
             if label is None:
                 unlabelled.append(f"{path}: {key}")
             else:
