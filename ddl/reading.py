@@ -1,6 +1,6 @@
 """Reading files that may hold anything: only regular files are opened, and JSON must be an object with known fields.
 
-The modules that own the files define their fields."""
+The modules that own the files define their fields. ``braces`` expands patterns of names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,16 @@ def read_regular(path: str | Path, tail_bytes: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         file.seek(0 if tail_bytes is None else max(status.st_size - tail_bytes, 0))
         return file.read()
+
+
+def braces(pattern: str) -> list[str]:
+    """The patterns that one with braces means, as a shell expands them: ``{000..009}`` and ``{a,b}``."""
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if found is None:
+        return [pattern]
+    first, last, several = found.groups()
+    parts = several.split(",") if several else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    return [whole for part in parts for whole in braces(pattern[: found.start()] + part + pattern[found.end() :])]
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

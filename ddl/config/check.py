@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from ddl.config.sections import SECTIONS, Job
 from ddl.environment import job_size
 from ddl.errors import ConfigError
+from ddl.reading import braces
 from ddl.registry import QUALIFIED
 from ddl.wording import counted
 
@@ -70,8 +72,10 @@ def _limits(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
-    if job.data.shards != "auto" and job.data.shards < 1:
-        yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
+    for name in ("shards", "batch_eval"):
+        value = getattr(job.data, name)
+        if value != "auto" and value < 1:
+            yield f"[data] {name} is {value}: it must be at least 1, or auto"
 
 
 def _single_values(job: Job) -> Iterator[str]:
@@ -104,8 +108,10 @@ def _is_path(text: str) -> bool:
 def _missing_files(job: Job) -> Iterator[str]:
     for name in FILES:
         value = _get(job, name)
-        if isinstance(value, str) and value and not glob.glob(value) and not os.path.exists(value):
-            yield f"{_label(name)}: there is no {value}"
+        if isinstance(value, str) and value and not os.path.exists(value):
+            absent = [one for one in braces(value) if not glob.glob(one) and not os.path.exists(one)]
+            if absent:
+                yield f"{_label(name)}: there is no {absent[0]}"
     if job.model.from_ and not os.path.exists(job.model.from_):
         yield f"[model] from: there is no {job.model.from_}"
     if job.checkpoint.resume not in ("auto", "none") and not os.path.exists(job.checkpoint.resume):
@@ -139,6 +145,10 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[train] patience is {train.patience}, but data.validation is 0: there is no loss to compare"
     if train.patience and train.evaluate_every == 0:
         yield f"[train] patience is {train.patience}, but evaluate_every is 0: there is no loss to compare"
+    if data.image_size != "auto" and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", str(data.image_size)):
+        yield f'[data] image_size is {data.image_size}: it must be auto, a number of pixels or "HEIGHTxWIDTH"'
+    if data.channels not in ("auto", 1, 3, 4):
+        yield f"[data] channels is {data.channels}: it must be auto, 1, 3 or 4"
     if data.shards != "auto" and data.shards > train.global_batch:
         yield (
             f"[data] shards is {data.shards}, [train] global_batch is {train.global_batch}: each step takes at "

@@ -49,7 +49,11 @@ class DataSettings:
     target_kind: Literal["auto", "classes", "values", "probabilities", "multilabel"] = setting(
         "auto", "what the targets are; auto: decided from the training split and the loss, and printed at the start"
     )
-    format: str = setting("auto", "format of the files; auto: detected from names and first bytes")
+    format: str = setting(
+        "auto",
+        "format of the files: images (PNG, JPEG, WebP, GIF, BMP, TIFF; a folder per class), webdataset (.tar), npy, "
+        "npz, idx, cifar10, cifar100, csv, jsonl, text or tokens; auto: detected from names and first bytes",
+    )
     validation: float | str = setting(0.1, "validation split: a fraction of the samples, or a file; 0: none")
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
@@ -70,7 +74,26 @@ class DataSettings:
         "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
     )
     prefetch: int = setting(2, "batches prepared ahead by a thread; 0: none", least=0)
-    batch_eval: int = setting(256, "samples per forward pass in evaluation and prediction, on each rank", least=1)
+    batch_eval: int | Literal["auto"] = setting(
+        "auto",
+        "samples per forward pass in evaluation and prediction, on each rank; auto: 256, fewer if they are large",
+    )
+    image_size: int | str = setting(
+        "auto",
+        'pixels of each image: 64, or "HEIGHTxWIDTH"; auto: their own size if they share one of at most 128 pixels, '
+        "else 64 for the shorter side",
+    )
+    resize: Literal["crop", "stretch", "pad"] = setting(
+        "crop",
+        "how an image gets that size. crop: scale it to cover the size and cut off the rest; stretch: change its "
+        "proportions; pad: scale it to fit inside and add black",
+    )
+    channels: int | Literal["auto"] = setting(
+        "auto", "of an image. 1: grey; 3: colour; 4: colour and transparency; auto: 1 if all images are grey, else 3"
+    )
+    damaged: Literal["error", "skip"] = setting(
+        "error", "images that cannot be decoded end the job, or are left out (all are decoded once to find them)"
+    )
     options: dict[str, Any] = setting({}, "further arguments of the source, by name")
 
 

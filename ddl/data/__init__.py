@@ -6,6 +6,7 @@ from ddl.data.dataset import SOURCES, Splits, as_known, open_dataset
 from ddl.data.digits import digits
 from ddl.data.fingerprint import compare, fingerprint
 from ddl.data.formats.detect import FORMATS
+from ddl.data.formats.pixels import ImageSettings
 from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
@@ -29,6 +30,7 @@ __all__ = [
     "Crop",
     "Field",
     "Flip",
+    "ImageSettings",
     "Inputs",
     "Known",
     "Ledger",

@@ -13,6 +13,7 @@ import numpy as np
 from ddl.data.balance import oversample as oversampled
 from ddl.data.digits import digits
 from ddl.data.formats.detect import Request, columns_of, open_files
+from ddl.data.formats.pixels import ImageSettings
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
 from ddl.data.normalise import needs_precision
@@ -82,6 +83,7 @@ def open_dataset(
     classes: int | None = None,
     normalize: str = "none",
     measured: bool = False,
+    images: ImageSettings | None = None,
 ) -> Splits:
     """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
@@ -92,11 +94,13 @@ def open_dataset(
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
     normalisation would lose it. measured: whole numbers in x are measurements, not tokens.
+    images: how images become samples.
 
     Raises ConfigError for an impossible request and DataError for an invalid file."""
     if target_kind not in KINDS:
         raise ConfigError(f"data.target_kind = {target_kind!r} must be one of {', '.join(KINDS)}")
-    request = Request(targets, _kind_of_columns(target_kind, loss), np.dtype(dtype), options or {})
+    images = images or ImageSettings()
+    request = Request(targets, _kind_of_columns(target_kind, loss), np.dtype(dtype), options or {}, images=images)
     opened = _open(source, path, format, request)
     if isinstance(opened, Splits):
         asked = [
@@ -121,6 +125,9 @@ def open_dataset(
         if error.path is not None:
             raise
         raise DataError(str(error), targets or path or None) from error
+    kind = as_source(parts["train"]).learned().get("kind")
+    if kind != "images" and images != ImageSettings():
+        raise ConfigError("data.image_size, resize, channels and damaged belong to images, and the data are none")
     request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:
         # Class numbers of other files stay as they are: renumbering a short file, which lacks some classes, would shift

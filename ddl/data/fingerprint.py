@@ -75,6 +75,9 @@ def compare(kept: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str],
     for name in ("words", "known", "window", "unit", "length"):
         if kept["learned"].get(name) != now["learned"].get(name):
             wrong.append(f"the {({'words': 'vocabulary', 'known': 'alphabet'}).get(name, name)} of the text differs")
+    before, after = kept["learned"].get("resize"), now["learned"].get("resize")
+    if before != after:
+        wrong.append(f"images were resized by {before} and are by {after}")
     if _categories(kept) != _categories(now):
         wrong.append("the categories of the columns differ")
     was, now_is = kept.get("target"), now.get("target")

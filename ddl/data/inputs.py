@@ -15,7 +15,11 @@ import numpy as np
 from ddl.data.formats.corpus import Alphabet, ByteCodes, open_text, open_tokens
 from ddl.data.formats.detect import SUFFIXES, TABLES, Request, detect, expand, open_files
 from ddl.data.formats.files import Concat, pair
+from ddl.data.formats.image_files import Tree, loose, walk
+from ddl.data.formats.image_source import Images, LooseFiles
 from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
+from ddl.data.formats.pixels import ImageSettings
+from ddl.data.formats.webdataset import open_tars
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
 from ddl.data.tables.roles import Settings
@@ -23,7 +27,6 @@ from ddl.data.targets import Target
 from ddl.errors import DataError
 from ddl.reading import take
 from ddl.wording import listed
-
 
 HOW = ("header", "delimiter", "decimal")  # options of CSV files that say how they are written
 
@@ -79,6 +82,12 @@ class Known:
         return Alphabet(self.learned["known"]) if unit == "characters" else ByteCodes() if unit == "bytes" else None
 
 
+def _alone(opened: Source | Mapping[str, Source], path: str) -> Source:
+    if isinstance(opened, Mapping):
+        raise DataError(f"holds several parts, {listed(sorted(opened), 'and')}, where one is wanted", path)
+    return opened
+
+
 def _field(values: Mapping[str, Any]) -> Field:
     shape = [take({"shape": length}, "shape", int) for length in take(values, "shape", list)]
     return Field(tuple(shape), np.dtype(take(values, "dtype", str)), take(values, "size", int, type(None)))
@@ -96,6 +105,8 @@ class Inputs:
     """How files of new samples are read. format, columns, options: the job's, if the files do not determine them;
     columns are those of the targets, or the name of their array.
 
+    images: how images are read; their form is that of the training part.
+
     is_labelled: targets are read too, and must exist. targets: the file or columns that hold them, if they differ from
     the job's. table: the job's settings of tables."""
 
@@ -106,11 +117,14 @@ class Inputs:
     is_labelled: bool = False
     dtype: np.dtype | str = "float32"
     table: Settings = field(default_factory=Settings)
+    images: ImageSettings = field(default_factory=ImageSettings)
 
     def open(self, path: str, known: Known) -> Source:
         """The samples of ``path``, read and numbered as the training part was. Raises DataError, ConfigError."""
         kind = known.learned.get("kind")
-        if kind == "texts":
+        if kind == "images" and (images := self._images(path, known)) is not None:
+            source = images
+        elif kind == "texts":
             source = self._texts(path, known)
         elif kind == "windows":
             source = self._windows(path, known)
@@ -120,6 +134,24 @@ class Inputs:
         keep_x = "x" in known.fields and known.fields["x"].dtype == np.float64
         source = as_dtype(source.exact() if keep_x else source, self.dtype, keep_x=keep_x, measured=is_measured)
         self._check(source, known, path)
+        return source
+
+    def _images(self, path: str, known: Known) -> Source | None:
+        """Images of a file, a folder or tar files; None for other data."""
+        folder = Path(path).expanduser()
+        tree = walk(folder) if folder.is_dir() else Tree()
+        paths = [] if tree.images else expand(path)
+        format = self._format(paths[0]) if paths else "images"
+        if format not in ("images", "webdataset"):
+            return None
+        if self.is_labelled:
+            request = Request(self.targets or self.columns, images=self.images)
+            source = _alone(open_files(path, format, request), path)
+        elif format == "webdataset":
+            source = open_tars(paths, self.images, is_labelled=False)
+        else:
+            source = Images(LooseFiles(folder, tree.images) if tree.images else loose(paths), None, self.images)
+        source.recall(known.learned)
         return source
 
     def _texts(self, path: str, known: Known) -> Source:
@@ -162,7 +194,11 @@ class Inputs:
             options = {name: value for name, value in self.options.items() if name in HOW and format == "csv"}
             targets = "" if self.is_labelled else "none"
             opened = open_files(
-                path, format, replace(request, targets=targets, options={**options, "shape": known.fields["x"].shape}, like=known.learned)
+                path,
+                format,
+                replace(
+                    request, targets=targets, options={**options, "shape": known.fields["x"].shape}, like=known.learned
+                ),
             )
         else:
             taken = {*HOW, "target_kind", "shape"} if is_table else set(inspect.signature(pair).parameters)
@@ -172,8 +208,7 @@ class Inputs:
                 targets = "none" if is_table else ""
             kind = "whole" if knows_columns and known.names else "values"
             opened = open_files(path, format, replace(request, targets=targets, target_kind=kind, options=options))
-        if isinstance(opened, Mapping):
-            raise DataError(f"holds several parts, {listed(sorted(opened), 'and')}, where one is wanted", path)
+        opened = _alone(opened, path)
         if self.is_labelled and knows_columns and self.targets:
             opened.recall(known.learned)
         if self.is_labelled and known.target is not None:

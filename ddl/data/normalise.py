@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from ddl.data.source import Field, Source
 from ddl.errors import ConfigError, DataError
 from ddl.wording import listed
 
-PIECE = 1024  # samples
+PIECE = 1024  # samples at most
+PIECE_NUMBERS = 2**22  # in them
 MOST_OFFSET = 1000  # deviations; float32 then resolves 1e-4 of one
 FLOAT32 = np.finfo(np.float32)
 KINDS = ("feature", "all", "unit")
@@ -67,13 +69,14 @@ def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np
         raise ConfigError(f"x is of {source.fields['x'].dtype}, numbers of tokens: set data.normalize to none")
     source.hold([order.shard_range(shard) for shard in shards])
     columns = _columns(source.fields["x"].shape)
+    piece = min(PIECE, max(PIECE_NUMBERS // max(prod(source.fields["x"].shape), 1), 1))
     found = {}
     for shard in shards:
         numbers = order.shard_range(shard)
         total = np.zeros((6, columns))
         total[LEAST], total[MOST], total[BAD] = np.inf, -np.inf, np.inf
-        for start in range(numbers.start, numbers.stop, PIECE):
-            indices = np.arange(start, min(start + PIECE, numbers.stop))
+        for start in range(numbers.start, numbers.stop, piece):
+            indices = np.arange(start, min(start + piece, numbers.stop))
             x = source.gather(indices)["x"].astype(np.float64).reshape(len(indices), -1, columns)
             finite = np.isfinite(x).all(axis=(1, 2))
             if not finite.all():

@@ -6,7 +6,7 @@ Networks for sequences are in sequence.py and transformer.py, the GAN in adversa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import log2, prod
 from typing import Literal
 
 from ddl.errors import ConfigError
@@ -29,6 +29,7 @@ from ddl.nn import (
 from ddl.nn.layer import Layer, Shape
 from ddl.wording import listed
 
+LARGE = 40  # pixels
 Activation = Literal["relu", "tanh", "sigmoid"]
 
 
@@ -84,21 +85,21 @@ def MLP(sizes: Sequence[int], activation: str = "relu", dropout: float = 0.0) ->
 def cnn(
     problem: Problem,
     *,
-    channels: Sequence[int] = (32, 64),
+    channels: Sequence[int] | None = None,
     kernel: int = 3,
     pool: Literal["max", "average", "none"] = "max",
     dense: Sequence[int] = (64,),
     dropout: float = 0.0,
-    batch_norm: bool | Literal["sync", "shard"] = False,
-    global_pool: bool = False,
+    batch_norm: bool | Literal["sync", "shard"] | None = None,
+    global_pool: bool | None = None,
 ) -> Layer:
     """A convolutional network: small filters slide over the image, pooling halves it, dense layers decide.
 
     A filter has the same weights at every place, so a stroke is recognised wherever it lies, with few
     parameters. Deeper filters see larger parts of the image, since each pooling halves it.
 
-    The defaults suit 8x8 digits; for 28x28 take channels = [32, 64, 64]; for CIFAR add batch_norm = true
-    and dropout.
+    The defaults suit images of any size: as many convolutions as bring the shorter side to about 4 pixels, and
+    beyond 40 pixels batch norm and an average over the image. For CIFAR add batch_norm = true and dropout.
 
     channels: filters of each convolution. kernel: their width in pixels (odd). pool: after each convolution.
     dense: units of the dense layers before the last. dropout: before each dense layer. batch_norm: normalise after
@@ -107,8 +108,11 @@ def cnn(
     is_grey = len(problem.shape) == 2
     shape = (*problem.shape, 1) if is_grey else problem.need_rank(3, "cnn", "(height, width, channels)")
     height, width = shape[:2]
+    is_large = min(height, width) > LARGE
+    batch_norm = is_large if batch_norm is None else batch_norm
+    global_pool = is_large if global_pool is None else global_pool
     layers: list[Layer] = [Reshape(shape)] if is_grey else []
-    for filters in channels:
+    for filters in _filters(min(height, width)) if channels is None else channels:
         if batch_norm:  # it subtracts the mean: a bias before it would have no effect
             norm = BatchNorm(sync=batch_norm != "shard")
             layers += [Conv2D(filters, kernel, padding="same", bias=False, initial="he"), norm, ReLU()]
@@ -119,6 +123,12 @@ def cnn(
             height, width = height // 2, width // 2
     layers.append(GlobalAvgPool() if global_pool else Flatten())
     return Sequential(*layers, *dense_head(problem.need_outputs("cnn"), dense, dropout))
+
+
+def _filters(side: int) -> list[int]:
+    """Filters for images whose shorter side is ``side``: few where the image is large, since their cost is its area."""
+    count = max(2, round(log2(side / 4)))
+    return [32, 64, 64][:count] if side <= LARGE else [min(16 << place, 128) for place in range(count)]
 
 
 def autoencoder(

@@ -17,7 +17,7 @@ from ddl.comm import Group
 from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.config.trust import OPENING, refuse_code
-from ddl.data import Inputs, Known, Normalise, Source, compare
+from ddl.data import ImageSettings, Inputs, Known, Normalise, Source, compare
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers
 from ddl.nn import Context
@@ -149,6 +149,7 @@ class Trained:
             options=data.options if is_file else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
+            images=ImageSettings(damaged=data.damaged),
         )
         return inputs.open(path, self.known)
 

@@ -20,6 +20,7 @@ from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
+    ImageSettings,
     Known,
     Mixup,
     Order,
@@ -245,6 +246,7 @@ def build_data(job: Job) -> Splits:
         classes=job.model.options.get("classes"),
         normalize=data.normalize,
         measured=job.model.name in OF_MEASUREMENTS,
+        images=ImageSettings(data.image_size, data.resize, data.channels, data.damaged),
     )
 
 

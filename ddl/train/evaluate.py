@@ -5,6 +5,7 @@ loop.py decides when to evaluate; ``python -m ddl.evaluate`` is in ddl/evaluate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,19 @@ def own_samples(source: Source, group: Group) -> range:
     return range(part.start, part.stop)
 
 
-def batches(source: Source, own: range, rows: int, transforms: Sequence[Transform]):
+MOST_ROWS, MOST_NUMBERS = 256, 2**22  # samples of a forward pass, and the numbers in their x
+
+
+def rows_of(source: Source, rows: int | str) -> int:
+    """The setting data.batch_eval for samples like those of ``source``."""
+    return (
+        int(rows) if rows != "auto" else max(min(MOST_NUMBERS // max(prod(source.fields["x"].shape), 1), MOST_ROWS), 1)
+    )
+
+
+def batches(source: Source, own: range, rows: int | str, transforms: Sequence[Transform]):
     """Batches of at most ``rows`` samples of ``own``, transformed as in training but without augmentation."""
+    rows = rows_of(source, rows)
     for start in range(own.start, own.stop, rows):
         indices = np.arange(start, min(start + rows, own.stop), dtype=np.int64)
         batch: dict[str, np.ndarray] = source.gather(indices)
@@ -40,14 +52,14 @@ def evaluate(
     source: Source,
     group: Group,
     *,
-    rows: int,
+    rows: int | str,
     transforms: Sequence[Transform] = (),
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Loss and metrics over all of ``source``: the same values on every rank. Raises PeerLost, and on every rank
     alike the UserError of a rank with invalid samples.
 
-    rows: samples per forward pass. transforms: normalisation and the like; they draw nothing."""
+    rows: samples per forward pass, or "auto". transforms: normalisation and the like; they draw nothing."""
     loss, weight = 0.0, 0.0
     sums: dict[str, Any] = {}
     problem: UserError | None = None

@@ -59,7 +59,7 @@ class Task:
     normalise: str = "none"
     augment: Sequence[Transform] = ()
     prefetch: int = 2
-    evaluate_rows: int = 256
+    evaluate_rows: int | str = "auto"
     evaluate_every: int = 1
     patience: int = 0
     skip_limit: int = 10

@@ -13,17 +13,19 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ddl.data.formats.cifar import PIXELS, cifar, looks_like_cifar
 from ddl.data.formats.corpus import open_text, open_tokens
-from ddl.data.formats.files import Column, Concat, FileSource, pair
+from ddl.data.formats.files import Concat, pair
+from ddl.data.formats.image_files import is_image_name, open_images, open_list, walk
 from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, first_bytes, open_idx, open_npy, open_npz
+from ddl.data.formats.pixels import is_image
 from ddl.data.formats.request import Parts, Request
-from ddl.data.formats.rows import MappedRows, Rows
+from ddl.data.formats.rows import Rows
 from ddl.data.formats.tabular import open_csv, open_jsonl
-from ddl.data.source import Field, Source
+from ddl.data.formats.webdataset import open_tars
+from ddl.data.source import Source
 from ddl.errors import ConfigError, DataError
-from ddl.registry import instantiate
+from ddl.reading import braces
 from ddl.wording import instead, listed
 
 # Arrays: x in one file, targets in another, or both in one archive.
@@ -106,40 +108,17 @@ def _pair_of(members: Mapping[str, Callable[[], Rows]], x: str, y: str | None, r
     return request.make(pair, "data.options", x=members[x](), y=rows, dtype=request.dtype)
 
 
-# CIFAR's binary files: records of one or two label bytes and 32x32 pixels in three planes.
-
-PIXELS = 3 * 32 * 32
-
-
-def _chw_to_hwc(record: np.ndarray) -> np.ndarray:
-    return record[:, -PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-
-
-def _cifar(path: Path, record: int, classes: tuple[int, ...], dtype: np.dtype) -> Source:
-    first_bytes(path)
-    size = path.stat().st_size
-    if size % record:
-        raise DataError(
-            f"truncated: {size} bytes are no whole number of records of {record}", path, size - size % record
-        )
-    rows = MappedRows(path, 0, (size // record, record), np.dtype(np.uint8))
-    labels = np.array(rows.view(0, size // record)[:, : len(classes)])
-    wrong = (labels >= np.array(classes)).any(axis=1)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise DataError(f"label {labels[first].max()} of {classes[-1]} classes: not this format", path, first * record)
-    image = Column(rows, Field((32, 32, 3), dtype), _chw_to_hwc)
-    return FileSource({"x": image}, labels[:, -1], [str(label) for label in range(classes[-1])])
+# CIFAR's binary files.
 
 
 def _open_cifar10(paths: Sequence[Path], request: Request) -> Source:
     _no_options(request, "cifar10")
-    return Concat([_cifar(path, 1 + PIXELS, (10,), request.dtype) for path in paths])
+    return Concat([cifar(path, 1 + PIXELS, (10,), request.dtype) for path in paths])
 
 
 def _open_cifar100(paths: Sequence[Path], request: Request) -> Source:
     _no_options(request, "cifar100")
-    return Concat([_cifar(path, 2 + PIXELS, (20, 100), request.dtype) for path in paths])
+    return Concat([cifar(path, 2 + PIXELS, (20, 100), request.dtype) for path in paths])
 
 
 def _no_options(request: Request, name: str) -> None:
@@ -164,6 +143,21 @@ def _open_tokens(paths: Sequence[Path], request: Request) -> Source:
     return sources[0] if len(sources) == 1 else Concat(sources)
 
 
+# Images.
+
+
+def _open_images(paths: Sequence[Path], request: Request) -> Source:
+    return open_list(paths, request.images, request.targets, request.target_kind)
+
+
+def _open_webdataset(paths: Sequence[Path], request: Request) -> Source:
+    return open_tars(paths, request.images, request.targets)
+
+
+def _is_array_name(name: str) -> bool:
+    return SUFFIXES.get(Path(name).suffix.lower(), "text") not in ("csv", "text", "jsonl") or "ubyte" in name
+
+
 FORMATS: dict[str, Callable[[Sequence[Path], Request], Source | Parts]] = {
     "npy": _open_npy,
     "npz": _open_npz,
@@ -174,6 +168,8 @@ FORMATS: dict[str, Callable[[Sequence[Path], Request], Source | Parts]] = {
     "jsonl": open_jsonl,
     "text": _open_text,
     "tokens": _open_tokens,
+    "images": _open_images,
+    "webdataset": _open_webdataset,
 }
 TABLES = ("csv", "jsonl")  # formats whose files have columns
 SUFFIXES = {
@@ -188,6 +184,7 @@ SUFFIXES = {
     ".text": "text",
     ".md": "text",
     ".py": "text",
+    ".tar": "webdataset",
 }
 
 
@@ -199,6 +196,10 @@ def detect(path: Path) -> str:
         return SUFFIXES[suffixes[-1]]
     if suffixes and suffixes[-1] == ".bin":
         return _detect_binary(path)
+    if is_image_name(path.name) or is_image(head):
+        return "images"
+    if suffixes[-2:-1] == [".tar"] or suffixes[-1:] == [".tgz"]:
+        raise DataError("a compressed tar file, whose samples cannot be read in any order: decompress it", path, 0)
     if head.startswith(GZIP_MAGIC):
         try:
             with gzip.open(path) as file:
@@ -220,12 +221,9 @@ def detect(path: Path) -> str:
 
 def _detect_binary(path: Path) -> str:
     """CIFAR's records, if the size and every label fit; token numbers otherwise."""
-    size = path.stat().st_size
-    for name, record, classes in (("cifar10", 1 + PIXELS, (10,)), ("cifar100", 2 + PIXELS, (20, 100))):
-        if size % record == 0:
-            labels = np.memmap(path, np.uint8, "r", shape=(size // record, record))[:, : len(classes)]
-            if (labels < np.array(classes)).all():
-                return name
+    found = looks_like_cifar(path)
+    if found:
+        return found
     if re.fullmatch(r"(data_batch_\d|test_batch)\.bin", path.name):
         return "cifar10"  # truncated or mislabelled: opening it says where
     return "tokens"
@@ -233,6 +231,8 @@ def _detect_binary(path: Path) -> str:
 
 def expand(pattern: str) -> list[Path]:
     """The files of a path, a folder or a pattern with wildcards, by name. Raises DataError when there are none."""
+    if len(patterns := braces(pattern)) > 1:
+        return [path for one in patterns for path in expand(one)]
     path = Path(pattern).expanduser()
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -251,6 +251,12 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
     """Open a path, folder or pattern: one source, or several if file names mark training and test files."""
     if format != "auto" and format not in FORMATS:
         raise ConfigError(f"no format is called {format!r}; {instead(format, ['auto', *FORMATS], 'there are')}")
+    folder = Path(pattern).expanduser()
+    if format in ("auto", "images") and folder.is_dir():
+        tree = walk(folder)
+        if tree.images and (format == "images" or not any(map(_is_array_name, tree.others))):
+            parts: Parts = open_images(folder, tree, request.images, request.targets, request.target_kind)
+            return parts["train"] if len(parts) == 1 else parts
     paths = expand(pattern)
     name = format
     skipped: list[str] = []
@@ -262,7 +268,7 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
         opened = opener(paths, request)
         _add_notes(opened["train"] if isinstance(opened, dict) else opened, skipped)
         return opened
-    parts: Parts = {}
+    parts = {}
     for role in sorted(by_role, key=lambda role: role != "train"):
         own = by_role[role]
         source = opener(own, replace(request, like=columns_of(parts["train"])) if parts else request)

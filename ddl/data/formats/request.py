@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ddl.data.formats.pixels import ImageSettings
 from ddl.data.source import Source
 from ddl.data.tables.roles import Settings
 from ddl.registry import instantiate
@@ -22,7 +23,7 @@ class Request:
     target_kind: "auto", "classes", "values", or "whole": classes if all numbers are whole, else values. For tables,
     whose targets may be text; those of other formats are converted in targets.py.
     like: what a table of the training part ``learned``: columns are matched by its names.
-    table: the settings of tables."""
+    table: the settings of tables. images: how images become samples."""
 
     targets: str = ""
     target_kind: str = "auto"
@@ -30,6 +31,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     like: Mapping[str, Any] | None = None
     table: Settings = field(default_factory=Settings)
+    images: ImageSettings = field(default_factory=ImageSettings)
 
     def make(self, opener: Callable[..., Any], what: str, /, **fixed: Any) -> Any:
         return instantiate(opener, {**self.options, **fixed}, what)

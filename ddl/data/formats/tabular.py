@@ -59,7 +59,9 @@ def open_jsonl(paths: Sequence[Path], request: Request) -> Source:
     names = open_json(paths[0], encoding).names
     if names == [TEXT] or (len(names) <= 3 and set(names) >= {TEXT, label}):
         return _labelled(json_lines, paths, request)
-    return request.make(_record_table, "data.options", paths=paths, request=request, open_reader=partial(open_json, encoding=encoding))
+    return request.make(
+        _record_table, "data.options", paths=paths, request=request, open_reader=partial(open_json, encoding=encoding)
+    )
 
 
 def _record_table(

@@ -44,7 +44,7 @@ class CsvReader(Reader):
                 if set(map(len, rows)) != {width} or (width == 1 and ["" in row for row in rows]):
                     kept = []
                     for row, number in zip(rows, numbers, strict=True):
-                        if not row or not any(map(str.strip, row)) and (len(row) < 2 or width < 2):
+                        if not row or (not any(map(str.strip, row)) and (len(row) < 2 or width < 2)):
                             pending += 1
                             continue
                         blank, pending = blank + pending, 0

@@ -59,7 +59,9 @@ def open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
     try:
         codecs.lookup(encoding or "utf-8")
     except LookupError as error:
-        raise ConfigError(f"data.encoding = {encoding!r} is unknown; usual ones are utf-8, cp1252 and utf-16") from error
+        raise ConfigError(
+            f"data.encoding = {encoding!r} is unknown; usual ones are utf-8, cp1252 and utf-16"
+        ) from error
     with open_bytes(path) as stream:
         buffered = io.BufferedReader(stream, LOOKED_AT) if not hasattr(stream, "peek") else stream  # type: ignore[type-var]
         head = buffered.peek(4)[:4]  # type: ignore[attr-defined]
