@@ -1,36 +1,58 @@
-"""``python -m ddl.predict RUN --input FILE --output FILE``: a trained run's outputs, alone or under mpirun.
+"""``python -m ddl.predict RUN --input FILE``: what a trained run predicts, alone or under mpirun.
 
 With ``--prompt`` a language model continues a text; with ``--samples`` a generator draws new samples."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddl.environment import complain, refuse
-from ddl.errors import ConfigError, DdlError
+from ddl.errors import DataError, DdlError
 from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
 from ddl.wording import counted
+
+if TYPE_CHECKING:
+    from ddl.comm import Group
+    from ddl.data import Source
+    from ddl.run.trained import Trained
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "ddl.predict",
-        "Outputs of a trained run for new inputs, alone or under mpirun on all its ranks.",
-        usage="python -m ddl.predict RUN (--input FILE --output FILE | --prompt TEXT | --samples N --output FILE)",
+        "What a trained run predicts for new samples: labels and probabilities by name, or values in the units of the "
+        "data. Alone, or under mpirun on all its ranks.",
+        usage="python -m ddl.predict RUN (--input FILE | --text LINE | --split PART | --prompt TEXT | --samples N) "
+        "[--output FILE]",
+        epilog="Each row begins with the file's name for an image, else with the number of the row, counted from 1.",
     )
     parser.add_argument("run", help="the run's folder, as in runs/NAME")
-    parser.add_argument("--input", help="samples in any format that training reads (.npy, .npz, .csv, ...)")
-    parser.add_argument("--output", help="where outputs go: .npy, .npz or .csv")
-    parser.add_argument("--checkpoint", default="newest", help="newest, best, or a checkpoint's folder")
+    parser.add_argument("--input", help="samples in any format that training reads (.csv, .jsonl, .npz, a .png, ...)")
+    parser.add_argument("--text", action="append", help="a line of text; may be given several times")
+    parser.add_argument(
+        "--split", choices=["train", "validation", "test"], help="the run's own samples, with their targets"
+    )
+    parser.add_argument("--output", default="", help="a .csv, .jsonl, .parquet, .npz or .npy file; default: stdout")
+    parser.add_argument(
+        "--format", default="", help="csv, jsonl, parquet, npz or npy; default: by the name of --output"
+    )
+    parser.add_argument("--id", default="", metavar="COLUMN", help="the column of --input that names its rows")
+    parser.add_argument("--raw", action="store_true", help="the numbers that the model computes, such as logits")
+    parser.add_argument(
+        "--checkpoint",
+        default="final",
+        help="final (which training evaluated at its end), newest, best, or a checkpoint's folder",
+    )
     parser.add_argument("--trust", action="store_true", help="run the code that the run names (package.module:Name)")
     parser.add_argument("--prompt", help="text, or numbers of tokens, that a language model continues")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens to generate after the prompt")
@@ -40,31 +62,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=0.8,
         help="below 1 draws more carefully, 0 takes the likeliest",
     )
-    parser.add_argument("--samples", type=int, help="how many samples a generator (of a GAN) draws into --output")
+    parser.add_argument("--samples", type=int, help="how many samples a generator (of a GAN) draws")
     parser.add_argument("--top-k", type=int, default=0, help="choose among this many likeliest tokens; 0: among all")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    return parser.parse_args(argv)
-
-
-def write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
-    """One array as .npy or .csv, any number of them as .npz; written aside and renamed."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    first = next(iter(outputs.values()))
-    try:
-        with open(aside, "wb") as file:
-            if path.suffix == ".npz":
-                np.savez(file, **outputs)  # type: ignore[arg-type]
-            elif path.suffix == ".npy":
-                np.save(file, first)
-            elif path.suffix == ".csv":
-                np.savetxt(file, first.reshape(len(first), -1), delimiter=",", fmt="%.9g")
-            else:
-                raise ConfigError(f"--output {path}: the name must end with .npy, .npz or .csv")
-        os.replace(aside, path)
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    arguments = parser.parse_args(argv)
+    sources = {f"--{name}": getattr(arguments, name) for name in ("input", "text", "split", "prompt", "samples")}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        parser.error(
+            f"{' and '.join(given)} exclude each other"
+            if given
+            else "one of --input FILE, --text LINE, --split PART, --prompt TEXT and --samples N is needed"
+        )
+    if arguments.samples is not None and arguments.samples < 1:
+        parser.error(f"--samples is {arguments.samples}, the fewest is 1")
+    if arguments.id and arguments.input is None:
+        parser.error("--id names a column of --input FILE")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     status = 0
     try:
-        output = _predict(arguments, group)
-        if group.is_leader:
-            print(output, flush=True)
+        _predict(arguments, group)
     except DdlError as error:
         complain("ddl.predict", error)
         status = error.exit_status
@@ -90,38 +102,73 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _predict(arguments: argparse.Namespace, group: Any) -> str:
+def _predict(arguments: argparse.Namespace, group: Group) -> None:
+    from ddl.run.predictions import Predictions, format_of, write
     from ddl.run.trained import Trained, local_rank, together
 
-    say, trust = partial(complain, "ddl.predict"), arguments.trust
+    say, trust, output = partial(complain, "ddl.predict"), arguments.trust, arguments.output
+    format = "" if arguments.prompt is not None else format_of(output, arguments.format)
     trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
+    found: Predictions | None
     if arguments.prompt is not None:
-        from ddl.models import generate
-
-        return generate(
-            trained.model,
-            trained.state.params.views,
-            arguments.prompt,
-            tokens=arguments.tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            seed=arguments.seed,
-            symbols=trained.symbols,
-        )
-    if arguments.samples is not None:
-        if not arguments.output or arguments.samples < 1:
-            raise ConfigError("--samples N draws one sample or more, into --output FILE")
-        drawn = trained.draw(arguments.samples, arguments.seed)
+        text = _continued(trained, arguments)
         if group.is_leader:
-            write_outputs(Path(arguments.output), {"samples": drawn})
-        return f"{counted(len(drawn), 'sample')} of shape {drawn.shape[1:]} in {arguments.output}"
-    if not arguments.input or not arguments.output:
-        raise ConfigError("--input FILE and --output FILE are needed (or --prompt TEXT, or --samples N --output FILE)")
-    source = together(group, lambda: trained.open_inputs(arguments.input))
-    outputs = trained.predict(source, group)
-    if outputs is not None:
-        write_outputs(Path(arguments.output), outputs)
-    return f"{counted(len(source), 'output')} in {arguments.output}"
+            print(text, flush=True)
+        return
+    if arguments.samples is not None:
+        drawn = trained.draw(arguments.samples, arguments.seed)
+        found = Predictions({"sample": np.arange(1, len(drawn) + 1), "output": drawn})
+    else:
+        trained.refuse_generator()
+        with _samples(trained, arguments, group) as source:
+            found = trained.predict(source, group, raw=arguments.raw, targets=arguments.split is not None)
+    if not group.is_leader or found is None:
+        return
+    write(found, output, format)
+    if output:
+        what = counted(len(found), "sample" if arguments.samples is not None else "prediction")
+        print(f"{what} in {output} ({trained.checkpoint})", flush=True)
+    else:
+        say(trained.checkpoint)  # not on stdout, which holds the predictions
+
+
+@contextlib.contextmanager
+def _samples(trained: Trained, arguments: argparse.Namespace, group: Group) -> Iterator[Source]:
+    """The samples to predict, opened on every rank."""
+    from ddl.run.sample_names import named_by
+    from ddl.run.trained import together
+
+    if arguments.split is not None:
+        yield together(group, lambda: trained.split(arguments.split))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(arguments.input) if arguments.text is None else Path(folder, "lines.txt")
+
+        def opened() -> Source:
+            if arguments.text is not None:
+                trained.refuse_text()
+                path.write_text("".join(" ".join(line.split()) + "\n" for line in arguments.text), "utf-8")
+            elif trained.takes_text and not path.exists() and "*" not in path.name:
+                raise DataError("no such file; --text LINE takes a line of text itself", path)
+            source = trained.open_inputs(str(path))
+            return named_by(source, path, arguments.id) if arguments.id else source
+
+        yield together(group, opened)
+
+
+def _continued(trained: Trained, arguments: argparse.Namespace) -> str:
+    from ddl.models import generate
+
+    return generate(
+        trained.model,
+        trained.state.params.views,
+        arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+        symbols=trained.symbols,
+    )
 
 
 if __name__ == "__main__":

@@ -155,6 +155,10 @@ class Subset(Wrapper):
         stored = self.source.targets()
         return None if stored is None else stored[self.indices]
 
+    def identifiers(self) -> tuple[str, np.ndarray]:
+        heading, values = self.source.identifiers()
+        return heading, values[self.indices]
+
     def labels(self) -> np.ndarray:
         return self.source.labels()[self.indices]
 

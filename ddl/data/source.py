@@ -110,6 +110,11 @@ class Source:
         """The files or arrays that hold all samples, to be hashed whole; none if that is unknown."""
         return ()
 
+    def identifiers(self) -> tuple[str, np.ndarray]:
+        """(heading, (n,) values) by which a person recognises the samples, such as file names; default: their rows,
+        counted from 1."""
+        return "row", np.arange(1, len(self) + 1)
+
     def labels(self) -> np.ndarray:
         """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
         pieces = []
@@ -179,12 +184,15 @@ class Wrapper(Source):
     def content(self) -> Sequence[Path | np.ndarray]:
         return self.source.content()
 
+    def identifiers(self) -> tuple[str, np.ndarray]:
+        return self.source.identifiers()
+
     def labels(self) -> np.ndarray:
         return self.source.labels()
 
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content", "identifiers"),
     *("names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
-from ddl.nn.losses import BinaryCrossEntropy, Loss
+from ddl.nn.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss
 from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
 Sums = Mapping[str, Any]  # metric name -> sum over the batch: a float or a small array
+OutputKind = Literal["logits", "binary_logits", "values"]
 
 
 class Model:
@@ -116,6 +117,12 @@ class Model:
     def targets_are_values(self) -> bool:
         """Whether the loss takes class targets as 0.0 and 1.0 rather than as one-hot rows; default: no."""
         return False
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What "output" holds: "logits" of classes along the last axis, "binary_logits", one per yes-or-no target, or
+        "values"; default: values."""
+        return "values"
 
     @property
     def samples_per_shard(self) -> int:
@@ -226,6 +233,11 @@ class Supervised(Measured):
     @property
     def targets_are_values(self) -> bool:
         return isinstance(self.loss, BinaryCrossEntropy)
+
+    @property
+    def output_kind(self) -> OutputKind:
+        is_of_classes = isinstance(self.loss, CrossEntropy | Distillation)
+        return "logits" if is_of_classes else "binary_logits" if self.targets_are_values else "values"
 
     def _state(self, params: Views, buffers: Views) -> Views:
         """Parameters and averages in one set of views, cached because training passes the same ones at every step."""

@@ -1,11 +1,14 @@
-"""A trained run: its model and the state of one of its checkpoints; evaluated or asked for outputs.
+"""A trained run: its model and the state of one of its checkpoints; evaluated or asked for predictions.
 
-The doors are ddl/evaluate.py and ddl/predict.py; both spread their work over the ranks they are started on."""
+The doors are ddl/evaluate.py and ddl/predict.py; both spread their work over the ranks they are started on. loaded.py
+answers a script that has the samples in memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +21,14 @@ from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.config.trust import OPENING, refuse_code
 from ddl.data import ImageSettings, Inputs, Known, Normalise, Source, compare
-from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
-from ddl.models import Model, Numbers
+from ddl.errors import CheckpointError, ConfigError, DataError, DdlError, UserError
+from ddl.metrics import read_summary
+from ddl.models import Model, Numbers, Supervised
 from ddl.nn import Context
+from ddl.nn.metric import ConfusionMatrix
+from ddl.run.meaning import Meaning
 from ddl.run.plots import samples
+from ddl.run.predictions import Block, Column, Predictions
 from ddl.run.resume import understand
 from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import batches, evaluate, own_samples
@@ -52,18 +59,20 @@ def local_rank(group: Group) -> int:
 class Trained:
     """A trained run, loaded from its checkpoint alone; the training data need not exist any more.
 
-    checkpoint: "newest", "best" or a checkpoint's folder. local_rank: where ranks take GPUs in turn, this one's number
-    on its node; None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code
-    that the run names; else such a run is refused. Everything else in a run is read as data and never executed.
+    checkpoint: as in ``choose_checkpoint``. local_rank: where ranks take GPUs in turn, this one's number on its node;
+    None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code that the run
+    names; else such a run is refused. Everything else in a run is read as data and never executed. network: takes the
+    place of the model that the run names, if only a script can make that.
     Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
 
     def __init__(
         self,
         run: str | Path,
-        checkpoint: str = "newest",
+        checkpoint: str = "final",
         local_rank: int | None = None,
         say: Callable[[str], None] = lambda message: None,
         trust: bool = False,
+        network: Any = None,
     ):
         self.folder = Path(run)
         try:
@@ -74,9 +83,7 @@ class Trained:
             refuse_code(self.job, OPENING, f"run {str(run)!r}")
         store = Store(self.folder / "checkpoints", say=say)
         try:
-            path = None if checkpoint == "newest" else store.best() if checkpoint == "best" else Path(checkpoint)
-            if path is None and checkpoint == "best":
-                raise CheckpointError("no checkpoint was evaluated, so none is the best")
+            path, kind = choose_checkpoint(self.folder, checkpoint, store)
             arrays, meta = store.load(path, understand)
         except CheckpointError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
@@ -86,7 +93,7 @@ class Trained:
         self._knowledge = knowledge
         self.known = Known.from_json(knowledge["data"])
         try:
-            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target)
+            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target, network)
         except ConfigError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.device = Device()
@@ -104,6 +111,12 @@ class Trained:
         except (ValueError, MemoryError) as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         self.state.progress.become(Progress.from_json(meta["progress"]))
+        self.checkpoint = f"{kind} checkpoint, step {self.state.progress.step:,}"
+
+    @cached_property
+    def meaning(self) -> Meaning:
+        """What the model's outputs mean."""
+        return Meaning.of(self.model, self.known)
 
     @property
     def transforms(self) -> Sequence[Any]:
@@ -154,15 +167,40 @@ class Trained:
         return inputs.open(path, self.known)
 
     def evaluate(self, source: Source, group: Group) -> dict[str, Any]:
-        """Loss and metrics over ``source``, the same on every rank."""
-        return evaluate(
-            self.model, self.state, source, group, rows=self.job.data.batch_eval, transforms=self.transforms
-        )
+        """Loss and metrics over ``source``, the same on every rank; with the confusion matrix if there are classes."""
+        model, rows = self.model, self.job.data.batch_eval
+        if isinstance(model, Supervised) and self.has_classes and all(m.name != "confusion" for m in model.metrics):
+            model = replace(model, metrics=[*model.metrics, ConfusionMatrix()])
+        return evaluate(model, self.state, source, group, rows=rows, transforms=self.transforms)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each sample has one class."""
+        return self.meaning.has_classes and "y" in self.known.fields and self.known.fields["y"].shape == ()
 
     @property
     def symbols(self) -> Any:
         """How text becomes the model's tokens and back; plain numbers if the run was not trained on text."""
         return self.known.symbols or Numbers()
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a line of text is a sample."""
+        return self.known.learned.get("kind") == "texts"
+
+    def refuse_text(self) -> None:
+        """Raises ConfigError unless the run takes lines of text."""
+        if not self.takes_text:
+            hint = "; --prompt TEXT continues one" if self.known.symbols is not None else ""
+            raise ConfigError(f"run {str(self.folder)!r} was not trained on lines of text{hint}")
+
+    def refuse_generator(self) -> None:
+        """Raises ConfigError for a model that takes no inputs, such as a GAN."""
+        if self.model.generates:
+            raise ConfigError(
+                f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which predicts nothing about samples: "
+                "--samples N draws new ones"
+            )
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """``count`` samples of a generator, in the units of the data. Raises ConfigError if the model draws none."""
@@ -170,24 +208,63 @@ class Trained:
             raise ConfigError(f"run {str(self.folder)!r} is of model {self.job.model.name!r}, which draws no samples")
         return samples(self.model, self.state, count, seed)
 
-    def predict(self, source: Source, group: Group) -> Mapping[str, np.ndarray] | None:
-        """Outputs by name for all of ``source``, in its order, on the leader; None on other ranks.
+    def predict(self, source: Source, group: Group, *, raw: bool = False, targets: bool = False) -> Predictions | None:
+        """The prediction for each sample of ``source``, in its order, on the leader; None on other ranks.
 
-        The reconstructions of an autoencoder are in the units of the data."""
-        pieces = group.gather_objects(together(group, lambda: self._outputs(source, own_samples(source, group))))
+        raw: outputs as the model computes them, such as logits. targets: the true answers beside them. Values, and the
+        reconstructions of an autoencoder, are in the units of the data."""
+        own = own_samples(source, group)
+        pieces = group.gather_objects(together(group, lambda: list(self._answers(source, own, raw, targets))))
+        return Predictions.joined([part for piece in pieces for part in piece]) if group.is_leader else None
+
+    def _answers(self, source: Source, own: range, raw: bool, targets: bool) -> Iterator[dict[str, Column | Block]]:
+        heading, names = source.identifiers()
+        source.hold([own])
+        start = own.start
+        for batch in batches(source, own, self.job.data.batch_eval, self.transforms):
+            stop = start + len(batch["x"])
+            yield {heading: names[start:stop], **self._answered(batch, raw, targets)}
+            start = stop
+
+    def _answered(self, batch: Mapping[str, np.ndarray], raw: bool, targets: bool) -> dict[str, Column | Block]:
+        outputs = outputs_of(self.model, self.state, batch, self.job.run.seed)
+        first, *others = outputs
+        of_first = outputs[first]
+        found: dict[str, Column | Block] = {}
+        if targets and "y" in batch and not self.model.reconstructs:
+            found["target"] = self.meaning.truths(batch["y"], of_first.shape[-1])
+        if self.model.reconstructs:
+            x = batch["x"] if not self.transforms else self.transforms[0].undo(batch["x"])
+            error = np.square(of_first.astype(np.float64) - x).reshape(len(x), -1).mean(axis=1)
+            found["error"] = np.sqrt(error)
+        found.update(self.meaning.columns(of_first, raw))
+        for name in others:
+            values = outputs[name]
+            found[name] = values.reshape(len(values)) if values.size == len(values) else values
+        return found
+
+    def worst(self, source: Source, group: Group, count: int) -> Predictions | None:
+        """The ``count`` samples with the largest loss, the largest first, with their targets; on the leader.
+
+        Raises ConfigError if the model has no loss of single samples."""
+        if self.model.generates:
+            raise ConfigError(f"model {self.job.model.name!r} has no worst samples: it generates new ones")
+        pieces = group.gather_objects(together(group, lambda: self._worst(source, own_samples(source, group), count)))
         if not group.is_leader:
             return None
-        names = dict.fromkeys(name for piece in pieces for name in piece)
-        return {name: np.concatenate([piece[name] for piece in pieces if name in piece]) for name in names}
+        return Predictions.joined([piece for piece in pieces if piece]).largest("loss", count)
 
-    def _outputs(self, source: Source, own: range) -> dict[str, np.ndarray]:
+    def _worst(self, source: Source, own: range, count: int) -> dict[str, Column | Block]:
+        heading, names = source.identifiers()
         source.hold([own])
-        parts: dict[str, list[np.ndarray]] = {}
+        start, found = own.start, None
         for batch in batches(source, own, self.job.data.batch_eval, self.transforms):
-            outputs = outputs_of(self.model, self.state, batch, self.job.run.seed)
-            for name, value in outputs.items():
-                parts.setdefault(name, []).append(value)
-        return {name: np.concatenate(values) for name, values in parts.items()}
+            stop = start + len(batch["x"])
+            losses = losses_of(self.model, self.state, batch)
+            columns = {heading: names[start:stop], "loss": losses, **self._answered(batch, False, True)}
+            pieces = [columns] if found is None else [found.columns, columns]
+            found, start = Predictions.joined(pieces).largest("loss", count), stop
+        return {} if found is None else dict(found.columns)
 
 
 def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
@@ -201,3 +278,47 @@ def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed
     if normalise is not None and model.reconstructs:
         found["output"] = Normalise.from_json(normalise).undo(found["output"])
     return found
+
+
+def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The loss of each sample of one transformed batch: (rows,) float64."""
+    rows = len(batch["x"])
+    context = Context(segments=[slice(0, rows)], shards=[0], arena=Arena(state.device.xp))
+    inputs = {name: state.device.array(value) for name, value in batch.items()}
+    views, found = state.params.views, np.empty(rows)
+    outputs = model.predict(views, state.buffers, inputs, context)["output"] if isinstance(model, Supervised) else None
+    for row in range(rows):
+        with context.frame():
+            if isinstance(model, Supervised):
+                loss, weight, _ = model.loss.forward(
+                    outputs[row : row + 1], inputs[model.target][row : row + 1], context
+                )
+            else:
+                one = {name: value[row : row + 1] for name, value in inputs.items()}
+                context.segments = [slice(0, 1)]
+                loss, weight, _ = model.loss_and_gradients(views, state.buffers, one, None, context)
+        found[row] = loss / weight if weight else 0.0
+    return found
+
+
+def choose_checkpoint(folder: Path, asked: str, store: Store) -> tuple[Path | None, str]:
+    """(path, kind) of the checkpoint to use; the path None is the newest that can be read.
+
+    asked: "final", "newest", "best" or a checkpoint's folder. The final one is what training evaluated at its end,
+    according to summary.json: the best if it was restored. Without such a record it is the newest.
+    Raises CheckpointError if there is no best."""
+    if asked == "final":
+        try:
+            final = read_summary(folder).get("final")
+        except DataError:
+            final = None
+        is_best = isinstance(final, Mapping) and final.get("checkpoint") == "best"
+        asked = "best" if is_best and store.best() is not None else "newest"
+    if asked == "newest":
+        return None, asked
+    if asked == "best":
+        path = store.best()
+        if path is None:
+            raise CheckpointError("no checkpoint was evaluated, so none is the best")
+        return path, asked
+    return (Path(asked) if Path(asked).exists() else store.folder / asked), Path(asked).name

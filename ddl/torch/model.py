@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddl.arrays import Views, generator
 from ddl.errors import ConfigError, UserError
-from ddl.models.model import Batch, Measured, Sums
+from ddl.models.model import Batch, Measured, OutputKind, Sums
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Shape
 from ddl.nn.metric import Metric
@@ -136,6 +136,10 @@ class Model(Measured):
     @property
     def targets_are_values(self) -> bool:
         return self.objective.name == "binary_cross_entropy"
+
+    @property
+    def output_kind(self) -> OutputKind:
+        return self.objective.output_kind
 
     # What it computes.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddl.errors import ConfigError, UserError
+from ddl.models.model import OutputKind
 from ddl.nn.metric import METRICS, Metric
 from ddl.registry import resolve
 
@@ -77,6 +78,14 @@ class Objective:
             raise ConfigError(f'the loss has reduction = "{reduction}", which must be "mean"')
         if isinstance(self._function, nn.Module) and any(True for _ in self._function.parameters()):
             raise ConfigError("the loss has parameters: make it a part of the module, so that they are trained")
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What the loss takes the outputs for; a function of the user's own: values."""
+        if self.name == "cross_entropy" or isinstance(self._function, nn.CrossEntropyLoss):
+            return "logits"
+        is_binary = self.name == "binary_cross_entropy" or isinstance(self._function, nn.BCEWithLogitsLoss)
+        return "binary_logits" if is_binary else "values"
 
     def __call__(self, outputs: Any, targets: Any, rows: int) -> tuple[Tensor, float]:
         """rows: samples in the batch. Raises UserError for a value of another kind."""

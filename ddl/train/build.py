@@ -49,6 +49,8 @@ from ddl.wording import instead
 # Files of weights of other frameworks: suffix -> what reads one.
 WEIGHTS = dict.fromkeys((".pt", ".pth"), "ddl.torch:read_weights")
 
+OF_DATA = ("classes", "vocabulary", "loss")  # options that do not belong to the network
+
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "sgd": (),
@@ -90,14 +92,17 @@ def build_task(job: Job) -> Task:
     )
 
 
-def model_of(job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None) -> Model:
-    """The job's model for data with these fields and this target. options: from ``knowledge_of``."""
+def model_of(
+    job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None, network: Any = None
+) -> Model:
+    """The job's model for data with these fields and this target. options: from ``knowledge_of``. network: instead of
+    the one that the job names."""
     return build_model(
-        job.model.name,
+        job.model.name if network is None else network,
         fields,
         loss=None if job.model.loss == "auto" else job.model.loss,
         metrics=None if tuple(job.model.metrics) == ("auto",) else list(job.model.metrics),
-        options=options,
+        options=options if network is None else {k: v for k, v in options.items() if k in OF_DATA},
         seed=job.run.seed,
         suggested=None if target is None else target.loss,
     )

@@ -51,7 +51,7 @@ def test_evaluate_and_predict_agree_with_training_on_any_ranks(train, door, tmp_
     for ranks in (0, 3):
         words = ["-m", "ddl.predict", ended.folder, "--input", "x.npy", "--output", "y.npy"]
         done = door(words, ranks)
-        assert done.status == 0 and "101 outputs" in done.out, done.said
+        assert done.status == 0 and "101 predictions" in done.out, done.said
         outputs.append(np.load(tmp_path / "y.npy"))
     assert outputs[0].shape == (101, 10) and np.allclose(*outputs, rtol=1e-5, atol=1e-5)
     assert (outputs[0].argmax(axis=1) == pictures.arrays["y"][:101]).mean() > 0.85

@@ -28,7 +28,7 @@ def train_files(path, *words):
 
 
 def predicted(path, output="out.npy"):
-    assert predict.main(["run", "--input", str(path), "--output", output]) == 0
+    assert predict.main(["run", "--input", str(path), "--output", output, "--raw"]) == 0
     return np.load(output)
 
 

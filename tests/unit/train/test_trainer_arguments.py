@@ -224,7 +224,7 @@ def test_doors_open_the_run_of_a_model_that_can_be_made_again(network, here, cap
     run.fit(steps=5)
     np.save("x.npy", X)
     np.save("y.npy", Y)
-    assert lines_of(capsys, predict.main, "run", "--input", "x.npy", "--output", "z.npy")[0] == 0
+    assert lines_of(capsys, predict.main, "run", "--input", "x.npy", "--output", "z.npy", "--raw")[0] == 0
     assert np.allclose(np.load("z.npy"), run.predict(X))
     status, out, _ = lines_of(capsys, evaluate.main, "run", "--input", "x.npy", "--targets", "y.npy", "--json")
     wanted = run.evaluate((X, Y))

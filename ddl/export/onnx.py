@@ -1,0 +1,79 @@
+"""A trained model as an ONNX graph, from samples as they are stored to logits and probabilities.
+
+Normalisation is part of the graph; text is not: it takes token numbers. layers.py knows the layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddl.data import Field, Normalise
+from ddl.errors import ConfigError
+from ddl.export.graph import Graph
+from ddl.export.layers import below, converted
+from ddl.models import GAN, Model, Supervised
+
+
+def onnx_model(
+    model: Model,
+    arrays: Mapping[str, np.ndarray],
+    x: Field,
+    normalise: Normalise | None = None,
+    labels: Sequence[str] = (),
+) -> Any:
+    """The ModelProto of ``model``, checked; its number of rows is free.
+
+    arrays: its parameters and averages by name. x: the samples. Inputs: "x", or "noise" of a GAN, whose generator is
+    exported. Outputs: "output", as ``ddl.predict --raw`` gives it, and "probabilities" where there are some. labels:
+    recorded in the metadata. Raises ConfigError for a network of another framework or a layer without ONNX form."""
+    if not isinstance(model, Supervised | GAN):
+        raise ConfigError(f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do")
+    dtype = np.promote_types(next(iter(arrays.values())).dtype, np.float32) if arrays else np.dtype(np.float32)
+    graph = Graph(dtype)
+    is_gan = isinstance(model, GAN)
+    name, value = ("noise", "noise") if is_gan else ("x", "x")
+    kind, shape = (dtype, (model.noise,)) if isinstance(model, GAN) else (x.dtype, tuple(x.shape))
+    if normalise is not None and not is_gan:
+        value, kind = _normalised(graph, value, kind, normalise)
+    if kind.kind == "f" and kind != dtype:
+        value = graph.cast(value, dtype)
+    if isinstance(model, GAN):
+        network, params = model.generator, below(arrays, "generator")
+    else:
+        network, params = model.network, dict(arrays)
+    output = converted(network, graph, params, value, shape)
+    of_output = network.spec(shape).output
+    if normalise is not None and (is_gan or model.reconstructs):
+        scaled = graph.add("Mul", output, graph.constant(np.asarray(normalise.scale)))
+        output = graph.add("Add", scaled, graph.constant(np.asarray(normalise.mean)))
+    outputs = {"output": (dtype, of_output)}
+    graph.nodes.append(_renamed(graph, output, "output"))
+    if model.output_kind != "values":
+        settings = {"axis": -1} if model.output_kind == "logits" else {}
+        shares = graph.add("Softmax" if model.output_kind == "logits" else "Sigmoid", output, **settings)
+        graph.nodes.append(_renamed(graph, shares, "probabilities"))
+        outputs["probabilities"] = (dtype, of_output)
+    about = {"labels": json.dumps(list(labels))} if labels else {}
+    stored = dtype if is_gan else x.dtype
+    return graph.model({name: (stored, shape)}, outputs, about)
+
+
+def _renamed(graph: Graph, value: str, name: str) -> Any:
+    graph.add("Identity", value)
+    node = graph.nodes.pop()
+    node.output[0] = name
+    return node
+
+
+def _normalised(graph: Graph, x: str, kind: np.dtype, normalise: Normalise) -> tuple[str, np.dtype]:
+    """``x`` after ``Normalise``, computed in the type in which it computes, and its type."""
+    if kind.kind != "f":
+        x, kind = graph.cast(x, np.float32), np.dtype(np.float32)
+    mean = graph.add("Sub", x, graph.constant(np.asarray(normalise.mean), kind))
+    if kind == np.float64 and normalise.dtype not in (None, "float64"):
+        scaled = graph.add("Div", mean, graph.constant(np.asarray(normalise.scale), kind))
+        return graph.cast(scaled, normalise.dtype), np.dtype(normalise.dtype)
+    return graph.add("Mul", mean, graph.constant(1 / np.asarray(normalise.scale), kind)), kind
