@@ -123,6 +123,28 @@ class Work(Recoverable):
             return False
         return self.task.sharded == "on" or (self.state.layout.nbytes >= SHARDED_BYTES and most >= SHARDED_RANKS)
 
+    def substitutes(self) -> list[str]:
+        """Why gradients are not summed where or how it would be fastest, or how the job asks for; one line each."""
+        total, task, group = self.total, self.task, self.group
+        problems: list[str] = []
+        if total is None:
+            return problems
+        if task.gpu == "direct" and total.staged_because:
+            problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
+        if total.substitute:
+            problems.append(f"comm.algorithm is {task.algorithm}, but gradients are summed by {total.substitute}")
+        if task.sharded == "on" and not total.replicas and group.size > 1:
+            problems.append(
+                "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "
+                "compute on its CPUs and sum in its memory"
+            )
+        if group.why_not_shared:
+            problems.append(
+                "the ranks of a node cannot share memory, so gradients are summed by messages, which is slower "
+                f"({group.why_not_shared})"
+            )
+        return problems
+
     @property
     def transforms(self) -> list[Normalise]:
         """What training, evaluation and prediction all do to a batch."""

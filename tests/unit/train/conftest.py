@@ -65,7 +65,7 @@ def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False
         Device(),
         state,
         JobServices(log, folder, lambda: announce(loop, log, job, "threads")),
-        request=StepRequest(stop, checkpoint_every_steps=2, all_ranks=all_ranks),
+        request=StepRequest(stop, checkpoint_every_steps=2, keep_best=task.restore_best, all_ranks=all_ranks),
         recovery=recovery,
     )
     before = group.members

@@ -18,10 +18,11 @@ RUNS = {
     "synchronised": {"size": 2, "network": [Dense(8), BatchNorm(sync=True), Dense(2)]},
     "ring": {"size": 3, "algorithm": "ring"},
     "one replica": {"size": 3, "sharded": "on"},
+    "the best state": {"size": 2, "restore_best": True},
 }
 
 
-OF_THE_TASK = ("network", "algorithm", "sharded")
+OF_THE_TASK = ("network", "algorithm", "sharded", "restore_best")
 
 
 @pytest.fixture
