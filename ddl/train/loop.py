@@ -303,13 +303,8 @@ class Loop(Program):
 
     def _gather_waits(self) -> None:
         """Seconds that each rank has waited in sums since the last epoch, by its identity, on every rank."""
-        step = self.work.step
-        assert step is not None
-        seconds, step.waited_s = step.waited_s, 0.0
-        members = self.group.members
-        self._waited = {
-            members[rank].identity: round(own, 6) for rank, own in enumerate(self.group.gather_objects(seconds))
-        }
+        seconds, members = self.group.gather_objects(self.work.take_waited_s()), self.group.members
+        self._waited = {members[rank].identity: round(own, 6) for rank, own in enumerate(seconds)}
 
     def _restore_best(self) -> None:
         progress = self.state.progress
