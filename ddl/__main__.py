@@ -17,6 +17,8 @@ VERBS = {
     "predict": "outputs of a trained run for a file of inputs",
     "launch": "train under supervision: restarts what mpirun does not survive",
     "bench": "measure allreduce, step, scaling and recovery",
+    "watch": "follow a run in the terminal",
+    "dashboard": "follow runs in a browser",
     "audit": "prove that every sample was used exactly once",
     "doctor": "what was found on this machine, and a self-test under mpirun",
 }

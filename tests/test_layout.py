@@ -58,15 +58,18 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
+ROOMS["watch"] = {"errors", "environment", "output", "reading", "wording", "metrics", "launcher"}
+ROOMS["dashboard"] = {*ROOMS["watch"], "watch"}
 ROOMS["elastic"] = {"errors", "environment", "wording", "arrays", "metrics", "data", "comm", "collectives", "fault"}
 ROOMS["world"] = {"errors", "wording", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
 ROOMS["torch"] |= {"wording", "collectives", "fault", "elastic", "world"}
 ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models"}
-ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax"}
+ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "watch", "dashboard"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
+DOORS += ("watch.__main__", "dashboard.__main__")
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
     "doctor": {"errors", "environment", "launcher", "metrics", "output", "wording"},

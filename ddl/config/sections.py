@@ -167,6 +167,9 @@ class TrainSettings:
     patience: int = setting(
         0, "evaluations without a better validation loss after which training ends; 0: never", least=0
     )
+    restore_best: Literal["auto", "on", "off"] = setting(
+        "auto", "end with the state of the best validation loss, not the newest; auto: if patience is set"
+    )
     compiled: Literal["auto", "on", "off"] = setting("auto", "kernels compiled by Numba; auto: if it is installed")
     callbacks: tuple[str, ...] = setting(
         (), '"package.module:Name" of callables, called with the outcome of each step; see ddl.Callback'
@@ -262,6 +265,12 @@ class Job:
     fault: FaultSettings = field(default_factory=FaultSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+
+    @property
+    def restores_best(self) -> bool:
+        """``train.restore_best``, in which "auto" is decided."""
+        setting = self.train.restore_best
+        return setting == "on" or (setting == "auto" and self.train.patience > 0 and self.checkpoint.keep_best)
 
 
 SECTIONS: dict[str, type] = {

@@ -70,6 +70,7 @@ POINTS: dict[str, str] = {
     **{f"checkpoint.{call}.done": f"after a {call} of a checkpoint" for call in _CHECKPOINT},
     "end.agree": "before the agreement that the job has ended",
     "end.checkpoint": "before the last checkpoint",
+    "end.restore": "before the best state is restored",
     "end.summary": "before summary.json is written",
     "end.barrier": "before the barrier that closes the end's work",
 }

@@ -23,6 +23,7 @@ LINE = 64  # bytes of a cache line, and of the vectors that compiled loops are w
 
 _wanted = "auto"
 _available: bool | None = None
+_notify: Callable[[], None] | None = None  # of ``on_compilation``
 
 
 def use_compiled(mode: str) -> None:
@@ -40,6 +41,30 @@ def use_compiled(mode: str) -> None:
 def is_compiled() -> bool:
     """Whether kernels of NumPy arrays run compiled."""
     return _wanted != "off" and _numba_is_there()
+
+
+def on_compilation(notify: Callable[[], None]) -> None:
+    """Call ``notify`` once, from any thread, when Numba begins to compile a kernel that its cache lacks. It replaces
+    the one of an earlier call."""
+    global _notify
+    if not is_compiled():
+        return
+    is_first, _notify = _notify is None, notify
+    if not is_first:
+        return
+    event = importlib.import_module("numba.core.event")
+
+    class Listener(event.Listener):  # type: ignore[name-defined, misc]
+        def on_start(self, _: Any) -> None:
+            global _notify
+            assert _notify is not None
+            once, _notify = _notify, lambda: None
+            once()
+
+        def on_end(self, _: Any) -> None:
+            """Nothing: other kernels follow."""
+
+    event.register("numba:compile", Listener())
 
 
 def runs_compiled(x: Any) -> bool:

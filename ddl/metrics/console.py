@@ -20,6 +20,7 @@ from ddl.metrics.events import (
     Finished,
     FirstStep,
     JobStarted,
+    Noted,
     RankFailed,
     Recovered,
     StepDone,
@@ -30,6 +31,7 @@ from ddl.wording import counted
 
 _PLAIN_COLUMNS = 80
 _PLAIN_MOST_S = 60.0  # progress lines become rarer, so that a long job does not fill its log file
+_MANY_EPOCHS = 200  # a job of more has no line for each
 _LAUNCHERS = ("mpirun", "prterun", "prte", "mpiexec", "orterun")
 
 
@@ -87,6 +89,7 @@ class Console:
         self._samples = 0
         self._first: StepDone | None = None
         self._width = 0
+        self._has_explained = False
 
     def write(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -96,13 +99,9 @@ class Console:
             self._started = self._shown_at = self._since = self.clock()
             self._line(banner(event))
         elif isinstance(event, EpochDone):
-            if event.validation and self._is_due(self.clock()):
-                parts = [
-                    f"epoch {event.epoch}: train {figures(event.train)}",
-                    f"validation {figures(event.validation)}",
-                ]
-                is_wide = not self.live and len("; ".join(parts)) > _PLAIN_COLUMNS
-                self._line(("\n    " if is_wide else "; ").join(parts))
+            self._epoch(event)
+        elif isinstance(event, Noted):
+            self._line(event.message)
         elif isinstance(event, Warned):
             self._line(f"warning: {event.message}")
         elif isinstance(event, RankFailed):
@@ -118,6 +117,17 @@ class Console:
             self._line(ending(event))
         elif isinstance(event, CheckpointSaved):
             return  # frequent and of little interest; metrics.jsonl has it
+
+    def _epoch(self, event: EpochDone) -> None:
+        """A line for each epoch; for every epoch that is due where there are very many."""
+        epochs = -(-self.steps // self.steps_per_epoch)
+        is_due = self._is_due(self.clock())
+        if not self.every_s or (epochs > _MANY_EPOCHS and 1 < event.epoch < epochs and not is_due):
+            return
+        if not self._has_explained:
+            self._has_explained = True
+            self._line(EXPLANATION)
+        self._line(epoch_line(event, epochs, self.columns if self.live else 0), is_wide=True)
 
     def close(self) -> None:
         if self._width:
@@ -171,11 +181,12 @@ class Console:
         self.out.flush()
         self._width = len(text)
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, is_wide: bool = False) -> None:
+        """Print ``text``; in a file or pipe its lines are wrapped, unless ``is_wide``: an epoch is one line there."""
         if self._width:  # replace the progress line
             self.out.write("\r" + " " * self._width + "\r")
             self._width = 0
-        lines = text.split("\n") if self.live else map(_fit, text.split("\n"))
+        lines = text.split("\n") if self.live or is_wide else map(_fit, text.split("\n"))
         self.out.write("\n".join(lines) + "\n")
         self.out.flush()
 
@@ -240,6 +251,18 @@ def _fit(line: str) -> str:
     return fill(line, _PLAIN_COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
+EXPLANATION = "(train: running mean while the epoch trains; validation: after it)"
+
+
+def epoch_line(event: EpochDone, epochs: int = 0, columns: int = 0) -> str:
+    """The metrics of an epoch in a line, or in two where ``columns`` (0: unlimited) do not suffice."""
+    parts = [f"epoch {event.epoch}{f'/{epochs}' if epochs else ''}: train {figures(event.train) or 'skipped'}"]
+    if event.validation:
+        parts.append(f"validation {figures(event.validation)}{' (best so far)' if event.best else ''}")
+    whole = "; ".join(parts)
+    return whole if not columns or len(whole) <= columns else "\n    ".join(parts)
+
+
 def recovery(event: Recovered) -> str:
     moved = "; ".join(
         f"shard{'' if len(shards) == 1 else 's'} {_runs(shards)} to rank {rank}" for rank, shards in event.moved.items()
@@ -273,9 +296,12 @@ def ending(event: Finished) -> str:
         f"{'' if s.get('epochs') == 1 else 's'}, "
         f"in {duration(s.get('wall_s', 0.0))} ({s.get('samples_per_s', 0.0):,.0f} samples/s)"
     ]
+    if s.get("stopped_early"):
+        lines.append(f"  stopped early: {s['stopped_early']}")
+    lines += best_line(s)
     for split in ("train", "validation", "test"):
         if text := figures(s.get(split) or {}):
-            lines.append(f"  {split:<11}{text}")
+            lines.append(f"  {split:<11}{text}{' (running mean of the last epoch)' * (split == 'train')}")
     if failures := s.get("failures"):
         lines.append(f"  {counted(len(failures), 'rank')} lost, {s.get('ranks_finished')} finished")
     if s.get("error"):
@@ -284,3 +310,17 @@ def ending(event: Finished) -> str:
         saved = ": the state is saved; start again to resume" if event.status == "stopped" else ""
         lines.append(f"  {event.folder}{saved}")
     return "\n".join(lines)
+
+
+def best_line(summary: Mapping[str, Any]) -> list[str]:
+    """Which epoch had the lowest validation loss, and whether its state is the final one."""
+    best, final = summary.get("best") or {}, summary.get("final") or {}
+    if not best:
+        return []
+    if final.get("checkpoint") == "best":
+        what = "its state is the final one" if final.get("step") == summary.get("steps") else "its state is restored"
+    elif best["step"] == summary.get("steps"):
+        what = "the newest"
+    else:
+        what = "the state is the newest; train.restore_best keeps this one"
+    return [f"  best       epoch {best['epoch']:g}, validation loss {best['loss']:.4g}: {what}"]

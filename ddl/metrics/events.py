@@ -68,13 +68,17 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class EpochDone(Event):
-    """An epoch ended; train: means over the epoch, validation: over the whole split, empty if not evaluated."""
+    """An epoch ended. train: running means over the steps of the epoch, during which the parameters changed.
+    validation: over the whole split, empty if it was not evaluated; best: whether its loss is the lowest so far.
+    waited: rank -> seconds that it spent in the sums of this epoch's steps: for other ranks and for messages."""
 
     kind: ClassVar[str] = "epoch"
     epoch: int
     step: int
     train: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
+    best: bool = False
+    waited: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ class Warned(Event):
     """A message for the user; training continues."""
 
     kind: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True)
+class Noted(Event):
+    """What is happening while nothing else is shown, such as the compilation of kernels."""
+
+    kind: ClassVar[str] = "note"
     message: str
 
 

@@ -60,7 +60,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """status: "finished" when training reached its end, "stopped" when it ended early, "failed" otherwise."""
+    """status: "finished" when training reached its end, "stopped" when it ended early, "failed" otherwise.
+
+    final: the state in which training ended: {"checkpoint": "best" or "newest", "step": ..., "epoch": ..., and its
+    metrics by split}; validation, test and parameters_sha256 are of it as well. train: the running means of the last
+    epoch. Evaluation, prediction and export use this checkpoint unless they are asked for another."""
 
     status: str
     launch: str
@@ -73,6 +77,9 @@ class Summary:
     train: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    best: Mapping[str, Any] = field(default_factory=dict)  # of the lowest validation loss: step, epoch, loss
+    stopped_early: str = ""  # why training ended before its last step, when early stopping ended it
     samples: Samples = field(default_factory=Samples)
     failures: Sequence[Failure] = ()
     parameters_sha256: str = ""

@@ -48,7 +48,7 @@ from ddl.train.state import Progress, State
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
-from ddl.wording import numbered
+from ddl.wording import counted, numbered
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
@@ -226,14 +226,16 @@ class RunLog(Reporter):
         if outcome.step > self._reported:
             self.step(outcome, generation, owners)
 
-    def missed_epoch(self, epoch: int, progress: Progress) -> None:
+    def missed_epoch(self, epoch: int, progress: Progress, waited: Mapping[int, float]) -> None:
         if progress.evaluated_at == progress.step > self._reported_epoch:
-            self.epoch(epoch, progress)
+            self.epoch(epoch, progress, waited)
 
-    def epoch(self, epoch: int, progress: Progress) -> None:
+    def epoch(self, epoch: int, progress: Progress, waited: Mapping[int, float]) -> None:
         self._reported_epoch = progress.step
-        results = progress.results
-        self.emit(EpochDone(epoch, progress.step, results.get("train", {}), results.get("validation", {})))
+        train, is_new = progress.results.get("train", {}), progress.validated_at == progress.step
+        validation = progress.results.get("validation", {}) if is_new else {}
+        is_best = is_new and progress.best_step == progress.step
+        self.emit(EpochDone(epoch, progress.step, train, validation, is_best, waited))
 
     def checkpointed(self, step: int, path: Path) -> None:
         self.emit(CheckpointSaved(step, str(path)))
@@ -299,6 +301,9 @@ class RunLog(Reporter):
             train=progress.results.get("train", {}),
             validation=progress.results.get("validation", {}),
             test=progress.results.get("test", {}),
+            final=_final(progress, order.steps_per_epoch) if status != "failed" else {},
+            best=_best(progress, order.steps_per_epoch),
+            stopped_early=_why_early(self.task, progress) if status == "finished" else "",
             samples=self._samples_of(progress),
             failures=self.failures,
             parameters_sha256=state.parameters_digest(),
@@ -336,6 +341,32 @@ class RunLog(Reporter):
             self._ledger.close()
         if self._hub is not None:
             self._hub.close()
+
+
+def _final(progress: Progress, steps_per_epoch: int) -> dict[str, Any]:
+    """Summary.final: what the state is, and its metrics."""
+    state = {
+        "checkpoint": "newest",
+        "step": progress.step,
+        "train": progress.results.get("train", {}),
+        **progress.final,
+    }
+    state["epoch"] = round(state["step"] / steps_per_epoch, 4)
+    is_evaluated = state["checkpoint"] == "best" or progress.validated_at == progress.step
+    splits = {"validation": is_evaluated, "test": progress.tested_at == progress.step}
+    return state | {name: progress.results[name] for name, is_its_own in splits.items() if is_its_own}
+
+
+def _best(progress: Progress, steps_per_epoch: int) -> dict[str, Any]:
+    """Summary.best; empty if no evaluation was finite, or the checkpoint of an earlier version did not record it."""
+    step = progress.best_step
+    return {"step": step, "epoch": round(step / steps_per_epoch, 4), "loss": progress.best} if step >= 0 else {}
+
+
+def _why_early(task: Task, progress: Progress) -> str:
+    if not progress.ended or progress.step >= task.total_steps:
+        return ""
+    return f"no lower validation loss in {counted(task.patience, 'evaluation')} (train.patience)"
 
 
 def notes_of(folder: Path, launch: str) -> Path:

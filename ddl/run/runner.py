@@ -27,8 +27,8 @@ from ddl.fault.session import Session
 from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
 from ddl.kernels.backend import is_compiled, use_compiled
-from ddl.metrics import Console, Sink, Trace, merge
-from ddl.metrics.tensorboard import TensorBoard, writer_class
+from ddl.metrics import Trace, merge
+from ddl.metrics.tensorboard import writer_class
 from ddl.output import print_past_launcher
 from ddl.run.agreement import disagreement, essentials
 from ddl.run.folder import RunFolder
@@ -36,6 +36,7 @@ from ddl.run.log import RunLog
 from ddl.run.plots import draw_pictures
 from ddl.run.services import JobServices
 from ddl.run.setup import announce, set_up
+from ddl.run.sinks import open_sinks
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
 from ddl.train.signals import Signals, StepRequest
@@ -205,7 +206,7 @@ class Runner:
         state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where, task.optimizer.own)
         if self.job.metrics.trace:
             self._open_trace()
-        log = self.log = RunLog(task, self._sinks, self._say, self.job.metrics.jsonl)
+        log = self.log = RunLog(task, lambda: open_sinks(self.job, log, self._say), self._say, self.job.metrics.jsonl)
         log.on_known = self._leave_notes
         folder = self.folder = RunFolder(self.job, log, self._say)
         loop = self.loop = Loop(
@@ -300,20 +301,6 @@ class Runner:
     def _beat(self, step: int, phase: str) -> None:
         if self.heartbeat is not None:
             self.heartbeat.beat(step, phase)
-
-    def _sinks(self) -> list[Sink]:
-        assert self.log is not None and self.log.folder is not None
-        task, metrics = self.log.task, self.job.metrics
-        sinks: list[Sink] = []
-        if metrics.console_every_s:
-            per_epoch = task.order.steps_per_epoch
-            sinks.append(Console(metrics.console_every_s, steps=task.total_steps, steps_per_epoch=per_epoch))
-        if metrics.tensorboard:
-            try:
-                sinks.append(TensorBoard(self.log.folder / "tensorboard"))
-            except OSError as error:
-                self._say(f"no files for TensorBoard are written: {error}")
-        return sinks
 
     def _say(self, message: str) -> None:
         """Show the user a line; until the log is open, lines wait for the banner."""

@@ -6,7 +6,6 @@ generation."""
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,6 +27,7 @@ from ddl.fault.decision import RankDeath
 from ddl.fault.driver import Driver
 from ddl.fault.recover import Leaves, RecoverySettings, Report
 from ddl.fault.work import EndJob, Program
+from ddl.train.best import judge, restore_best
 from ddl.train.evaluate import evaluate
 from ddl.train.replicas import compare, hardware
 from ddl.train.saving import Saving
@@ -70,6 +70,7 @@ class Loop(Program):
         # The last steps for which this rank called the callbacks, and their on_epoch.
         self._called = self._called_epoch = -1
         self._warned_of_memory = False
+        self._waited: dict[int, float] = {}  # in the last epoch
         self._recovery = recovery
         self.driver = Driver(self, group, self.work.plan, recovery)
 
@@ -178,7 +179,7 @@ class Loop(Program):
             self.services.announce()
         if self.work.last is not None:
             self.log.missed(self.work.last, failed, owners)
-            self.log.missed_epoch(self._epoch_of(progress.step), progress)
+            self.log.missed_epoch(self._epoch_of(progress.step), progress, self._waited)
 
     def seconds_since_commit(self) -> float:
         return time.monotonic() - self._committed_s
@@ -233,28 +234,11 @@ class Loop(Program):
             self.log.warn("fault.respawn: the job stops at a checkpoint and starts again on all its ranks")
 
     def _warn_of_memory(self) -> None:
-        """One line if gradients cannot be summed in the memory that would be fastest."""
-        total = self.work.total
-        if self._warned_of_memory or total is None:
-            return
-        problems = []
-        if self.task.gpu == "direct" and total.staged_because:
-            problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
-        if total.substitute:
-            problems.append(f"comm.algorithm is {self.task.algorithm}, but gradients are summed by {total.substitute}")
-        if self.task.sharded == "on" and not total.replicas and self.group.size > 1:
-            problems.append(
-                "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "
-                "compute on its CPUs and sum in its memory"
-            )
-        if self.group.why_not_shared:
-            problems.append(
-                "the ranks of a node cannot share memory, so gradients are summed by messages, which is slower "
-                f"({self.group.why_not_shared})"
-            )
+        """A line for each reason why gradients are not summed as fast as they could be; once."""
+        problems = [] if self._warned_of_memory else self.work.substitutes()
         for problem in problems:
             self.log.warn(problem)
-        self._warned_of_memory = bool(problems)
+        self._warned_of_memory |= bool(problems)
 
     def advance(self) -> None:
         """One step, and whatever is due after it."""
@@ -303,33 +287,45 @@ class Loop(Program):
             return
         if last:
             self.saving.save(self.group)  # before the evaluation, which may fail
+        self._gather_waits()
         improved = False
         if task.validation is not None and (last or (task.evaluate_every and epoch % task.evaluate_every == 0)):
-            results = self._evaluate(task.validation)
-            score = results["loss"]
-            improved = math.isfinite(score) and (progress.best is None or score < progress.best)
-            progress.results["validation"], progress.validated_at = results, progress.step
-            progress.best = score if improved else progress.best
-            progress.stale = 0 if improved else progress.stale + 1
-            progress.ended = bool(task.patience) and progress.stale >= task.patience
-            task.optimizer.validated(score)
+            improved = judge(progress, self._evaluate(task.validation), task.patience)
+            task.optimizer.validated(progress.results["validation"]["loss"])
         progress.results["train"] = self.work.epoch_means()
         progress.evaluated_at = progress.step
         progress.stage += 1
         if self.group.is_leader:
-            self.log.epoch(self._epoch_of(progress.step), progress)
+            self.log.epoch(self._epoch_of(progress.step), progress, self._waited)
             self._call_epoch()
         every = self.request.checkpoint_every_epochs
         if (every and not rest and epoch % every == 0) or (improved and self.request.keep_best):
             self.saving.save(self.group)
 
+    def _gather_waits(self) -> None:
+        """Seconds that each rank has waited in sums since the last epoch, by its identity, on every rank."""
+        seconds, members = self.group.gather_objects(self.work.take_waited_s()), self.group.members
+        self._waited = {members[rank].identity: round(own, 6) for rank, own in enumerate(seconds)}
+
+    def _restore_best(self) -> None:
+        progress = self.state.progress
+        if not self.task.restore_best or progress.best is None or progress.final or self.saving.lease_lost is not None:
+            return
+        self.group.probe("end.restore")
+        with self.services.span("restore"):
+            problem = restore_best(self.work, self.group, self.saving)
+        if problem and self.group.is_leader:
+            self.log.warn(f"the best state, of step {progress.best_step}, was not restored: {problem}")
+
     def _finish(self) -> None:
-        """Checkpoint, test evaluation, summary. When the closing exchange returns, all of it is done."""
+        """Checkpoint, best state, test evaluation, summary. When the closing exchange returns, all of it is done."""
         progress = self.state.progress
         stopped = progress.stopping and progress.step < self.task.total_steps and not progress.ended
         self.status = "stopped" if stopped else "finished"
         self.group.probe("end.checkpoint")
         self.saving.save(self.group)
+        if not stopped:
+            self._restore_best()
         if not stopped and self.task.test is not None and progress.tested_at != progress.step:
             progress.results["test"], progress.tested_at = self._evaluate(self.task.test), progress.step
             progress.stage += 1

@@ -7,8 +7,11 @@ from __future__ import annotations
 import errno
 import math
 import time
+from typing import Any
 
-from ddl.checkpoint import Writer
+import numpy as np
+
+from ddl.checkpoint import Writer, read_state
 from ddl.comm import Group
 from ddl.errors import CheckpointError, LeaseLost
 from ddl.train.signals import StepRequest
@@ -42,6 +45,8 @@ class Saving:
         finishes. The time until the next checkpoint that is due by the clock starts again."""
         self.request.last_checkpoint = time.monotonic()
         progress = self.work.state.progress
+        if progress.final and progress.final["step"] != progress.step:
+            return  # the best state has been restored, after the newest was written
         # The store keeps the highest score, and the validation loss should be low.
         validated = progress.validated_at == progress.step
         score = -progress.results["validation"]["loss"] if validated else math.nan
@@ -66,6 +71,19 @@ class Saving:
         except LeaseLost as lost:
             self.lose_lease(lost)
             raise
+
+    def best(self, score: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays, meta) of the best checkpoint on disk, on the leader, after the newest is written.
+
+        Raises CheckpointError if it cannot be read, or is not the one of ``score``; LeaseLost."""
+        self.wait()
+        store = self._writer.store if self._writer is not None else None
+        path = store.best() if store is not None else None
+        if store is None or path is None:
+            raise CheckpointError("no checkpoint of it was written")
+        if read_state(path)["score"] != score:
+            raise CheckpointError(f"{path.name} is of another history of this run")
+        return store.load(path)
 
     def _failure(self) -> CheckpointError | None:
         """Why the newest checkpoint was not written; waits for it. Raises LeaseLost."""

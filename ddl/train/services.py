@@ -50,10 +50,10 @@ class Reporter:
     def missed(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         """Report the step unless an earlier leader has done so."""
 
-    def epoch(self, epoch: int, progress: Progress) -> None:
-        """Report the end of an epoch, with its results."""
+    def epoch(self, epoch: int, progress: Progress, waited: Mapping[int, float]) -> None:
+        """Report the end of an epoch, with its results. waited: identity -> seconds that this rank spent in sums."""
 
-    def missed_epoch(self, epoch: int, progress: Progress) -> None:
+    def missed_epoch(self, epoch: int, progress: Progress, waited: Mapping[int, float]) -> None:
         """Report the end of the epoch unless an earlier leader has done so."""
 
     def recovered(self, report: Report) -> None:

@@ -27,7 +27,8 @@ class Progress:
     step: committed steps, skipped ones included. stage: evaluations since the start; together they order states.
     epoch_sums: header sums of the running epoch. early_sums: loss and weight of the task's early steps.
     results: metrics by split, as last evaluated. optimizer: the state that it keeps beside slots, without its arrays.
-    best, stale: early stopping; ended: it has come. stopping: the ranks agreed to end early.
+    best, best_step: the lowest validation loss, and its step. stale: evaluations since. ended: early stopping has come.
+    stopping: the ranks agreed to end early. final: which checkpoint the state is, once the best one has been restored.
     normalise: statistics of the training data, once they are known. total_steps: of the job. schedule_span: the steps
     for which the schedule of the learning rate is made; empty: all of them."""
 
@@ -43,9 +44,11 @@ class Progress:
     validated_at: int = -1
     tested_at: int = -1
     best: float | None = None
+    best_step: int = -1
     stale: int = 0
     ended: bool = False
     stopping: bool = False
+    final: dict[str, Any] = field(default_factory=dict)
     normalise: dict[str, Any] | None = None
     total_steps: int = 0
     schedule_span: list[int] = field(default_factory=list)
@@ -75,9 +78,10 @@ class Progress:
         take(values, "step", int)
         for name in ("stage", "samples", "skipped", "skipped_in_row", "stale", "total_steps"):
             take(known, name, int)
-        for name in ("evaluated_at", "validated_at", "tested_at"):
+        for name in ("evaluated_at", "validated_at", "tested_at", "best_step"):
             take(known, name, int, least=-1)
         take(known, "best", int, float, type(None), least=None)
+        take(known, "final", dict)
         take(known, "ended", bool), take(known, "stopping", bool)
         take(known, "normalise", dict, type(None)), take(known, "optimizer", dict, type(None))
         for name in ("epoch_sums", "early_sums"):
@@ -90,7 +94,7 @@ class Progress:
             raise ValueError(f"schedule_span = {span} are not two steps")
         for part in take(known, "results", dict):
             take(known["results"], part, dict)
-        for name in ("epoch_sums", "early_sums", "results"):
+        for name in ("epoch_sums", "early_sums", "results", "final"):
             known[name] = _numbers(known[name])
         return cls(**known)
 

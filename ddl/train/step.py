@@ -5,6 +5,7 @@ The loop around it is in loop.py; a failure propagates as PeerLost."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
+        self.waited_s = 0.0  # in the sums of the steps: for other ranks, for messages and for the additions
         # The sum also contains averages, which are not gradients, and gradients of frozen parameters.
         self._averages = dict(model.averages)
         self._counters = [name for name, kept in model.kept.items() if kept.counts]
@@ -108,8 +110,10 @@ class Step:
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
+        began = time.perf_counter()
         with self.span("sum"):
             summed = self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
+        self.waited_s += time.perf_counter() - began
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
         bad = () if finite else self._find_bad_shards(step, epoch, step_in_epoch)
         self.beat(step, "update")

@@ -38,6 +38,7 @@ class Task:
     lr: step -> learning rate. parts: micro-batches per step. normalise: "none" or a name in data.moments.
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
+    restore_best: training ends with the state of the best validation loss, not with the newest.
     check_every: steps between comparisons of replicas (0: never).
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
@@ -62,6 +63,7 @@ class Task:
     evaluate_rows: int | str = "auto"
     evaluate_every: int = 1
     patience: int = 0
+    restore_best: bool = False
     skip_limit: int = 10
     check_every: int = 0
     resume_schedule: Literal["rescale", "restart", "hold"] = "rescale"

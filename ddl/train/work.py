@@ -43,6 +43,7 @@ class Work(Recoverable):
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.last: Outcome | None = None
+        self._waited_s = 0.0
 
     def position(self) -> tuple[int, int]:
         return self.state.progress.position
@@ -108,7 +109,18 @@ class Work(Recoverable):
         self.step = Step(task, self.state, self.loader, shards, group, self.total, self.services)
         return None
 
+    def take_waited_s(self) -> float:
+        """Seconds that this rank has spent in the sums of steps since the last call."""
+        self._count_waits()
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
+
+    def _count_waits(self) -> None:
+        if self.step is not None:
+            self._waited_s, self.step.waited_s = self._waited_s + self.step.waited_s, 0.0
+
     def detach(self) -> None:
+        self._count_waits()
         for part in (self.loader, self.total):
             if part is not None:
                 part.close()
@@ -121,6 +133,28 @@ class Work(Recoverable):
         if self.task.sharded == "off" or not self.task.optimizer.is_elementwise or most == 1:
             return False
         return self.task.sharded == "on" or (self.state.layout.nbytes >= SHARDED_BYTES and most >= SHARDED_RANKS)
+
+    def substitutes(self) -> list[str]:
+        """Why gradients are not summed where or how it would be fastest, or how the job asks for; one line each."""
+        total, task, group = self.total, self.task, self.group
+        problems: list[str] = []
+        if total is None:
+            return problems
+        if task.gpu == "direct" and total.staged_because:
+            problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
+        if total.substitute:
+            problems.append(f"comm.algorithm is {task.algorithm}, but gradients are summed by {total.substitute}")
+        if task.sharded == "on" and not total.replicas and group.size > 1:
+            problems.append(
+                "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "
+                "compute on its CPUs and sum in its memory"
+            )
+        if group.why_not_shared:
+            problems.append(
+                "the ranks of a node cannot share memory, so gradients are summed by messages, which is slower "
+                f"({group.why_not_shared})"
+            )
+        return problems
 
     @property
     def transforms(self) -> list[Normalise]:

@@ -16,6 +16,7 @@ from ddl.metrics import (
     Finished,
     FirstStep,
     JobStarted,
+    Noted,
     RankFailed,
     Recovered,
     StepDone,
@@ -227,8 +228,9 @@ def test_without_a_terminal_every_line_fits_80_columns(clock):
     console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {rank: [rank] for rank in range(30)}))
     console.write(Finished("failed", {"error": "something went wrong " * 20}))
     told = out.getvalue()
-    assert "epoch 1: train loss 0.05661, accuracy 98.81 %\n    validation loss 0.08066, accuracy 97.78 %\n" in told
-    assert all(len(line) <= 80 for line in out.getvalue().splitlines() if not line.startswith("folder: "))
+    epoch = "epoch 1/2: train loss 0.05661, accuracy 98.81 %; validation loss 0.08066, accuracy 97.78 %"
+    assert f"{epoch}\n" in told  # one line, which grep finds
+    assert all(len(line) <= 80 for line in told.splitlines() if not line.startswith(("folder: ", "epoch 1/2: train")))
     assert "folder: " + "x" * 90 in out.getvalue()
 
 
@@ -305,3 +307,54 @@ def test_under_mpirun_its_stdout_decides_whether_the_console_is_live(name, targe
     assert is_live(tmp_path) is live
     monkeypatch.setattr(sys, "stdout", Out(False))
     assert is_live(tmp_path) is False
+
+
+def epochs_of(console: Console, clock: Clock, count: int) -> None:
+    console.write(replace(JOB, steps=20 * count))
+    for number in range(1, count + 1):
+        clock.now += 0.001
+        console.write(EpochDone(number, 20 * number, {"loss": 2.0}, {"loss": 1.5}, best=number == 3))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_every_epoch_is_a_line_and_a_new_best_is_marked(live, clock):
+    out = io.StringIO()
+    epochs_of(Console(out=out, live=live, columns=80 * live, clock=clock), clock, 60)
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("epoch ")]
+    assert [int(line.split()[1].split("/")[0]) for line in lines] == list(range(1, 61))
+    assert lines[3] == "epoch 4/60: train loss 2; validation loss 1.5"
+    assert [number for number, line in enumerate(lines, 1) if line.endswith("(best so far)")] == [3]
+    assert out.getvalue().count("(train: running mean while the epoch trains; validation: after it)\n") == 1
+
+
+def test_of_very_many_epochs_only_some_are_lines(clock):
+    out = io.StringIO()
+    epochs_of(Console(out=out, live=False, clock=clock), clock, 5000)
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("epoch ")]
+    assert 2 < len(lines) < 20 and "epoch 1/" in lines[0] and "epoch 5000/" in lines[-1]
+
+
+def test_a_note_is_shown_without_waiting_for_a_progress_line(clock):
+    out = io.StringIO()
+    Console(every_s=60, out=out, live=False, clock=clock).write(Noted("compiling kernels (once, about 20 s)"))
+    assert out.getvalue() == "compiling kernels (once, about 20 s)\n"
+
+
+def test_the_end_says_why_it_came_early_and_which_epoch_was_best(clock):
+    out = io.StringIO()
+    summary = {
+        "steps": 100,
+        "epochs": 5.0,
+        "train": {"loss": 0.5},
+        "validation": {"loss": 0.25},
+        "best": {"step": 60, "epoch": 3.0, "loss": 0.25},
+        "final": {"checkpoint": "best", "step": 60},
+        "stopped_early": "no lower validation loss in 2 evaluations (train.patience)",
+    }
+    Console(out=out, live=False, clock=clock).write(Finished("finished", summary))
+    assert out.getvalue().splitlines()[1:] == [
+        "  stopped early: no lower validation loss in 2 evaluations (train.patience)",
+        "  best       epoch 3, validation loss 0.25: its state is restored",
+        "  train      loss 0.5 (running mean of the last epoch)",
+        "  validation loss 0.25",
+    ]

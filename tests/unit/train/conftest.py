@@ -65,7 +65,9 @@ def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False
         Device(),
         state,
         JobServices(log, folder, lambda: announce(loop, log, job, "threads")),
-        request=StepRequest(stop, checkpoint_every_steps=2, all_ranks=all_ranks, keep_best=keep_best),
+        request=StepRequest(
+            stop, checkpoint_every_steps=2, all_ranks=all_ranks, keep_best=keep_best or task.restore_best
+        ),
         recovery=recovery,
     )
     before = group.members

@@ -19,10 +19,11 @@ RUNS = {
     "ring": {"size": 3, "algorithm": "ring"},
     "one replica": {"size": 3, "sharded": "on"},
     "the last step is the best": {"size": 1, "keep_best": True},
+    "the best state": {"size": 2, "restore_best": True},
 }
 
 
-OF_THE_TASK = ("network", "algorithm", "sharded", "keep_best")
+OF_THE_TASK = ("network", "algorithm", "sharded", "keep_best", "restore_best")
 
 
 @pytest.fixture
