@@ -40,7 +40,7 @@ def settings() -> Iterator[str]:
     from ddl.config.values import spell, types_of
 
     yield "# Settings\n"
-    yield "In a job file `name` stands in its `[section]`; on the command line it is `--section.name`, and takes precedence."
+    yield "In a job file `name` stands in its `[section]`. `--section.name` on the command line takes precedence."
     for section, kind in SECTIONS.items():
         yield f"\n## {section}\n\n{first_paragraph(kind)}\n"
         yield "| name | meaning | values | default |\n|---|---|---|---|"
@@ -76,7 +76,7 @@ def events() -> Iterator[str]:
     from ddl.metrics import events as module
 
     yield "# Events\n"
-    yield "`metrics.jsonl` in the folder of a run has one event on each line: `event` names it, `time` is in seconds since 1970."
+    yield "`metrics.jsonl` in the folder of a run has an event on each line. `event` names it, `time` counts from 1970."
     for kind in vars(module).values():
         if inspect.isclass(kind) and issubclass(kind, module.Event) and kind.kind:
             yield f"\n## {kind.kind}\n\n{first_paragraph(kind)}\n"

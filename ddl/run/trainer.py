@@ -70,14 +70,15 @@ _ARGUMENTS = {
 class Trainer:
     """model: of ``ddl.models``, a network of ``ddl.nn`` layers, or anything with the Model protocol; or a zoo name.
 
-    data, validation, test: sources of ``ddl.data``, or pairs (x, y); the last two may be fractions of ``data``. loss, metrics: names or objects; None: what goes
-    with model and data. optimizer: one of ``ddl.optim``, or a name; then its numbers are settings, as in a job. rules:
-    other optimizers or settings for some parameters (a GAN has two). schedule: a name of ``ddl.optim.SCHEDULES``, over
-    the steps of ``fit``, or a function from the step to a factor of the learning rate. augment, callbacks: objects, or
-    names as in a job. Callbacks are called on the leading rank with the outcome of each step; their optional methods
-    ``on_epoch(epoch, results)`` and ``on_end(results)`` are called too, where results are metrics by split. If that
-    rank dies, the next leader repeats the call for the last step, epoch or end. settings: any other setting of a job
-    by name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    data, validation, test: sources of ``ddl.data``, or pairs (x, y); the last two may be fractions of ``data``. loss,
+    metrics: names or objects; None: what goes with model and data. optimizer: one of ``ddl.optim``, or a name; then its
+    numbers are settings, as in a job. rules: other optimizers or settings for some parameters (a GAN has two).
+    schedule: a name of ``ddl.optim.SCHEDULES``, over the steps of ``fit``, or a function from the step to a factor of
+    the learning rate. augment, callbacks: objects, or names as in a job. Callbacks are called on the leading rank with
+    the outcome of each step; their optional methods ``on_epoch(epoch, results)`` and ``on_end(results)`` are called
+    too, where results are metrics by split. If that rank dies, the next leader repeats the call for the last step,
+    epoch or end. settings: any other setting of a job by name, such as {"run.dir": "runs/mine", "checkpoint.every_s":
+    30}.
     Raises UserError for an incompatible combination."""
 
     def __init__(
