@@ -2,7 +2,7 @@
 
 from ddl.data.augmentations import make_transforms
 from ddl.data.balance import class_weights, multiplicity, oversample
-from ddl.data.dataset import SOURCES, Splits, as_known, open_dataset
+from ddl.data.dataset import SOURCES, Splits, as_known, open_dataset, split_by
 from ddl.data.digits import digits
 from ddl.data.fingerprint import compare, fingerprint
 from ddl.data.formats.detect import FORMATS
@@ -75,5 +75,6 @@ __all__ = [
     "random_split",
     "reassign",
     "sequential_split",
+    "split_by",
     "stratified_split",
 ]

@@ -227,6 +227,24 @@ def _split(
     return Splits(train, made.get("validation"), made.get("test"), names, target)
 
 
+def split_by(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str, Source]:
+    """Parts "train" and those of ``fractions``, of a source that a script gives; classes keep their shares.
+
+    Raises ConfigError for fractions that leave a part without samples."""
+    for name, fraction in fractions.items():
+        if not 0 < fraction < 1:
+            raise ConfigError(f"{name} = {fraction} is not a fraction of the samples")
+    rest = 1 - sum(fractions.values())
+    if rest <= 0:
+        raise ConfigError(f"validation and test take {1 - rest:.3g} of the samples: nothing is left to train on")
+    indices = _indices(source, [rest, *fractions.values()], stratify=True, seed=seed)
+    for (name, fraction), own in zip([("training", rest), *fractions.items()], indices, strict=True):
+        if not len(own):
+            raise ConfigError(f"{name}: {fraction:g} of {len(source)} samples is none")
+    shared = Shared(source)
+    return {name: Subset(shared, own) for name, own in zip(["train", *fractions], indices, strict=True)}
+
+
 def _indices(source: Source, fractions: Sequence[float], stratify: bool, seed: int) -> list[np.ndarray]:
     samples = len(source)
     if sum(fraction > 0 for fraction in fractions) == 1:

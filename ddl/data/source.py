@@ -45,6 +45,9 @@ class Field:
     dtype: np.dtype
     size: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", np.dtype(self.dtype))  # a source of your own may say "float32"
+
 
 class Source:
     """Samples numbered 0 .. len - 1. A source has the field "x", "y" if there are targets, and may have others.

@@ -19,7 +19,7 @@ from ddl.arrays import Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
-from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
+from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision, split_by
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
@@ -69,14 +69,15 @@ _ARGUMENTS = {
 class Trainer:
     """model: of ``ddl.models``, a network of ``ddl.nn`` layers, or anything with the Model protocol; or a zoo name.
 
-    data, validation, test: sources of ``ddl.data``, or pairs (x, y). loss, metrics: names or objects; None: what goes
-    with model and data. optimizer: one of ``ddl.optim``, or a name; then its numbers are settings, as in a job. rules:
-    other optimizers or settings for some parameters (a GAN has two). schedule: a name of ``ddl.optim.SCHEDULES``, over
-    the steps of ``fit``, or a function from the step to a factor of the learning rate. augment, callbacks: objects, or
-    names as in a job. Callbacks are called on the leading rank with the outcome of each step; their optional methods
-    ``on_epoch(epoch, results)`` and ``on_end(results)`` are called too, where results are metrics by split. If that
-    rank dies, the next leader repeats the call for the last step, epoch or end. settings: any other setting of a job
-    by name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    data, validation, test: sources of ``ddl.data``, or pairs (x, y); the last two may be fractions of ``data``. loss,
+    metrics: names or objects; None: what goes with model and data. optimizer: one of ``ddl.optim``, or a name; then its
+    numbers are settings, as in a job. rules: other optimizers or settings for some parameters (a GAN has two).
+    schedule: a name of ``ddl.optim.SCHEDULES``, over the steps of ``fit``, or a function from the step to a factor of
+    the learning rate. augment, callbacks: objects, or names as in a job. Callbacks are called on the leading rank with
+    the outcome of each step; their optional methods ``on_epoch(epoch, results)`` and ``on_end(results)`` are called
+    too, where results are metrics by split. If that rank dies, the next leader repeats the call for the last step,
+    epoch or end. settings: any other setting of a job by name, such as {"run.dir": "runs/mine", "checkpoint.every_s":
+    30}.
     Raises UserError for an incompatible combination."""
 
     def __init__(
@@ -88,8 +89,8 @@ class Trainer:
         optimizer: Optimizer | str | Any = None,
         rules: Sequence[Rule] = (),
         metrics: Sequence[Any] | None = None,
-        validation: Source | tuple[Any, Any] | None = None,
-        test: Source | tuple[Any, Any] | None = None,
+        validation: Source | tuple[Any, Any] | float | None = None,
+        test: Source | tuple[Any, Any] | float | None = None,
         global_batch: int = 64,
         shards: int | str = "auto",
         seed: int = 0,
@@ -101,9 +102,7 @@ class Trainer:
         initial: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ):
-        given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
-        if given["train"] is None:
-            raise UserError("a Trainer needs data")
+        given = _parts(data, {"validation": validation, "test": test}, seed)
         translate = adapter_of(
             optimizer[0] if isinstance(optimizer, Sequence) and optimizer else optimizer, _OPTIMIZERS
         )
@@ -339,6 +338,17 @@ def _numbers(optimizer: Optimizer) -> dict[str, Any]:
     settings = {field.name for field in fields_of(OptimSettings)}
     numbers = {key: value for key, value in getattr(optimizer, "__dict__", {}).items() if key in settings}
     return {**numbers, "name": name or described(optimizer)}
+
+
+def _parts(data: Any, others: Mapping[str, Any], seed: int) -> dict[str, Source | None]:
+    """The parts of the data by name. A number among ``others`` is a fraction of the samples of ``data``."""
+    train = _source(data)
+    if train is None:
+        raise UserError("a Trainer needs data")
+    numbers = {name: float(value) for name, value in others.items() if isinstance(value, int | float)}
+    given = {name: None if name in numbers else _source(value) for name, value in others.items()}
+    fractions = {name: value for name, value in numbers.items() if value}
+    return {"train": train, **given, **(split_by(as_source(train), fractions, seed) if fractions else {})}
 
 
 def _source(data: Source | tuple[Any, Any] | None) -> Source | None:

@@ -45,6 +45,17 @@ def same(one, other):
     return all(np.array_equal(value, other.params[name]) for name, value in one.params.items())
 
 
+def test_a_fraction_takes_validation_and_test_samples_from_the_data():
+    run = trainer(data=(X, np.where(Y, "up", "down")), validation=0.25, test=0.125)
+    assert [len(part) for part in (run.data, run.validation, run.test)] == [60, 24, 12]
+    held = [part.gather(np.arange(len(part)))["x"] for part in (run.data, run.validation, run.test)]
+    assert np.array_equal(np.unique(np.concatenate(held), axis=0), np.unique(X, axis=0))
+    run.fit(steps=4)
+    assert run.summary["validation"]["samples"] == 24
+    with pytest.raises(UserError, match="nothing is left to train on"):
+        trainer(validation=0.5, test=0.6)
+
+
 def test_every_schedule_has_its_numbers():
     falls = rates(trainer({"optim.step_every": 2, "optim.step_factor": 0.5}, optimizer=SGD(lr=0.4), schedule="step"), 6)
     assert falls == pytest.approx([0.4, 0.4, 0.2, 0.2, 0.1, 0.1])
