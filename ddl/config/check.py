@@ -150,11 +150,11 @@ def _contradictions(job: Job) -> Iterator[str]:
     if data.channels not in ("auto", 1, 3, 4):
         yield f"[data] channels is {data.channels}: it must be auto, 1, 3 or 4"
     if train.restore_best == "on":
-        for name, value in (
+        for name, is_wrong in (
             ("data.validation", data.validation == 0.0),
             ("checkpoint.keep_best", not job.checkpoint.keep_best),
         ):
-            if value:
+            if is_wrong:
                 yield f"[train] restore_best is on, but {name} is {_get(job, name)}: there is no best state to restore"
     if data.shards != "auto" and data.shards > train.global_batch:
         yield (

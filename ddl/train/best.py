@@ -37,7 +37,8 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
     if progress.best_step == progress.step:
         _finish(progress, progress.step, {})
         return ""
-    received = [np.array(flat) for flat in work.flat_arrays()]
+    common = len(work.state.flat_arrays()) - len(work.state.meta()["arrays"])
+    received = [np.array(flat) for flat in work.flat_arrays()[:common]]
     message: str | tuple[int, dict[str, Any]] = ""
     if group.is_leader:
         try:
@@ -61,10 +62,12 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
 
 
 def _flat(work: Work, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """A checkpoint's arrays as ``State.flat_arrays`` orders them, on the host. Raises ValueError if they do not fit."""
+    """A checkpoint's arrays as ``State.flat_arrays`` orders them, on the host, without those that the optimizer keeps
+    for its next step. Raises ValueError if they do not fit."""
     task = work.task
     state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
-    state.load_named(arrays)
+    known = state.to_named()
+    state.load_named({name: array for name, array in arrays.items() if name in known})
     return state.flat_arrays()
 
 

@@ -186,16 +186,20 @@ class State:
         return {"progress": self.progress.to_json(), "arrays": list(arrays)}
 
     def take_over(self, arrays: Sequence[np.ndarray], meta: Mapping[str, Any]) -> None:
-        """Copy another rank's ``flat_arrays`` (host) and ``meta`` into this state. In a shared replica also into the
-        copy for the next one, where elements that no update writes must be the same; all ranks of the node do it."""
-        self.own()
+        """Copy another rank's ``flat_arrays`` (host) and ``meta`` into this state; all ranks of a shared replica do."""
         names, progress = meta["arrays"], Progress.from_json(meta["progress"])
         common = len(arrays) - len(names)
-        for flat, received in zip(self.flat_arrays()[:common], arrays[:common], strict=True):
-            flat[...] = self.device.array(received)
+        self.assign(arrays[:common])
         if self._own is not None:
             self._own.load(dict(zip(names, arrays[common:], strict=True)), progress.optimizer)
         self.progress.become(progress)
+
+    def assign(self, arrays: Sequence[np.ndarray]) -> None:
+        """Copy the first of another state's ``flat_arrays`` (host) into this one. In a shared replica also into the copy
+        for the next one, where elements that no update writes must be the same; all ranks of the node assign the same."""
+        self.own()
+        for flat, received in zip(self.flat_arrays()[: len(arrays)], arrays, strict=True):
+            flat[...] = self.device.array(received)
         if self._coming is not None:
             for flat, known in zip(self._coming.flat_arrays(), self.replica.flat_arrays(), strict=True):
                 flat[...] = known
