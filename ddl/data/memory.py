@@ -158,6 +158,9 @@ class Subset(Wrapper):
     def labels(self) -> np.ndarray:
         return self.source.labels()[self.indices]
 
+    def original(self, index: int) -> int:
+        return self.source.original(int(self.indices[index]))
+
 
 def labels_of(source: Source) -> np.ndarray:
     """The field "y" of all samples; afterwards the source holds nothing."""

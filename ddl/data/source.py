@@ -110,6 +110,10 @@ class Source:
         """The files or arrays that hold all samples, to be hashed whole; none if that is unknown."""
         return ()
 
+    def original(self, index: int) -> int:
+        """The number of sample ``index`` in the data from which this source was taken, for messages."""
+        return index
+
     def labels(self) -> np.ndarray:
         """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
         pieces = []
@@ -182,9 +186,12 @@ class Wrapper(Source):
     def labels(self) -> np.ndarray:
         return self.source.labels()
 
+    def original(self, index: int) -> int:
+        return self.source.original(index)
+
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content", "original"),
     *("names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 
