@@ -15,6 +15,7 @@ from pathlib import Path
 from ddl.data.formats.npy import first_bytes
 from ddl.data.formats.text_lines import clean
 from ddl.errors import DataError
+from ddl.wording import numbered
 
 DELIMITERS = ",;\t|"
 LOOKED_AT = 20  # lines after the first
@@ -37,6 +38,14 @@ class Head:
     def __str__(self) -> str:
         header = "yes" if self.has_header else "no"
         return f"header: {header}; delimiter {self.delimiter!r}; decimal {self.decimal!r}"
+
+    def repeated(self) -> list[str]:
+        """A line for each name that several columns have."""
+        lines = []
+        for name in sorted({name for name in self.columns if self.columns.count(name) > 1}):
+            places = [at for at, other in enumerate(self.columns) if other == name]
+            lines.append(f"{numbered('column', places)} (from 0) are called {name!r}: told apart by their place")
+        return lines
 
 
 def decoded(line: bytes, path: Path, number: int) -> str:
@@ -78,6 +87,33 @@ def canonical(text: str) -> str:
     return text
 
 
+def width_problem(line: bytes, width: int, head: Head) -> str:
+    """Why a line has ``width`` cells where the first line has another number."""
+    if line.lstrip().startswith(b"#"):
+        return f"{_shown(line.decode(errors='replace'))} is a comment, which a CSV file cannot have: delete the line"
+    if head.columns[0].startswith("#"):
+        return f"{width} columns, but line 1, {_shown(head.columns[0])}, is a comment: delete that line"
+    ending = f": it ends with {head.delimiter!r}" if line.rstrip().endswith(head.delimiter.encode()) else ""
+    return f"{width} columns where there are {len(head.columns)}{ending}"
+
+
+def _shown(text: str) -> str:
+    return repr(text.strip()[:40])
+
+
+def _check_first(first: str, rest: Sequence[str], delimiter: str, path: Path) -> None:
+    """Raises DataError if the first line is a comment, or if the lines end with the delimiter."""
+    samples = [line for line in rest if not line.lstrip().startswith("#")]
+    if first.lstrip().startswith("#") and samples:
+        likely = _delimiter(samples[0], samples[1:])
+        if len(_try_split(first, likely)) != len(_try_split(samples[0], likely)) > 1:
+            message = f"{_shown(first)} is a comment, which a CSV file cannot have: delete the line"
+            raise DataError(message, path, 1, "line")
+    if delimiter.strip() and samples and all(line.rstrip().endswith(delimiter) for line in (first, *samples)):
+        message = f"each line ends with {delimiter!r}, which makes a last column without a value: remove these"
+        raise DataError(message, path, 1, "line")
+
+
 def read_head(path: Path, header: bool | None = None, delimiter: str | None = None, decimal: str | None = None) -> Head:
     """How the file is written. header, delimiter, decimal: settings; None decides from the file.
 
@@ -91,6 +127,7 @@ def read_head(path: Path, header: bool | None = None, delimiter: str | None = No
             [line for line in islice(lines, LOOKED_AT) if line.strip()] if header is not True or not delimiter else []
         )
     delimiter = delimiter or _delimiter(first, rest)
+    _check_first(first, rest, delimiter, path)
     cells = split_cells(first, delimiter, path, 1)
     rows = [row for row in (_try_split(line, delimiter) for line in rest) if len(row) == len(cells)]
     if decimal is None:

@@ -22,6 +22,7 @@ from ddl.data.formats.csv_head import (
     is_number,
     read_head,
     split_cells,
+    width_problem,
 )
 from ddl.data.formats.encoding import Encoding, described, is_date
 from ddl.data.formats.text_lines import LineIndex, blank_note
@@ -67,12 +68,14 @@ class Delimited(Source):
         self._dtype = self._x_dtype = np.dtype(dtype)
         by_name = any(isinstance(t, str) and not is_integer(t) for t in [*(targets or ()), *(features or ())])
         head = read_head(path, True if by_name and header is None else header, delimiter, decimal)
+        self._head = head
         self.has_header, self.columns, self._delimiter = head.has_header, head.columns, head.delimiter
         self._has_decimal_comma = head.decimal == ","
         if like is not None:
             self._features, self._targets = self._matched(like, is_labelled=targets != [])
         else:
-            self._targets = [self._column(target) for target in ([-1] if targets is None else targets)]
+            last = self.columns[-1] if self.has_header and targets is None else -1
+            self._targets = [self._column(target) for target in ([last] if targets is None else targets)]
             others = [at for at in range(len(self.columns)) if at not in self._targets]
             measured = [at for at in others if at not in head.row_numbers] or others
             self._features = measured if features is None else [self._column(feature) for feature in features]
@@ -86,7 +89,7 @@ class Delimited(Source):
         self._ordinary = b'0123456789+-.eE \t"' + self._delimiter.encode() + b"," * self._has_decimal_comma
         self.is_plain: bool | None = None  # whether x holds numbers alone, as far as lines were checked
         self._lines = LineIndex(path, int(self.has_header), self._check)
-        self._read_notes = (str(head), *self._left_out(head.row_numbers), *blank_note(self._lines))
+        self._read_notes = (str(head), *head.repeated(), *self._left_out(head.row_numbers), *blank_note(self._lines))
         self.notes = self._read_notes
         # How cells become numbers: None until that is learned, and [] where all of them are numbers.
         self.encoding: list[Encoding] | None = None if like is None and not self.is_plain else []
@@ -109,7 +112,8 @@ class Delimited(Source):
     def _column(self, target: str | int) -> int:
         if isinstance(target, str) and target in self.columns and self.has_header:
             if self.columns.count(target) > 1:
-                raise DataError(f"{self.columns.count(target)} columns are called {target!r}", self.path, 1, "line")
+                message = f"{self.columns.count(target)} columns are called {target!r}: name one by its number, from 0"
+                raise DataError(message, self.path, 1, "line")
             return self.columns.index(target)
         if is_integer(target) and -len(self.columns) <= int(target) < len(self.columns):
             return int(target) % len(self.columns)
@@ -155,7 +159,7 @@ class Delimited(Source):
         plain = b'"' not in line
         width = line.count(delimiter) + 1 if plain else len(self._cells(self._text(line, number), number))
         if width != len(self.columns):
-            raise DataError(f"{width} columns where there are {len(self.columns)}", self.path, number, "line")
+            raise DataError(width_problem(line, width, self._head), self.path, number, "line")
         target = ""
         if len(self._targets) == 1 and len(self._distinct) <= MOST_CLASSES:
             target = self._target_text(line, number)
