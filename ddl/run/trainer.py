@@ -19,7 +19,7 @@ from ddl.arrays import Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
-from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision
+from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_known, as_source, decide, needs_precision
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
@@ -212,7 +212,7 @@ class Trainer:
         """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
 
         An autoencoder's output is in the units of the data. Raises UserError for samples of another shape."""
-        x = np.asarray(x)
+        x = as_array(x)
         wanted = tuple(self.data.fields["x"].shape)
         if x.shape[1:] != wanted or not x.ndim:
             hint = ": add a batch axis, x[None]" if x.shape == wanted else ""
