@@ -10,7 +10,7 @@ from ddl.data.formats.pixels import ImageSettings
 from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
-from ddl.data.memory import Arrays, Shared, Subset, as_dtype, labels_of
+from ddl.data.memory import Arrays, Shared, Subset, as_array, as_dtype, labels_of
 from ddl.data.normalise import Normalise, can_normalise, combine, moments, needs_precision
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
@@ -50,6 +50,7 @@ __all__ = [
     "Target",
     "Transform",
     "applies_in_evaluation",
+    "as_array",
     "as_dtype",
     "as_known",
     "as_source",

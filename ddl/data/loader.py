@@ -132,6 +132,21 @@ class Loader:
             batch: Any = self.source.gather(indices)
         return self._transformed(batch, segments, (epoch, step_in_epoch, part), shards), segments
 
+    def not_finite(self, epoch: int, step_in_epoch: int, shards: Sequence[int]) -> str:
+        """The first value of these shards in a step that is NaN or infinite in the data; "" if none is."""
+        for part in range(self.parts):
+            indices, _ = self.order.indices(epoch, step_in_epoch, shards, part, self.parts)
+            with draw_for(self.seed, epoch):
+                batch: Any = self.source.gather(indices)
+            for name, values in batch.items():
+                if values.dtype.kind != "f" or (fine := np.isfinite(values)).all():
+                    continue
+                row, *place = np.argwhere(~fine)[0].tolist()
+                where = f" in column {place[0]}" if len(place) == 1 else f" at index {tuple(place)}" if place else ""
+                sample = self.source.original(int(indices[row]))
+                return f"{name} of sample {sample} is {values[row][tuple(place)]}{where}"
+        return ""
+
     def close(self) -> bool:
         """End the thread; False if it did not end in time, being stuck in a read; it then ends with the process."""
         with self._changed:

@@ -16,7 +16,7 @@ import numpy as np
 from ddl.data.held import runs
 from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
-from ddl.wording import named
+from ddl.wording import listed, named
 
 
 class Arrays(Source):
@@ -36,7 +36,7 @@ class Arrays(Source):
         **others: np.ndarray,
     ):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
-        self.arrays = {name: _native(value) for name, value in given.items()}
+        self.arrays = {name: as_array(value) for name, value in given.items()}
         is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
         if is_truth:  # two classes, even if only one occurs
             self.arrays["y"] = self.arrays["y"].astype(np.int64)
@@ -81,15 +81,31 @@ class Arrays(Source):
         return self.arrays["y"]
 
 
-def _native(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
     """``value``, anything that NumPy can read, as a contiguous array in the byte order of this machine."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError("an array is masked: fill its masked values, or leave these samples out")
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of PyTorch
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     array = np.asarray(value)
     if array.dtype == object and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)  # a column of pandas
+    elif array.dtype == object and hasattr(value, "to_numpy"):
+        array = _numbers(value)
     # ascontiguousarray would make a one-element array of a scalar.
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _numbers(table: Any) -> np.ndarray:
+    """A table or column of pandas whose numbers are of several types, or may be missing, in float64."""
+    try:
+        numbers: np.ndarray = table.to_numpy(dtype=np.float64, na_value=np.nan)
+        return numbers
+    except (ValueError, TypeError) as error:
+        texts = [repr(name) for name, column in getattr(table, "items", dict)() if column.dtype.kind not in "biuf"]
+        columns = f"column{'s' * (len(texts) > 1)} {listed(texts, 'and')} of the table" if texts else "a column"
+        raise DataError(f"{columns} must be numbers: encode texts first, for example by pandas.get_dummies") from error
 
 
 def _field(name: str, value: np.ndarray) -> Field:
@@ -161,6 +177,9 @@ class Subset(Wrapper):
 
     def labels(self) -> np.ndarray:
         return self.source.labels()[self.indices]
+
+    def original(self, index: int) -> int:
+        return self.source.original(int(self.indices[index]))
 
 
 def labels_of(source: Source) -> np.ndarray:

@@ -118,6 +118,10 @@ class Source:
         counted from 1."""
         return "row", np.arange(1, len(self) + 1)
 
+    def original(self, index: int) -> int:
+        """The number of sample ``index`` in the data from which this source was taken, for messages."""
+        return index
+
     def labels(self) -> np.ndarray:
         """The field "y" of every sample, read piece by piece; afterwards the source holds nothing."""
         pieces = []
@@ -193,9 +197,12 @@ class Wrapper(Source):
     def labels(self) -> np.ndarray:
         return self.source.labels()
 
+    def original(self, index: int) -> int:
+        return self.source.original(index)
+
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content", "identifiers"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content", "identifiers", "original"),
     *("names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 

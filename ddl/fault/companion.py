@@ -108,7 +108,8 @@ def recovery_limits_s(slots) -> tuple[float, float]:
 
 def snapshot(slots) -> list[int]:
     """The slots as they were at one moment: the rank may write some of them while others are read."""
-    before, now = [], slots.tolist()
+    before: list[int] = []
+    now: list[int] = slots.tolist()
     while now != before:
         before, now = now, slots.tolist()
     return now

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ddl.models.model import Loss, Model, Supervised
 from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
+from ddl.nn import Dropout, Embedding, Reshape, Residual, Sequential
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
@@ -109,6 +110,29 @@ def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -
     first = next(iter(inspect.signature(found).parameters), "")
     given: Mapping[str, Any] = {"problem": problem, "fields": problem.fields}
     return instantiate(found, options, f"model {name!r}", *([given[first]] if first in given else []))
+
+
+def takes_measurements(model: Any) -> bool:
+    """Whether whole numbers in "x" are measurements to ``model``, by name or as an object, and not tokens.
+
+    Of a network the first layer that looks at the values says so; False where that is a layer of the user's own."""
+    if isinstance(model, str):
+        return model in OF_MEASUREMENTS
+    first = next((layer for layer in _parts(model) if not isinstance(layer, _OF_SHAPE)), None)
+    return type(first).__module__.startswith("ddl.nn.") and not isinstance(first, Embedding)
+
+
+_OF_SHAPE = (Reshape, Dropout)
+
+
+def _parts(network: Any) -> Iterator[Any]:
+    """The layers of a network in their order."""
+    if isinstance(network, Sequential | Residual):
+        within = network.layers.values() if isinstance(network, Sequential) else [network.body]
+        for layer in within:
+            yield from _parts(layer)
+    else:
+        yield network
 
 
 def _is_model(thing: Any) -> bool:

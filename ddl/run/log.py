@@ -209,7 +209,10 @@ class RunLog(Reporter):
         )
         if outcome.skipped:
             named = numbered("shard", outcome.bad_shards)
-            self.warn(f"step {outcome.step} skipped on all ranks: values of {named} are not finite")
+            self.warn(
+                f"step {outcome.step} skipped on all ranks: values of {named} are not finite"
+                + f" ({outcome.bad_value})" * bool(outcome.bad_value)
+            )
 
     def _enter(self, what: Callable[[Ledger], None]) -> None:
         """Write to the ledger. A permanently full disk costs the audit, not the job."""

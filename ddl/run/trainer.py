@@ -19,12 +19,12 @@ from ddl.arrays import Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
-from ddl.data import Arrays, Source, Splits, as_dtype, as_known, as_source, decide, needs_precision, split_by
+from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_known, as_source, decide, needs_precision, split_by
 from ddl.errors import DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
 from ddl.models import build as build_model
-from ddl.models.build import OF_MEASUREMENTS
+from ddl.models.build import takes_measurements
 from ddl.models.layers import described_loss, described_network
 from ddl.nn.losses import LOSSES
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule, Whole
@@ -73,11 +73,12 @@ class Trainer:
     metrics: names or objects; None: what goes with model and data. optimizer: one of ``ddl.optim``, or a name; then its
     numbers are settings, as in a job. rules: other optimizers or settings for some parameters (a GAN has two).
     schedule: a name of ``ddl.optim.SCHEDULES``, over the steps of ``fit``, or a function from the step to a factor of
-    the learning rate. augment, callbacks: objects, or names as in a job. Callbacks are called on the leading rank with
-    the outcome of each step; their optional methods ``on_epoch(epoch, results)`` and ``on_end(results)`` are called
-    too, where results are metrics by split. If that rank dies, the next leader repeats the call for the last step,
-    epoch or end. settings: any other setting of a job by name, such as {"run.dir": "runs/mine", "checkpoint.every_s":
-    30}.
+    the learning rate. augment, callbacks: objects, or names as in a job. normalize: as data.normalize of a job; None:
+    whole numbers that are measurements are normalised by feature, as in a job, and floating-point numbers are taken as
+    they are. Callbacks are called on the leading rank with the outcome of each step; their optional methods
+    ``on_epoch(epoch, results)`` and ``on_end(results)`` are called too, where results are metrics by split. If that
+    rank dies, the next leader repeats the call for the last step, epoch or end. settings: any other setting of a job by
+    name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
     Raises UserError for an incompatible combination."""
 
     def __init__(
@@ -96,7 +97,7 @@ class Trainer:
         seed: int = 0,
         schedule: str | Schedule = "constant",
         clip_norm: float = 0.0,
-        normalize: str = "none",
+        normalize: str | None = None,
         augment: Sequence[Any] = (),
         callbacks: Sequence[Any] = (),
         initial: Mapping[str, Any] | None = None,
@@ -115,6 +116,11 @@ class Trainer:
         if isinstance(optimizer, Whole) and optimizer.needs_validation and validation is None:
             raise UserError("the schedule depends on the validation loss: give validation data")
         self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        self._measured = takes_measurements(model)
+        if normalize is None:
+            x = as_source(given["train"]).fields.get("x")
+            is_whole = x is not None and x.size is None and x.dtype.kind in "iub"
+            normalize = "auto" if self._measured and is_whole else "none"
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
         self.initial = initial
         self._check(settings or {})
@@ -125,7 +131,6 @@ class Trainer:
             **self._record(given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
-        self._measured = isinstance(model, str) and model in OF_MEASUREMENTS
         kind = self.job.data.target_kind
         self._target = decide(as_source(given["train"]), _loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
@@ -207,7 +212,7 @@ class Trainer:
         """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
 
         An autoencoder's output is in the units of the data. Raises UserError for samples of another shape."""
-        x = np.asarray(x)
+        x = as_array(x)
         wanted = tuple(self.data.fields["x"].shape)
         if x.shape[1:] != wanted or not x.ndim:
             hint = ": add a batch axis, x[None]" if x.shape == wanted else ""
@@ -302,13 +307,14 @@ class Trainer:
         return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
 
     def _prepared(self, source: Source) -> Source:
-        """``source`` in the job's type. Bytes are images if they form rows and columns or are to be normalised, else
-        token numbers."""
+        """``source`` in the job's type. Bytes are measurements if the model takes such, if they form rows and columns,
+        or if they are to be normalised, else token numbers."""
         source = as_source(source)
         if self._target is not None:
             source = self._target.apply(source)
         x = source.fields.get("x")
-        if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and self.normalize == "none":
+        is_tokens = self.normalize == "none" and not self._measured
+        if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and is_tokens:
             return source
         return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x, measured=self._measured)
 

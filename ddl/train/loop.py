@@ -268,8 +268,8 @@ class Loop(Program):
             raise EndJob(
                 Diverged(
                     f"{progress.skipped_in_row} steps in a row were not finite, the last of them step {outcome.step} "
-                    f"in {numbered('shard', outcome.bad_shards)}; lower optim.lr, clip gradients "
-                    "(optim.clip_norm) or look at these samples"
+                    f"in {numbered('shard', outcome.bad_shards)}; "
+                    + (outcome.bad_value or "lower optim.lr, clip gradients (optim.clip_norm) or look at these samples")
                 )
             )
         if task.check_every and outcome.step % task.check_every == 0:
@@ -333,7 +333,9 @@ class Loop(Program):
             progress.results["train"] = self.work.epoch_means()
         if not stopped and progress.skipped == progress.step > 0:
             message = f"all {progress.step} steps were skipped because their values were not finite"
-            raise EndJob(Diverged(f"{message}: nothing was learned; look at the data, or lower optim.lr"))
+            cause = self.work.last.bad_value if self.work.last is not None else ""
+            hint = cause or "look at the data, or lower optim.lr"
+            raise EndJob(Diverged(f"{message}: nothing was learned; {hint}"))
         problem: DdlError | None = None
         try:
             self.saving.wait()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ class Outcome:
     """The result of a committed step: the same on every rank.
 
     loss and metrics are means over the step's weight; they are NaN if the step was skipped.
+    bad_shards: of a step that was skipped. bad_value: the value among their data that is not finite, if there is one.
     checkpoint, lease_lost: whether any rank asked for a checkpoint, or lost the right to write the run folder."""
 
     step: int
@@ -50,6 +51,7 @@ class Outcome:
     bad_shards: tuple[int, ...]
     checkpoint: bool
     lease_lost: bool = False
+    bad_value: str = ""
 
 
 class Step:
@@ -115,7 +117,7 @@ class Step:
             summed = self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
         self.waited_s += time.perf_counter() - began
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
-        bad = () if finite else self._find_bad_shards(step, epoch, step_in_epoch)
+        bad = {} if finite else self._find_bad_shards(step, epoch, step_in_epoch)
         self.beat(step, "update")
         self.group.probe("step.commit")
         with self.span("update"):
@@ -218,16 +220,17 @@ class Step:
                 self._scratch = FlatBuffer(self.layout, xp=self.state.device.xp)
         return self._scratch
 
-    def _find_bad_shards(self, step: int, epoch: int, step_in_epoch: int) -> tuple[int, ...]:
-        """The shards whose gradients are not finite: every rank computes its own one by one, and all exchange them.
+    def _find_bad_shards(self, step: int, epoch: int, step_in_epoch: int) -> dict[int, str]:
+        """The shards whose gradients are not finite, and the value of their data that is not finite ("": none is).
 
+        Every rank computes its own one by one, and all exchange them.
         Costs a step, and runs only after a sum that is not finite, which every rank sees."""
-        scratch, bad = self._scratch_buffer(), []
+        scratch, bad = self._scratch_buffer(), list[int]()
         if self.synchronised:
             # Synchronised layers need all ranks, so shards cannot be computed alone; each rank checks its own sum.
             finite = bool(np.isfinite(self.total.local.flat).all())
-            return tuple(sorted(s for own in self.group.gather_objects([] if finite else self.shards) for s in own))
-        for shard in self.shards:
+            bad = [] if finite else list(self.shards)
+        for shard in [] if self.synchronised else self.shards:
             for part in range(self.parts):
                 batch, segments = self.loader.direct(epoch, step_in_epoch, part, [shard])
                 if segments[-1].stop == 0:
@@ -236,7 +239,8 @@ class Step:
                 if not (math.isfinite(loss) and math.isfinite(weight) and bool(np.isfinite(scratch.flat).all())):
                     bad.append(shard)
                     break
-        return tuple(sorted(shard for shards in self.group.gather_objects(bad) for shard in shards))
+        own = [(shard, self.loader.not_finite(epoch, step_in_epoch, [shard])) for shard in bad]
+        return dict(sorted(pair for pairs in self.group.gather_objects(own) for pair in pairs))
 
     def _commit(
         self,
@@ -245,7 +249,7 @@ class Step:
         gradient: Array,
         header: np.ndarray,
         squared_norm: float,
-        bad: tuple[int, ...],
+        bad: Mapping[int, str],
         skipped: bool,
     ) -> Outcome:
         """Change parameters, slots, averages and counters together. Nothing here communicates, so it cannot be torn."""
@@ -291,7 +295,8 @@ class Step:
             lr=lr,
             gradient_norm=norm,
             skipped=skipped,
-            bad_shards=bad,
+            bad_shards=tuple(bad),
+            bad_value=next(filter(None, bad.values()), ""),
             checkpoint=bool(header[CHECKPOINT]),
             lease_lost=bool(header[LEASE_LOST]),
         )

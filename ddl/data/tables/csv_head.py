@@ -14,6 +14,7 @@ from pathlib import Path
 from ddl.data.tables.cells import DECIMAL_COMMA, is_missing, is_number, number
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
+from ddl.wording import numbered
 
 DELIMITERS = ",;\t|"
 LOOKED_AT = 20  # records after the first
@@ -36,6 +37,14 @@ class Head:
     def __str__(self) -> str:
         header = "yes" if self.has_header else "no"
         return f"header: {header}; delimiter {self.delimiter!r}; decimal {self.decimal!r}"
+
+    def repeated(self) -> list[str]:
+        """A line for each name that several columns have."""
+        lines = []
+        for name in sorted({name for name in self.columns if self.columns.count(name) > 1}):
+            places = [at for at, other in enumerate(self.columns) if other == name]
+            lines.append(f"{numbered('column', places)} (from 0) are called {name!r}: told apart by their place")
+        return lines
 
 
 def read_head(

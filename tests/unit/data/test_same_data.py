@@ -91,6 +91,18 @@ def test_columns_of_one_name_in_the_same_order_are_matched(tmp_path):
     assert np.array_equal(x_of(Inputs().open(new, known)), WANTED)
 
 
+def test_columns_of_one_name_are_named_with_their_numbers(tmp_path):
+    splits = open_dataset("files", path=str(write_csv(tmp_path / "one.csv", rows("aby"), TWICE)), validation=0.0)
+    assert "columns 0 and 1 (from 0) are called 'a': told apart by their place" in splits.train.notes
+
+
+def test_a_target_that_shares_its_name_with_a_feature_is_named_by_its_number(tmp_path):
+    path = str(write_csv(tmp_path / "one.csv", rows("aby"), ["a", "y", "y"]))
+    with pytest.raises(DataError, match="2 columns are called 'y': name one by its number, from 0"):
+        open_dataset("files", path=path)
+    assert open_dataset("files", path=path, targets="2").train.fields["x"].shape == (2,)
+
+
 def test_all_columns_that_are_missing_are_named(tmp_path):
     write_csv(tmp_path / "two.csv", rows("aby"), ["p", "q", "y"])
     with pytest.raises(

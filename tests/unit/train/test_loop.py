@@ -1,5 +1,6 @@
 """The training loop on thread-ranks: the same steps, samples and parameters at any number of ranks, deaths or not."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -157,6 +158,7 @@ def test_a_poisoned_sample_costs_its_step_and_its_shard_is_named():
         assert loop.state.progress.skipped == 1 and np.isfinite(loop.state.params.flat).all()
     skipped = [outcome for outcome in outcomes if outcome.skipped]
     assert [outcome.bad_shards for outcome in skipped] == [(shard,)]
+    assert [outcome.bad_value for outcome in skipped] == ["x of sample 11 is nan in column 2"]
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_job():
@@ -164,6 +166,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_job():
     poisoned = np.full_like(x, np.nan)
     for _, failure in run_ranks(2, lambda g: train(g, arrays=(poisoned, y), skip_limit=3)):
         assert isinstance(failure, Diverged) and "3 steps in a row" in str(failure)
+        assert re.search(r"x of sample \d+ is nan in column 0", str(failure))
 
 
 def damaged(group, where):

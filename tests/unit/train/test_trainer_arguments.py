@@ -12,7 +12,7 @@ import ddl
 from ddl import evaluate, predict
 from ddl.data import Mixup, Noise
 from ddl.errors import ConfigError, UserError
-from ddl.nn import BatchNorm, Dense, Flatten, ReLU, Reshape, Residual, Sequential
+from ddl.nn import BatchNorm, Dense, Embedding, Flatten, ReLU, Reshape, Residual, Sequential
 from ddl.nn.losses import BinaryCrossEntropy, CrossEntropy
 from ddl.optim import SGD, Adam, Cosine, Momentum, Rule
 from ddl.train.__main__ import main as train
@@ -260,3 +260,33 @@ def test_a_trainer_resumes_from_another_and_a_users_loop_from_both():
     second.fit(steps=1)
     assert all(np.allclose(value, second.params[name], atol=1e-6) for name, value in first.params.items())
     assert second.group is first.group is ddl.init() and ddl.size() == 1
+
+
+WHOLE = {
+    "uint8": (40, 100),
+    "uint16": (8000, 30000),
+    "int16": (8000, 0),
+    "int32": (2**27, -(2**28)),
+    "int64": (2**27, 2**40),
+    "bool": (0.8, 0.5),
+}
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)], ids=["rows", "images"])
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_whole_numbers_are_measurements_and_are_normalised_as_in_a_job(dtype, shape):
+    scale, offset = WHOLE[dtype]
+    x = np.clip(X * scale + offset, 0 if dtype[0] in "ub" else None, None).astype(dtype).reshape(96, *shape)
+    network = Sequential(*[Flatten()] * (len(shape) > 1), Dense(8), ReLU(), Dense(2))
+    one = trainer(model=network, data=(x, Y))
+    other = trainer(model=network, data=(x.astype(np.float64), Y), normalize="feature")
+    assert one.fit(steps=8)["train"] == other.fit(steps=8)["train"] and same(one, other)
+    assert np.array_equal(one.predict(x[:5]), other.predict(x[:5]))
+    assert one.evaluate((x, Y)) == other.evaluate((x, Y))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])
+def test_whole_numbers_are_tokens_to_a_network_that_embeds_them(dtype):
+    x = RANDOM.integers(0, 9, (96, 4)).astype(dtype)
+    run = trainer(model=Sequential(Embedding(9, 3), Flatten(), Dense(2)), data=(x, Y))
+    assert run.data.fields["x"].dtype == dtype and np.isfinite(run.fit(steps=2)["train"]["loss"])
