@@ -16,6 +16,7 @@ import numpy as np
 from ddl.data.held import runs
 from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
+from ddl.registry import tensor_as_array
 
 
 class Arrays(Source):
@@ -35,7 +36,7 @@ class Arrays(Source):
         **others: np.ndarray,
     ):
         given = {"x": x, **({} if y is None else {"y": y}), **others}
-        self.arrays = {name: _native(value) for name, value in given.items()}
+        self.arrays = {name: _native(tensor_as_array(value)) for name, value in given.items()}
         is_truth = "y" in given and self.arrays["y"].ndim == 1 and self.arrays["y"].dtype == bool
         if is_truth:  # two classes, even if only one occurs
             self.arrays["y"] = self.arrays["y"].astype(np.int64)

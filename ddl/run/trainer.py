@@ -28,7 +28,7 @@ from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.layers import described_loss, described_network
 from ddl.nn.losses import LOSSES
 from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule, Whole
-from ddl.registry import adapter_of, described
+from ddl.registry import adapter_of, described, tensor_as_array
 from ddl.run.runner import Runner
 from ddl.run.trained import outputs_of
 from ddl.train.build import (
@@ -104,9 +104,9 @@ class Trainer:
         given = {"train": _source(data), "validation": _source(validation), "test": _source(test)}
         if given["train"] is None:
             raise UserError("a Trainer needs data")
-        translate = adapter_of(
-            optimizer[0] if isinstance(optimizer, Sequence) and optimizer else optimizer, _OPTIMIZERS
-        )
+        if isinstance(optimizer, (list, tuple)) and not optimizer:
+            raise UserError("optimizer is an empty list")
+        translate = adapter_of(optimizer[0] if isinstance(optimizer, (list, tuple)) else optimizer, _OPTIMIZERS)
         if translate is not None:
             if rules:
                 raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
@@ -208,7 +208,7 @@ class Trainer:
         """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
 
         An autoencoder's output is in the units of the data. Raises UserError for samples of another shape."""
-        x = np.asarray(x)
+        x = np.asarray(tensor_as_array(x))
         wanted = tuple(self.data.fields["x"].shape)
         if x.shape[1:] != wanted or not x.ndim:
             hint = ": add a batch axis, x[None]" if x.shape == wanted else ""
@@ -344,6 +344,9 @@ def _numbers(optimizer: Optimizer) -> dict[str, Any]:
 def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
     if isinstance(data, tuple | list):
         if len(data) not in (1, 2):
-            raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
+            raise UserError(
+                f"data is a source, or a pair of arrays (x, y), and not {len(data)} things: "
+                "ddl.torch.Dataset(data) takes a list of samples"
+            )
         return Arrays(*data)
     return as_known(data)

@@ -166,7 +166,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     if samples < least and order.shards > 1:
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
-            f"BatchNorm(sync=True), data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "
+            f"{model.synchronised_by}, data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "
             "larger train.global_batch"
         )
     return Task(
