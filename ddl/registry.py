@@ -102,6 +102,15 @@ def adapter_of(value: Any, table: Mapping[str, str]) -> Callable[..., Any] | Non
     return None
 
 
+TENSORS = {"torch.Tensor": "ddl.torch.objective:array_of"}  # which may need a gradient, or lie on a GPU
+
+
+def tensor_as_array(value: Any) -> Any:
+    """A tensor of another framework as an array of NumPy; any other value as it is."""
+    adapter = adapter_of(value, TENSORS)
+    return value if adapter is None else adapter(value)
+
+
 def adapt(value: Any, contract: type[T]) -> T:
     """``value`` as a ``contract``: itself if its class inherits from it, else a wrapper.
 

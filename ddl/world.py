@@ -81,7 +81,10 @@ def broadcast(arrays: Mapping[str, np.ndarray], root: int = 0) -> None:
     Raises ValueError, on every rank and before anything is written, unless all ranks pass the same names, shapes,
     dtypes and ``root``. Raises TypeError where ``arrays`` is not a mapping of host arrays."""
     if not isinstance(arrays, Mapping) or not all(isinstance(x, np.ndarray) for x in arrays.values()):
-        raise TypeError("ddl.broadcast takes NumPy arrays by name, as in ddl.broadcast({'weight': weight})")
+        raise TypeError(
+            "ddl.broadcast takes NumPy arrays by name, as in ddl.broadcast({'weight': weight}); "
+            "ddl.torch.broadcast_parameters takes a module or its tensors"
+        )
     natives = {name: arrays[name].dtype.newbyteorder("=") for name in sorted(arrays)}
     parts = [(arrays[name].shape, dtype) for name, dtype in natives.items()]
     described = [f"{name}: {shape} {dtype}" for name, (shape, dtype) in zip(natives, parts, strict=True)]
@@ -163,6 +166,11 @@ class DistributedOptimizer:
     parameters that match a pattern."""
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, np.ndarray], rules: Sequence[Rule] = ()):
+        if not isinstance(optimizer, Optimizer) or not isinstance(params, Mapping):
+            raise TypeError(
+                "ddl.DistributedOptimizer takes an optimizer of ddl.optim and arrays by name; one of torch.optim goes "
+                "into ddl.torch.DistributedOptimizer"
+            )
         dtypes = {x.dtype for x in params.values()}
         if len(dtypes) != 1:
             raise ValueError(f"parameters must share one dtype, got {listed(sorted(map(str, dtypes)), 'and')}")

@@ -17,7 +17,7 @@ from ddl.arrays import host
 from ddl.collectives.allreduce import allreduce
 from ddl.comm import Group
 from ddl.errors import CommError, DifferentCalls
-from ddl.registry import adapter_of
+from ddl.registry import tensor_as_array
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Call:
 
 
 LEFT = Call("left its ddl.join block")
-TENSORS = {"torch.Tensor": "ddl.torch.objective:array_of"}  # which may need a gradient, or lie on a GPU
 NAMED = 3  # so many names are listed of values that differ
 
 
@@ -175,8 +174,7 @@ def reduce_across_ranks(x: Any, group: Group, average: bool) -> np.ndarray:
     in native byte order. Sums of integers wrap around on overflow, as in NumPy; float16 is summed in float32.
     Raises the same error on every rank: ValueError if shape, dtype or operation differ between ranks, TypeError for a
     dtype other than bool, integers, float16, float32 and float64. Raises PeerLost."""
-    tensor_as_array = adapter_of(x, TENSORS)
-    values = np.asarray(_unmasked(host(x) if tensor_as_array is None else tensor_as_array(x)))
+    values = np.asarray(_unmasked(host(tensor_as_array(x))))
     dtype = values.dtype.newbyteorder("=")
     text = f"allreduce({'mean' if average else 'sum'}, shape {values.shape}, {dtype})"
     summed = _summed(dtype, average)

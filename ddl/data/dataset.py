@@ -36,6 +36,8 @@ SOURCES: dict[str, Callable[..., Any]] = {
 # Datasets of other frameworks: base class -> what makes a source of one; and the same by the prefix of a source's name.
 FOREIGN = {
     "torch.utils.data.dataset.Dataset": "ddl.torch:Dataset",
+    "datasets.arrow_dataset.Dataset": "ddl.torch:Dataset",
+    "datasets.iterable_dataset.IterableDataset": "ddl.torch:Dataset",
     "torch.utils.data.dataloader.DataLoader": "ddl.torch:Dataset",  # which says what to give instead
 }
 PREFIXES = {"torch": "ddl.torch:Dataset"}

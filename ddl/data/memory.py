@@ -16,6 +16,7 @@ import numpy as np
 from ddl.data.held import runs
 from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
+from ddl.registry import tensor_as_array
 from ddl.wording import listed, named
 
 
@@ -85,9 +86,7 @@ def as_array(value: Any) -> np.ndarray:
     """``value``, anything that NumPy can read, as a contiguous array in the byte order of this machine."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError("an array is masked: fill its masked values, or leave these samples out")
-    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of PyTorch
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    value = tensor_as_array(value)
     array = np.asarray(value)
     if array.dtype == object and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)  # a column of pandas

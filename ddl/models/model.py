@@ -130,6 +130,11 @@ class Model:
         return 0
 
     @property
+    def synchronised_by(self) -> str:
+        """What to write for batch norm over the whole batch, for an advice to the user."""
+        return "BatchNorm(sync=True)"
+
+    @property
     def generates(self) -> bool:
         """Whether ``sample`` draws new samples (a GAN); default: no."""
         return False

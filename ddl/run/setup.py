@@ -106,6 +106,11 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
     )
     if len(group.members) == 1 and (line := unconnected()):
         log.warn(line)
+    if task.order.global_batch > task.order.samples:
+        log.warn(
+            f"train.global_batch = {task.order.global_batch} is larger than the training data: each step takes all "
+            f"{counted(task.order.samples, 'sample')}"
+        )
     if group.size > task.order.shards:
         first, last = task.order.shards, group.size - 1
         idle = f"rank {last} has" if first == last else f"ranks {first} to {last} have"

@@ -104,9 +104,9 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
     ):
         given = _parts(data, {"validation": validation, "test": test}, seed)
-        translate = adapter_of(
-            optimizer[0] if isinstance(optimizer, Sequence) and optimizer else optimizer, _OPTIMIZERS
-        )
+        if isinstance(optimizer, (list, tuple)) and not optimizer:
+            raise UserError("optimizer is an empty list")
+        translate = adapter_of(optimizer[0] if isinstance(optimizer, (list, tuple)) else optimizer, _OPTIMIZERS)
         if translate is not None:
             if rules:
                 raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
@@ -360,6 +360,9 @@ def _parts(data: Any, others: Mapping[str, Any], seed: int) -> dict[str, Source 
 def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
     if isinstance(data, tuple | list):
         if len(data) not in (1, 2):
-            raise UserError(f"data is a source, or a pair (x, y); got {len(data)} things")
+            raise UserError(
+                f"data is a source, or a pair of arrays (x, y), and not {len(data)} things: "
+                "ddl.torch.Dataset(data) takes a list of samples"
+            )
         return Arrays(*data)
     return as_known(data)

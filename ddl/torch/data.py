@@ -1,4 +1,4 @@
-"""Map-style datasets of PyTorch as data sources: samples by number, collated into arrays.
+"""Datasets of PyTorch, or Hugging Face, as data sources: samples by number, collated into arrays.
 
 Random transforms draw from generators that are seeded for each sample, so an augmented sample is the same on every
 rank, also when it is read again."""
@@ -18,11 +18,14 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset,
 
 from ddl.data import Field, Source, drawing
 from ddl.errors import ConfigError, DataError
-from ddl.torch.readers import Readers, seed_all
+from ddl.torch.readers import Readers, unreadable
+from ddl.torch.streams import Stream, seed_all
 
 
 class Dataset(Source):
-    """dataset: has a length, and ``dataset[i]`` is sample i: a tuple, a mapping or one value.
+    """dataset: has a length, and ``dataset[i]`` is sample i: a tuple, a mapping or one value. One that can only be
+    iterated is read from its beginning whenever shards move, and each rank keeps its own samples in memory: see
+    ``streams.Stream``. samples: how many of such a one. One of Hugging Face without a format gives arrays.
 
     collate_fn: makes a batch of a list of samples, as for a DataLoader. names: what the parts of a tuple are called, or
     the keys of a mapping: by default a model takes "x" and the loss compares with "y".
@@ -37,25 +40,49 @@ class Dataset(Source):
         *,
         names: Sequence[str] | Mapping[str, str] = ("x", "y"),
         workers: int = 0,
+        samples: int | None = None,
     ):
-        if isinstance(dataset, IterableDataset):
-            raise ConfigError("an IterableDataset has no samples by number: ddl needs a map-style dataset")
         if isinstance(dataset, DataLoader):
             raise ConfigError(
                 "a DataLoader makes batches for one process: give its dataset, or "
                 "ddl.torch.Dataset(dataset, collate_fn, workers=N)"
             )
+        self._stream: Stream | None = None
+        if is_stream := isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            if not hasattr(dataset, "__iter__"):
+                raise ConfigError(f"a dataset has __getitem__ or __iter__, and {type(dataset).__name__} neither")
+            if workers:
+                raise ConfigError("workers read samples by number, and this dataset can only be iterated: workers=0")
+            with _generators_restored():
+                dataset = self._stream = Stream(_formatted(dataset, names), samples)
+        elif samples is not None:
+            raise ConfigError("samples is of datasets that can only be iterated: torch.utils.data.Subset has some")
         try:
-            samples = len(dataset)
+            count = len(dataset)
         except TypeError as error:
             raise ConfigError(f"a dataset needs a length (__len__), which {type(dataset).__name__} has not") from error
-        if not samples:
+        if not count:
             raise DataError("a dataset of no samples")
+        if is_stream:
+            self.notes = [
+                f"{count} samples of an iterable dataset, which is read from its beginning at the start and whenever "
+                "shards move; each rank keeps its own in memory"
+            ]
+        else:
+            dataset = _formatted(dataset, names)
+        self.reads_from_start = is_stream
         self.dataset, self._collate, self._called = dataset, collate_fn or default_collate, names
         self._readers = Readers(dataset, workers) if workers else None
         self.stays_on_thread = not workers
         self._draws = False  # whether reading a sample draws random numbers, as far as is known
+        self.hold([range(1)])
         self._fields = {name: Field(a.shape[1:], a.dtype) for name, a in self.gather(np.zeros(1, np.int64)).items()}
+        if "x" not in self._fields:
+            keys = list(self._fields)
+            raise ConfigError(
+                f"the samples have {keys}, of which none is called 'x': names={{{keys[0]!r}: 'x', ...: 'y'}} of "
+                "ddl.torch.Dataset says which is which"
+            )
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -65,7 +92,10 @@ class Dataset(Source):
         return len(self.dataset)
 
     def hold(self, ranges: Sequence[range]) -> None:
-        """Nothing to do: the dataset manages its own memory."""
+        """Nothing to do for a dataset that is read by number: it manages its own memory."""
+        if self._stream is not None:
+            with _generators_restored():
+                self._stream.hold(ranges)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         if not len(indices):  # in the last step of an epoch a rank may have none, of which nothing can be collated
@@ -74,14 +104,31 @@ class Dataset(Source):
             return self._named(self._collated(self._readers.read(indices.tolist(), *self._key())))
         with _generators_restored() as before:
             if not self._draws:
-                samples = [self.dataset[number] for number in indices.tolist()]
+                samples = self._read(indices.tolist())
                 self._draws = States.now() != before
             if self._draws:
-                samples = []
-                for number in indices.tolist():
-                    seed_all(*self._key(), number)
-                    samples.append(self.dataset[number])
+                samples = [self._sample(number, *self._key()) for number in indices.tolist()]
             return self._named(self._collated(samples))
+
+    def _read(self, numbers: list[int]) -> list[Any]:
+        """Samples of which none, as far as is known, draws random numbers."""
+        if hasattr(self.dataset, "__getitems__"):
+            try:
+                return list(self.dataset.__getitems__(numbers))
+            except Exception:
+                for number in numbers:  # which one was it?
+                    self._sample(number)
+                raise
+        return [self._sample(number) for number in numbers]
+
+    def _sample(self, number: int, *key: int) -> Any:
+        """key: (seed, epoch) of its draws. Raises DataError if the dataset raises."""
+        if key:
+            seed_all(*key, number)
+        try:
+            return self.dataset[number]
+        except Exception as error:
+            raise DataError(unreadable(number, error)) from error
 
     def _collated(self, samples: list[Any]) -> Any:
         try:
@@ -108,7 +155,25 @@ class Dataset(Source):
 
     def labels(self) -> np.ndarray:
         known = _targets(self.dataset)
-        return super().labels() if known is None else _array("y", known)
+        if known is not None:
+            return _array("y", known)
+        if self._stream is None:
+            return super().labels()
+        self.hold([range(len(self))])  # in one pass
+        labels = self.gather(np.arange(len(self)))["y"]
+        self.hold([])
+        return labels
+
+
+def _formatted(dataset: Any, names: Sequence[str] | Mapping[str, str]) -> Any:
+    """A dataset of Hugging Face: only the columns that have a name, as arrays unless it has a format."""
+    if not type(dataset).__module__.startswith("datasets."):
+        return dataset
+    if isinstance(names, Mapping):
+        dataset = dataset.select_columns(list(names))
+    form = getattr(dataset, "format", None)  # an iterable one has none to ask for
+    has_format = form["type"] is not None if form is not None else dataset._formatting is not None
+    return dataset if has_format else dataset.with_format("numpy")
 
 
 def _targets(dataset: Any) -> Tensor | None:
@@ -122,7 +187,10 @@ def _targets(dataset: Any) -> Tensor | None:
 def _array(name: str, value: Any) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"field {name!r} of the samples is of {array.dtype}, not of numbers")
+        raise DataError(
+            f"field {name!r} of the samples is of {array.dtype}, not of numbers: make them numbers, or choose others "
+            'by names={"image": "x", "label": "y"}'
+        )
     return array
 
 

@@ -73,6 +73,8 @@ class Model(Measured):
         if not self._trained:
             raise ConfigError("no parameter of the module requires a gradient")
         self._parameters = {**self._trained, **every}  # frozen ones last
+        parts = ((name.rpartition(".")[0], name.rpartition(".")[2]) for name in self._parameters)
+        self._places = [(module.get_submodule(part)._parameters, key) for part, key in parts]
         self._type = _type_of(self._parameters)
         _refuse_unknown(module)
         self._buffers = Buffers(module, averaged)
@@ -134,6 +136,10 @@ class Model(Measured):
         return self._is_synchronised
 
     @property
+    def synchronised_by(self) -> str:
+        return "torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)"
+
+    @property
     def targets_are_values(self) -> bool:
         return self.objective.name == "binary_cross_entropy"
 
@@ -145,6 +151,10 @@ class Model(Measured):
 
     def check(self, batch: Batch) -> None:
         tensors = self._tensors(batch)
+        try:
+            self._refuse_converted()
+        except UserError as error:
+            raise ConfigError(str(error)) from error
         rows = len(next(iter(tensors.values())))
         missing = [name for name in (*self.inputs, self.target) if name is not None and name not in tensors]
         if missing:
@@ -283,15 +293,26 @@ class Model(Measured):
         outputs = self.module(*(batch[name] for name in self.inputs))
         return outputs, *self.objective(outputs, self._targets(batch), rows)
 
+    def _refuse_converted(self) -> None:
+        """Raises UserError if the module is no longer of the type and on the device that it was made with."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.dtype != self._type or parameter.device.type != "cpu":
+                raise UserError(
+                    f"parameter {name!r} of the module is now {parameter.dtype} on {parameter.device} (by .to() or "
+                    ".half()?): change the module before ddl.torch.Model is made of it"
+                )
+
     def _bind(self, params: Views) -> None:
         """The module's parameters are views of ``params``. Raises UserError if they no longer are what they were."""
         if params is not self._bound_to:
             self._bound = {name: torch.from_numpy(params[name]) for name in self._parameters}
+            self._refuse_converted()
             for name, tensor in self._bound.items():
                 self._parameters[name].data = tensor
             self._bound_to = params
-        for name, tensor in self._bound.items():
-            if self._parameters[name].data_ptr() != tensor.data_ptr():
+        for (owner, key), (name, tensor) in zip(self._places, self._bound.items()):
+            parameter = owner[key]
+            if parameter is not self._parameters[name] or parameter.data_ptr() != tensor.data_ptr():
                 raise UserError(
                     f"parameter {name!r} of the module was replaced during training (by .to(), .half() or "
                     "load_state_dict(assign=True)?): change its values in place"
@@ -309,7 +330,10 @@ def _type_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
         raise ConfigError(f"a module needs parameters of one type, this one has {sorted(map(str, types)) or 'none'}")
     (found,) = types
     if found not in DTYPES:
-        raise ConfigError(f"the module's parameters are {found}; ddl trains float32 and float64")
+        hint = ""
+        if found in (torch.bfloat16, torch.float16):
+            hint = ": keep them in float32, and compute in bfloat16 by torch.autocast inside forward"
+        raise ConfigError(f"the module's parameters are {found}; ddl trains float32 and float64{hint}")
     return found
 
 

@@ -9,32 +9,31 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import random
 import signal
 import threading
 import traceback
 import weakref
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ddl.arrays import generator, partition
-from ddl.errors import DataError, UserCodeError
+from ddl.arrays import partition
+from ddl.errors import DataError
+from ddl.torch.streams import seed_all
 from ddl.wording import listed
 
 _OF_MPI = ("OMPI_", "PMIX_", "PMI_", "PRTE_")
 CLOSE_S = 1.0
 
 
-def seed_all(seed: int, epoch: int, number: int) -> None:
-    """Seed the generators that a dataset's transforms may draw from, for one sample."""
-    key = int(generator(seed, "sample", epoch, number).integers(2**63))
-    torch.default_generator.manual_seed(key)
-    random.seed(key)
-    np.random.seed(key % 2**32)  # noqa: NPY002 - what the user's transforms draw from
+def unreadable(number: int, error: Exception) -> str:
+    """What to report of a sample that the dataset raised ``error`` for."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"sample {number} of the dataset could not be read: {what} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 class Readers:
@@ -54,7 +53,7 @@ class Readers:
         self.close = weakref.finalize(self, _end, self._connections, self._processes)
 
     def read(self, numbers: list[int], seed: int, epoch: int) -> list[Any]:
-        """The samples with these numbers. Raises UserCodeError if the dataset raised, DataError if a reader ended."""
+        """The samples with these numbers. Raises DataError if the dataset raised, or a reader ended."""
         parts = [numbers[part] for part in partition(len(numbers), len(self._connections))]
         with self._lock:
             try:
@@ -69,7 +68,7 @@ class Readers:
                 ) from error
         for _, problem, trace in answers:
             if problem:
-                raise UserCodeError(problem, trace)
+                raise DataError(problem) from RuntimeError(trace)  # of the other process
         return [sample for samples, _, _ in answers for sample in samples]
 
 
@@ -92,7 +91,7 @@ def _answer(dataset: Any, numbers: list[int], seed: int, epoch: int) -> tuple[li
         try:
             samples.append(dataset[number])
         except Exception as error:
-            return [], f"sample {number} could not be read: {error!r}", traceback.format_exc()
+            return [], unreadable(number, error), traceback.format_exc()
     return samples, "", ""
 
 

@@ -28,7 +28,7 @@ from ddl.collectives import allreduce
 from ddl.comm import Group
 from ddl.errors import UserError
 from ddl.torch.buffers import Buffers
-from ddl.torch.stepped import check_scheduler, needs_closure
+from ddl.torch.stepped import as_taken, check_scheduler, needs_closure
 
 
 class State(elastic.State):
@@ -175,8 +175,10 @@ class Training:
         for view, parameter in zip(gradients, parameters):
             if parameter.grad is None:
                 view.zero_()
+            elif parameter.grad.is_sparse:
+                view.copy_(parameter.grad.to_dense())
             elif parameter.grad.data_ptr() != view.data_ptr():
-                view.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
+                view.copy_(parameter.grad)
         for view, tensor in zip(averages, self._averages):
             view.copy_(tensor).mul_(weight)
         counts = [weight * float(counter) for counter in self._counters]
@@ -191,13 +193,14 @@ class Training:
             raise UserError(f"the weights of the ranks add up to {total:g}: update() takes the number of samples")
         for part in sums:
             part.div_(total)
-        for view, parameter, has in zip(gradients, parameters, has_gradient):
+        owners = [self.optimizers[number] for number in chosen for _ in self._parameters[number]]
+        for view, parameter, owner, has in zip(gradients, parameters, owners, has_gradient):
             if not has:
                 parameter.grad = None
             elif parameter.dtype == view.dtype and parameter.device == view.device:
-                parameter.grad = view
+                parameter.grad = as_taken(view, owner)
             else:
-                parameter.grad = view.to(parameter.device, parameter.dtype)
+                parameter.grad = as_taken(view.to(parameter.device, parameter.dtype), owner)
         for view, tensor in zip(averages, self._averages):
             tensor.copy_(view)
         for counter, count in zip(self._counters, header[1:]):

@@ -65,6 +65,11 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, torch.optim.LBFGS) or (closure is not None and closure.default is closure.empty)
 
 
+def as_taken(gradient: Tensor, optimizer: torch.optim.Optimizer | None) -> Tensor:
+    """A dense gradient as ``optimizer`` takes it: SparseAdam takes, and updates, the rows that are not zero."""
+    return gradient.to_sparse(1) if isinstance(optimizer, torch.optim.SparseAdam) else gradient
+
+
 def check_scheduler(scheduler: Any) -> None:
     """Raises ConfigError for an object that is no scheduler, or whose state cannot be saved."""
     if lacking := [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]:
@@ -84,8 +89,8 @@ class Stepped(Groups, OwnState):
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._rates = [[group.get("lr") for group in o.param_groups] for o in given.optimizers]
         self._factor = 1.0  # what a schedule of ddl has multiplied these by
-        sparse = [o for o in given.optimizers if isinstance(o, torch.optim.SparseAdam)]
-        self._sparse = {id(p) for optimizer in sparse for group in optimizer.param_groups for p in group["params"]}
+        pairs = [(o, group) for o in given.optimizers for group in o.param_groups]
+        self._optimizer_of = {id(p): optimizer for optimizer, group in pairs for p in group["params"]}
         self._mean = torch.zeros(0)
 
     @property
@@ -112,8 +117,7 @@ class Stepped(Groups, OwnState):
             parameter.grad = None
             _bind(parameter, views[name])
             if name in self._trained:
-                mean = torch.from_numpy(means[name])
-                parameter.grad = mean.to_sparse(1) if id(parameter) in self._sparse else mean
+                parameter.grad = as_taken(torch.from_numpy(means[name]), self._optimizer_of.get(id(parameter)))
         self._schedule(lr / self.lr)
         for optimizer in self._given.optimizers:
             optimizer.step()

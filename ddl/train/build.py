@@ -170,10 +170,10 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     samples = order.global_batch // (order.shards * job.train.accumulate)
     least = model.samples_per_shard
     if samples < least and order.shards > 1:
+        most = max(order.global_batch // (least * job.train.accumulate), 1)
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
-            f"BatchNorm(sync=True), data.shards = {max(order.global_batch // (least * job.train.accumulate), 1)} or a "
-            "larger train.global_batch"
+            f"{model.synchronised_by}, data.shards = {most} or a larger train.global_batch"
         )
     return Task(
         train=splits.train,

@@ -34,7 +34,7 @@ def TrainSet():
 BEFORE = """
 import torch
 import torch.nn.functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import Subset
 import ddl, ddl.torch
 from mypackage.data import TrainSet

@@ -24,9 +24,11 @@ from ddl.train.state import State
 from ddl.train.task import Task
 
 
-def train_one(group, make, x, y, *, steps=20, batch=12, shards=1, optimizer=None, dtype="float64", seed=0, **task):
+def train_one(
+    group, make, x, y, *, steps=20, batch=12, shards=1, optimizer=None, dtype="float64", seed=0, source=None, **task
+):
     """One rank: trains make(), a Model or module, or one with arguments of its Task; returns (its model, the loop)."""
-    source, made = Arrays(x, y), make()
+    source, made = source() if source else Arrays(x, y), make()
     made, own = made if isinstance(made, tuple) else (made, {})
     model = build(made, source.fields)
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
@@ -36,7 +38,7 @@ def train_one(group, make, x, y, *, steps=20, batch=12, shards=1, optimizer=None
         "train": source,
         "validation": None,
         "test": source,
-        "order": Order(len(x), shards, batch, seed),
+        "order": Order(len(source), shards, batch, seed),
         "optimizer": Groups(layout, optimizer, freeze=model.frozen),
         "lr": lambda step: optimizer.lr,
         "total_steps": steps,

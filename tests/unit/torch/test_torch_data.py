@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 
@@ -14,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import ddl
 import ddl.torch
+from ddl.comm.deaths import Death
 from ddl.data import Loader, Order, as_known, open_dataset
 from ddl.data.source import draw_for
-from ddl.errors import ConfigError, DataError, UserCodeError
+from ddl.errors import ConfigError, DataError
 from ddl.torch.readers import Readers
 
 
@@ -109,8 +111,9 @@ def test_other_processes_read_the_same_samples_and_draws(read_by_others):
 
 
 def test_a_sample_that_another_process_cannot_read_is_named(read_by_others):
-    with pytest.raises(UserCodeError, match=r"sample 29 could not be read: KeyError\('29 is broken'\)"):
-        read_by_others.gather(np.array([1, 29]))
+    for source in (read_by_others, ddl.torch.Dataset(Counted()), ddl.torch.Dataset(Subset(Counted(), range(30)))):
+        with pytest.raises(DataError, match=r"sample 29 of the dataset could not be read: KeyError: .* at test_torch"):
+            source.gather(np.array([1, 29]))
     assert len(read_by_others.gather(np.array([1]))["x"]) == 1  # the others can still be read
 
 
@@ -173,11 +176,6 @@ class Images(Plain):
         return object(), 1
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(range(3))
-
-
 class Triples(Plain):
     def __getitem__(self, number):
         return 1, 2, 3
@@ -188,11 +186,12 @@ class Triples(Plain):
     [
         (Empty(), "no samples"),
         (Texts(), "field 'y' of the samples"),
-        (Stream(), "IterableDataset"),
         (Triples(), "3 parts"),
         (Images(), "without a transform or collate_fn"),
         (Dataset(), "which Dataset has not"),
         (DataLoader(Plain()), "give its dataset"),
+        (5, "__getitem__ or __iter__, and int neither"),
+        ([{"image": 1.0, "label": 0}], "names={'image': 'x', ...: 'y'} of ddl.torch.Dataset"),
     ],
 )
 def test_a_dataset_that_gives_no_numbered_arrays_is_refused(dataset, words):
@@ -216,3 +215,106 @@ def test_a_job_names_a_dataset_class_or_a_function_that_makes_one(name, monkeypa
 def test_a_dataset_by_itself_is_a_source():
     assert isinstance(as_known(Plain()), ddl.torch.Dataset)
     assert as_known(5) == 5
+
+
+class Stream(IterableDataset):
+    """Numbers in an order that depends on the generators of the process. passes: how many samples each pass read."""
+
+    def __init__(self, count):
+        self.count, self.passes = count, []
+
+    def __iter__(self):
+        order = [int(number) for number in torch.randperm(self.count or 20)]
+        self.passes.append(0)
+        for number in order if self.count else itertools.cycle(order):
+            self.passes[-1] += 1
+            yield torch.tensor([float(number), random.random()]), number % 3
+
+
+class Sized(Stream):
+    def __len__(self):
+        return self.count
+
+
+@pytest.mark.parametrize(("dataset", "options"), [(Stream(20), {}), (Sized(20), {}), (Stream(0), {"samples": 20})])
+def test_the_samples_of_a_stream_have_numbers_and_each_rank_keeps_its_own(dataset, options):
+    torch.manual_seed(len(dataset.passes))
+    before = torch.random.get_rng_state()
+    source = ddl.torch.Dataset(dataset, **options)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert len(source) == 20 and dataset.passes[0] in (20, 1) and "read from its beginning" in source.notes[0]
+    source.hold([range(2, 4), range(9, 11)])
+    mine = source.gather(np.array([9, 2]))
+    passes = len(dataset.passes)
+    source.hold([range(2, 4)])
+    assert len(dataset.passes) == passes  # nothing new to read
+    torch.manual_seed(77)  # another rank, that another shard moves to
+    other = ddl.torch.Dataset(type(dataset)(dataset.count), **options)
+    other.hold([range(2, 10)])
+    assert np.array_equal(other.gather(np.array([9, 2]))["x"], mine["x"])
+    everything = ddl.torch.Dataset(dataset, **options)
+    assert sorted(everything.labels().tolist()) == sorted(n % 3 for n in range(20))
+    with pytest.raises(DataError, match="KeyError: 9"):
+        source.gather(np.array([9]))
+
+
+def test_a_stream_that_ends_before_its_length_is_reported():
+    class Short(Stream):
+        def __len__(self):
+            return 30
+
+    source = ddl.torch.Dataset(Short(20))
+    with pytest.raises(DataError, match="gave 20 samples this time, and 30 were expected"):
+        source.hold([range(30)])
+    with pytest.raises(ConfigError, match="workers=0"):
+        ddl.torch.Dataset(Stream(20), workers=1)
+    with pytest.raises(ConfigError, match="Subset"):
+        ddl.torch.Dataset(Plain(), samples=3)
+
+
+def test_a_stream_trains_as_the_list_of_its_samples_does(trained_on):
+    """On two ranks, one of which dies, so that its shards are read by the other."""
+    stream = list(ddl.torch.Dataset(Stream(20))._stream._read())
+    wanted = trained_on(lambda: stream)
+    for found in trained_on(lambda: Stream(20), death=Death(1, 12)):
+        torch.testing.assert_close(found.weight, wanted[0].weight, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(found.weight, torch.ones(3, 2), atol=0.01)
+
+
+@pytest.fixture
+def trained_on(trained):
+    def train(make, **threads):
+        net = lambda: ddl.torch.Model(ones(), "cross_entropy")  # noqa: E731
+        options = {
+            "steps": 6,
+            "batch": 10,
+            "shards": 5,
+            "dtype": "float32",
+            "threads": threads,
+            "source": lambda: ddl.torch.Dataset(make()),
+        }
+        return [model.module for model, _ in trained(2, net, None, None, **options)]
+
+    return train
+
+
+def ones():
+    net = torch.nn.Linear(2, 3)
+    with torch.no_grad():
+        net.weight.fill_(1), net.bias.fill_(0)
+    return net
+
+
+def test_a_dataset_of_hugging_face_is_read_by_number_or_as_a_stream():
+    datasets = pytest.importorskip("datasets", reason="the datasets of Hugging Face are not installed")
+    x = np.arange(24, dtype="float32").reshape(8, 3)
+    table = datasets.Dataset.from_dict({"f": x.tolist(), "label": list(range(8)), "text": ["a"] * 8})
+    names = {"f": "x", "label": "y"}
+    for given in (table, table.with_format("torch"), table.to_iterable_dataset()):
+        source = ddl.torch.Dataset(given, names=names)
+        source.hold([range(8)])
+        batch = source.gather(np.array([5, 1]))
+        assert np.array_equal(batch["x"], x[[5, 1]]) and batch["y"].tolist() == [5, 1] and len(source) == 8
+    assert isinstance(as_known(table.rename_columns(names).select_columns(["x", "y"])), ddl.torch.Dataset)
+    with pytest.raises(DataError, match="'text' of the samples is of"):
+        ddl.torch.Dataset(table)

@@ -19,7 +19,7 @@ import ddl
 import ddl.torch
 from ddl.arrays import Device, FlatBuffer
 from ddl.data import Order
-from ddl.errors import ConfigError, DdlError
+from ddl.errors import ConfigError, DdlError, UserError
 from ddl.models import build
 from ddl.nn import Context
 from ddl.train.state import State
@@ -357,7 +357,7 @@ def half():
     ("module", "words"),
     [
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3).double()), "parameters of one type"),
-        (half, "torch.float16"),
+        (half, "torch.float16; ddl trains float32 and float64: keep them in float32"),
         (lambda: nn.Linear(5, 3, dtype=torch.complex64), "torch.complex64"),
         (lambda: "mlp", "takes a torch.nn.Module"),
         (nn.Tanh, "no parameter of the module requires a gradient"),
@@ -387,5 +387,34 @@ def test_a_parameter_that_is_replaced_during_training_is_named(trained, fresh, p
         made.append(model_of(fresh, mlp))
         return made[0]
 
-    with pytest.raises(DdlError, match=r"parameter '0.weight' of the module was replaced"):
-        trained(1, make, *points, callbacks=[lambda outcome: made[0].module.float()])
+    for change in (nn.Module.float, lambda module: module.to("meta")):
+        with pytest.raises(DdlError, match=r"parameter '0.weight' of the module was replaced"):
+            trained(1, make, *points, callbacks=[lambda outcome, change=change: change(made[0].module)])
+        made.clear()
+
+
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.float, lambda module: module.to("meta")])
+def test_a_module_that_is_converted_before_training_is_refused_in_one_line(fresh, points, change):
+    model, (x, y) = model_of(fresh, mlp), points
+    change(model.module)
+    with pytest.raises(ConfigError, match=r"parameter '0.weight' of the module is now torch") as refused:
+        model.check({"x": x[:4], "y": y[:4]})
+    assert "\n" not in str(refused.value)
+
+
+def test_batch_norm_of_small_shards_is_refused_with_the_name_that_pytorch_has_for_the_other(points):
+    net = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3))
+    run = ddl.Trainer(net, points, global_batch=8, shards=8)
+    with pytest.raises(ConfigError, match=r"use torch\.nn\.SyncBatchNorm\.convert_sync_batchnorm\(module\)"):
+        run.fit(steps=1)
+
+
+def test_tensors_are_data_whether_or_not_they_need_a_gradient(points, tmp_path, capsys):
+    x, y = (torch.from_numpy(value) for value in points)
+    settings = {"run.dir": str(tmp_path)}
+    run = ddl.Trainer(nn.Linear(5, 3), (x.float().requires_grad_(), y), global_batch=80, settings=settings)
+    run.fit(steps=1)
+    assert run.predict(x.float().requires_grad_()).shape == (48, 3)
+    assert "train.global_batch = 80 is larger than the training data" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="takes a list of samples"):
+        ddl.Trainer(nn.Linear(5, 3), [(x[i], y[i]) for i in range(5)])
