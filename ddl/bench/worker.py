@@ -38,9 +38,7 @@ def main(text: str) -> None:
     mpi.finish(group, 0)
 
 
-def rows(
-    options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, settings: dict[str, Any]
-) -> Iterator[Any]:
+def rows(options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, settings: dict[str, Any]) -> Iterator[Any]:
     """Rows, or what the tolerance and torch-ddp benches measured in a block."""
     store, seconds, peers = options["store"], options["seconds"], options["peers"]
     beat = nobody_listens if heartbeat is None else heartbeat.beat

@@ -17,6 +17,7 @@ from ddl import world
 from ddl.collectives import allreduce as sum_in_place
 from ddl.collectives import check_same_call, check_same_values
 from ddl.comm import Group
+from ddl.torch.allocator import keep_freed_memory
 
 
 def DistributedOptimizer(optimizer: torch.optim.Optimizer, named_parameters: Any = None) -> torch.optim.Optimizer:
@@ -25,6 +26,7 @@ def DistributedOptimizer(optimizer: torch.optim.Optimizer, named_parameters: Any
     A closure's gradients and loss are averaged each time the optimizer calls it. named_parameters: for messages.
     A missing gradient counts as zero, but a parameter without a gradient on any rank is not updated. The first step
     raises ValueError, on every rank, if the ranks' parameters differ."""
+    keep_freed_memory()
     averaging = _Averaging(optimizer, dict(named_parameters or ()))
     world.JOINABLE[optimizer] = averaging
     optimizer.register_step_pre_hook(averaging)

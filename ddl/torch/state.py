@@ -26,6 +26,7 @@ from ddl import elastic
 from ddl.collectives import allreduce
 from ddl.comm import Group
 from ddl.errors import UserError
+from ddl.torch.allocator import keep_freed_memory
 from ddl.torch.buffers import Buffers
 
 
@@ -98,6 +99,7 @@ class Training:
     """A module with its optimizer and scheduler, and a copy of all that they hold."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any):
+        keep_freed_memory()
         self.module, self.optimizer, self.scheduler = module, optimizer, scheduler
         self.saved_objects: dict[str, Any] = {}
         self.is_averaged = False
