@@ -202,8 +202,8 @@ class Wrapper(Source):
 
 
 _MEMBERS = (
-    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content", "identifiers", "original"),
-    *("names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
+    *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
+    *("identifiers", "original", "names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 
 

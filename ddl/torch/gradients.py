@@ -22,6 +22,8 @@ class Gradients:
     def __init__(self, parameters: Mapping[str, nn.Parameter], by_rows: Sequence[str]):
         self.parameters, self.by_rows = parameters, by_rows
         self._pass: Pass | None = None
+        self._views: Views | None = None
+        self._tensors: dict[str, Tensor] = {}
         # Reentrant checkpointing accumulates a shared parameter's gradient in several parts. Whether it does is seen
         # in the first step; until then gradients are announced at the end.
         self.in_one_part: bool | None = None
@@ -31,6 +33,12 @@ class Gradients:
     def _take(self, name: str, parameter: Tensor) -> None:
         if self._pass is not None:
             self._pass.take(name, parameter)
+
+    def tensors_of(self, grads: Views) -> dict[str, Tensor]:
+        """``grads`` as tensors on the same memory, by the names of the parameters."""
+        if grads is not self._views:
+            self._views, self._tensors = grads, {name: torch.from_numpy(grads[name]) for name in self.parameters}
+        return self._tensors
 
     @contextmanager
     def into(self, grads: Views, ctx: Context) -> Iterator[Pass]:
@@ -50,7 +58,7 @@ class Pass:
 
     def __init__(self, owner: Gradients, grads: Views, ctx: Context):
         self._owner, self._grads, self._ctx = owner, grads, ctx
-        self._tensors = {name: torch.from_numpy(grads[name]) for name in owner.parameters}
+        self._tensors = owner.tensors_of(grads)
         self._written: set[str] = set()
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in owner.by_rows}
         self._announced: set[str] = set()

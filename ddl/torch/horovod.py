@@ -18,6 +18,7 @@ from ddl import world
 from ddl.collectives import allreduce as sum_in_place
 from ddl.collectives import check_same_call, check_same_values
 from ddl.comm import Group
+from ddl.torch.allocator import keep_freed_memory
 from ddl.torch.stepped import as_taken
 
 
@@ -34,6 +35,7 @@ def DistributedOptimizer(optimizer: torch.optim.Optimizer, named_parameters: Any
         raise TypeError(f"ddl.torch.DistributedOptimizer takes an optimizer of torch.optim, not {_kind(optimizer)}")
     if optimizer in world.JOINABLE:
         raise TypeError(f"the {type(optimizer).__name__} averages its gradients already")
+    keep_freed_memory()
     averaging = _Averaging(optimizer, dict(named_parameters or ()))
     world.JOINABLE[optimizer] = averaging
     optimizer.register_step_pre_hook(averaging)

@@ -22,6 +22,7 @@ from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Shape
 from ddl.nn.metric import Metric
 from ddl.nn.norm import LEAST_SAMPLES
+from ddl.torch.allocator import keep_freed_memory
 from ddl.torch.buffers import Buffers, numbers, refuse_changes
 from ddl.torch.gradients import Gradients
 from ddl.torch.masks import Masks, masked
@@ -66,6 +67,7 @@ class Model(Measured):
     ):
         if not isinstance(module, nn.Module):
             raise ConfigError(f"ddl.torch.Model takes a torch.nn.Module, not {module!r}")
+        keep_freed_memory()
         self.module, self.inputs, self.target = module, tuple(inputs), target
         self.objective, self.metrics = Objective(loss), metrics_of(metrics)
         every = dict(module.named_parameters())

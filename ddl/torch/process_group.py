@@ -20,6 +20,8 @@ from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group, ending, mpi
 from ddl.errors import JobEnded
 from ddl.fault import session
+from ddl.torch.allocator import keep_freed_memory
+from ddl.torch.deferred import SUMMED, Deferrals, Deferred, Sums
 from ddl.torch.steps import Steps
 
 _REDUCTIONS: dict[Any, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -61,6 +63,8 @@ class ProcessGroup(dist.ProcessGroup):
     def __init__(self, steps: Steps):
         super().__init__(steps.group.rank, steps.group.size)
         self.steps = steps
+        self._deferrals = Deferrals(self._sum_gradients)
+        self._sums = Sums(steps.group)
 
     def getBackendName(self) -> str:
         return "ddl"
@@ -71,21 +75,38 @@ class ProcessGroup(dist.ProcessGroup):
     def rank(self) -> int:
         return self.steps.group.rank
 
-    def allreduce(self, tensors: list[torch.Tensor], options: Any = None) -> Done:
+    def allreduce(self, tensors: list[torch.Tensor], options: Any = None) -> dist.Work:
         operation = _operation(options)
-        if torch._C._current_graph_task_id() != -1:
-
-            def sum_tensors() -> None:
-                for tensor in tensors:
-                    self._reduce(tensor, operation)
-
-            # DDP's own sums are asynchronous; those of SyncBatchNorm are not, and it counts the samples itself.
-            self.steps.sum_gradients(tensors, sum_tensors, is_gradient=options is None or bool(options.asyncOp))
-        else:
+        if torch._C._current_graph_task_id() == -1:
             _assign(tensors, self._reduced(tensors, operation))
+            return Done(tensors)
+        # DDP's own sums are asynchronous; those of SyncBatchNorm are not, and it counts the samples itself.
+        if options is None or options.asyncOp:
+            return self._deferrals.add(tensors, operation)
+
+        def sum_tensors() -> None:
+            for tensor in tensors:
+                self._reduce(tensor, operation)
+
+        self.steps.sum_gradients(tensors, sum_tensors, is_gradient=False)
         return Done(tensors)
 
-    def allreduce_coalesced(self, tensors: list[torch.Tensor], options: Any = None) -> Done:
+    def _sum_gradients(self, sums: Sequence[Deferred]) -> None:
+        def run() -> None:
+            by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+            for tensor, operation in ((tensor, one.operation) for one in sums for tensor in one.tensors):
+                if operation == dist.ReduceOp.SUM and tensor.dtype in SUMMED and tensor.is_contiguous():
+                    by_type.setdefault(tensor.dtype, []).append(tensor.detach().view(-1))
+                else:
+                    self._reduce(tensor, operation)
+            if self._sums.group is not self.steps.group:
+                self._sums = Sums(self.steps.group)
+            for flats in by_type.values():
+                self._sums.sum(flats)
+
+        self.steps.sum_gradients([tensor for one in sums for tensor in one.tensors], run, is_gradient=True)
+
+    def allreduce_coalesced(self, tensors: list[torch.Tensor], options: Any = None) -> dist.Work:
         return self.allreduce(tensors, options)
 
     def reduce(self, tensors: list[torch.Tensor], options: Any = None) -> Done:
@@ -202,7 +223,7 @@ class ProcessGroup(dist.ProcessGroup):
     def _reduce(self, tensor: torch.Tensor, operation: Any) -> None:
         """Reduce one tensor over the ranks, in place. Raises PeerLost; the tensor is then undefined."""
         group = self.steps.group
-        if operation in (dist.ReduceOp.SUM, dist.ReduceOp.AVG) and tensor.dtype in _SUMMED:
+        if operation in (dist.ReduceOp.SUM, dist.ReduceOp.AVG) and tensor.dtype in SUMMED:
             flat = tensor.detach().contiguous().view(-1)
             sum_in_place(flat.numpy(), group)
         else:
@@ -212,9 +233,6 @@ class ProcessGroup(dist.ProcessGroup):
             flat = flat.div(group.size)
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
-
-
-_SUMMED = (torch.float32, torch.float64, torch.float16)
 
 
 def _operation(options: Any) -> Any:
@@ -278,6 +296,7 @@ def of(group: Group) -> ProcessGroup:
     """The process group of all ranks of ``group``, which this process's session holds."""
     global _steps
     if _steps is None:
+        keep_freed_memory()
         _steps = Steps(group)
         register_optimizer_step_pre_hook(_steps.before_step)
     return ProcessGroup(_steps)

@@ -27,6 +27,7 @@ from ddl import elastic
 from ddl.collectives import allreduce
 from ddl.comm import Group
 from ddl.errors import UserError
+from ddl.torch.allocator import keep_freed_memory
 from ddl.torch.buffers import Buffers
 from ddl.torch.stepped import as_taken, check_scheduler, needs_closure
 
@@ -124,6 +125,7 @@ class Training:
     """Modules with their optimizers and schedulers, and a copy of all that they hold."""
 
     def __init__(self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer], schedulers: list[Any]):
+        keep_freed_memory()
         self.optimizers, self.schedulers = optimizers, schedulers
         self.saved_objects: dict[int, Any] = {}
         self._averaged: set[int] = set()  # numbers of the optimizers whose step is due

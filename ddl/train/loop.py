@@ -204,7 +204,8 @@ class Loop(Program):
     def _call(self, outcome: Outcome) -> None:
         # A separate phase: ranks that crash in the same callback at the same step then leave the same note.
         self.services.beat(outcome.step, "callback")
-        self._show()
+        if self.task.callbacks:
+            self._show()
         for callback in self.task.callbacks:
             callback(outcome)
         self._called = outcome.step

@@ -195,8 +195,8 @@ class State:
         self.progress.become(progress)
 
     def assign(self, arrays: Sequence[np.ndarray]) -> None:
-        """Copy the first of another state's ``flat_arrays`` (host) into this one. In a shared replica also into the copy
-        for the next one, where elements that no update writes must be the same; all ranks of the node assign the same."""
+        """Copy the first of another state's ``flat_arrays`` (host) into this one. In a shared replica also into the
+        copy for the next one, where elements that no update writes must be the same; all ranks of the node do it."""
         self.own()
         for flat, received in zip(self.flat_arrays()[: len(arrays)], arrays, strict=True):
             flat[...] = self.device.array(received)
