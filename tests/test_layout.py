@@ -64,7 +64,7 @@ ROOMS["elastic"] = {"errors", "environment", "wording", "arrays", "metrics", "da
 ROOMS["world"] = {"errors", "wording", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
 ROOMS["torch"] |= {"wording", "collectives", "fault", "elastic", "world"}
-ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models"}
+ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models", "optim"}
 ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "watch", "dashboard"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.

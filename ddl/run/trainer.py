@@ -47,7 +47,10 @@ from ddl.train.loop import Loop
 from ddl.train.task import Task
 
 # Optimizers of other frameworks: base class -> what makes ddl's of them and of their schedules.
-_OPTIMIZERS = {"torch.optim.optimizer.Optimizer": "ddl.torch:translated"}
+_OPTIMIZERS = {
+    "torch.optim.optimizer.Optimizer": "ddl.torch:translated",
+    "optax._src.base.GradientTransformation": "ddl.jax:translated",
+}
 
 # Settings of [optim] and [model] that count here as well; the others are arguments.
 _OF_SCHEDULE = tuple(

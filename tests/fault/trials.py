@@ -51,6 +51,7 @@ MODULE = ("--model.name", "tests.fault.scripts.networks:Network", "--model.loss"
 # The environment's own parameter files may make mpirun tolerant; this overrules them.
 INTOLERANT = ["--prtemca", "state_base_recoverable", "0", "--prtemca", "state_base_notify_errors", "0"]
 GRACE_S, SHARE = 60.0, 4.0  # a job counts as hung so long after so many times the duration of a calm job
+PATIENCE_S = 150.0  # taken for that duration while it is not known
 SAME_LOSS = 1e-8  # relative, in float64: what is lost is computed again, only the order of sums differs
 
 
@@ -290,7 +291,7 @@ def run(
     place = Path(tempfile.mkdtemp(prefix="ddl-trials-"))
     trials = []
     try:
-        calm = Job(place / "calm", Plan("ddl.launch", 4, words=words), GRACE_S)
+        calm = Job(place / "calm", Plan("ddl.launch", 4, words=words), PATIENCE_S)
         status, calm_s = calm.run()
         if status:
             raise SystemExit(f"the undisturbed run failed: {calm.output}")
