@@ -13,13 +13,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ddl.config.sections import SECTIONS, Job
+from ddl.config.sections import SECTIONS, DataSettings, Job
 from ddl.environment import job_size
 from ddl.errors import ConfigError
 from ddl.registry import QUALIFIED
 from ddl.wording import counted
 
 FRACTIONS = ("data.validation", "data.test")
+TABLE_SETTINGS = ("columns", "drop", "types", "max_categories", "encoding", "missing", "missing_targets")
 FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
 
 
@@ -70,6 +71,8 @@ def _limits(job: Job) -> Iterator[str]:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
+    if job.train.epochs != "auto" and job.train.epochs < 0:
+        yield f"[train] epochs is {job.train.epochs}: it must be at least 0, or auto"
     if job.data.shards != "auto" and job.data.shards < 1:
         yield f"[data] shards is {job.data.shards}: it must be at least 1, or auto"
 
@@ -127,11 +130,14 @@ def _missing_files(job: Job) -> Iterator[str]:
 
 def _contradictions(job: Job) -> Iterator[str]:
     data, optim, train = job.data, job.optim, job.train
-    if train.epochs < 1 and train.steps < 1:
+    if train.epochs != "auto" and train.epochs < 1 and train.steps < 1:
         yield "[train] epochs is 0 and steps is 0: there is nothing to train"
     if data.source != "files" and (data.targets or data.format != "auto"):
         name, value = ("targets", data.targets) if data.targets else ("format", data.format)
         yield f"[data] {name} is {value}, but source is {data.source}: it belongs to files, which data.path names"
+    for name in TABLE_SETTINGS:
+        if data.source != "files" and getattr(data, name) != getattr(DataSettings(), name):
+            yield f"[data] {name} is set, but source is {data.source}: it belongs to tables, which data.path names"
     held_out = sum(v for v in (data.validation, data.test) if isinstance(v, float))
     if held_out >= 1:
         yield f"[data] validation and test take {held_out:g} of the samples: nothing is left to train on"

@@ -15,15 +15,16 @@ import numpy as np
 from ddl.data.formats.corpus import Alphabet, ByteCodes, open_text, open_tokens
 from ddl.data.formats.detect import SUFFIXES, TABLES, Request, detect, expand, open_files
 from ddl.data.formats.files import Concat, pair
-from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
+from ddl.data.formats.labelled_text import LabelledText, ReaderTexts, Texts, csv_lines, json_lines, plain_lines
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
+from ddl.data.tables.arrow_reader import open_arrow, open_parquet
 from ddl.data.tables.roles import Settings
 from ddl.data.targets import Target
 from ddl.errors import DataError
 from ddl.reading import take
 
-
+OF_ARROW = [suffix for suffix, format in SUFFIXES.items() if format in ("parquet", "arrow")]
 HOW = ("header", "delimiter", "decimal")  # options of CSV files that say how they are written
 
 
@@ -123,12 +124,17 @@ class Inputs:
 
     def _texts(self, path: str, known: Known) -> Source:
         paths = expand(path)
+        if paths[0].suffix.lower() in OF_ARROW:
+            label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
+            opener = open_parquet if SUFFIXES[paths[0].suffix.lower()] == "parquet" else open_arrow
+            readers = [opener(one) for one in paths]
+            return self._of_texts(ReaderTexts(readers, self.options.get("text", "text"), label), known)
         if len(paths) > 1:
             raise DataError(f"{len(paths)} files of texts: join them into one", path)
         format = SUFFIXES.get(paths[0].suffix.lower(), self.format)
         key = self.options.get("text", "text")
         label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
-        lines: RecordLines
+        lines: Texts
         if format == "jsonl":
             lines = json_lines(paths[0], key, label)
         elif format == "csv":
@@ -137,6 +143,9 @@ class Inputs:
             raise DataError("texts without classes: .jsonl or .csv files have both", path)
         else:
             lines = plain_lines(paths[0])
+        return self._of_texts(lines, known)
+
+    def _of_texts(self, lines: Texts, known: Known) -> Source:
         source = LabelledText(lines, length=known.learned["length"], vocabulary=known.learned["vocabulary"])
         source.recall(known.learned)
         return source
@@ -161,7 +170,11 @@ class Inputs:
             options = {name: value for name, value in self.options.items() if name in HOW and format == "csv"}
             targets = "" if self.is_labelled else "none"
             opened = open_files(
-                path, format, replace(request, targets=targets, options={**options, "shape": known.fields["x"].shape}, like=known.learned)
+                path,
+                format,
+                replace(
+                    request, targets=targets, options={**options, "shape": known.fields["x"].shape}, like=known.learned
+                ),
             )
         else:
             taken = {*HOW, "target_kind", "shape"} if is_table else set(inspect.signature(pair).parameters)

@@ -45,6 +45,7 @@ FOREIGN = {"torch.nn.modules.module.Module": "ddl.torch:Model"}
 # Frameworks whose networks draw their initial values when they are made: module -> the function that seeds these draws.
 SEEDS = {"torch": "torch:manual_seed"}
 
+EMBEDDING = ("auto", "linear", "mlp")  # models that take the field "categories" of a table
 OF_MEASUREMENTS = ("auto", "linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
 
 

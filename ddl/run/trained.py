@@ -23,7 +23,8 @@ from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.run.plots import samples
 from ddl.run.resume import understand
-from ddl.train.build import build_data, knowledge_of, model_of
+from ddl.train.build import knowledge_of, model_of
+from ddl.train.datasets import build_data, table_settings
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
 
@@ -149,6 +150,7 @@ class Trained:
             options=data.options if is_file else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
+            table=table_settings(self.job),
         )
         return inputs.open(path, self.known)
 

@@ -103,7 +103,10 @@ class Column:
     def _unknown(self, codes: np.ndarray) -> list[tuple[int, str]]:
         wrong = [] if self.allowed is None else [n for text, n in self.texts.items() if text not in self.allowed]
         known = ", ".join(sorted(self.allowed or ())[:MOST_NAMED])
-        return [(int(at), f"is none of the training part's classes, {known}") for at in np.flatnonzero(np.isin(codes, wrong))]
+        return [
+            (int(at), f"is none of the training part's classes, {known}")
+            for at in np.flatnonzero(np.isin(codes, wrong))
+        ]
 
     def _numbers(self, cells: Sequence[str], missing: frozenset[str]) -> tuple[np.ndarray, list[tuple[int, str]]]:
         if self.kind == "number" and self.decimal == "." and missing is MISSING and "_" not in "".join(cells):

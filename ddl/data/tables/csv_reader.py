@@ -24,11 +24,12 @@ class CsvReader(Reader):
     encoding: str = ""
 
     def blocks(self) -> Iterator[Block]:
-        width, blank, pending, last = len(self.names), 0, 0, 0
+        width, blank, pending = len(self.names), 0, 0
         with open_text(self.path, self.encoding) as file:
             reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
             while True:
-                begin, rows = reader.line_num, []
+                begin = reader.line_num
+                rows: list[list[str]] = []
                 try:
                     rows.extend(islice(reader, self.rows_at_once()))
                 except csv.Error as error:
@@ -44,7 +45,7 @@ class CsvReader(Reader):
                 if set(map(len, rows)) != {width} or (width == 1 and ["" in row for row in rows]):
                     kept = []
                     for row, number in zip(rows, numbers, strict=True):
-                        if not row or not any(map(str.strip, row)) and (len(row) < 2 or width < 2):
+                        if not row or (not any(map(str.strip, row)) and (len(row) < 2 or width < 2)):
                             pending += 1
                             continue
                         blank, pending = blank + pending, 0

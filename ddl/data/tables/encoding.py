@@ -118,11 +118,6 @@ def date_parts(days: np.ndarray) -> np.ndarray:
     return np.stack([days, years.astype(np.int64) + 1970, month, day, (whole + 3) % 7], axis=1)
 
 
-def width_of(categories: int) -> int:
-    """How long the vector of an embedded category is, by the number of categories."""
-    return int(min(32, np.ceil(1.6 * categories**0.56)))
-
-
 def described(names: Sequence[str], columns: Sequence[Encoding]) -> list[str]:
     """What becomes of the columns that are not plain numbers, for the banner."""
 

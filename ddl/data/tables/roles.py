@@ -88,7 +88,9 @@ def roles(
     if bad := [at for at in own if at in reader.refused]:
         what = f"the target {reader.names[bad[0]]!r} holds {reader.refused[bad[0]]}"
         raise DataError(f"{what}: no values", reader.path, 1, reader.unit)
-    others = [at for at in range(len(reader.names)) if at not in (*own, *dropped, *refused) and kinds.get(at) not in UNUSED]
+    others = [
+        at for at in range(len(reader.names)) if at not in (*own, *dropped, *refused) and kinds.get(at) not in UNUSED
+    ]
     measured = [at for at in others if at not in reader.row_numbers or at in kinds] or others
     lines = []
     if not wanted:

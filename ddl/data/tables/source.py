@@ -71,7 +71,11 @@ def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], ask
         names = like["columns"] if not isinstance(like["columns"], int) else list(map(str, range(like["columns"])))
         known = _encodings(like)
         needed = [at for at, one in zip(like["features"], known, strict=True) if one.is_used]
-        columns = [Column(names[at], one.kind, one.order) for at, one in zip(like["features"], known, strict=True) if one.is_used]
+        columns = [
+            Column(names[at], one.kind, one.order)
+            for at, one in zip(like["features"], known, strict=True)
+            if one.is_used
+        ]
         if is_labelled:
             allowed = frozenset(map(canonical, like["names"])) or None
             kind = "number" if allowed is None else "category"

@@ -63,7 +63,7 @@ def make(paths: Sequence[Path], key: Mapping[str, Any], convert: Callable[[IO[by
                 _write(place, convert)
             os.utime(place)
             schema = json.loads((place / "schema.json").read_text())
-            return Store(open(place / "rows", "rb"), schema["width"], schema)  # noqa: SIM115
+            return Store(open(place / "rows", "rb"), schema["width"], schema)
     except OSError:
         return _private(convert)  # no space, or a file system without locks
 
