@@ -65,9 +65,11 @@ def _limits(job: Job) -> Iterator[str]:
             name = f"[{section}] {field.name} is {value}"
             if isinstance(value, float) and not math.isfinite(value):
                 yield f"{name}: it must be a finite number"
+            if isinstance(value, str):
+                continue
             if limits.least is not None and value < limits.least:
                 yield f"{name}: it must be at least {limits.least:g}"
-            if limits.above is not None and not isinstance(value, str) and value <= limits.above:
+            if limits.above is not None and value <= limits.above:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
@@ -157,7 +159,7 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
     if job.fault.respawn and job.fault.spares:
         yield f"[fault] respawn is true and spares is {job.fault.spares}: use one or the other to replace lost ranks"
-    if optim.min_lr > optim.lr:
+    if optim.lr != "auto" and optim.min_lr > optim.lr:
         yield f"[optim] min_lr is {optim.min_lr}, above lr, which is {optim.lr}"
     if optim.schedule == "step" and optim.step_every < 1:
         yield "[optim] schedule is step, but step_every is 0"

@@ -103,8 +103,8 @@ class ModelSettings:
 
     name: str = setting(
         "auto",
-        'a model of the zoo by name, or your own as "package.module:Name"; auto: mlp for tables, cnn for images, text '
-        "or transformer for tokens",
+        'a model of the zoo by name, or your own as "package.module:Name"; auto: mlp with dropout for tables, cnn for '
+        "images, text or transformer for tokens",
     )
     options: dict[str, Any] = setting({}, "further arguments of the model, by name")
     loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: chosen from the model and the targets')
@@ -119,7 +119,9 @@ class OptimSettings:
     """How gradients become updates."""
 
     name: str = setting("adam", 'an optimizer by name, or "package.module:Name"')
-    lr: float = setting(2e-3, "learning rate, the peak of the schedule", least=0)
+    lr: float | Literal["auto"] = setting(
+        "auto", "learning rate, the peak of the schedule; auto: 0.002, and 0.02 for model linear", least=0
+    )
     momentum: float = setting(0.9, "decay of the velocity, for momentum and lars (sgd has none)", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's look-ahead, for momentum")
     beta1: float = setting(0.9, "decay of the first moment, for adam, adamw and lamb", least=0, below=1)

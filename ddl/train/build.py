@@ -44,6 +44,7 @@ from ddl.train.state import State
 from ddl.train.task import Task
 from ddl.wording import instead
 
+LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model is convex
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
 
 # Files of weights of other frameworks: suffix -> what reads one.
@@ -238,7 +239,9 @@ def build_groups(job: Job, model: Model) -> Groups:
     """The job's optimizers over the model's parameters."""
     optim = job.optim
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, job.train.dtype)
-    lr = scaled_lr(optim.lr, job.train.global_batch, optim.scale_lr_by_batch) if optim.scale_lr_by_batch else optim.lr
+    lr = optim.lr if optim.lr != "auto" else LR_OF_LINEAR if job.model.name == "linear" else LR
+    if optim.scale_lr_by_batch:
+        lr = scaled_lr(lr, job.train.global_batch, optim.scale_lr_by_batch)
     main = _optimizer(optim, optim.name, lr, {})
     rules = []
     for group in optim.groups:
