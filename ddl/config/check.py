@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ddl.config.sections import SECTIONS, Job
+from ddl.config.sections import SECTIONS, DataSettings, Job
 from ddl.environment import job_size
 from ddl.errors import ConfigError
 from ddl.reading import braces
@@ -22,6 +22,7 @@ from ddl.registry import QUALIFIED
 from ddl.wording import counted
 
 FRACTIONS = ("data.validation", "data.test")
+TABLE_SETTINGS = ("columns", "drop", "types", "max_categories", "encoding", "missing", "missing_targets")
 FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
 
 
@@ -66,9 +67,11 @@ def _limits(job: Job) -> Iterator[str]:
             name = f"[{section}] {field.name} is {value}"
             if isinstance(value, float) and not math.isfinite(value):
                 yield f"{name}: it must be a finite number"
+            if isinstance(value, str):
+                continue
             if limits.least is not None and value < limits.least:
                 yield f"{name}: it must be at least {limits.least:g}"
-            if limits.above is not None and not isinstance(value, str) and value <= limits.above:
+            if limits.above is not None and value <= limits.above:
                 yield f"{name}: it must be above {limits.above:g}"
             if limits.below is not None and value >= limits.below:
                 yield f"{name}: it must be below {limits.below:g}"
@@ -76,6 +79,8 @@ def _limits(job: Job) -> Iterator[str]:
         value = getattr(job.data, name)
         if value != "auto" and value < 1:
             yield f"[data] {name} is {value}: it must be at least 1, or auto"
+    if job.train.epochs != "auto" and job.train.epochs < 0:
+        yield f"[train] epochs is {job.train.epochs}: it must be at least 0, or auto"
 
 
 def _single_values(job: Job) -> Iterator[str]:
@@ -133,11 +138,14 @@ def _missing_files(job: Job) -> Iterator[str]:
 
 def _contradictions(job: Job) -> Iterator[str]:
     data, optim, train = job.data, job.optim, job.train
-    if train.epochs < 1 and train.steps < 1:
+    if train.epochs != "auto" and train.epochs < 1 and train.steps < 1:
         yield "[train] epochs is 0 and steps is 0: there is nothing to train"
     if data.source != "files" and (data.targets or data.format != "auto"):
         name, value = ("targets", data.targets) if data.targets else ("format", data.format)
         yield f"[data] {name} is {value}, but source is {data.source}: it belongs to files, which data.path names"
+    for name in TABLE_SETTINGS:
+        if data.source != "files" and getattr(data, name) != getattr(DataSettings(), name):
+            yield f"[data] {name} is set, but source is {data.source}: it belongs to tables, which data.path names"
     held_out = sum(v for v in (data.validation, data.test) if isinstance(v, float))
     if held_out >= 1:
         yield f"[data] validation and test take {held_out:g} of the samples: nothing is left to train on"
@@ -168,7 +176,7 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
     if job.fault.respawn and job.fault.spares:
         yield f"[fault] respawn is true and spares is {job.fault.spares}: use one or the other to replace lost ranks"
-    if optim.min_lr > optim.lr:
+    if optim.lr != "auto" and optim.min_lr > optim.lr:
         yield f"[optim] min_lr is {optim.min_lr}, above lr, which is {optim.lr}"
     if optim.schedule == "step" and optim.step_every < 1:
         yield "[optim] schedule is step, but step_every is 0"

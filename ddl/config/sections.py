@@ -45,15 +45,35 @@ class DataSettings:
 
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
     path: str = setting("", "file, folder or pattern of the samples; implies source = files")
-    targets: str = setting("", "file of the targets, or columns of a CSV file; otherwise as the format says")
+    targets: str = setting(
+        "", "file of the targets, or columns of a table (none: it has none); otherwise as the format says"
+    )
     target_kind: Literal["auto", "classes", "values", "probabilities", "multilabel"] = setting(
         "auto", "what the targets are; auto: decided from the training split and the loss, and printed at the start"
     )
     format: str = setting(
         "auto",
-        "format of the files: images (PNG, JPEG, WebP, GIF, BMP, TIFF; a folder per class), webdataset (.tar), npy, "
-        "npz, idx, cifar10, cifar100, csv, jsonl, text or tokens; auto: detected from names and first bytes",
+        "format of the files; auto: detected from names and first bytes. Tables: csv (also TSV; gzip, bzip2, xz, zip), "
+        "jsonl, parquet, arrow (Feather), hf (a folder of Hugging Face save_to_disk). Images: images (PNG, JPEG, WebP, "
+        "GIF, BMP, TIFF; a folder per class), webdataset (.tar). Arrays: npy, npz, idx, cifar10, cifar100. Text: text, "
+        "tokens",
     )
+    columns: tuple[str, ...] = setting((), "columns of a table that are inputs; none given: all but the targets")
+    drop: tuple[str, ...] = setting((), "columns of a table that are left out")
+    types: dict[str, Any] = setting(
+        {},
+        "table of column = number, category, date, date:dmy, date:mdy, text or drop, where the cells do not say it, "
+        'such as zip = "category"',
+    )
+    max_categories: int = setting(
+        20,
+        "categories of a column that are one-hot; a column with more is embedded by mlp and linear, and has only the "
+        "most frequent ones in other models",
+        least=1,
+    )
+    encoding: str = setting("", "encoding of CSV and JSONL files, such as cp1252; none given: UTF-8")
+    missing: tuple[str, ...] = setting((), 'cells that are missing, besides "", NA, null, ? and the like, such as -999')
+    missing_targets: Literal["refuse", "skip"] = setting("refuse", "what becomes of rows of a table without a target")
     validation: float | str = setting(0.1, "validation split: a fraction of the samples, or a file; 0: none")
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
@@ -103,8 +123,8 @@ class ModelSettings:
 
     name: str = setting(
         "auto",
-        'a model of the zoo by name, or your own as "package.module:Name"; auto: mlp for tables, cnn for images, text '
-        "or transformer for tokens",
+        'a model of the zoo by name, or your own as "package.module:Name"; auto: mlp with dropout for tables, cnn for '
+        "images, text or transformer for tokens",
     )
     options: dict[str, Any] = setting({}, "further arguments of the model, by name")
     loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: chosen from the model and the targets')
@@ -119,7 +139,9 @@ class OptimSettings:
     """How gradients become updates."""
 
     name: str = setting("adam", 'an optimizer by name, or "package.module:Name"')
-    lr: float = setting(2e-3, "learning rate, the peak of the schedule", least=0)
+    lr: float | Literal["auto"] = setting(
+        "auto", "learning rate, the peak of the schedule; auto: 0.002, and 0.02 for model linear", least=0
+    )
     momentum: float = setting(0.9, "decay of the velocity, for momentum and lars (sgd has none)", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's look-ahead, for momentum")
     beta1: float = setting(0.9, "decay of the first moment, for adam, adamw and lamb", least=0, below=1)
@@ -159,7 +181,10 @@ class TrainSettings:
     """How long, in which batches and in which precision."""
 
     global_batch: int = setting(64, "samples of one step, over all ranks: the same at any number of ranks", least=1)
-    epochs: int = setting(20, "passes over the training samples", least=0)
+    epochs: int | Literal["auto"] = setting(
+        "auto",
+        "passes over the training samples; auto: 20, and for files as many as make 600 steps, up to 300",
+    )
     steps: int = setting(0, "number of steps, overriding epochs; 0: epochs decides", least=0)
     accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")

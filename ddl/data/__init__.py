@@ -16,6 +16,7 @@ from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
 from ddl.data.source import Batch, Field, Source, as_source, drawing
 from ddl.data.split import random_split, sequential_split, stratified_split
+from ddl.data.tables.roles import Settings as TableSettings
 from ddl.data.targets import KINDS, Target, decide
 from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
 
@@ -47,6 +48,7 @@ __all__ = [
     "Splits",
     "Start",
     "Subset",
+    "TableSettings",
     "Target",
     "Transform",
     "applies_in_evaluation",

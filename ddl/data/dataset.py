@@ -19,6 +19,7 @@ from ddl.data.memory import Shared, Subset, as_dtype, labels_of
 from ddl.data.normalise import needs_precision
 from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
+from ddl.data.tables.roles import Settings
 from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
 from ddl.errors import ConfigError, DataError
 from ddl.registry import adapter_of, instantiate, resolve
@@ -86,6 +87,7 @@ def open_dataset(
     normalize: str = "none",
     measured: bool = False,
     images: ImageSettings | None = None,
+    table: Settings | None = None,
 ) -> Splits:
     """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
@@ -95,14 +97,20 @@ def open_dataset(
     own, that one is used instead of a fraction. stratify: fractions keep the share of each class. dtype: of
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
-    normalisation would lose it. measured: whole numbers in x are measurements, not tokens.
+    normalisation would lose it. measured: whole numbers in x are measurements, not tokens. table: settings of tables.
     images: how images become samples.
 
     Raises ConfigError for an impossible request and DataError for an invalid file."""
     if target_kind not in KINDS:
         raise ConfigError(f"data.target_kind = {target_kind!r} must be one of {', '.join(KINDS)}")
-    images = images or ImageSettings()
-    request = Request(targets, _kind_of_columns(target_kind, loss), np.dtype(dtype), options or {}, images=images)
+    request = Request(
+        targets,
+        _kind_of_columns(target_kind, loss),
+        np.dtype(dtype),
+        options or {},
+        table=table or Settings(),
+        images=images or ImageSettings(),
+    )
     opened = _open(source, path, format, request)
     if isinstance(opened, Splits):
         asked = [

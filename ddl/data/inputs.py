@@ -17,17 +17,19 @@ from ddl.data.formats.detect import SUFFIXES, TABLES, Request, detect, expand, o
 from ddl.data.formats.files import Concat, pair
 from ddl.data.formats.image_files import Tree, loose, walk
 from ddl.data.formats.image_source import Images, LooseFiles
-from ddl.data.formats.labelled_text import LabelledText, RecordLines, csv_lines, json_lines, plain_lines
+from ddl.data.formats.labelled_text import LabelledText, ReaderTexts, Texts, csv_lines, json_lines, plain_lines
 from ddl.data.formats.pixels import ImageSettings
 from ddl.data.formats.webdataset import open_tars
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
+from ddl.data.tables.arrow_reader import open_arrow, open_parquet
 from ddl.data.tables.roles import Settings
 from ddl.data.targets import Target
 from ddl.errors import DataError
 from ddl.reading import take
 from ddl.wording import listed
 
+OF_ARROW = [suffix for suffix, format in SUFFIXES.items() if format in ("parquet", "arrow")]
 HOW = ("header", "delimiter", "decimal")  # options of CSV files that say how they are written
 
 
@@ -156,12 +158,17 @@ class Inputs:
 
     def _texts(self, path: str, known: Known) -> Source:
         paths = expand(path)
+        if paths[0].suffix.lower() in OF_ARROW:
+            label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
+            opener = open_parquet if SUFFIXES[paths[0].suffix.lower()] == "parquet" else open_arrow
+            readers = [opener(one) for one in paths]
+            return self._of_texts(ReaderTexts(readers, self.options.get("text", "text"), label), known)
         if len(paths) > 1:
             raise DataError(f"{len(paths)} files of texts: join them into one", path)
         format = SUFFIXES.get(paths[0].suffix.lower(), self.format)
         key = self.options.get("text", "text")
         label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
-        lines: RecordLines
+        lines: Texts
         if format == "jsonl":
             lines = json_lines(paths[0], key, label)
         elif format == "csv":
@@ -170,6 +177,9 @@ class Inputs:
             raise DataError("texts without classes: .jsonl or .csv files have both", path)
         else:
             lines = plain_lines(paths[0])
+        return self._of_texts(lines, known)
+
+    def _of_texts(self, lines: Texts, known: Known) -> Source:
         source = LabelledText(lines, length=known.learned["length"], vocabulary=known.learned["vocabulary"])
         source.recall(known.learned)
         return source

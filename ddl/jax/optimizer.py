@@ -143,9 +143,9 @@ class Optax(Optimizer):
                 start += len(part)
 
 
-def translated(optimizer: Any, model: Any, schedule: Any = None) -> tuple[Optimizer, list[Rule]]:
-    """For ``Trainer(model, optimizer=optax.adamw(1e-3))``: (an Optax, no rules). Raises ConfigError for a model of
+def translated(optimizer: Any, model: Any, schedule: Any = None) -> tuple[Optimizer, list[Rule], Any]:
+    """For ``Trainer(model, optimizer=optax.adamw(1e-3))``: (an Optax, no rules, the schedule). Raises ConfigError for a model of
     another framework."""
     if not isinstance(model, Model):
         raise ConfigError("an optimizer of optax goes with a ddl.jax.Model: give the model as one")
-    return Optax(optimizer, model), []
+    return Optax(optimizer, model), [], schedule

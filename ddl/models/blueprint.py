@@ -57,6 +57,12 @@ class Problem:
     loss: Any = None
     classes: int | None = None
 
+    @property
+    def embedded(self) -> tuple[int, int] | None:
+        """(number of categories, columns of them) that the model must embed; None if there are none."""
+        field = self.fields.get("categories")
+        return None if field is None or not field.size else (field.size, field.shape[0])
+
     @cached_property
     def outputs(self) -> Shape | None:
         """The shape of one sample's output that the loss compares with the target: (classes,), or a target's own.

@@ -47,6 +47,8 @@ FOREIGN = {"torch.nn.modules.module.Module": "ddl.torch:Model"}
 # Frameworks whose networks draw their initial values when they are made: module -> the function that seeds these draws.
 SEEDS = {"torch": "torch:manual_seed"}
 
+AUTO_DROPOUT = 0.5  # of the MLP that "auto" chooses
+EMBEDDING = ("auto", "linear", "mlp")  # models that take the field "categories" of a table
 OF_MEASUREMENTS = ("auto", "linear", "mlp", "cnn", "autoencoder", "gan")  # whole numbers in "x" are no tokens to these
 
 
@@ -68,9 +70,11 @@ def build(
     them, and ``loss``, a table of options of the loss. seed: of the initial values that another framework draws.
     suggested: the loss for the kind of the targets if neither ``loss`` nor the model names one. Raises ConfigError, in
     one line, for an incompatible combination."""
+    settings = dict(options or {})
     if isinstance(model, str) and model == "auto" and "x" in fields:
         model = suited(fields)
-    settings = dict(options or {})
+        if model == "mlp":  # small tables are the rule, which a network without dropout learns by heart
+            settings.setdefault("dropout", AUTO_DROPOUT)
     of_loss = settings.pop("loss", {})
     name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
     found = resolve(model, MODELS, "model.name") if isinstance(model, str) else model

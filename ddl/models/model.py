@@ -258,7 +258,7 @@ class Supervised(Measured):
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
         state = self._state(params, buffers)
-        ctx.data = batch["x"]
+        ctx.data, ctx.categories = batch["x"], batch.get("categories")
         with ctx.span("forward"):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
@@ -271,6 +271,7 @@ class Supervised(Measured):
         return loss, weight, sums
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
+        ctx.categories = batch.get("categories")
         outputs, _ = self.network.forward(self._state(params, buffers), batch["x"], ctx)
         return {"output": outputs}
 

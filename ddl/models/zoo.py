@@ -6,7 +6,7 @@ Networks for sequences are in sequence.py and transformer.py, the GAN in adversa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log2, prod
+from math import ceil, log2, prod
 from typing import Literal
 
 from ddl.errors import ConfigError
@@ -25,6 +25,7 @@ from ddl.nn import (
     Reshape,
     Sequential,
     Sigmoid,
+    WithCategories,
 )
 from ddl.nn.layer import Layer, Shape
 from ddl.wording import listed
@@ -50,7 +51,15 @@ def linear(problem: Problem) -> Layer:
 
     With MSE this is linear regression, with cross-entropy logistic regression. The loss is convex, so
     gradient descent finds the one best answer; whatever a deeper model reaches is measured against it."""
-    return Sequential(Flatten(), *head(problem.need_outputs("linear")))
+    return Sequential(Flatten(), *_with_categories(problem), *head(problem.need_outputs("linear")))
+
+
+def _with_categories(problem: Problem) -> list[Layer]:
+    """What appends the vectors of a table's embedded categories to the inputs."""
+    if problem.embedded is None:
+        return []
+    tokens, columns = problem.embedded
+    return [WithCategories(tokens, columns, min(32, ceil(1.6 * (tokens / columns) ** 0.56)))]
 
 
 def mlp(
@@ -63,11 +72,14 @@ def mlp(
 
     hidden: units of each hidden layer. activation: "relu" learns fastest; "tanh" and "sigmoid" saturate.
     dropout: the share of hidden values set to zero in training, against overfitting."""
-    return _perceptron((problem.inputs, *hidden), problem.need_outputs("mlp"), activation, dropout)
+    outputs = problem.need_outputs("mlp")
+    return _perceptron((problem.inputs, *hidden), outputs, activation, dropout, _with_categories(problem))
 
 
-def _perceptron(sizes: Sequence[int], outputs: Shape, nonlinearity: str, dropout: float) -> Layer:
-    layers: list[Layer] = [Reshape((sizes[0],))]
+def _perceptron(
+    sizes: Sequence[int], outputs: Shape, nonlinearity: str, dropout: float, first: Sequence[Layer] = ()
+) -> Layer:
+    layers: list[Layer] = [Reshape((sizes[0],)), *first]
     for units in sizes[1:]:
         layers.append(Dense(units, nonlinearity))
         if dropout:

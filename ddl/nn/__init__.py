@@ -8,7 +8,7 @@ from ddl.nn.context import Context
 from ddl.nn.conv import Conv2D, ConvTranspose2D
 from ddl.nn.dense import Dense
 from ddl.nn.dropout import Dropout
-from ddl.nn.embedding import Embedding, PositionalEmbedding
+from ddl.nn.embedding import Embedding, PositionalEmbedding, WithCategories
 from ddl.nn.initial import INITIALISERS, initialiser
 from ddl.nn.layer import Average, Backward, Initialiser, Layer, Sequential, Shape, Spec
 from ddl.nn.losses import LOSSES, MAE, MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Huber
@@ -60,5 +60,6 @@ __all__ = [
     "Spec",
     "Tanh",
     "TokenMean",
+    "WithCategories",
     "initialiser",
 ]

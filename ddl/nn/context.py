@@ -38,6 +38,7 @@ class Context:
     data: the array that came from the batch, if its gradient is of no use; a layer that passes it on in another shape
     puts that shape here. mask: (batch, time) booleans, False where a sequence is padding; set by Embedding, dropped by
     the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch.
+    categories: (batch, columns), the embedded ones of a table's sample, for WithCategories.
     span: context manager around phases that appear in a trace."""
 
     training: bool = False
@@ -50,6 +51,7 @@ class Context:
     arena: Arena = field(default_factory=Arena)
     data: Array | None = None
     mask: Array | None = None
+    categories: Array | None = None
     sum_over_ranks: Callable[[Array], Array] = _one_rank
     span: Callable[[str], AbstractContextManager[None]] = _no_span
 
@@ -66,7 +68,7 @@ class Context:
         self.__dict__.pop("generators", None)
         self.segments, self.shards, self.step, self.part = segments, shards, step, part
         self.announce = announce or _nobody_listens
-        self.data = self.mask = None
+        self.data = self.mask = self.categories = None
 
     def wants_gradient_of(self, x: Array) -> bool:
         """Whether backward must return the gradient of a layer's input ``x``."""

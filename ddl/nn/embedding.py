@@ -55,6 +55,40 @@ class Embedding:
         return None
 
 
+@dataclass(frozen=True)
+class WithCategories:
+    """(inputs,) -> (inputs + columns * width,): x, and the vectors of the sample's categories, which are whole numbers
+    below ``tokens`` in the field "categories", (columns,), beside x."""
+
+    tokens: int
+    columns: int
+    width: int
+
+    @property
+    def _embedding(self) -> Embedding:
+        return Embedding(self.tokens, self.width)
+
+    def spec(self, shape: Shape) -> Spec:
+        if len(shape) != 1:
+            raise ConfigError(f"WithCategories needs samples of (inputs,), got {shape}")
+        inner = self._embedding.spec((self.columns,))
+        return Spec((shape[0] + self.columns * self.width,), inner.params, by_rows=inner.by_rows)
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        if ctx.categories is None:
+            raise DataError("the samples lack the field 'categories', which the model was made for")
+        vectors, kept = self._embedding.forward(params, ctx.categories, ctx)
+        y = ctx.empty((len(x), x.shape[1] + self.columns * self.width), x.dtype)
+        y[:, : x.shape[1]] = x
+        y[:, x.shape[1] :] = vectors.reshape(len(x), -1)
+        return y, (kept, x.shape[1], ctx.wants_gradient_of(x))
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        kept, inputs, wanted = cache
+        yield from self._embedding.backward(params, grads, kept, contiguous(dy[:, inputs:]))
+        return contiguous(dy[:, :inputs]) if wanted else None
+
+
 @lru_cache(maxsize=8)
 def _waves(time: int, width: int) -> np.ndarray:
     """(time, width): sines in even columns and cosines in odd ones, wavelengths from 2 pi to 10000 * 2 pi."""

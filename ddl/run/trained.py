@@ -30,7 +30,8 @@ from ddl.run.meaning import Meaning
 from ddl.run.plots import samples
 from ddl.run.predictions import Block, Column, Predictions
 from ddl.run.resume import understand
-from ddl.train.build import build_data, knowledge_of, model_of
+from ddl.train.build import knowledge_of, model_of
+from ddl.train.datasets import build_data, table_settings
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
 
@@ -162,6 +163,7 @@ class Trained:
             options=data.options if is_file else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
+            table=table_settings(self.job),
             images=ImageSettings(damaged=data.damaged),
         )
         return inputs.open(path, self.known)

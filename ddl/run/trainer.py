@@ -41,6 +41,7 @@ from ddl.train.build import (
     load_values,
     normalisation,
     order_of,
+    steps_of,
 )
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
@@ -235,7 +236,7 @@ class Trainer:
 
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data), self.model)
-        total = job.train.steps or job.train.epochs * order.steps_per_epoch
+        total = steps_of(job, order)
         splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
         groups = self._groups(job)
         return assemble(

@@ -20,7 +20,6 @@ from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job, OptimSettings
 from ddl.data import (
     Field,
-    ImageSettings,
     Known,
     Mixup,
     Order,
@@ -33,18 +32,20 @@ from ddl.data import (
     fingerprint,
     labels_of,
     make_transforms,
-    open_dataset,
 )
 from ddl.errors import CheckpointError, ConfigError
 from ddl.fault import startup
 from ddl.models import build as build_model
-from ddl.models.build import OF_MEASUREMENTS
 from ddl.models.model import Model
 from ddl.optim import OPTIMIZERS, Groups, LearningRate, Optimizer, Rule, scaled_lr, schedule
 from ddl.registry import resolve
+from ddl.train.datasets import build_data
 from ddl.train.state import State
 from ddl.train.task import Task
 from ddl.wording import instead
+
+LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model is convex
+EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
 
 # Files of weights of other frameworks: suffix -> what reads one.
 WEIGHTS = dict.fromkeys((".pt", ".pth"), "ddl.torch:read_weights")
@@ -74,7 +75,7 @@ def build_task(job: Job) -> Task:
     startup.doing("building its model")
     model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
     order = order_of(job, len(splits.train), model)
-    total_steps = job.train.steps or job.train.epochs * order.steps_per_epoch
+    total_steps = steps_of(job, order)
     groups = build_groups(job, model)
     return assemble(
         job,
@@ -147,6 +148,14 @@ def order_of(job: Job, samples: int, model: Model) -> Order:
     batch, least = job.train.global_batch, max(model.samples_per_shard * job.train.accumulate, 2)
     shards = auto_shards(batch, samples, least) if job.data.shards == "auto" else int(job.data.shards)
     return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
+
+
+def steps_of(job: Job, order: Order) -> int:
+    """How many steps the job asks for. A small table needs more epochs than a large one to be learned."""
+    if job.train.steps or job.train.epochs != "auto":
+        return job.train.steps or int(job.train.epochs) * order.steps_per_epoch
+    needed = -(-LEAST_STEPS // order.steps_per_epoch) if job.data.source == "files" else 0
+    return min(max(EPOCHS, needed), MOST_EPOCHS) * order.steps_per_epoch
 
 
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
@@ -232,35 +241,13 @@ def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
     return {**job.model.options, "loss": {**of_loss, "class_weights": weights.tolist()}}
 
 
-def build_data(job: Job) -> Splits:
-    """The job's training, validation and test samples."""
-    data = job.data
-    return open_dataset(
-        data.source,
-        path=data.path,
-        targets=data.targets,
-        format=data.format,
-        validation=data.validation,
-        test=data.test,
-        stratify=data.stratify,
-        seed=job.run.seed,
-        dtype=job.train.dtype,
-        oversample=data.oversample,
-        options=data.options,
-        target_kind=data.target_kind,
-        loss=job.model.loss,
-        classes=job.model.options.get("classes"),
-        normalize=data.normalize,
-        measured=job.model.name in OF_MEASUREMENTS,
-        images=ImageSettings(data.image_size, data.resize, data.channels, data.damaged),
-    )
-
-
 def build_groups(job: Job, model: Model) -> Groups:
     """The job's optimizers over the model's parameters."""
     optim = job.optim
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, job.train.dtype)
-    lr = scaled_lr(optim.lr, job.train.global_batch, optim.scale_lr_by_batch) if optim.scale_lr_by_batch else optim.lr
+    lr = optim.lr if optim.lr != "auto" else LR_OF_LINEAR if job.model.name == "linear" else LR
+    if optim.scale_lr_by_batch:
+        lr = scaled_lr(lr, job.train.global_batch, optim.scale_lr_by_batch)
     main = _optimizer(optim, optim.name, lr, {})
     rules = []
     for group in optim.groups:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import glob
 import gzip
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -21,9 +22,10 @@ from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, f
 from ddl.data.formats.pixels import is_image
 from ddl.data.formats.request import Parts, Request
 from ddl.data.formats.rows import Rows
-from ddl.data.formats.tabular import open_csv, open_jsonl
+from ddl.data.formats.tabular import open_arrow, open_csv, open_jsonl, open_parquet
 from ddl.data.formats.webdataset import open_tars
 from ddl.data.source import Source
+from ddl.data.tables.arrow_reader import ARROW_MAGIC, FEATHER_MAGIC, PARQUET_MAGIC, saved_parts
 from ddl.errors import ConfigError, DataError
 from ddl.reading import braces
 from ddl.wording import instead, listed
@@ -166,20 +168,24 @@ FORMATS: dict[str, Callable[[Sequence[Path], Request], Source | Parts]] = {
     "cifar100": _open_cifar100,
     "csv": open_csv,
     "jsonl": open_jsonl,
+    "parquet": open_parquet,
+    "arrow": open_arrow,
     "text": _open_text,
     "tokens": _open_tokens,
     "images": _open_images,
     "webdataset": _open_webdataset,
 }
-TABLES = ("csv", "jsonl")  # formats whose files have columns
+FORMATS["hf"] = open_arrow  # a folder of Arrow files that Hugging Face datasets wrote by save_to_disk
+TABLES = ("csv", "jsonl", "parquet", "arrow", "hf")  # formats that have columns
 SUFFIXES = {
     ".npy": "npy",
     ".npz": "npz",
     ".idx": "idx",
     ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    **dict.fromkeys((".tsv", ".tab", ".psv", ".data", ".dat"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
     ".txt": "text",
     ".text": "text",
     ".md": "text",
@@ -188,12 +194,27 @@ SUFFIXES = {
 }
 
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip")  # endings after that of a format
+FOREIGN = {  # first bytes of files that are not read, and what they are
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save its sheet as CSV",
+    b"SQLite format 3": "an SQLite database: write its table as CSV or Parquet",
+    b"\x89HDF": "an HDF5 file: save its arrays as .npz",
+    b"\x80": "a pickle, which can run any code when it is read: refused",
+}
+MAGICS = {NPY_MAGIC: "npy", PARQUET_MAGIC: "parquet", ARROW_MAGIC: "arrow", FEATHER_MAGIC: "arrow"}
+
+
 def detect(path: Path) -> str:
     """The format of a file, by its name and its first bytes. Raises DataError when it is none of FORMATS."""
     head = first_bytes(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
+    for magic, what in FOREIGN.items():
+        if head.startswith(magic) and suffixes[-1:] != [".bin"]:
+            raise DataError(what, path, 0)
     if suffixes and suffixes[-1] in SUFFIXES:
         return SUFFIXES[suffixes[-1]]
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and SUFFIXES.get(suffixes[-2]) in ("csv", "jsonl"):
+        return SUFFIXES[suffixes[-2]]
     if suffixes and suffixes[-1] == ".bin":
         return _detect_binary(path)
     if is_image_name(path.name) or is_image(head):
@@ -206,17 +227,28 @@ def detect(path: Path) -> str:
                 head = file.read(16)
         except (OSError, EOFError) as error:
             raise DataError(f"cannot be decompressed: {error}", path) from error
-    if head.startswith(NPY_MAGIC):
-        return "npy"
+    if name := next((name for magic, name in MAGICS.items() if head.startswith(magic)), None):
+        return name
     if head.startswith(ZIP_MAGICS):
-        return "npz"
+        return _detect_zip(path)
     if len(head) >= 4 and head[:2] == b"\0\0" and head[2] in IDX_TYPES:
         return "idx"
     if "ubyte" in path.name:
         raise DataError(f"named like an IDX file, but it begins with {head[:4].hex(' ')}", path, 0)
-    if head.startswith(b"\x80"):
-        raise DataError("a pickle, which can run any code when it is read: refused", path, 0)
     raise DataError(f"its format is not recognised; set data.format to {listed(sorted(FORMATS))}", path, 0)
+
+
+def _detect_zip(path: Path) -> str:
+    """The format of the only file in a zip, if it has columns; else npz."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    except (zipfile.BadZipFile, OSError):
+        return "npz"  # opening it says what is wrong
+    if any(name.startswith("xl/") for name in names):
+        raise DataError("an Excel workbook: save its sheet as CSV", path, 0)
+    found = SUFFIXES.get(Path(names[0]).suffix.lower(), "npz") if len(names) == 1 else "npz"
+    return found if found in ("csv", "jsonl") else "npz"
 
 
 def _detect_binary(path: Path) -> str:
@@ -234,7 +266,10 @@ def expand(pattern: str) -> list[Path]:
     if len(patterns := braces(pattern)) > 1:
         return [path for one in patterns for path in expand(one)]
     path = Path(pattern).expanduser()
-    if path.is_dir():
+    saved = saved_parts(path)
+    if saved is not None and "" in saved:
+        found = saved[""]
+    elif path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     elif path.exists():
         found = [path]
@@ -255,8 +290,10 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
     if format in ("auto", "images") and folder.is_dir():
         tree = walk(folder)
         if tree.images and (format == "images" or not any(map(_is_array_name, tree.others))):
-            parts: Parts = open_images(folder, tree, request.images, request.targets, request.target_kind)
+            parts = open_images(folder, tree, request.images, request.targets, request.target_kind)
             return parts["train"] if len(parts) == 1 else parts
+    if format in ("auto", "hf") and (saved := _saved(Path(pattern).expanduser(), request)) is not None:
+        return saved
     paths = expand(pattern)
     name = format
     skipped: list[str] = []
@@ -268,14 +305,40 @@ def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
         opened = opener(paths, request)
         _add_notes(opened["train"] if isinstance(opened, dict) else opened, skipped)
         return opened
-    parts = {}
+    return _by_role(opener, by_role, request, skipped)
+
+
+def _saved(folder: Path, request: Request) -> Source | Parts | None:
+    """The parts of a folder that Hugging Face datasets wrote; None if it is none."""
+    splits = saved_parts(folder)
+    if splits is None or "" in splits:
+        return None if splits is None else open_arrow(splits[""], request)
+    by_role, others = {}, []
+    for split, files in splits.items():
+        role = next((role for role, words in ROLES.items() if re.search(words, split, re.IGNORECASE)), None)
+        if role is None or role in by_role:
+            others.append(f"split {split!r} is not read")
+        else:
+            by_role[role] = files
+    if "train" not in by_role:
+        raise DataError(f"no split for training, only {listed(map(repr, splits), 'and')}", folder)
+    return _by_role(open_arrow, by_role, request, others)
+
+
+def _by_role(
+    opener: Callable[[Sequence[Path], Request], Source | Parts],
+    by_role: Mapping[str, list[Path]],
+    request: Request,
+    notes: Sequence[str],
+) -> Parts:
+    parts: Parts = {}
     for role in sorted(by_role, key=lambda role: role != "train"):
         own = by_role[role]
         source = opener(own, replace(request, like=columns_of(parts["train"])) if parts else request)
         if isinstance(source, dict):
             raise DataError("an archive that has its own splits among files for each split", own[0])
         parts[role] = source
-    _add_notes(parts["train"], skipped)
+    _add_notes(parts["train"], notes)
     return parts
 
 

@@ -20,6 +20,8 @@ from ddl.data.formats.npy import first_bytes
 from ddl.data.formats.text_lines import LineIndex, blank_note, clean
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
+from ddl.data.tables.cells import canonical
+from ddl.data.tables.records import Reader
 from ddl.errors import DataError
 from ddl.wording import instead
 
@@ -99,6 +101,64 @@ class RecordLines:
     def like(self, names: tuple[str, ...]) -> None:
         _same_names(self.names, names, self.path)
         self.names, self._code = names, {name: place for place, name in enumerate(names)}
+
+
+class ReaderTexts:
+    """One text and its class in each row of tables. Reading some rows passes over those before them.
+
+    label: the column of classes; None: there are none."""
+
+    def __init__(self, readers: Sequence[Reader], text: str, label: str | None):
+        self._readers = list(readers)
+        self.files: Sequence[Path] = [reader.path for reader in readers]
+        self.notes: tuple[str, ...] = ()
+        self._text, self._label = text, label
+        self.names: tuple[str, ...] = ()
+        found: set[str] = set()
+        self._count = 0
+        for classes, _, number in self._rows(label or text):
+            self._count += 1
+            if label is not None:
+                if not classes:
+                    raise DataError(f"no class in column {label!r}", self.files[0], number, "row")
+                found.add(classes)
+            if len(found) > MOST_CLASSES:
+                raise DataError(f"over {MOST_CLASSES} different classes", self.files[0], number, "row")
+        self.like(tuple(sorted(found)))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _rows(self, *names: str) -> Iterator[tuple[str, str, int]]:
+        """(cell of the first column, of the last, number of the row) of all rows."""
+        for reader in self._readers:
+            for name in names:
+                if name not in reader.names:
+                    hint = instead(name, reader.names, "there are")
+                    raise DataError(f"no column {name!r}; {hint}", reader.path)
+            at, last = reader.names.index(names[0]), reader.names.index(names[-1])
+            for block in reader.blocks():
+                cells = [_as_texts(block.columns[place]) for place in (at, last)]
+                yield from zip(*cells, block.numbers, strict=True)
+
+    def read(self, rows: np.ndarray) -> Iterator[tuple[str, int]]:
+        wanted = iter(rows.tolist())
+        row = next(wanted, None)
+        for place, (text, label, _) in enumerate(self._rows(self._text, self._label or self._text)):
+            if place == row:
+                yield text, 0 if self._label is None else self._code[label]
+                row = next(wanted, None)
+            if row is None:
+                return
+
+    def like(self, names: tuple[str, ...]) -> None:
+        if self.names:
+            _same_names(self.names, names, self.files[0])
+        self.names, self._code = names, {name: place for place, name in enumerate(names)}
+
+
+def _as_texts(cells: Any) -> Sequence[str]:
+    return [canonical(repr(v)) for v in cells.tolist()] if isinstance(cells, np.ndarray) else cells
 
 
 def plain_lines(path: Path) -> RecordLines:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddl.data.formats.labelled_text import LabelledText, csv_lines, json_lines
+from ddl.data.formats.labelled_text import LabelledText, ReaderTexts, csv_lines, json_lines
 from ddl.data.formats.request import Request
 from ddl.data.source import Source
+from ddl.data.tables import arrow_reader
 from ddl.data.tables.csv_reader import open_csv as csv_reader
 from ddl.data.tables.json_reader import open_json
 from ddl.data.tables.records import Reader
@@ -52,16 +53,37 @@ def _csv_table(
 
 
 def open_jsonl(paths: Sequence[Path], request: Request) -> Source:
-    encoding = request.table.encoding
+    open_reader = partial(open_json, encoding=request.table.encoding)
+    if _is_text(lambda: open_reader(paths[0]).names, request):
+        return _labelled(json_lines, paths, request)
+    return request.make(_record_table, "data.options", paths=paths, request=request, open_reader=open_reader)
+
+
+def open_parquet(paths: Sequence[Path], request: Request) -> Source:
+    return _open_records(arrow_reader.open_parquet, paths, request)
+
+
+def open_arrow(paths: Sequence[Path], request: Request) -> Source:
+    return _open_records(arrow_reader.open_arrow, paths, request)
+
+
+def _open_records(open_reader: Callable[[Path], Reader], paths: Sequence[Path], request: Request) -> Source:
+    if not _is_text(lambda: open_reader(paths[0]).names, request):
+        return request.make(_record_table, "data.options", paths=paths, request=request, open_reader=open_reader)
+    options = dict(request.options)
+    text, label = options.pop(TEXT, TEXT), request.targets or options.pop(LABEL, LABEL)
+    lines = ReaderTexts([open_reader(path) for path in paths], text, label)
+    return instantiate(LabelledText, {"texts": lines, **options}, "data.options")
+
+
+def _is_text(names: Callable[[], Sequence[str]], request: Request) -> bool:
+    """Whether the samples are texts with a class: data.options says so, or there are no other columns."""
     if TEXT in request.options:
-        return _labelled(json_lines, paths, request)
-    label = request.targets or request.options.get(LABEL, LABEL)
-    names = open_json(paths[0], encoding).names
-    if names == [TEXT] or (len(names) <= 3 and set(names) >= {TEXT, label}):
-        return _labelled(json_lines, paths, request)
-    return request.make(
-        _record_table, "data.options", paths=paths, request=request, open_reader=partial(open_json, encoding=encoding)
-    )
+        return True
+    if request.like is not None:
+        return False
+    found, label = names(), request.targets or request.options.get(LABEL, LABEL)
+    return list(found) == [TEXT] or (len(found) <= 3 and set(found) >= {TEXT, label})
 
 
 def _record_table(

@@ -11,20 +11,38 @@ from functools import lru_cache
 
 # In lower case; data.missing adds others.
 MISSING = frozenset(
-    ("", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "nil", "<na>", "nat", "missing", "unknown", "?", "-", "--")
+    (
+        "",
+        "na",
+        "n/a",
+        "n.a.",
+        "#n/a",
+        "nan",
+        "null",
+        "none",
+        "nil",
+        "<na>",
+        "nat",
+        "missing",
+        "unknown",
+        "k.a.",
+        "?",
+        "-",
+        "--",
+    )
 )
 EPOCH = datetime(1970, 1, 1)
 ORDERS = ("ymd", "dmy", "mdy")  # of a date's digits
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _SPACES = "\u00a0\u202f '\u2019"
-_DRESS = re.compile(r"^([+-]?)\s*(?:[$€£¥₹]|CHF|EUR|USD|GBP)?\s*(.*?)\s*(?:[$€£¥₹%]|CHF|EUR|USD|GBP)?$")
+_DRESS = re.compile(r"(?s)^([+-]?)\s*(?:[$€£¥₹]|CHF|EUR|USD|GBP)?\s*(.*?)\s*(?:[$€£¥₹%]|CHF|EUR|USD|GBP)?$")
 _GROUPED = {
     ".": re.compile(rf"[+-]?\d{{1,3}}([,{_SPACES}]\d{{3}})+(\.\d+)?"),
     ",": re.compile(rf"[+-]?\d{{1,3}}([.{_SPACES}]\d{{3}})+(,\d+)?"),
 }
 _GROUPS = {".": str.maketrans("", "", "," + _SPACES), ",": str.maketrans(",", ".", "." + _SPACES)}
-_DIGITS = re.compile(r"(\d{1,4})([./-])(\d{1,2})\2(\d{2,4})(?:[ T]+(.+))?")
+_DIGITS = re.compile(r"(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?:[ T]+(.+))?")
 _DAY_FIRST = re.compile(r"(\d{1,2})[ .-]+([A-Za-z]{3,9})\.?,?[ -]+(\d{4})(?:[ T]+(.+))?")
 _MONTH_FIRST = re.compile(r"([A-Za-z]{3,9})\.? (\d{1,2})(?:st|nd|rd|th)?,? (\d{4})(?:[ T]+(.+))?")
 _MONTHS = {
@@ -92,7 +110,7 @@ def date(cell: str, order: str = "ymd") -> float | None:
         if len(first) == 4:
             return _days(first, second, third, time)
         day, month = (second, first) if order == "mdy" else (first, second)
-        return None if len(third) == 3 or len(first) > 2 else _days(_century(third), month, day, time)
+        return None if len(third) in (1, 3) or len(first) > 2 else _days(_century(third), month, day, time)
     for pattern, places in ((_DAY_FIRST, (3, 2, 1)), (_MONTH_FIRST, (3, 1, 2))):
         if match := pattern.fullmatch(text):
             year, month, day = (match[place] for place in places)

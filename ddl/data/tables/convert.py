@@ -139,6 +139,6 @@ class _Conversion:
 
     def _without_target(self, reader: Reader, block: Block, values: np.ndarray, at: int) -> np.ndarray:
         if not self.skips:
-            for row in np.flatnonzero(np.isnan(values[:, at])):
+            for row in np.flatnonzero(np.isnan(values[:, at])).tolist():
                 self.problems.add(reader, block.numbers[row], f"no target in column {self.columns[at].name!r}")
         return values

@@ -24,11 +24,12 @@ class CsvReader(Reader):
     encoding: str = ""
 
     def blocks(self) -> Iterator[Block]:
-        width, blank, pending, last = len(self.names), 0, 0, 0
+        width, blank, pending = len(self.names), 0, 0
         with open_text(self.path, self.encoding) as file:
             reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
             while True:
-                begin, rows = reader.line_num, []
+                begin = reader.line_num
+                rows: list[list[str]] = []
                 try:
                     rows.extend(islice(reader, self.rows_at_once()))
                 except csv.Error as error:

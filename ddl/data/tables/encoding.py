@@ -4,6 +4,7 @@ Learned from the training part alone, and applied to every other file. source.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 MOST_EMBEDDED = 10_000  # categories of a column; rarer ones share a vector
 WORDS = 4  # a column whose texts have so many words on average is free text
+LEAST_ROWS = 20  # fewer distinct numbers prove no identifier
+IDENTIFIER = re.compile(r"(^|[\W_])(id|uuid|guid|key|nr|no|number)$|nummer$", re.IGNORECASE)
 EPOCH = np.datetime64("1970-01-01")
 
 
@@ -32,16 +35,25 @@ class Encoding:
 
     @classmethod
     def learn(
-        cls, values: np.ndarray, column: Mapping[str, Any], most: int, *, embeds: bool = False, forced: bool = False
+        cls,
+        values: np.ndarray,
+        column: Mapping[str, Any],
+        most: int,
+        *,
+        rows: np.ndarray,
+        embeds: bool = False,
+        forced: bool = False,
     ) -> Encoding:
-        """From the values of the training part. column: from the schema. most: categories that are one-hot. embeds:
-        the model takes embedded ones, too. forced: the user says that it is no free text."""
+        """From the values of the training part. column: from the schema. most: categories that are one-hot. rows:
+        their numbers. embeds: the model takes embedded ones, too. forced: the user says that it is an input."""
         kind, known = column["kind"], values[~np.isnan(values)]
         has_missing = len(known) < len(values)
         if kind in ("text", "drop"):
             return cls(kind)
         if not len(known):
             return cls("empty")
+        if kind == "number" and not forced and _identifies(values, rows, column["name"]):
+            return cls("identifier")
         if kind == "number":
             return cls(kind, (float(np.median(known)),), has_missing)
         if kind == "date":
@@ -103,6 +115,13 @@ class Encoding:
                    tuple(given.pop("categories")), **given)  # fmt: skip
 
 
+def _identifies(values: np.ndarray, rows: np.ndarray, name: str) -> bool:
+    """Whether whole numbers, all distinct, only number the rows, or are called as identifiers are."""
+    if len(values) < LEAST_ROWS or not (values == np.floor(values)).all() or len(np.unique(values)) < len(values):
+        return False
+    return bool(IDENTIFIER.search(name)) or len(np.unique(values - rows)) == 1
+
+
 def _has_words(text: str) -> bool:
     return len(text.split()) > 1
 
@@ -116,11 +135,6 @@ def date_parts(days: np.ndarray) -> np.ndarray:
     day = (dates - months).astype(np.int64) + 1
     month = (months - years).astype(np.int64) + 1
     return np.stack([days, years.astype(np.int64) + 1970, month, day, (whole + 3) % 7], axis=1)
-
-
-def width_of(categories: int) -> int:
-    """How long the vector of an embedded category is, by the number of categories."""
-    return int(min(32, np.ceil(1.6 * categories**0.56)))
 
 
 def described(names: Sequence[str], columns: Sequence[Encoding]) -> list[str]:

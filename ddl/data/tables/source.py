@@ -175,8 +175,14 @@ class Table(Source):
         types, asked = self._asked.settings.types, self._asked.settings
         self._encode_by(
             [
-                Encoding.learn(sampled[:, at], column, asked.max_categories, embeds=asked.embeds,
-                               forced=types.get(column["name"], "").startswith("category"))
+                Encoding.learn(
+                    sampled[:, at],
+                    column,
+                    asked.max_categories,
+                    rows=rows,
+                    embeds=asked.embeds,
+                    forced=column["name"] in types or len(self._asked.features or asked.columns) > 0,
+                )
                 for at, column in enumerate(self._columns[: self._width])
             ]
         )  # fmt: skip

@@ -11,10 +11,10 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from ddl.data.formats.npy import GZIP_MAGIC, ZIP_MAGICS, first_bytes
 from ddl.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
                 with archive.open(names[0]) as stream:
                     yield stream
         else:
-            opener = {GZIP_MAGIC: gzip.open, BZ2_MAGIC: bz2.open, XZ_MAGIC: lzma.open}
+            opener: dict[bytes, Callable[..., Any]] = {GZIP_MAGIC: gzip.open, BZ2_MAGIC: bz2.open, XZ_MAGIC: lzma.open}
             found = next((opened for magic, opened in opener.items() if head.startswith(magic)), open)
             with cast(IO[bytes], found(path, "rb")) as stream:
                 yield stream
@@ -77,8 +77,9 @@ def open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
 def _undecoded(path: Path, encoding: str, error: UnicodeError) -> DataError:
     if encoding:
         return DataError(f"not {encoding} text ({error}): another data.encoding is needed", path)
+    number, line = 1, b""
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(stream, 1):  # noqa: B007
             try:
                 line.decode()
             except UnicodeDecodeError:

@@ -225,7 +225,7 @@ def test_help_names_every_setting_with_its_default(capsys):
             assert f"--{name}.{field.name.rstrip('_')} " in text
             assert field.metadata["meaning"] in text
     assert text.count("; default: ") == sum(len(fields(section)) for section in SECTIONS.values())
-    assert "(a number; default: 0.002)" in text and "(a list of strings; default: none)" in text
+    assert "(a number; default: 0.1)" in text and "(a list of strings; default: none)" in text
     assert "(one of constant, step, linear or cosine; default: cosine)" in text
     assert "(true or false; default: true)" in text and "(a whole number or auto; default: auto)" in text
 
