@@ -44,9 +44,14 @@ class DataSettings:
     """The data set, its splits and its shards."""
 
     source: str = setting("digits", 'a source by name, "files", or your own as "package.module:Name"')
-    path: str = setting("", "file, folder or pattern of the samples; implies source = files")
+    path: str = setting(
+        "",
+        "file, pattern such as {000..009}.tar, or folder of the samples (of images: with a folder per class); implies "
+        "source = files",
+    )
     targets: str = setting(
-        "", "file of the targets, or columns of a table (none: it has none); otherwise as the format says"
+        "", "file of the targets (of images: file,label), or columns of a table (none: it has none); "
+        "otherwise as the format says"
     )
     target_kind: Literal["auto", "classes", "values", "probabilities", "multilabel"] = setting(
         "auto", "what the targets are; auto: decided from the training split and the loss, and printed at the start"

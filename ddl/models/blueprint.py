@@ -82,7 +82,9 @@ class Problem:
                     f"of shape {y.shape} (data.target_kind)"
                 )
             if is_whole and classes == 1:
-                raise ConfigError(f"loss {loss!r} cannot learn: every target is class 0 (data.target_kind)")
+                raise ConfigError(
+                    f"loss {loss!r} cannot learn from one class: every target is the same (data.target_kind)"
+                )
         elif loss == "binary_cross_entropy":
             if is_whole and (classes or 2) > 2:
                 raise ConfigError(f"loss {loss!r} needs targets 0 and 1; these go up to {(classes or 2) - 1}")
@@ -96,7 +98,8 @@ class Problem:
         """``outputs``; raises ConfigError if the data has no targets."""
         if self.outputs is None:
             raise ConfigError(
-                f"model {model!r} needs targets, and the data has none (data.targets); model 'autoencoder' needs none"
+                f"model {model!r} needs targets, and the data has none (data.targets, or for images a folder for "
+                "each class); model 'autoencoder' needs none"
             )
         return self.outputs
 

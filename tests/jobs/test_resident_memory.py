@@ -65,3 +65,17 @@ def test_resident_memory_of_a_csv_grows_with_the_share_and_falls_when_shards_lea
     assert one < parsed / SHARDS + 14 * MIB
     assert eight - one > 0.6 * parsed * (SHARDS - 1) / SHARDS
     assert back < eight - 0.4 * parsed
+
+
+@needs_proc
+def test_resident_memory_of_images_grows_with_the_share_and_falls_when_shards_leave(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for number in range(1024):
+        folder = tmp_path / str(number % 2)
+        folder.mkdir(exist_ok=True)
+        image.new("RGB", (128, 128), (number % 256, 0, 0)).save(folder / f"{number}.jpg")
+    decoded = 1024 * 128 * 128 * 3
+    one, eight, back = growth(tmp_path, [1, 8, 1])
+    assert one < decoded / SHARDS + 14 * MIB
+    assert eight - one > 0.6 * decoded * (SHARDS - 1) / SHARDS
+    assert back < eight - 0.4 * decoded

@@ -69,7 +69,9 @@ def _walk(folder: Path, prefix: str, tree: Tree, above: set[str]) -> None:
                 tree.folders.append(name)
             _walk(Path(entry.path), f"{name}/", tree, {*above, real})
         else:
-            (tree.images if is_image_name(entry.name) else tree.others).append(name)
+            # A link to nothing is a damaged image; a pipe is none, and opening it would wait.
+            is_readable = entry.is_file() or not os.path.exists(entry.path)
+            (tree.images if is_readable and is_image_name(entry.name) else tree.others).append(name)
 
 
 Parts = dict[str, Source]

@@ -112,7 +112,7 @@ class Labels:
         return cls(np.array([number[text] for text in texts], np.int64), names)
 
 
-class _Kept:
+class _Decoded:
     """The decoded images of a rank: of its first ones, as many as fit."""
 
     def __init__(self, held: Held, shape: tuple[int, ...]):
@@ -122,7 +122,7 @@ class _Kept:
         self.images = np.empty((min(len(held), most), *shape), np.uint8)
         self.is_there = np.zeros(len(self.images), bool)
 
-    def take_over(self, older: _Kept) -> None:
+    def take_over(self, older: _Decoded) -> None:
         """Copy the images that both hold."""
         numbers = older.held.numbers()[: len(older.images)][older.is_there]
         both = np.intersect1d(numbers, self.held.numbers()[: len(self.images)], assume_unique=True)
@@ -148,7 +148,7 @@ class Images(Source):
         self._encoded, self._labels = encoded, labels
         self.notes = tuple(notes)
         self._look_at_all()
-        self._kept = _Kept(Held([]), self._form.shape)
+        self._kept = _Decoded(Held([]), self._form.shape)
 
     def _look_at_all(self) -> None:
         """Read the headers, decide the form of the samples, and reject or leave out what is damaged."""
@@ -217,7 +217,7 @@ class Images(Source):
         older, held = self._kept, Held(ranges)
         if held.ranges == older.held.ranges:
             return
-        kept = _Kept(held, self._form.shape)
+        kept = _Decoded(held, self._form.shape)
         kept.take_over(older)
         self._kept = kept
 
@@ -241,7 +241,7 @@ class Images(Source):
         if learned.get("kind") != "images":
             raise DataError("these are images, the training part is not", self._encoded.name(0))
         self._form = Form.from_json(learned)
-        self._kept = _Kept(Held([]), self._form.shape)
+        self._kept = _Decoded(Held([]), self._form.shape)
         if self._labels is None or not self._labels.names:
             return
         names = list(learned["names"])

@@ -199,11 +199,14 @@ def _resized(opened: Any, form: Form) -> Any:
     size, method = (form.width, form.height), image.Resampling.BILINEAR
     if opened.size == size:
         return opened
-    if form.resize == "crop":
-        return operations.fit(opened, size, method)
     if form.resize == "pad":
         return operations.pad(opened, size, method)
-    return opened.resize(size, method, reducing_gap=3.0)
+    box = None
+    if form.resize == "crop":
+        factor = min(opened.width / form.width, opened.height / form.height)
+        left, top = ((have - factor * wanted) / 2 for have, wanted in zip(opened.size, size, strict=True))
+        box = (left, top, opened.width - left, opened.height - top)
+    return opened.resize(size, method, box, reducing_gap=3.0)
 
 
 def decide_form(headers: Sequence[Header], settings: ImageSettings) -> Form:
