@@ -129,7 +129,9 @@ def _conv(layer: nn.Conv2D, graph: Graph, params: Arrays, x: str, shape: Shape) 
     size, stride, padding = layer._numbers()
     weight = graph.constant(params["weight"].transpose(3, 2, 0, 1))
     settings = {"kernel_shape": size, "strides": stride, "pads": [*padding, *padding], "group": layer.groups}
-    return _activated(graph, _biased(graph, _on_channels(graph, x, "Conv", weight, **settings), params), layer.activation)
+    return _activated(
+        graph, _biased(graph, _on_channels(graph, x, "Conv", weight, **settings), params), layer.activation
+    )
 
 
 @converted.register

@@ -30,7 +30,9 @@ def onnx_model(
     exported. Outputs: "output", as ``ddl.predict --raw`` gives it, and "probabilities" where there are some. labels:
     recorded in the metadata. Raises ConfigError for a network of another framework or a layer without ONNX form."""
     if not isinstance(model, Supervised | GAN):
-        raise ConfigError(f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do")
+        raise ConfigError(
+            f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do"
+        )
     dtype = np.promote_types(next(iter(arrays.values())).dtype, np.float32) if arrays else np.dtype(np.float32)
     graph = Graph(dtype)
     is_gan = isinstance(model, GAN)

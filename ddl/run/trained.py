@@ -91,6 +91,7 @@ class Trained:
         if knowledge is None:  # a checkpoint of before they kept it
             knowledge = json.loads(json.dumps(knowledge_of(self.job, build_data(self.job))))
         self._knowledge = knowledge
+        self.meta = {**meta, "knowledge": knowledge}
         self.known = Known.from_json(knowledge["data"])
         try:
             self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target, network)
@@ -146,10 +147,11 @@ class Trained:
             raise ConfigError(f"run {str(self.folder)!r} has no {name} split")
         return source
 
-    def open_inputs(self, path: str, labelled: bool = False, targets: str = "") -> Source:
+    def open_inputs(self, path: str, labelled: bool = False, targets: str = "", dialect: bool = True) -> Source:
         """Samples from a file or folder, in any format that training reads, numbered as the training data were.
 
         labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
+        dialect: the file is written as the job's options say; otherwise it is plain CSV.
         Raises UserError if they do not match."""
         data = self.job.data
         is_file = data.source == "files"
@@ -159,7 +161,7 @@ class Trained:
             format=data.format if is_file else "auto",
             columns=columns,
             targets=targets,
-            options=data.options if is_file else {},
+            options=data.options if is_file and dialect else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
         )
@@ -185,7 +187,12 @@ class Trained:
     @property
     def takes_text(self) -> bool:
         """Whether a line of text is a sample."""
-        return self.known.learned.get("kind") == "texts"
+        return self.encode is not None
+
+    @cached_property
+    def encode(self) -> Callable[[str], np.ndarray] | None:
+        """What turns a line of text into x."""
+        return self.known.encode
 
     def refuse_text(self) -> None:
         """Raises ConfigError unless the run takes lines of text."""

@@ -38,11 +38,11 @@ from ddl.train.build import (
     callbacks,
     knowledge_of,
     learning_rate,
-    load_values,
     normalisation,
     order_of,
 )
 from ddl.train.evaluate import evaluate
+from ddl.train.initial import load_values
 from ddl.train.loop import Loop
 from ddl.train.task import Task
 
