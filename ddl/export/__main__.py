@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         check_export(arguments.file, arguments.layout)
-        trained = Trained(arguments.run, arguments.checkpoint, say=say, trust=arguments.trust)
+        trained = Trained.open(arguments.run, arguments.checkpoint, say=say, trust=arguments.trust)
         path = export(trained, arguments.file, arguments.layout)
     except DdlError as error:
         say(error)

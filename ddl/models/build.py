@@ -22,7 +22,7 @@ from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
-from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
+from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, OfFunction, Perplexity
 from ddl.registry import adapt, adapter_of, instantiate, resolve
 
 MODELS = {
@@ -222,8 +222,22 @@ def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
     return ["r2"] if loss in ("mse", "mae", "huber") and target.dtype.kind == "f" else []
 
 
-def _metric(metric: str | Metric) -> Metric:
-    if not isinstance(metric, str):
-        return metric
-    found = resolve(metric, METRICS, "model.metrics")
-    return instantiate(found, {}, f"metric {metric!r}") if callable(found) else found
+def _metric(metric: str | Metric | Callable[[Any, Any], Any]) -> Metric:
+    found = resolve(metric, METRICS, "model.metrics") if isinstance(metric, str) else metric
+    if inspect.isclass(found) or not callable(found):
+        return instantiate(found, {}, f"metric {metric!r}") if inspect.isclass(found) else found
+    if _takes_outputs(found):
+        return OfFunction(found)
+    made: Metric = instantiate(found, {}, f"metric {metric!r}") if isinstance(metric, str) else found
+    return made
+
+
+def _takes_outputs(function: Callable[..., Any]) -> bool:
+    """Whether it is a plain function of (outputs, targets), neither a Metric nor what makes one."""
+    if hasattr(function, "sums"):
+        return False
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True

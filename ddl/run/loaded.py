@@ -36,7 +36,7 @@ def load(
     checkpoint: "final" (what training evaluated at its end), "newest", "best", or a checkpoint's folder. trust: run the
     code that the run names. network: the module or network, where only the script that trained it can make it. say:
     called with a line about each damaged checkpoint that was passed over. Raises ConfigError if it cannot be loaded."""
-    return TrainedModel(Trained(run, checkpoint, None, say, trust, network))
+    return TrainedModel(Trained.open(run, checkpoint, None, say, trust, network))
 
 
 class TrainedModel:
