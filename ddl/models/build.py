@@ -223,12 +223,11 @@ def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
 
 
 def _metric(metric: str | Metric | Callable[[Any, Any], Any]) -> Metric:
-    found = resolve(metric, METRICS, "model.metrics") if isinstance(metric, str) else metric
-    if inspect.isclass(found) or not callable(found):
-        return instantiate(found, {}, f"metric {metric!r}") if inspect.isclass(found) else found
-    if _takes_outputs(found):
+    found: Any = resolve(metric, METRICS, "model.metrics") if isinstance(metric, str) else metric
+    if callable(found) and not inspect.isclass(found) and _takes_outputs(found):
         return OfFunction(found)
-    made: Metric = instantiate(found, {}, f"metric {metric!r}") if isinstance(metric, str) else found
+    is_maker = callable(found) and (isinstance(metric, str) or inspect.isclass(found))
+    made: Metric = instantiate(found, {}, f"metric {metric!r}") if is_maker else found
     return made
 
 

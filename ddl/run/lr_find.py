@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddl.run.trainer import Trainer
 
 SMOOTHING = 0.9
+SLOPE_OVER = 7  # steps
 EXPLODED = 4.0  # times the least loss
 
 
@@ -39,7 +40,9 @@ class LearningRates:
         if len(self.rates) < 3:
             return float(self.rates[0])
         slope = np.gradient(self.losses, np.log(self.rates))
-        return float(self.rates[int(np.argmin(slope))])
+        width = min(SLOPE_OVER, len(slope))
+        steady = np.convolve(slope, np.full(width, 1 / width), "valid")  # a single step may fall steeply by chance
+        return float(self.rates[int(np.argmin(steady)) + width // 2])
 
     def __repr__(self) -> str:
         first, last = self.rates[0], self.rates[-1]
@@ -50,7 +53,7 @@ class LearningRates:
         """Draw the losses over the rates, with the suggestion. Raises UserError without matplotlib."""
         if not plots.has_matplotlib():
             raise UserError("a plot needs matplotlib (extra: plot)")
-        return plots.learning_rates(self.rates, self.losses, self.suggestion, Path(path))
+        return plots.learning_rates(self.rates.tolist(), self.losses.tolist(), self.suggestion, Path(path))
 
 
 def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> LearningRates:

@@ -91,7 +91,7 @@ class Trained:
             raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
         if not trust:
             refuse_code(job, OPENING, f"run {str(run)!r}")
-        metrics = [name for name in job.model.metrics if not name.startswith(UNNAMED)]
+        metrics = tuple(name for name in job.model.metrics if not name.startswith(UNNAMED))
         if len(metrics) < len(job.model.metrics):
             say(f"metrics of the script that trained {str(run)!r} are left out")
             job = replace(job, model=replace(job.model, metrics=metrics))
@@ -325,18 +325,20 @@ def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np
     rows = len(batch["x"])
     context = Context(segments=[slice(0, rows)], shards=[0], arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
-    views, found = state.params.views, np.empty(rows)
-    outputs = model.predict(views, state.buffers, inputs, context)["output"] if isinstance(model, Supervised) else None
+    views, buffers = state.params.views, state.buffers
+    outputs = None if not isinstance(model, Supervised) else model.predict(views, buffers, inputs, context)["output"]
+
+    def loss_of(row: slice) -> tuple[float, float]:
+        if isinstance(model, Supervised) and outputs is not None:
+            return model.loss.forward(outputs[row], inputs[model.target][row], context)[:2]
+        context.segments = [slice(0, 1)]
+        one = {name: value[row] for name, value in inputs.items()}
+        return model.loss_and_gradients(views, buffers, one, None, context)[:2]
+
+    found = np.empty(rows)
     for row in range(rows):
         with context.frame():
-            if isinstance(model, Supervised):
-                loss, weight, _ = model.loss.forward(
-                    outputs[row : row + 1], inputs[model.target][row : row + 1], context
-                )
-            else:
-                one = {name: value[row : row + 1] for name, value in inputs.items()}
-                context.segments = [slice(0, 1)]
-                loss, weight, _ = model.loss_and_gradients(views, state.buffers, one, None, context)
+            loss, weight = loss_of(slice(row, row + 1))
         found[row] = loss / weight if weight else 0.0
     return found
 

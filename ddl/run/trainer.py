@@ -155,7 +155,9 @@ class Trainer:
             f"{counted(len(self.data), 'sample')}, {self.job.train.global_batch:,} per step",
             name if isinstance(self.optimizer, str) else repr(self.optimizer),
         ]
-        results = next((self.summary[part] for part in ("test", "validation", "train") if self.summary.get(part)), {})
+        results: Mapping[str, Any] = next(
+            (self.summary[part] for part in ("test", "validation", "train") if self.summary.get(part)), {}
+        )
         state = self._state
         step = "not trained yet" if state is None else f"step {state.progress.step:,}"
         return f"Trainer({'; '.join([*parts, ', '.join(filter(None, [step, figures(results)]))])})"
