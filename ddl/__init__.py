@@ -27,6 +27,7 @@ _ROOMS = (
 )
 _NAMES = {
     "Trainer": "ddl.run.trainer",
+    "load": "ddl.run.loaded",
     "Callback": "ddl.train.task",
     "init": "ddl.world",
     "rank": "ddl.world",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ddl import nn as nn
     from ddl import optim as optim
     from ddl import parallel as parallel
+    from ddl.run.loaded import load as load
     from ddl.run.trainer import Trainer as Trainer
     from ddl.train.task import Callback as Callback
 

@@ -13,8 +13,9 @@ from ddl.wording import instead
 
 VERBS = {
     "train": "train a model; under mpirun on all its ranks",
-    "evaluate": "loss and metrics of a trained run",
-    "predict": "outputs of a trained run for a file of inputs",
+    "evaluate": "loss, metrics and confusion matrix of a trained run",
+    "predict": "what a trained run predicts for new samples",
+    "export": "a trained run as an ONNX or a safetensors file",
     "launch": "train under supervision: restarts what mpirun does not survive",
     "bench": "measure allreduce, step, scaling and recovery",
     "watch": "follow a run in the terminal",

@@ -72,7 +72,7 @@ def _evaluate(arguments: argparse.Namespace, group: Group) -> None:
     from ddl.run.trained import Trained, local_rank, together
 
     say, trust = partial(complain, "ddl.evaluate"), arguments.trust
-    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
+    trained = together(group, lambda: Trained.open(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
     source = together(group, lambda: _samples(trained, arguments))
     found = trained.evaluate(source, group)
     worst = trained.worst(source, group, arguments.worst) if arguments.worst else None

@@ -108,7 +108,7 @@ def _predict(arguments: argparse.Namespace, group: Group) -> None:
 
     say, trust, output = partial(complain, "ddl.predict"), arguments.trust, arguments.output
     format = "" if arguments.prompt is not None else format_of(output, arguments.format)
-    trained = together(group, lambda: Trained(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
+    trained = together(group, lambda: Trained.open(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
     found: Predictions | None
     if arguments.prompt is not None:
         text = _continued(trained, arguments)

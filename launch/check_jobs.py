@@ -58,7 +58,7 @@ def least_squares(run: Path) -> Figure:
     """The largest distance of a parameter from the least-squares solution, as a share of the largest parameter."""
     from ddl.run.trained import Trained
 
-    trained = Trained(run)
+    trained = Trained.open(run)
     own = samples_of(trained.split("train"))
     for transform in trained.transforms:
         own = transform(own, [], [])
@@ -75,7 +75,7 @@ def least_squares(run: Path) -> Figure:
 def bag_of_words(run: Path) -> Figure:
     from ddl.run.trained import Trained
 
-    trained = Trained(run)
+    trained = Trained.open(run)
     reached = json.loads((run / "summary.json").read_text())["test"]["accuracy"]
     texts = []
     for part in (trained.split("train"), trained.split("test")):
@@ -106,7 +106,7 @@ def gzip_of_each_file(run: Path) -> Figure:
     from ddl.data import generated
     from ddl.run.trained import Trained
 
-    trained = Trained(run)
+    trained = Trained.open(run)
     window, limit = trained.known.fields["x"].shape[0], trained.job.data.options["limit_mib"]
     files = generated.stdlib_files(limit)["test"]
     ours, theirs, won = 0.0, 0.0, 0
@@ -153,7 +153,7 @@ def bits_of(trained: Any, text: bytes, window: int) -> float:
 def principal_components(run: Path) -> Figure:
     from ddl.run.trained import Trained
 
-    trained = Trained(run)
+    trained = Trained.open(run)
     parts = []
     for part in (trained.split("train"), trained.split("test")):
         own = samples_of(part)
@@ -178,7 +178,7 @@ def ten_digits(run: Path) -> Figure:
 
     real = samples_of(digits())
     judge = SVC(gamma=0.001, C=10).fit(real["x"].reshape(-1, 64).astype(np.float64), real["y"])
-    drawn = Trained(run).draw(1000, seed=1).reshape(-1, 64)
+    drawn = Trained.open(run).draw(1000, seed=1).reshape(-1, 64)
     counts = np.bincount(judge.predict(drawn), minlength=10)
     share = counts.max() / 1000
     note = f"largest share of a class; {np.count_nonzero(counts)} classes, the rarest {counts.min()} of 1,000"

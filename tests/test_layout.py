@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"errors", "arrays", "jsonlines", "reading", "registry", "wording"},
     "nn": {"errors", "arrays", "kernels"},
     "models": {"errors", "wording", "arrays", "kernels", "registry", "nn"},
+    "export": {"errors", "kernels", "data", "nn", "models"},
     "optim": {"errors", "wording", "arrays", "kernels"},
     "comm": {"errors", "environment", "arrays"},
     "collectives": {"errors", "wording", "registry", "arrays", "kernels", "comm"},
@@ -53,6 +54,7 @@ ROOMS: dict[str, set[str]] = {
             "data",
             "nn",
             "models",
+            "export",
         ),
         *("optim", "comm", "collectives", "parallel", "checkpoint", "fault"),
     },
@@ -68,7 +70,17 @@ ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models", "optim"}
 ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "watch", "dashboard"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
-DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
+DOORS = (
+    "audit",
+    "doctor",
+    "evaluate",
+    "launch",
+    "predict",
+    "__main__",
+    "train.__main__",
+    "export.__main__",
+    "bench.__main__",
+)
 DOORS += ("watch.__main__", "dashboard.__main__")
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
@@ -82,6 +94,7 @@ FOREIGN = {  # package -> the only places that may import it
     "torch": {"torch", "bench"},
     "jax": {"jax"},
     "numba": {"kernels"},
+    "onnx": {"export"},
 }
 
 

@@ -50,8 +50,9 @@ class DataSettings:
         "source = files",
     )
     targets: str = setting(
-        "", "file of the targets (of images: file,label), or columns of a table (none: it has none); "
-        "otherwise as the format says"
+        "",
+        "file of the targets (of images: file,label), or columns of a table (none: it has none); "
+        "otherwise as the format says",
     )
     target_kind: Literal["auto", "classes", "values", "probabilities", "multilabel"] = setting(
         "auto", "what the targets are; auto: decided from the training split and the loss, and printed at the start"

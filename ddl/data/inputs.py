@@ -5,7 +5,7 @@ The sources number words, characters and classes (``learned``, ``recall``); the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from ddl.data.formats.detect import SUFFIXES, TABLES, Request, detect, expand, o
 from ddl.data.formats.files import Concat, pair
 from ddl.data.formats.image_files import Tree, loose, walk
 from ddl.data.formats.image_source import Images, LooseFiles
-from ddl.data.formats.labelled_text import LabelledText, ReaderTexts, Texts, csv_lines, json_lines, plain_lines
+from ddl.data.formats.labelled_text import (
+    LabelledText,
+    ReaderTexts,
+    TextList,
+    Texts,
+    csv_lines,
+    json_lines,
+    plain_lines,
+)
 from ddl.data.formats.pixels import ImageSettings
 from ddl.data.formats.webdataset import open_tars
 from ddl.data.memory import as_dtype
@@ -76,6 +84,22 @@ class Known:
         target = values.get("target")  # checkpoints of earlier versions have none
         target = None if target is None else Target.from_json(target, fields["y"])
         return cls(fields, take(values, "learned", dict), tuple(map(str, take(values, "names", list))), target)
+
+    def columns(self, kind: str) -> tuple[str, ...]:
+        """The names of a table's "features" or "targets"; () where the data have no named columns."""
+        names, places = self.learned.get("columns"), self.learned.get(kind)
+        if not isinstance(names, list) or not isinstance(places, list):
+            return ()
+        return tuple(str(names[at]) for at in places)
+
+    @property
+    def encode(self) -> Callable[[str], np.ndarray] | None:
+        """What turns a line of text into x; None if lines of text are no samples."""
+        if self.learned.get("kind") != "texts":
+            return None
+        texts = LabelledText(TextList([], [], ()), length=self.learned["length"], vocabulary=self.learned["vocabulary"])
+        texts.recall(self.learned)
+        return lambda text: texts.encode(text)[0]
 
     @property
     def symbols(self) -> Any:

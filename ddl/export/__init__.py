@@ -1,1 +1,1 @@
-"""Trained networks for other programs: ONNX graphs (onnx.py, layers.py) and weights as PyTorch names them (torch_layout.py)."""
+"""Trained networks for other programs: ONNX graphs (onnx.py), weights in PyTorch's layout (torch_layout.py)."""

@@ -5,7 +5,6 @@ The layers themselves, and what they compute, are in ddl/nn."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,27 @@ from ddl.nn.layer import Shape
 Arrays = Mapping[str, np.ndarray]  # parameters and averages of a layer, by name
 
 
-@singledispatch
-def converted(layer: Any, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
-    """The output of ``layer`` for the value ``x`` (rows, *shape). Raises ConfigError for a layer without ONNX form.
+Convert = Callable[[Any, Graph, Arrays, str, Shape], str]
+LAYERS: dict[type, Convert] = {}  # class of a layer -> the function that adds it to a graph
 
-    Another layer is taught by ``@converted.register``, for a function with these arguments."""
-    raise ConfigError(f"layer {type(layer).__name__} has no ONNX form in ddl")
+
+def of(*kinds: type) -> Callable[[Convert], Convert]:
+    """The function below it converts layers of these classes."""
+
+    def register(function: Convert) -> Convert:
+        LAYERS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+def converted(layer: Any, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
+    """The output of ``layer`` for the value ``x`` (rows, *shape). Raises ConfigError for a layer without ONNX form; a
+    subclass has none, since it may compute anything."""
+    convert = LAYERS.get(type(layer))
+    if convert is None:
+        raise ConfigError(f"layer {type(layer).__name__} has no ONNX form in ddl")
+    return convert(layer, graph, params, x, shape)
 
 
 def below(params: Arrays, scope: str) -> dict[str, np.ndarray]:
@@ -36,7 +50,7 @@ def below(params: Arrays, scope: str) -> dict[str, np.ndarray]:
     return {name[len(scope) + 1 :]: value for name, value in params.items() if name.startswith(f"{scope}.")}
 
 
-@converted.register
+@of(nn.Sequential)
 def _sequential(layer: nn.Sequential, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     for name, part in layer.layers.items():
         x = converted(part, graph, below(params, name), x, shape)
@@ -44,12 +58,12 @@ def _sequential(layer: nn.Sequential, graph: Graph, params: Arrays, x: str, shap
     return x
 
 
-@converted.register
+@of(nn.Residual)
 def _residual(layer: nn.Residual, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     return graph.add("Add", x, converted(layer.body, graph, params, x, shape))
 
 
-@converted.register
+@of(Decoder)
 def _decoder(layer: Decoder, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     table = graph.constant(params["embedding.weight"])
     hidden = graph.add("Gather", table, x, axis=0)
@@ -62,7 +76,7 @@ def _decoder(layer: Decoder, graph: Graph, params: Arrays, x: str, shape: Shape)
 # Dense layers and activations.
 
 
-@converted.register
+@of(nn.Dense)
 def _dense(layer: nn.Dense, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     y = graph.add("MatMul", x, graph.constant(params["weight"]))
     return _activated(graph, _biased(graph, y, params), layer.activation)
@@ -87,29 +101,29 @@ def _gelu(graph: Graph, x: str) -> str:
     return str(graph.add("Mul", half, graph.add("Add", t, graph.constant(1.0))))
 
 
-def _plain(operator: str) -> Callable[..., str]:
+def _plain(operator: str) -> Convert:
     return lambda layer, graph, params, x, shape: str(graph.add(operator, x))
 
 
-converted.register(nn.ReLU, _plain("Relu"))
-converted.register(nn.Tanh, _plain("Tanh"))
-converted.register(nn.Sigmoid, _plain("Sigmoid"))
-converted.register(nn.GELU, lambda layer, graph, params, x, shape: _gelu(graph, x))
-converted.register(nn.Dropout, lambda layer, graph, params, x, shape: x)
-converted.register(nn.Softmax, lambda layer, graph, params, x, shape: graph.add("Softmax", x, axis=-1))
+LAYERS[nn.ReLU] = _plain("Relu")
+LAYERS[nn.Tanh] = _plain("Tanh")
+LAYERS[nn.Sigmoid] = _plain("Sigmoid")
+LAYERS[nn.GELU] = lambda layer, graph, params, x, shape: _gelu(graph, x)
+LAYERS[nn.Dropout] = lambda layer, graph, params, x, shape: x
+LAYERS[nn.Softmax] = lambda layer, graph, params, x, shape: graph.add("Softmax", x, axis=-1)
 
 
-@converted.register
+@of(nn.LeakyReLU)
 def _leaky(layer: nn.LeakyReLU, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     return graph.add("LeakyRelu", x, alpha=layer.slope)
 
 
-@converted.register
+@of(nn.Scale)
 def _scale(layer: nn.Scale, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     return graph.add("Mul", x, graph.constant(float(layer.factor)))
 
 
-@converted.register
+@of(nn.Reshape, nn.Flatten)
 def _reshape(layer: nn.Reshape, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     graph.mask = None
     return graph.reshape(x, -1, *layer.spec(shape).output)
@@ -124,7 +138,7 @@ def _on_channels(graph: Graph, x: str, operator: str, *constants: str, **attribu
     return graph.add("Transpose", y, perm=[0, 2, 3, 1])
 
 
-@converted.register
+@of(nn.Conv2D)
 def _conv(layer: nn.Conv2D, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     size, stride, padding = layer._numbers()
     weight = graph.constant(params["weight"].transpose(3, 2, 0, 1))
@@ -134,7 +148,7 @@ def _conv(layer: nn.Conv2D, graph: Graph, params: Arrays, x: str, shape: Shape) 
     )
 
 
-@converted.register
+@of(nn.ConvTranspose2D)
 def _conv_transpose(layer: nn.ConvTranspose2D, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     padding = pair(layer.padding)
     weight = graph.constant(params["weight"].transpose(3, 2, 0, 1))
@@ -148,32 +162,32 @@ def _conv_transpose(layer: nn.ConvTranspose2D, graph: Graph, params: Arrays, x: 
     return _activated(graph, _biased(graph, y, params), layer.activation)
 
 
-@converted.register
+@of(nn.MaxPool2D)
 def _max_pool(layer: nn.MaxPool2D, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     size, stride, padding = layer._numbers()
     return _on_channels(graph, x, "MaxPool", kernel_shape=size, strides=stride, pads=[*padding, *padding])
 
 
-@converted.register
+@of(nn.AvgPool2D)
 def _average_pool(layer: nn.AvgPool2D, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     size, stride = layer._numbers()
     return _on_channels(graph, x, "AveragePool", kernel_shape=size, strides=stride)
 
 
-@converted.register
+@of(nn.GlobalAvgPool)
 def _global_average(layer: nn.GlobalAvgPool, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     graph.mask = None
     return graph.add("ReduceMean", x, axes=list(range(1, len(shape))), keepdims=0)
 
 
-@converted.register
+@of(nn.BatchNorm)
 def _batch_norm(layer: nn.BatchNorm, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     scale = params["weight"] / np.sqrt(params["variance"] + layer.eps)
     scaled = graph.add("Mul", x, graph.constant(scale))
     return graph.add("Add", scaled, graph.constant(params["bias"] - params["mean"] * scale))
 
 
-@converted.register
+@of(nn.LayerNorm)
 def _layer_norm(layer: nn.LayerNorm, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     weight, bias = graph.constant(params["weight"]), graph.constant(params["bias"])
     return graph.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=layer.eps)
@@ -182,7 +196,7 @@ def _layer_norm(layer: nn.LayerNorm, graph: Graph, params: Arrays, x: str, shape
 # Sequences.
 
 
-@converted.register
+@of(nn.Embedding)
 def _embedding(layer: nn.Embedding, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     if layer.padding is None:
         graph.mask = None
@@ -192,13 +206,13 @@ def _embedding(layer: nn.Embedding, graph: Graph, params: Arrays, x: str, shape:
     return graph.add("Gather", graph.constant(params["weight"]), x, axis=0)
 
 
-@converted.register
+@of(nn.PositionalEmbedding)
 def _positions(layer: nn.PositionalEmbedding, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     table = params["weight"][: shape[0]] if layer.kind == "learned" else _waves(*shape)
     return graph.add("Add", x, graph.constant(table))
 
 
-@converted.register
+@of(nn.TokenMean)
 def _token_mean(layer: nn.TokenMean, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     if graph.mask is None:
         return graph.add("ReduceMean", x, axes=[1], keepdims=0)
@@ -209,7 +223,7 @@ def _token_mean(layer: nn.TokenMean, graph: Graph, params: Arrays, x: str, shape
     return graph.add("Squeeze", graph.add("MatMul", shares, x), axis)
 
 
-@converted.register
+@of(nn.MultiHeadAttention)
 def _attention(layer: nn.MultiHeadAttention, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     time, width = shape
     each = width // layer.heads
@@ -252,17 +266,17 @@ def _turned(graph: Graph, x: str, time: int, heads: int, each: int) -> str:
     return graph.reshape(joined, -1, time, heads, each)
 
 
-@converted.register
+@of(nn.RNN)
 def _rnn(layer: nn.RNN, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     return _recurrent(layer, graph, params, x, shape, "RNN", [0])
 
 
-@converted.register
+@of(nn.LSTM)
 def _lstm(layer: nn.LSTM, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     return _recurrent(layer, graph, params, x, shape, "LSTM", [0, 3, 1, 2])  # ONNX: input, output, forget, candidate
 
 
-@converted.register
+@of(nn.GRU)
 def _gru(layer: nn.GRU, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     return _recurrent(layer, graph, params, x, shape, "GRU", [1, 0, 2], linear_before_reset=1)  # update, reset, ...
 

@@ -29,7 +29,7 @@ def onnx_model(
     arrays: its parameters and averages by name. x: the samples. Inputs: "x", or "noise" of a GAN, whose generator is
     exported. Outputs: "output", as ``ddl.predict --raw`` gives it, and "probabilities" where there are some. labels:
     recorded in the metadata. Raises ConfigError for a network of another framework or a layer without ONNX form."""
-    if not isinstance(model, Supervised | GAN):
+    if type(model) not in (Supervised, GAN) or not isinstance(model, Supervised | GAN):
         raise ConfigError(
             f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do"
         )

@@ -14,7 +14,7 @@ from ddl.comm import Group, ending, mpi
 from ddl.environment import launched_rank
 from ddl.errors import DdlError, DifferentCalls, UserCodeError
 from ddl.fault import startup
-from ddl.fault.watchdog import Heartbeat, start_companion
+from ddl.fault.watchdog import HANG_TIMEOUT_S, Heartbeat, start_companion
 
 
 @dataclass
@@ -84,6 +84,11 @@ def join(hang_timeout_s: float) -> Session:
         group = mpi.start()
     group.waits = heartbeat.wait
     return hold(group, heartbeat)
+
+
+def joined() -> Group:
+    """The group of this process, which joins the job if no caller has done so yet."""
+    return (_session or join(HANG_TIMEOUT_S)).group
 
 
 def hold(group: Group, heartbeat: Heartbeat | None = None) -> Session:

@@ -112,6 +112,20 @@ def grid(images: Any, path: Path, columns: int = 8, title: str = "", scale: tupl
     return _save(figure, path)
 
 
+def learning_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path) -> Path:
+    """Plot the loss over the learning rate of a search, and its suggestion."""
+    figure, (axis,) = _figure(1, 1, 7.0, 4.0)
+    axis.plot(rates, losses, color="tab:blue")
+    axis.axvline(suggestion, color="tab:orange", linestyle="--", label=f"suggestion {suggestion:.2g}")
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("loss (smoothed)")
+    axis.set_title("Search for a learning rate", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return _save(figure, path)
+
+
 def _figure(rows: int, columns: int, width: float = 7.0, height: float = 0.0) -> tuple[Any, list[Any]]:
     # Without pyplot, matplotlib neither needs a display nor keeps global state in the user's process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -23,7 +23,7 @@ from ddl.models.zoo import autoencoder, cnn, linear, mlp
 from ddl.nn import Dropout, Embedding, Reshape, Residual, Sequential
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
-from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, Perplexity
+from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, OfFunction, Perplexity
 from ddl.registry import adapt, adapter_of, instantiate, resolve
 from ddl.wording import listed
 
@@ -251,8 +251,21 @@ def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
     return ["r2"] if loss in ("mse", "mae", "huber") and target.dtype.kind == "f" else []
 
 
-def _metric(metric: str | Metric) -> Metric:
-    if not isinstance(metric, str):
-        return metric
-    found = resolve(metric, METRICS, "model.metrics")
-    return instantiate(found, {}, f"metric {metric!r}") if callable(found) else found
+def _metric(metric: str | Metric | Callable[[Any, Any], Any]) -> Metric:
+    found: Any = resolve(metric, METRICS, "model.metrics") if isinstance(metric, str) else metric
+    if callable(found) and not inspect.isclass(found) and _takes_outputs(found):
+        return OfFunction(found)
+    is_maker = callable(found) and (isinstance(metric, str) or inspect.isclass(found))
+    made: Metric = instantiate(found, {}, f"metric {metric!r}") if is_maker else found
+    return made
+
+
+def _takes_outputs(function: Callable[..., Any]) -> bool:
+    """Whether it is a plain function of (outputs, targets), neither a Metric nor what makes one."""
+    if hasattr(function, "sums"):
+        return False
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True

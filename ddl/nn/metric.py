@@ -340,6 +340,31 @@ class BitsPerByte(_MeanSurprise):
         return self.mean(sums, weight) / log(2)
 
 
+@dataclass(frozen=True)
+class OfFunction(Metric):
+    """A plain function (outputs, targets) of one batch, both NumPy arrays, as a metric: it returns one value per
+    sample, (rows,), or their mean. The figure is the mean over all samples."""
+
+    function: Callable[[Any, Any], Any]
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
+
+    def sums(self, outputs: Array, targets: Array, loss: float) -> np.ndarray:
+        rows = len(targets)
+        value = np.asarray(self.function(host(outputs), host(targets)))
+        if value.shape not in ((), (rows,)) or value.dtype.kind not in "biuf":
+            raise ConfigError(
+                f"metric {self.name!r} must return a number, or one for each of {rows} samples, not {value.dtype} of "
+                f"shape {value.shape}"
+            )
+        return np.array([float(value.sum()) if value.ndim else float(value) * rows, rows])
+
+    def value(self, sums: np.ndarray, weight: float) -> float:
+        return _ratio(sums[0], sums[1])
+
+
 METRICS: dict[str, Callable[[], Metric]] = {
     "accuracy": Accuracy,
     "top3": lambda: TopK(3),

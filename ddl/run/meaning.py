@@ -4,7 +4,6 @@ predictions.py writes them to files; the names come from what a checkpoint recor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,7 @@ class Meaning:
         kind, is_multilabel = model.output_kind, target is not None and target.kind == "multilabel"
         names = tuple(known.names)
         if kind == "values" or is_multilabel:
-            names = _columns(known.learned, "features" if model.reconstructs else "targets")
+            names = known.columns("features" if model.reconstructs else "targets")
         elif not names and target is not None:
             names = tuple(label if isinstance(label, str) else f"{label:g}" for label in target.labels)
         is_class = y is not None and y.dtype.kind in "iu" and y.shape == ()
@@ -120,12 +119,3 @@ class Meaning:
 
 
 MOST_COLUMNS = 1000  # of values without names; more are one cell
-
-
-def _columns(learned: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    """The names of a table's "features" or "targets"; () where the data have no named columns."""
-    names: Sequence[str] | Any = learned.get("columns")
-    places = learned.get(kind)
-    if not isinstance(names, list) or not isinstance(places, list):
-        return ()
-    return tuple(str(names[at]) for at in places if isinstance(at, int) and at < len(names))

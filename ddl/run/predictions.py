@@ -96,9 +96,9 @@ def _plain(values: np.ndarray) -> list[Any]:
         found: list[Any] = values.tolist()
         return found
     wide = values if values.dtype == np.float64 else values.astype(str).astype(np.float64)
-    if np.isfinite(wide).all():
-        return list(wide.tolist())
-    return list(np.where(np.isfinite(wide), wide.astype(object), None).tolist())
+    cells = wide.astype(object)
+    cells[~np.isfinite(wide)] = None
+    return list(cells.tolist())
 
 
 def _to_csv(predictions: Predictions, file: TextIO) -> None:

@@ -26,6 +26,7 @@ from ddl.metrics import read_summary
 from ddl.models import Model, Numbers, Supervised
 from ddl.nn import Context
 from ddl.nn.metric import ConfusionMatrix
+from ddl.registry import UNNAMED
 from ddl.run.meaning import Meaning
 from ddl.run.plots import samples
 from ddl.run.predictions import Block, Column, Predictions
@@ -58,61 +59,62 @@ def local_rank(group: Group) -> int:
 
 
 class Trained:
-    """A trained run, loaded from its checkpoint alone; the training data need not exist any more.
+    """A model and the state that training left it in. ``open`` reads both from a checkpoint; a Trainer has its own.
 
-    checkpoint: as in ``choose_checkpoint``. local_rank: where ranks take GPUs in turn, this one's number on its node;
-    None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code that the run
-    names; else such a run is refused. Everything else in a run is read as data and never executed. network: takes the
-    place of the model that the run names, if only a script can make that.
-    Raises ConfigError for a folder that holds no run, and for a run whose model only its own script can make."""
+    meta: what the checkpoint keeps beside the arrays. checkpoint: which one it is, in words."""
 
-    def __init__(
-        self,
+    def __init__(self, folder: Path, job: Job, model: Model, state: State, meta: Mapping[str, Any], checkpoint: str):
+        self.folder, self.job, self.model, self.state, self.meta = folder, job, model, state, meta
+        self.checkpoint = f"{checkpoint}, step {state.progress.step:,}"
+        self.known = Known.from_json(meta["knowledge"]["data"])
+
+    @classmethod
+    def open(
+        cls,
         run: str | Path,
         checkpoint: str = "final",
         local_rank: int | None = None,
         say: Callable[[str], None] = lambda message: None,
         trust: bool = False,
         network: Any = None,
-    ):
-        self.folder = Path(run)
+    ) -> Trained:
+        """Load a run from its checkpoint alone; the training data need not exist any more.
+
+        checkpoint: as in ``choose_checkpoint``. local_rank: where ranks take GPUs in turn, this one's number on its
+        node; None computes on the CPU. say: called for each checkpoint passed over. trust: import and run the code that
+        the run names; else such a run is refused. Everything else in a run is read as data and never executed. network:
+        takes the place of the model that the run names, if only a script can make that. Raises ConfigError for a folder
+        that holds no run, and for a run whose model only its own script can make."""
+        folder = Path(run)
         try:
-            self.job: Job = read_config(self.folder / "config.toml")
+            job: Job = read_config(folder / "config.toml")
         except (OSError, ConfigError) as error:
             raise ConfigError(f"{str(run)!r} is not a run's folder: {error}") from error
         if not trust:
-            refuse_code(self.job, OPENING, f"run {str(run)!r}")
-        store = Store(self.folder / "checkpoints", say=say)
+            refuse_code(job, OPENING, f"run {str(run)!r}")
+        metrics = tuple(name for name in job.model.metrics if not name.startswith(UNNAMED))
+        if len(metrics) < len(job.model.metrics):
+            say(f"metrics of the script that trained {str(run)!r} are left out")
+            job = replace(job, model=replace(job.model, metrics=metrics))
+        store = Store(folder / "checkpoints", say=say)
         try:
-            path, kind = choose_checkpoint(self.folder, checkpoint, store)
+            path, kind = choose_checkpoint(folder, checkpoint, store)
             arrays, meta = store.load(path, understand)
         except CheckpointError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
-        knowledge = meta.get("knowledge")
-        if knowledge is None:  # a checkpoint of before they kept it
-            knowledge = json.loads(json.dumps(knowledge_of(self.job, build_data(self.job))))
-        self._knowledge = knowledge
-        self.known = Known.from_json(knowledge["data"])
+        if "knowledge" not in meta:  # a checkpoint of before they kept it
+            meta["knowledge"] = json.loads(json.dumps(knowledge_of(job, build_data(job))))
+        known = Known.from_json(meta["knowledge"]["data"])
         try:
-            self.model: Model = model_of(self.job, self.known.fields, knowledge["options"], self.known.target, network)
+            model = model_of(job, known.fields, meta["knowledge"]["options"], known.target, network)
         except ConfigError as error:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
-        self.device = Device()
-        if local_rank is not None and self.job.comm.device != "cpu" and not self.model.on_host:
-            self.device = device("auto", local_rank)
-        wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
-        for name, (shape, _) in self.model.params.items():  # before memory is allocated, which may be any amount
-            saved = wanted.get(f"params/{name}")
-            if saved is None or saved.shape != tuple(shape):
-                was = "missing" if saved is None else f"of shape {saved.shape}"
-                raise ConfigError(f"run {str(run)!r}: {name} was saved as {was}, its model needs {tuple(shape)}")
-        try:
-            self.state = State(self.model, (), self.job.train.dtype, self.job.run.seed, self.device)
-            self.state.load_named(wanted)
-        except (ValueError, MemoryError) as error:
-            raise ConfigError(f"run {str(run)!r}: {error}") from error
-        self.state.progress.become(Progress.from_json(meta["progress"]))
-        self.checkpoint = f"{kind} checkpoint, step {self.state.progress.step:,}"
+        where = Device()
+        if local_rank is not None and job.comm.device != "cpu" and not model.on_host:
+            where = device("auto", local_rank)
+        state = _state_of(model, job, arrays, where, f"run {str(run)!r}")
+        state.progress.become(Progress.from_json(meta["progress"]))
+        return cls(folder, job, model, state, meta, f"{kind} checkpoint")
 
     @cached_property
     def meaning(self) -> Meaning:
@@ -121,8 +123,7 @@ class Trained:
 
     @property
     def transforms(self) -> Sequence[Any]:
-        known = self.state.progress.normalise
-        return [] if known is None else [Normalise.from_json(known)]
+        return self.state.progress.transforms
 
     def split(self, name: str) -> Source:
         """The run's own "train", "validation" or "test" samples. Raises ConfigError if there are none of that name, or
@@ -135,9 +136,9 @@ class Trained:
                 f"run {str(self.folder)!r}: its own {name} split cannot be opened: {error}; --input FILE evaluates on "
                 "other samples"
             ) from error
-        wrong, changed = compare(self._knowledge["data"], found["data"])
-        if found["samples"] != self._knowledge["samples"]:
-            wrong.append(f"there were {self._knowledge['samples']} samples and are {found['samples']}")
+        wrong, changed = compare(self.meta["knowledge"]["data"], found["data"])
+        if found["samples"] != self.meta["knowledge"]["samples"]:
+            wrong.append(f"there were {self.meta['knowledge']['samples']} samples and are {found['samples']}")
         if wrong or changed:
             raise ConfigError(
                 f"run {str(self.folder)!r}: its data changed since training: {'; '.join(wrong + changed)}"
@@ -147,10 +148,11 @@ class Trained:
             raise ConfigError(f"run {str(self.folder)!r} has no {name} split")
         return source
 
-    def open_inputs(self, path: str, labelled: bool = False, targets: str = "") -> Source:
+    def open_inputs(self, path: str, labelled: bool = False, targets: str = "", dialect: bool = True) -> Source:
         """Samples from a file or folder, in any format that training reads, numbered as the training data were.
 
         labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
+        dialect: the file is written as the job's options say; otherwise it is plain CSV.
         Raises UserError if they do not match."""
         data = self.job.data
         is_file = data.source == "files"
@@ -160,7 +162,7 @@ class Trained:
             format=data.format if is_file else "auto",
             columns=columns,
             targets=targets,
-            options=data.options if is_file else {},
+            options=data.options if is_file and dialect else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
             table=table_settings(self.job),
@@ -188,7 +190,12 @@ class Trained:
     @property
     def takes_text(self) -> bool:
         """Whether a line of text is a sample."""
-        return self.known.learned.get("kind") == "texts"
+        return self.encode is not None
+
+    @cached_property
+    def encode(self) -> Callable[[str], np.ndarray] | None:
+        """What turns a line of text into x."""
+        return self.known.encode
 
     def refuse_text(self) -> None:
         """Raises ConfigError unless the run takes lines of text."""
@@ -269,6 +276,40 @@ class Trained:
         return {} if found is None else dict(found.columns)
 
 
+def read_arrays(run: Path, checkpoint: str, model: Model) -> tuple[dict[str, np.ndarray], Progress]:
+    """The parameters and averages of a run's checkpoint, below "params/" and "averages/", and its progress.
+
+    Raises ConfigError if there is none, or a parameter of ``model`` is missing or of another shape."""
+    store = Store(run / "checkpoints")
+    try:
+        arrays, meta = store.load(choose_checkpoint(run, checkpoint, store)[0], understand)
+    except CheckpointError as error:
+        raise ConfigError(f"run {str(run)!r}: {error}") from error
+    wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
+    _check_shapes(model, wanted, f"run {str(run)!r}")
+    return wanted, Progress.from_json(meta["progress"])
+
+
+def _check_shapes(model: Model, arrays: Mapping[str, np.ndarray], what: str) -> None:
+    for name, (shape, _) in model.params.items():
+        saved = arrays.get(f"params/{name}")
+        if saved is None or saved.shape != tuple(shape):
+            was = "missing" if saved is None else f"of shape {saved.shape}"
+            raise ConfigError(f"{what}: {name} was saved as {was}, its model needs {tuple(shape)}")
+
+
+def _state_of(model: Model, job: Job, arrays: Mapping[str, np.ndarray], device: Device, what: str) -> State:
+    """The parameters and averages of a checkpoint. Raises ConfigError if they are not those of ``model``."""
+    wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
+    _check_shapes(model, wanted, what)  # before memory is allocated, which may be any amount
+    try:
+        state = State(model, (), job.train.dtype, job.run.seed, device)
+        state.load_named(wanted)
+    except (ValueError, MemoryError) as error:
+        raise ConfigError(f"{what}: {error}") from error
+    return state
+
+
 def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
     """The model's outputs on the host for one transformed batch; reconstructions of x are not normalised."""
     rows = len(next(iter(batch.values())))
@@ -287,18 +328,20 @@ def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np
     rows = len(batch["x"])
     context = Context(segments=[slice(0, rows)], shards=[0], arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
-    views, found = state.params.views, np.empty(rows)
-    outputs = model.predict(views, state.buffers, inputs, context)["output"] if isinstance(model, Supervised) else None
+    views, buffers = state.params.views, state.buffers
+    outputs = None if not isinstance(model, Supervised) else model.predict(views, buffers, inputs, context)["output"]
+
+    def loss_of(row: slice) -> tuple[float, float]:
+        if isinstance(model, Supervised) and outputs is not None:
+            return model.loss.forward(outputs[row], inputs[model.target][row], context)[:2]
+        context.segments = [slice(0, 1)]
+        one = {name: value[row] for name, value in inputs.items()}
+        return model.loss_and_gradients(views, buffers, one, None, context)[:2]
+
+    found = np.empty(rows)
     for row in range(rows):
         with context.frame():
-            if isinstance(model, Supervised):
-                loss, weight, _ = model.loss.forward(
-                    outputs[row : row + 1], inputs[model.target][row : row + 1], context
-                )
-            else:
-                one = {name: value[row : row + 1] for name, value in inputs.items()}
-                context.segments = [slice(0, 1)]
-                loss, weight, _ = model.loss_and_gradients(views, state.buffers, one, None, context)
+            loss, weight = loss_of(slice(row, row + 1))
         found[row] = loss / weight if weight else 0.0
     return found
 

@@ -8,6 +8,7 @@ The same script runs alone, under mpirun and under srun; it does the same as a j
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -15,22 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Layout, host
+from ddl.arrays import Device, Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
 from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_known, as_source, decide, needs_precision, split_by
-from ddl.errors import DdlError, Stop, UserError
+from ddl.errors import ConfigError, DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
+from ddl.metrics.console import figures
+from ddl.metrics.jsonl import plain
 from ddl.models import build as build_model
 from ddl.models.build import takes_measurements
-from ddl.models.layers import described_loss, described_network
-from ddl.nn.losses import LOSSES
-from ddl.optim import OPTIMIZERS, Adam, Groups, Optimizer, Rule, Schedule, Whole
-from ddl.registry import adapter_of, described
+from ddl.optim import Adam, Groups, Optimizer, Rule, Schedule, Whole
+from ddl.registry import adapter_of
+from ddl.run.files import save
+from ddl.run.history import history_of
+from ddl.run.loaded import TrainedModel
+from ddl.run.lr_find import LearningRates, find
+from ddl.run.record import loss_name, record
 from ddl.run.runner import Runner
-from ddl.run.trained import outputs_of
+from ddl.run.trained import Trained, outputs_of, read_arrays
 from ddl.train.build import (
     assemble,
     augmentations,
@@ -38,14 +44,15 @@ from ddl.train.build import (
     callbacks,
     knowledge_of,
     learning_rate,
-    load_values,
     normalisation,
     order_of,
     steps_of,
 )
 from ddl.train.evaluate import evaluate
-from ddl.train.loop import Loop
+from ddl.train.initial import load_values
+from ddl.train.state import State
 from ddl.train.task import Task
+from ddl.wording import counted
 
 # Optimizers of other frameworks: base class -> what makes ddl's of them and of their schedules.
 _OPTIMIZERS = {
@@ -74,15 +81,16 @@ class Trainer:
     """model: of ``ddl.models``, a network of ``ddl.nn`` layers, or anything with the Model protocol; or a zoo name.
 
     data, validation, test: sources of ``ddl.data``, or pairs (x, y); the last two may be fractions of ``data``. loss,
-    metrics: names or objects; None: what goes with model and data. optimizer: one of ``ddl.optim``, or a name; then its
-    numbers are settings, as in a job. rules: other optimizers or settings for some parameters (a GAN has two).
-    schedule: a name of ``ddl.optim.SCHEDULES``, over the steps of ``fit``, or a function from the step to a factor of
-    the learning rate. augment, callbacks: objects, or names as in a job. normalize: as data.normalize of a job; None:
-    whole numbers that are measurements are normalised by feature, as in a job, and floating-point numbers are taken as
-    they are. Callbacks are called on the leading rank with the outcome of each step; their optional methods
-    ``on_epoch(epoch, results)`` and ``on_end(results)`` are called too, where results are metrics by split. If that
-    rank dies, the next leader repeats the call for the last step, epoch or end. settings: any other setting of a job by
-    name, such as {"run.dir": "runs/mine", "checkpoint.every_s": 30}.
+    metrics: names or objects; None: what goes with model and data; a metric may be a function (outputs, targets) that
+    returns one value per sample, or their mean. optimizer: one of ``ddl.optim``, or a name; then its numbers are
+    settings, as in a job. rules: other optimizers or settings for some parameters (a GAN has two). schedule: a name of
+    ``ddl.optim.SCHEDULES``, over the steps of ``fit``, or a function from the step to a factor of the learning rate.
+    augment, callbacks: objects, or names as in a job. normalize: as data.normalize of a job; None: whole numbers that
+    are measurements are normalised by feature, as in a job, and floating-point numbers are taken as they are. Callbacks
+    are called on the leading rank with the outcome of each step; their optional methods ``on_epoch(epoch, results)``
+    and ``on_end(results)`` are called too, where results are metrics by split. If that rank dies, the next leader
+    repeats the call for the last step, epoch or end. settings: any other setting of a job by name, such as {"run.dir":
+    "runs/mine", "checkpoint.every_s": 30}.
     Raises UserError for an incompatible combination."""
 
     def __init__(
@@ -132,11 +140,11 @@ class Trainer:
         known |= {
             "data.normalize": normalize,
             "optim.clip_norm": clip_norm,
-            **self._record(given, model, loss, metrics),
+            **record(self, given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
         kind = self.job.data.target_kind
-        self._target = decide(as_source(given["train"]), _loss_name(loss), kind, measured=self._measured)
+        self._target = decide(as_source(given["train"]), loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
         self.data: Source = parts["train"]  # type: ignore[assignment]
@@ -145,6 +153,23 @@ class Trainer:
         self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
+        self._loaded: State | None = None
+        self.rates: Sequence[float] | None = None  # of each step, in place of optimizer and schedule
+
+    def __repr__(self) -> str:
+        count = sum(int(np.prod(shape)) for shape, _ in self.model.params.values())
+        name = self.job.optim.name
+        parts = [
+            f"{self.job.model.name}, {counted(count, 'parameter')}",
+            f"{counted(len(self.data), 'sample')}, {self.job.train.global_batch:,} per step",
+            name if isinstance(self.optimizer, str) else repr(self.optimizer),
+        ]
+        results: Mapping[str, Any] = next(
+            (self.summary[part] for part in ("test", "validation", "train") if self.summary.get(part)), {}
+        )
+        state = self._state
+        step = "not trained yet" if state is None else f"step {state.progress.step:,}"
+        return f"Trainer({'; '.join([*parts, ', '.join(filter(None, [step, figures(results)]))])})"
 
     def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
         """Train up to ``epochs`` or ``steps``, counted from the very beginning; returns the contents of summary.json.
@@ -197,26 +222,73 @@ class Trainer:
 
     @property
     def params(self) -> dict[str, np.ndarray]:
-        """Copies of the trained parameters by name. Raises DdlError before the first ``fit``."""
-        return {name: np.array(host(view)) for name, view in self._loop.state.params.views.items()}
+        """Copies of the trained parameters by name. Raises DdlError before the first ``fit`` or ``load``."""
+        return {name: np.array(host(view)) for name, view in self._current.params.views.items()}
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """The figures of each epoch of the run: ``history["loss"]``, ``history["validation_accuracy"]``, ...
+
+        Training figures are means over the epoch while it ran; what was not measured in an epoch is NaN. Empty before
+        the first epoch, and with metrics.jsonl = false."""
+        return history_of(self.folder)
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model as ``ddl.load`` returns it: it predicts labels and probabilities, and exports. Raises DdlError
+        before the first ``fit`` or ``load``."""
+        splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
+        knowledge = json.loads(json.dumps(plain(knowledge_of(self.job, splits))))
+        run = Path(self.folder or "trainer")
+        return TrainedModel(Trained(run, self.job, self.model, self._current, {"knowledge": knowledge}, "as trained"))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder with the job and the parameters, which ``ddl.load``, ``load`` and ``model.from`` read; on the
+        leading rank. Raises ConfigError if it holds another run."""
+        trained = self.trained.trained
+        if self._runner is None or not self._runner.has_started or self._runner.group.is_leader:
+            save(trained, folder)
+        return Path(folder)
+
+    def load(self, run: str | Path, checkpoint: str = "final") -> None:
+        """Take the parameters, running averages and normalisation of a run, or of what ``save`` wrote: ``predict`` uses
+        them, and the next ``fit`` starts from them, at step 0 in another folder.
+
+        Raises ConfigError if they are not those of this model; nothing is changed then."""
+        arrays, progress = read_arrays(Path(run), checkpoint, self.model)
+        state = State(self.model, (), self.job.train.dtype, self.job.run.seed, Device())
+        try:
+            state.load_named(arrays)
+        except ValueError as error:
+            raise ConfigError(f"run {str(run)!r}: {error}") from error
+        state.progress.become(progress)
+        self._loaded, self._runner, self.summary = state, None, {}
+        self.initial = {name.partition("/")[2]: value for name, value in arrays.items()}
+
+    def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100) -> LearningRates:
+        """Train for a few steps while the learning rate rises from ``lowest`` to ``highest``, on all ranks, and return
+        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are."""
+        return find(self, lowest, highest, steps)
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them.
 
         Raises ValueError, on every rank, if others call something else or with another number of samples."""
-        source, loop = _source(data), self._loop
+        source, state = _source(data), self._current
         if source is None:
             raise UserError("evaluation needs data")
         rows = self.job.data.batch_eval
-        check_same_call(self.group, Call(f"Trainer.evaluate({len(source)} samples)"))
+        group = self.group if self._runner is not None else session.joined()
+        check_same_call(group, Call(f"Trainer.evaluate({len(source)} samples)"))
         source = self._prepared(source)
-        return evaluate(self.model, loop.state, source, self.group, rows=rows, transforms=loop.work.transforms)
+        return evaluate(self.model, state, source, group, rows=rows, transforms=state.progress.transforms)
 
     def predict(self, x: Any) -> np.ndarray:
-        """The model's output for samples ``x`` (rows, ...), computed on this rank alone.
+        """The model's output for samples ``x`` (rows, ...), computed on this rank alone: logits, for classes.
+        ``trained`` predicts labels and probabilities.
 
         An autoencoder's output is in the units of the data. Raises UserError for samples of another shape."""
-        x = as_array(x)
+        x, state = as_array(x), self._current
         wanted = tuple(self.data.fields["x"].shape)
         if x.shape[1:] != wanted or not x.ndim:
             hint = ": add a batch axis, x[None]" if x.shape == wanted else ""
@@ -224,15 +296,20 @@ class Trainer:
                 f"predict takes samples of shape (rows, {', '.join(map(str, wanted))}), got {x.shape}{hint}"
             )
         batch = self._prepared(Arrays(x)).gather(np.arange(len(x)))
-        for transform in self._loop.work.transforms:
+        for transform in state.progress.transforms:
             batch = transform(batch, [slice(0, len(x))], [])
-        return next(iter(outputs_of(self.model, self._loop.state, batch, self.job.run.seed).values()))
+        return next(iter(outputs_of(self.model, state, batch, self.job.run.seed).values()))
 
     @property
-    def _loop(self) -> Loop:
-        if self._runner is None or self._runner.loop is None:
-            raise DdlError("there are no parameters before fit()")
-        return self._runner.loop
+    def _state(self) -> State | None:
+        loop = self._runner.loop if self._runner is not None else None
+        return loop.state if loop is not None else self._loaded
+
+    @property
+    def _current(self) -> State:
+        if self._state is None:
+            raise DdlError("there are no parameters before fit() or load()")
+        return self._state
 
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data), self.model)
@@ -265,6 +342,9 @@ class Trainer:
         return Groups(layout, self.optimizer, self.rules, freeze=freeze)
 
     def _learning_rate(self, job: Job, lr: float, total_steps: int) -> Callable[[int], float]:
+        if self.rates is not None:
+            rates = self.rates
+            return lambda step: float(rates[min(step, len(rates) - 1)])
         if isinstance(self.schedule, str):
             return learning_rate(job, total_steps, lr)
         factor = self.schedule
@@ -286,30 +366,6 @@ class Trainer:
         if isinstance(self.optimizer, str) and self.rules:
             raise UserError('rules go with an optimizer that is an object; with a name, set "optim.groups"')
 
-    def _record(self, given: Mapping[str, Source | None], model: Any, loss: Any, metrics: Any) -> dict[str, Any]:
-        """The arguments as config.toml records them: names unchanged, objects as plain values from which they can be
-        rebuilt, or else as text."""
-        lengths = {name: 0 if source is None else len(source) for name, source in given.items()}
-        record: dict[str, Any] = {
-            "data.source": described(given["train"]),
-            **_of_model(model, loss),
-            "data.augment": [one if isinstance(one, str) else described(one) for one in self.augment],
-            "train.callbacks": [one for one in self.callbacks if isinstance(one, str)],
-            **{f"data.{name}": lengths[name] / sum(lengths.values()) for name in ("validation", "test")},
-        }
-        if metrics is not None:
-            record["model.metrics"] = [one if isinstance(one, str) else described(one) for one in metrics]
-        if isinstance(self.schedule, str):
-            record["optim.schedule"] = self.schedule
-        if isinstance(self.optimizer, str):
-            return {**record, "optim.name": self.optimizer}
-        numbers = _numbers(self.optimizer)
-        groups = [
-            {"match": rule.match, "frozen": rule.frozen, **(_numbers(rule.optimizer) if rule.optimizer else {})}
-            for rule in self.rules
-        ]
-        return {**record, "optim.no_decay": [], "optim.groups": groups} | {f"optim.{k}": v for k, v in numbers.items()}
-
     def _prepared(self, source: Source) -> Source:
         """``source`` in the job's type. Bytes are measurements if the model takes such, if they form rows and columns,
         or if they are to be normalised, else token numbers."""
@@ -321,33 +377,6 @@ class Trainer:
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and is_tokens:
             return source
         return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x, measured=self._measured)
-
-
-def _of_model(model: Any, loss: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    name, chosen = model, "auto" if loss is None else loss
-    if not isinstance(model, str):
-        tables = described_network(model)
-        name, options = ("layers", {"layers": tables}) if tables else (described(model), {})
-    if not isinstance(chosen, str):
-        chosen, of_loss = described_loss(loss) or (described(loss), {})
-        options |= {"loss": of_loss} if of_loss else {}
-    return {"model.name": name, "model.loss": chosen, "model.options": options}
-
-
-def _loss_name(loss: Any) -> str:
-    """The name of one of ddl's losses; "auto" for none, "" for the user's own."""
-    if loss is None or isinstance(loss, str):
-        return loss or "auto"
-    return next((name for name, made in LOSSES.items() if type(loss) is made), "")
-
-
-def _numbers(optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's name and numbers as settings of [optim]."""
-    name = next((name for name, made in OPTIMIZERS.items() if type(optimizer) is made), None)
-    settings = {field.name for field in fields_of(OptimSettings)}
-    numbers = {key: value for key, value in getattr(optimizer, "__dict__", {}).items() if key in settings}
-    return {**numbers, "name": name or described(optimizer)}
 
 
 def _parts(data: Any, others: Mapping[str, Any], seed: int) -> dict[str, Source | None]:

@@ -4,17 +4,15 @@ ddl/config checks the settings; the objects are defined in their own rooms."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Layout, host
+from ddl.arrays import Layout
 from ddl.collectives import Tuning
 from ddl.collectives.allreduce import resolve_algorithm
 from ddl.config import Job, OptimSettings
@@ -33,22 +31,19 @@ from ddl.data import (
     labels_of,
     make_transforms,
 )
-from ddl.errors import CheckpointError, ConfigError
+from ddl.errors import ConfigError
 from ddl.fault import startup
 from ddl.models import build as build_model
 from ddl.models.model import Model
 from ddl.optim import OPTIMIZERS, Groups, LearningRate, Optimizer, Rule, scaled_lr, schedule
 from ddl.registry import resolve
 from ddl.train.datasets import build_data
-from ddl.train.state import State
+from ddl.train.initial import start_from
 from ddl.train.task import Task
 from ddl.wording import instead
 
 LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model is convex
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
-
-# Files of weights of other frameworks: suffix -> what reads one.
-WEIGHTS = dict.fromkeys((".pt", ".pth"), "ddl.torch:read_weights")
 
 OF_DATA = ("classes", "vocabulary", "loss")  # options that do not belong to the network
 
@@ -215,7 +210,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
             "knowledge": knowledge,
             "metrics": list(objects["model"].step_metrics),
         },
-        **{"initial": start_from(job), **objects},
+        **{"initial": start_from(job, objects["model"]), **objects},
     )
 
 
@@ -304,87 +299,3 @@ def learning_rate(job: Job, total_steps: int, lr: float) -> LearningRate:
     )
     make(total_steps)  # refuses a wrong setting now, not in the first step
     return LearningRate(lr, make, 0, total_steps)
-
-
-def start_from(job: Job) -> Callable[[Any], list[str]] | None:
-    """A function that copies ``model.from`` into a new state, by name; None if the setting is empty.
-
-    Strict: every parameter must be found with its shape. Otherwise what matches is taken, and what did not is
-    returned in one line. Running averages are taken too if they match. Raises ConfigError that names mismatches."""
-    if not job.model.from_:
-        return None
-
-    def take(state: Any) -> list[str]:
-        # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
-        skipped: list[str] = []
-        arrays = _saved_arrays(Path(job.model.from_), skipped.append)
-        wrong, fitting = [], []
-        for kind, views in (("params", state.params.views), ("averages", state.buffers)):
-            for name, view in views.items():
-                found = arrays.get(f"{kind}/{name}")
-                if found is None:
-                    wrong.append(f"{name} is not there")
-                elif found.shape != view.shape:
-                    wrong.append(f"{name} has shape {found.shape} there and {view.shape} here")
-                else:
-                    fitting.append((view, found))
-        unused = sorted(
-            name.removeprefix("params/")
-            for name in arrays
-            if name.startswith("params/")
-            and name.removeprefix("params/") not in {**state.params.views, **state.buffers}
-        )
-        problems = f"model.from = {job.model.from_!r}: " + _few(wrong) + (f"; unused: {_few(unused)}" if unused else "")
-        if wrong and (job.model.strict or not fitting):
-            raise ConfigError(problems + ("; model.strict = false takes what matches" if fitting else ""))
-        for view, found in fitting:
-            view[...] = state.device.array(found)
-        total = len(fitting) + len(wrong)
-        taken = f"{len(fitting)} of {total} arrays were taken, the others keep their initial values"
-        return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
-
-    return take
-
-
-def _saved_arrays(path: Path, say: Callable[[str], None]) -> Mapping[str, np.ndarray]:
-    """The arrays, below "params/" and "averages/", of a run, a checkpoint or a file of another framework."""
-    from ddl.checkpoint import Store
-
-    if path.suffix in WEIGHTS:
-        named = resolve(WEIGHTS[path.suffix], {}, "weights")(path)
-        return {f"{kind}/{name}": value for kind in ("params", "averages") for name, value in named.items()}
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    is_store = folder.name == "checkpoints"
-    try:
-        return Store(folder if is_store else folder.parent, say=say).load(None if is_store else folder)[0]
-    except CheckpointError as error:
-        raise ConfigError(f"model.from = {str(path)!r}: {error}") from error
-
-
-def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a Task that begins with given values.
-
-    Its ``initial`` sets parameters and averages to given arrays; the others keep their initial values.
-    It raises ConfigError for a name or shape that the model does not have."""
-
-    def load(state: State) -> list[str]:
-        views = {**state.params.views, **state.buffers}
-        for name, value in values.items():
-            if name not in views:
-                raise ConfigError(f"initial: the model has no parameter {name!r}; {instead(name, views, 'it has')}")
-            array = np.asarray(value, views[name].dtype)
-            if array.shape != views[name].shape:
-                raise ConfigError(f"initial: {name} has shape {array.shape}, the model's has {views[name].shape}")
-            views[name][...] = state.device.array(array)
-        return []
-
-    digest = hashlib.sha256()
-    for name in sorted(values):
-        array = np.ascontiguousarray(host(values[name]))
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(array.data)
-    return {"initial": load, "initial_digest": digest.hexdigest()[:16]}
-
-
-def _few(things: Sequence[str], most: int = 4) -> str:
-    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import Array, Device, FlatBuffer, Layout, Views, aligned, host
+from ddl.data import Normalise, Transform
 from ddl.metrics.jsonl import plain
 from ddl.models.model import Model, initial_values
 from ddl.optim import OwnState
@@ -58,6 +59,11 @@ class Progress:
     def position(self) -> tuple[int, int]:
         """Orders the states of ranks: the largest is the newest."""
         return self.step, self.stage
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """What a batch goes through before the model outside training: the normalisation, if there is one."""
+        return [] if self.normalise is None else [Normalise.from_json(self.normalise)]
 
     def become(self, other: Progress) -> None:
         """Copy all values of ``other`` into this object, which other objects refer to."""

@@ -13,7 +13,7 @@ import ddl.torch
 from ddl.arrays import Device
 from ddl.config import Job, override
 from ddl.errors import ConfigError
-from ddl.train.build import start_from
+from ddl.train.initial import start_from
 from ddl.train.state import State
 
 
@@ -25,7 +25,7 @@ def started_from(path, **settings):
     """(messages, the state_dict of a new module) after ``model.from``."""
     model = ddl.torch.Model(net(), "cross_entropy")
     state = State(model, (), "float32", 0, Device())
-    messages = start_from(override(Job(), {"model.from": str(path), **settings}))(state)
+    messages = start_from(override(Job(), {"model.from": str(path), **settings}), model)(state)
     model.show(state.params.views, state.buffers)
     return messages, model.module.state_dict()
 
