@@ -87,7 +87,7 @@ function showList() {
     };
     const more = make("div", { className: "more" }, make("span", { className: `status ${run.status}`, textContent: run.status }));
     if (run.lost) more.append(make("span", { textContent: `${run.lost} lost` }));
-    more.append(make("span", { textContent: run.id === "." ? "" : run.id }));
+    if (run.id !== "." && run.id !== run.name) more.append(make("span", { textContent: run.id }));
     const meter = make("div", { className: "meter" }), bar = make("i");
     bar.style.width = `${run.steps ? Math.min(100, (100 * run.step) / run.steps) : 0}%`;
     meter.append(bar);

@@ -239,9 +239,7 @@ def test_the_runs_are_served_as_json_and_again_only_when_they_changed(served, fo
     assert json.loads(served(again)[1])["curves"]["step"][-1] == 13
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/api/runs", "/page.js", "/secre/api/runs", "/secretly/", "/é/"]
-)
+@pytest.mark.parametrize("path", ["/", "/api/runs", "/page.js", "/secre/api/runs", "/secretly/", "/é/"])
 def test_without_the_token_everything_is_refused(path, served):
     status, body = served(path.encode("latin-1").decode("ascii", "replace").replace("\ufffd", "%E9"))
     assert status == 403 and b"digits" not in body
