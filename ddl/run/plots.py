@@ -34,7 +34,7 @@ def draw_pictures(loop: Loop, log: RunLog, metrics: MetricsSettings) -> list[Pat
     """Draw PNG files about the finished run of ``loop`` into its folder; on the leader, after the summary.
 
     Training is complete and saved by then, so an error here is only a warning."""
-    is_auto = metrics.plots == "auto"
+    is_auto, themes = metrics.plots == "auto", THEMES[metrics.plots_theme]
     if log.folder is None or metrics.plots == "off" or (is_auto and time.time() - log.began < LEAST_S):
         return []
     if not plots.has_matplotlib():
@@ -42,7 +42,7 @@ def draw_pictures(loop: Loop, log: RunLog, metrics: MetricsSettings) -> list[Pat
             log.warn("metrics.plots: no pictures, matplotlib is not installed (extra: plot)")
         return []
     try:
-        return [path for theme in THEMES[metrics.plots_theme] for path in _draw(loop, log.folder, *theme)]
+        return [path for theme in themes for path in _draw(loop, log.folder, *theme)]
     except Exception as error:
         log.warn(f"metrics.plots: no more pictures ({type(error).__name__}: {error})")
         return []
