@@ -126,12 +126,14 @@ def _missing_files(job: Job) -> Iterator[str]:
             f"[train] dtype float16 does not go with [optim] name {job.optim.name}: its squared gradients are 0 in "
             "float16; use sgd or momentum, or float32"
         )
-    if job.metrics.trace:
-        trace = Path(job.metrics.trace)
-        if trace.is_dir():
-            yield f"[metrics] trace: {trace} is a folder; it must be a file"
-        if not trace.absolute().parent.is_dir():
-            yield f"[metrics] trace: there is no folder {trace.absolute().parent}"
+    for name in ("metrics.trace", "metrics.prometheus"):
+        file = Path(_get(job, name))
+        if _get(job, name) and file.is_dir():
+            yield f"{_label(name)}: {file} is a folder; it must be a file"
+        if _get(job, name) and not file.absolute().parent.is_dir():
+            yield f"{_label(name)}: there is no folder {file.absolute().parent}"
+    if job.metrics.prometheus and not job.metrics.prometheus.endswith(".prom"):
+        yield f"[metrics] prometheus: {job.metrics.prometheus}: the node exporter reads only files that end in .prom"
     if job.run.dir and os.path.exists(job.run.dir) and not os.path.isdir(job.run.dir):
         yield f"[run] dir: {job.run.dir} is not a folder"
 

@@ -280,7 +280,13 @@ class MetricsSettings:
     jsonl: bool = setting(True, "write metrics.jsonl: one event per line")
     trace: str = setting("", "file for a Chrome/Perfetto timeline of all ranks")
     tensorboard: bool = setting(False, "write TensorBoard files (extra: tensorboard)")
-    plots: bool = setting(False, "draw the curves at the end (extra: plot)")
+    prometheus: str = setting("", "file for the node exporter's textfile collector, such as /var/lib/.../ddl.prom")
+    plots: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "draw curves.png and other plots at the end (extra: plot); auto: if matplotlib is installed and the run took "
+        "10 s or longer, as drawing takes about two",
+    )
+    plots_theme: Literal["light", "dark", "both"] = setting("light", "colours of the plots; both: also NAME-dark.png")
 
 
 @dataclass(frozen=True)

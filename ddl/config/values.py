@@ -118,6 +118,8 @@ def _convert(kind: Any, value: Any) -> Any:
                 return _convert(part, value)
     elif get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_convert(get_args(kind)[0], item) for item in value)
+    elif isinstance(value, bool) and _has_switch(kind):
+        return "on" if value else "off"
     elif isinstance(value, str):
         if kind is str or value in _choices(kind):
             return value
@@ -138,6 +140,8 @@ def _convert_text(kind: Any, text: str) -> Any:
         return text
     if kind is bool and text.lower() in _SWITCH:
         return _SWITCH[text.lower()]
+    if _has_switch(kind) and text.lower() in _SWITCH:
+        return _convert(kind, _SWITCH[text.lower()])
     if kind == _NAMES and not text.startswith("["):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is float:
@@ -156,6 +160,11 @@ def _choices(kind: Any) -> tuple[str, ...]:
     """The words that a type allows: those of a Literal, alone or in a union."""
     parts = get_args(kind) if _is_union(kind) else (kind,)
     return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+
+
+def _has_switch(kind: Any) -> bool:
+    """Whether a setting can be on or off: then true and false mean the same."""
+    return get_origin(kind) is Literal and {"on", "off"} <= set(get_args(kind))
 
 
 def spell(kind: Any) -> str:

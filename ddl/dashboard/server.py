@@ -36,7 +36,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-READING_S = 0.4  # per request; runs that are not read by then are read for the next ones
+READING_S = 0.3  # per request; runs that are not read by then are read for the next ones
 LOOK_AGAIN_S = 3.0  # for new runs
 LOCAL = ("127.0.0.1", "localhost")
 

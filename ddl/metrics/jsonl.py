@@ -15,6 +15,7 @@ from ddl.jsonlines import Lines
 from ddl.metrics.events import Event
 from ddl.reading import parse_object, read_regular
 
+_STEP = b'{"event":"step",'
 _AS_THEY_ARE = (int, str, bool)
 
 
@@ -61,12 +62,17 @@ class JsonLines:
         self._lines.close()
 
 
-def read_lines(path: str | Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The events of a file; incomplete lines, left by a kill, are skipped. tail_bytes: read only its end.
+def read_lines(path: str | Path, tail_bytes: int | None = None, most_steps: int = 0) -> list[dict[str, Any]]:
+    """The events of a file; incomplete lines, left by a kill, are skipped. tail_bytes: read only its end. most_steps:
+    of more steps than that, only every n-th is read, for a picture; 0: all.
 
     Raises OSError."""
     found = []
-    for line in read_regular(path, tail_bytes).split(b"\n"):
+    lines = read_regular(path, tail_bytes).split(b"\n")
+    every = -(-len(lines) // most_steps) if most_steps else 1
+    for number, line in enumerate(lines):
+        if every > 1 and number % every and line.startswith(_STEP):
+            continue
         with suppress(ValueError):
             found.append(parse_object(line.decode()))
     return found

@@ -239,9 +239,9 @@ class Runner:
         self._merge_traces()
         if failure is not None:
             return self._refuse(failure)
-        if self.job.metrics.plots and self.group.is_leader:
+        if self.group.is_leader:
             self._beat(state.progress.step, "plots")
-            draw_pictures(loop, log)
+            draw_pictures(loop, log, self.job.metrics)
         if loop.status == "stopped" and self.request.interrupted and self.group.is_leader and launched_size():
             print_past_launcher(f"ddl.train: the state of step {self._step} is saved in {log.folder}")
         return loop.exit_status(failure)

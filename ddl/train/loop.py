@@ -305,7 +305,8 @@ class Loop(Program):
 
     def _gather_waits(self) -> None:
         """Seconds that each rank has waited in sums since the last epoch, by its identity, on every rank."""
-        seconds, members = self.group.gather_objects(self.work.take_waited_s()), self.group.members
+        seconds, members = self.group.gather_objects(self.work.count_waits()), self.group.members
+        self.work.waited_s = 0.0  # only now: a death in the exchange repeats it
         self._waited = {members[rank].identity: round(own, 6) for rank, own in enumerate(seconds)}
 
     def _restore_best(self) -> None:

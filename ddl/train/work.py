@@ -43,7 +43,7 @@ class Work(Recoverable):
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.last: Outcome | None = None
-        self._waited_s = 0.0
+        self.waited_s = 0.0  # in the sums of the epoch's steps, over all generations
 
     def position(self) -> tuple[int, int]:
         return self.state.progress.position
@@ -109,18 +109,14 @@ class Work(Recoverable):
         self.step = Step(task, self.state, self.loader, shards, group, self.total, self.services)
         return None
 
-    def take_waited_s(self) -> float:
-        """Seconds that this rank has spent in the sums of steps since the last call."""
-        self._count_waits()
-        waited, self._waited_s = self._waited_s, 0.0
-        return waited
-
-    def _count_waits(self) -> None:
+    def count_waits(self) -> float:
+        """``waited_s`` including the newest steps."""
         if self.step is not None:
-            self._waited_s, self.step.waited_s = self._waited_s + self.step.waited_s, 0.0
+            self.waited_s, self.step.waited_s = self.waited_s + self.step.waited_s, 0.0
+        return self.waited_s
 
     def detach(self) -> None:
-        self._count_waits()
+        self.count_waits()
         for part in (self.loader, self.total):
             if part is not None:
                 part.close()

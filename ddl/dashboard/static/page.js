@@ -87,7 +87,7 @@ function showList() {
     };
     const more = make("div", { className: "more" }, make("span", { className: `status ${run.status}`, textContent: run.status }));
     if (run.lost) more.append(make("span", { textContent: `${run.lost} lost` }));
-    more.append(make("span", { textContent: run.id === "." ? "" : run.id }));
+    if (run.id !== "." && run.id !== run.name) more.append(make("span", { textContent: run.id }));
     const meter = make("div", { className: "meter" }), bar = make("i");
     bar.style.width = `${run.steps ? Math.min(100, (100 * run.step) / run.steps) : 0}%`;
     meter.append(bar);
@@ -173,11 +173,11 @@ function curvesOf(run, panel, isFocus, count) {
   const x = points.step.map((step, at) => position(run, step, points.time[at])), found = [];
   const label = count > 1 ? run.name + (run.id === run.name || run.id === "." ? "" : ` (${run.id})`) : "training";
   const strong = isFocus || count === 1, alpha = strong ? 0 : count > 8 ? 0.45 : 0.75, width = strong ? 2 : 1.25;
-  if (panel.name === "rate") return [{ label, colour: hue, x, y: smooth(points.samples_per_s, x.length / 100), width, alpha }];
+  if (panel.name === "rate") return [{ label, colour: hue, x, y: smooth(points.samples_per_s, Math.max(x.length / 100, 2)), width, alpha }];
   if (!own) return [];
   if (panel.name === "lr") return [{ label, colour: hue, x, y: own.mean, width, alpha }];
   if (strong) found.push({ label: "raw", colour: hue, x, y: own.mean, width: 1, alpha: 0.25, isRaw: true });
-  found.push({ label, colour: hue, x, y: smooth(own.mean, x.length / 120), width, alpha });
+  found.push({ label, colour: hue, x, y: smooth(own.mean, Math.max(x.length / 120, 2)), width, alpha });
   const epochs = run.epochs.filter((one) => one.validation[panel.name] != null);
   if (strong && epochs.length) {
     found.push({ label: count > 1 ? `${run.name}, validation` : "validation", colour: count > 1 ? hue : PALETTE[1], x: epochs.map((one) => position(run, one.step, one.time)), y: epochs.map((one) => one.validation[panel.name]), points: epochs.length > 120 ? 3 : 5 });

@@ -111,7 +111,7 @@ def test_a_misspelled_verb_too(capsys, monkeypatch):
     status, said = ddl(capsys, monkeypatch, "trian")
     assert (status, said.err) == (2, "ddl: there is no verb trian; did you mean 'train'?\n")
     status, said = ddl(capsys, monkeypatch, "serve")
-    assert status == 2 and "there are audit, bench, doctor" in said.err
+    assert status == 2 and "there are audit, bench, dashboard, doctor" in said.err
 
 
 @pytest.mark.parametrize("word", ["--version", "-V", "version"])

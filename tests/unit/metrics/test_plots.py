@@ -23,7 +23,8 @@ def events(losses, epochs=()):
 
 
 @pytest.mark.parametrize(
-    ("losses", "scale"), [([3.0, 0.2], "log"), ([3.0, 2.0], "linear"), ([1.0, 0.0], "linear"), ([5.0, -1.0], "linear")]
+    ("losses", "scale"),
+    [([3.0] * 99 + [0.01] * 99, "log"), ([3.0, 2.0], "linear"), ([1.0, 0.0], "linear"), ([5.0, -1.0], "linear")],
 )
 def test_a_loss_over_decades_is_drawn_on_a_logarithmic_scale(losses, scale, figures, tmp_path):
     assert plots.curves(events(losses), tmp_path / "curves.png")
@@ -37,6 +38,44 @@ def test_the_last_report_of_a_step_counts(figures, tmp_path):
     assert list(figures[0].axes[0].lines[0].get_ydata()) == [3.0, 2.0]
 
 
+def test_a_spike_in_the_first_steps_does_not_flatten_the_rest(figures, tmp_path):
+    losses = [-90.0, *(np.linspace(-1, -2, 400)), *np.linspace(-2, -3, 100)]
+    plots.curves(events([-value for value in losses]), tmp_path / "curves.png")
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < 1 and 3 < high < 8
+
+
+def test_a_plot_names_the_run_the_best_epoch_and_each_failure_with_its_recovery(figures, tmp_path):
+    start = {"event": "start", "name": "digits", "model": "cnn", "ranks": 4, "step": 0}
+    ends = [
+        {
+            "event": "epoch",
+            "epoch": n,
+            "step": 10 * n,
+            "train": {},
+            "validation": {"loss": loss, "accuracy": 0.5 + n / 10},
+        }
+        for n, loss in enumerate([2.0, 1.0, 1.5], 1)
+    ]
+    failure = {"event": "failure", "step": 12, "rank": 3}
+    recovery = {"event": "recovery", "step": 12, "seconds": 0.0824}
+    lines = [{**line, "lr": 0.1} for line in events(np.linspace(3, 1, 30))]
+    for theme in ("light", "dark"):
+        plots.curves([start, *lines, *ends, failure, recovery], tmp_path / "curves.png", theme)
+    loss, accuracy, rate = figures[0].axes
+    assert figures[0].get_suptitle() == "digits" and rate.get_ylabel() == "learning rate"
+    assert "best epoch (2): 1" in [line.get_label() for line in loss.lines]
+    assert "best epoch (2): 70.0 %" in [line.get_label() for line in accuracy.lines]
+    assert [text.get_text() for text in loss.texts] == ["rank 3, 82 ms"] and not accuracy.texts
+    assert figures[0].get_facecolor() == (1, 1, 1, 1) and sum(figures[1].get_facecolor()[:3]) < 0.5
+
+
+def test_a_smoothed_curve_keeps_a_constant_and_does_not_lag():
+    assert plots.smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+    line = plots.smooth([float(n) for n in range(1000)])
+    assert line[500] == pytest.approx(500)
+
+
 def test_no_curve_is_drawn_without_data(tmp_path):
     assert plots.curves([{"event": "start"}], tmp_path / "curves.png") is None
 
@@ -44,9 +83,10 @@ def test_no_curve_is_drawn_without_data(tmp_path):
 def test_a_confusion_matrix_names_its_classes_and_counts_correct_predictions(figures, tmp_path):
     plots.confusion([[3, 1], [0, 2]], ["cat", "dog"], tmp_path / "confusion.png")
     (axis,) = figures[0].axes
-    assert axis.get_title() == "5 of 6 right"
+    assert axis.get_title(loc="left") == "5 of 6 right, 83.33 %"
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("true", "predicted")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["cat", "dog"]
-    assert sorted(text.get_text() for text in axis.texts) == ["1", "2", "3"]
+    assert sorted(text.get_text() for text in axis.texts) == ["100 %\n2", "25 %\n1", "75 %\n3"]
 
 
 def test_all_images_have_one_scale(figures, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from ddl.errors import ConfigError
-from ddl.metrics import EpochDone, Finished, StepDone
+from ddl.metrics import EpochDone, Finished, RankFailed, Recovered, StepDone
 from ddl.metrics.tensorboard import TensorBoard
 
 EVENTS = [
@@ -53,6 +54,43 @@ def test_reported_scalars_are_in_the_files(tmp_path):
     sink.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     assert read_scalars(path) == SCALARS
+
+
+def read_events(path) -> dict[str, object]:
+    """tag -> the last summary value of a TFRecord file."""
+    messages = pytest.importorskip("tensorboardX.proto.event_pb2")
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = messages.Event.FromString(data[at + 12 : at + 12 + length])
+        at += 12 + length + 4
+        found.update({value.tag: value for value in event.summary.value})
+    return found
+
+
+def test_settings_failures_and_confusion_matrices_are_in_the_files(tmp_path):
+    pytest.importorskip("tensorboardX")
+    sink = TensorBoard(tmp_path / "tensorboard", {"optim.lr": 0.5, "optim.name": "adam"})
+    sink.write(EpochDone(1, 8, {"accuracy": 0.5}, {"confusion": [[3, 1], [0, 4]]}))
+    sink.write(RankFailed(9, 2, "here", "crash"))
+    sink.write(Recovered(9, 1, [0, 1], 0.125, {"shrink": 0.1}))
+    sink.write(Finished("finished", {"test": {"accuracy": 0.875}}))
+    sink.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    found = read_events(path)
+    assert b"lost rank 2 on here at step 9 (crash)" in found["failures/text_summary"].tensor.string_val[0]
+    assert b"recovered in 125 ms" in found["recoveries/text_summary"].tensor.string_val[0]
+    assert "running mean" in found["train/accuracy"].metadata.summary_description
+    plugins = [value.metadata.plugin_data.content for value in found.values()]
+    assert any(b"optim.lr" in content for content in plugins) and any(b"test/accuracy" in c for c in plugins)
+    image = found["validation/confusion"].image
+    pil = pytest.importorskip("PIL.Image")
+    pixels = pil.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
+    assert pixels.size == (image.width, image.height) == (32, 32)
+    shares = [[3 / 4, 1 / 4], [0, 1]]
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        red = pixels.getpixel((16 * column + 8, 16 * row + 8))[0]
+        assert red == pytest.approx(255 - (255 - 37) * shares[row][column], abs=1)
 
 
 def test_a_missing_package_is_reported_with_its_install_command(tmp_path, monkeypatch):
