@@ -29,7 +29,7 @@ LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the oth
 SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
 CPU_STEP_S, READ_STEP_BYTES = 0.05, 1 << 16  # what counts as progress of a rank that has not come to MPI yet
 EX_TEMPFAIL = 75
-# A fault-tolerant mpirun ends with status 0 if signals ended all ranks. This one makes a rank exit, with its own number.
+# A fault-tolerant mpirun ends with status 0 if signals killed all ranks. This one makes a rank exit with its number.
 END_SIGNAL = signal.SIGRTMAX
 END_WAIT_S = 1.0
 STARTING, JOINING, STARTED, ENDED = "starting", "joining", "started", "ended"
