@@ -29,6 +29,9 @@ LOST_S = 5.0  # a rank that is known to have ended cannot join any more: the oth
 SETTLE_S = 2.0  # between notes and kill: mpirun may end all ranks as soon as one has ended, before others wrote theirs
 CPU_STEP_S, READ_STEP_BYTES = 0.05, 1 << 16  # what counts as progress of a rank that has not come to MPI yet
 EX_TEMPFAIL = 75
+# A fault-tolerant mpirun ends with status 0 if signals killed all ranks. This one makes a rank exit with its number.
+END_SIGNAL = signal.SIGRTMAX
+END_WAIT_S = 1.0
 STARTING, JOINING, STARTED, ENDED = "starting", "joining", "started", "ended"
 
 _watcher: subprocess.Popen[bytes] | None = None
@@ -60,6 +63,16 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _exit_on_end_signal(True)
+
+
+def _exit_on_end_signal(exits: bool) -> None:
+    """Let the C library's ``_exit`` handle the signal, since MPI_Init holds the GIL and no Python handler would run."""
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    library.signal(END_SIGNAL, ctypes.cast(library._exit, ctypes.c_void_p) if exits else None)
 
 
 def doing(what: str) -> None:
@@ -81,6 +94,7 @@ def joined() -> None:
         _watcher.stdin.close()
         _watcher.wait()
         _watcher = None
+        _exit_on_end_signal(False)
 
 
 @contextlib.contextmanager
@@ -226,9 +240,18 @@ class Watcher:
         for pid in unannounced(set(lost) - set(announced)):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        os.kill(self.pid, signal.SIGKILL)
+        self.kill_rank()
         self.state, self.gave_up = ENDED, True
         self.write()
+
+    def kill_rank(self) -> None:
+        """End the rank, which is this process's parent, with a status that mpirun reports if it can."""
+        deadline = time.monotonic() + END_WAIT_S
+        os.kill(self.pid, END_SIGNAL)
+        while os.getppid() == self.pid and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if os.getppid() == self.pid:
+            os.kill(self.pid, signal.SIGKILL)
 
     def write_summary(self, reason: str) -> None:
         """A summary of status "stopped", unless the folder holds that of a run that finished before."""
