@@ -54,7 +54,7 @@ class Model(Measured):
             raise ConfigError(f"ddl.jax trains on the CPU, and JAX uses {jax.default_backend()}: set JAX_PLATFORMS=cpu")
         if isinstance(metrics, Mapping):
             raise ConfigError(
-                f"metrics are names of ddl's or Metric objects in a list, not functions by name: {sorted(metrics)}"
+                f"metrics are names of ddl's or Metric objects in a list, not functions by name: {', '.join(map(str, metrics))}"
             )
         if metrics and predict is None:
             raise ConfigError("metrics compare outputs with targets: give predict as well")

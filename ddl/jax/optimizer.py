@@ -144,8 +144,9 @@ class Optax(Optimizer):
 
 
 def translated(optimizer: Any, model: Any, schedule: Any = None) -> tuple[Optimizer, list[Rule], Any]:
-    """For ``Trainer(model, optimizer=optax.adamw(1e-3))``: (an Optax, no rules, the schedule). Raises ConfigError for a model of
-    another framework."""
+    """For ``Trainer(model, optimizer=optax.adamw(1e-3))``: (an Optax, no rules, the schedule).
+
+    Raises ConfigError for a model of another framework."""
     if not isinstance(model, Model):
         raise ConfigError("an optimizer of optax goes with a ddl.jax.Model: give the model as one")
     return Optax(optimizer, model), [], schedule

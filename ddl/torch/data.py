@@ -124,7 +124,8 @@ class Dataset(Source):
     def _sample(self, number: int, *key: int) -> Any:
         """key: (seed, epoch) of its draws. Raises DataError if the dataset raises."""
         if key:
-            seed_all(*key, number)
+            seed, epoch = key
+            seed_all(seed, epoch, number)
         try:
             return self.dataset[number]
         except Exception as error:
