@@ -151,7 +151,7 @@ def _samples(trained: Trained, arguments: argparse.Namespace, group: Group) -> I
             elif trained.takes_text and not path.exists() and "*" not in path.name:
                 raise DataError("no such file; --text LINE takes a line of text itself", path)
             source = trained.open_inputs(str(path))
-            return named_by(source, path, arguments.id) if arguments.id else source
+            return named_by(source, path, arguments.id, trained.job.data.encoding) if arguments.id else source
 
         yield together(group, opened)
 

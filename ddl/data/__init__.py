@@ -6,6 +6,7 @@ from ddl.data.dataset import SOURCES, Splits, as_known, open_dataset, split_by
 from ddl.data.digits import digits
 from ddl.data.fingerprint import compare, fingerprint
 from ddl.data.formats.detect import FORMATS
+from ddl.data.formats.one_column import column_of
 from ddl.data.formats.pixels import ImageSettings
 from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
@@ -61,6 +62,7 @@ __all__ = [
     "auto_shards",
     "can_normalise",
     "class_weights",
+    "column_of",
     "combine",
     "compare",
     "data_lines",
