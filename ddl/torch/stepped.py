@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 from ddl.arrays import Array, Layout
 from ddl.errors import ConfigError
 from ddl.optim import SGD, Groups, OwnState, Rule
+from ddl.torch.device import is_remote
 from ddl.torch.trees import packed, unpacked
 
 
@@ -115,9 +116,10 @@ class Stepped(Groups, OwnState):
         views, means = self.layout.views(params), self.layout.views(self._mean.numpy())
         for name, parameter in self._parameters.items():
             parameter.grad = None
-            _bind(parameter, views[name])
+            self._bind(parameter, views[name])
             if name in self._trained:
-                parameter.grad = as_taken(torch.from_numpy(means[name]), self._optimizer_of.get(id(parameter)))
+                mean = torch.from_numpy(means[name]).to(parameter.device)
+                parameter.grad = as_taken(mean, self._optimizer_of.get(id(parameter)))
         self._schedule(lr / self.lr)
         for optimizer in self._given.optimizers:
             optimizer.step()
@@ -126,9 +128,10 @@ class Stepped(Groups, OwnState):
                 scheduler.step()
         for name, parameter in self._parameters.items():
             parameter.grad = None
-            if parameter.data_ptr() != views[name].ctypes.data:  # an optimizer that assigns to parameter.data
+            # On a GPU, or replaced by an optimizer that assigns to parameter.data.
+            if parameter.data_ptr() != views[name].ctypes.data:
                 torch.from_numpy(views[name]).copy_(parameter.data)
-                _bind(parameter, views[name])
+                self._bind(parameter, views[name])
 
     def _schedule(self, factor: float) -> None:
         """Apply the factor of a schedule of ddl. An optimizer that sets its own rates keeps them meanwhile."""
@@ -196,7 +199,9 @@ class Stepped(Groups, OwnState):
     def _order(self, optimizer: torch.optim.Optimizer) -> list[str]:
         return [self._names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
-
-def _bind(parameter: Tensor, view: np.ndarray) -> None:
-    if parameter.data_ptr() != view.ctypes.data:
-        parameter.data = torch.from_numpy(view)
+    def _bind(self, parameter: Tensor, view: np.ndarray) -> None:
+        """The parameter has the values of ``view``: it is one, or on a GPU a copy."""
+        if is_remote(parameter.device):
+            parameter.data.copy_(torch.from_numpy(view))
+        elif parameter.data_ptr() != view.ctypes.data:
+            parameter.data = torch.from_numpy(view)
