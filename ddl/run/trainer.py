@@ -115,7 +115,8 @@ class Trainer:
             raise UserError("a scheduler sets the rates of its own optimizer: give that as well, as optimizer")
         if isinstance(optimizer, Whole) and optimizer.needs_validation and validation is None:
             raise UserError("the schedule depends on the validation loss: give validation data")
-        self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        self.optimizer: Any = optimizer or Adam()
+        self.rules, self.schedule = tuple(rules), schedule
         self.normalize, self.augment, self.callbacks = normalize, list(augment), list(callbacks)
         self.initial = initial
         self._check(settings or {})

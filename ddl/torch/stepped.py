@@ -38,6 +38,7 @@ class AsTheyAre:
             check_scheduler(scheduler)
             if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and scheduler.mode != "min":
                 raise ConfigError('ReduceLROnPlateau follows the validation loss, which should fall: mode="min"')
+        self.rates = [[group.get("lr") for group in o.param_groups] for o in self.optimizers]
         self.lr = self.rate or 1.0  # before any schedule
         self.needs_validation = any(isinstance(one, lr_scheduler.ReduceLROnPlateau) for one in self.schedulers)
 
@@ -48,7 +49,7 @@ class AsTheyAre:
     @property
     def rate(self) -> float:
         """The first learning rate as it is now."""
-        return float(self.optimizers[0].param_groups[0].get("lr", 1.0))
+        return float(self.optimizers[0].param_groups[0].get("lr") or 0.0)
 
     def factor(self, step: int) -> float:
         """A schedule of ddl that says what the schedulers have set."""
@@ -88,8 +89,7 @@ class Stepped(Groups, OwnState):
         self._parameters = {name: parameters[name] for name in layout.shapes}
         self._trained = {name: p for name, p in self._parameters.items() if name not in frozen}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._rates = [[group.get("lr") for group in o.param_groups] for o in given.optimizers]
-        self._factor = 1.0  # what a schedule of ddl has multiplied these by
+        self._factor = 1.0  # what a schedule of ddl has multiplied their rates by
         pairs = [(o, group) for o in given.optimizers for group in o.param_groups]
         self._optimizer_of = {id(p): optimizer for optimizer, group in pairs for p in group["params"]}
         self._mean = torch.zeros(0)
@@ -113,12 +113,12 @@ class Stepped(Groups, OwnState):
         if self._mean.shape != gradient.shape or self._mean.dtype != gradient.dtype:
             self._mean = torch.empty_like(gradient)
         torch.mul(gradient, scale, out=self._mean)
-        views, means = self.layout.views(params), self.layout.views(self._mean.numpy())
+        views = self.layout.views(params)
         for name, parameter in self._parameters.items():
             parameter.grad = None
             self._bind(parameter, views[name])
             if name in self._trained:
-                mean = torch.from_numpy(means[name]).to(parameter.device)
+                mean = self._mean[self.layout.slices[name]].view(self.layout.shapes[name]).to(parameter.device)
                 parameter.grad = as_taken(mean, self._optimizer_of.get(id(parameter)))
         self._schedule(lr / self.lr)
         for optimizer in self._given.optimizers:
@@ -138,7 +138,7 @@ class Stepped(Groups, OwnState):
         if factor == self._factor or self._given.schedulers:
             return
         self._factor = factor
-        for optimizer, rates in zip(self._given.optimizers, self._rates, strict=True):
+        for optimizer, rates in zip(self._given.optimizers, self._given.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 if rate is not None:
                     group["lr"] = float(rate) * factor
