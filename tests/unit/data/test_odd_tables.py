@@ -361,3 +361,17 @@ def test_all_that_is_wrong_with_a_file_of_new_samples_is_one_line(tmp_path):
         "line 5: 'z' in column 'p' is no number; "
         "line 5: 'd' in column 'y' is none of the training part's classes, a, b"
     )
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.feather"])
+def test_few_whole_numbers_are_classes_in_every_format(tmp_path, name):
+    p, y = [i / 4 for i in range(30)], [i % 3 for i in range(30)]
+    content = {
+        "a.csv": "p,y\n" + "".join(f"{a},{b}\n" for a, b in zip(p, y, strict=True)),
+        "a.jsonl": "".join(json.dumps({"p": a, "y": b}) + "\n" for a, b in zip(p, y, strict=True)),
+        "a.parquet": parquet({"p": p, "y": y}),
+        "a.feather": feather({"p": p, "y": y}),
+    }[name]
+    source = opened(write(tmp_path / name, content)).train
+    assert source.names == ("0", "1", "2") and labels_of(source).tolist() == y
+    assert x_of(source)[:, 0].tolist() == p
