@@ -25,7 +25,7 @@ from ddl.data.formats.tabular import open_arrow, open_csv, open_jsonl, open_parq
 from ddl.data.source import Field, Source
 from ddl.data.tables.arrow_reader import ARROW_MAGIC, FEATHER_MAGIC, PARQUET_MAGIC, saved_parts
 from ddl.errors import ConfigError, DataError
-from ddl.wording import instead, listed
+from ddl.wording import closest, listed
 
 # Arrays: x in one file, targets in another, or both in one archive.
 
@@ -284,7 +284,9 @@ def expand(pattern: str) -> list[Path]:
 def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
     """Open a path, folder or pattern: one source, or several if file names mark training and test files."""
     if format != "auto" and format not in FORMATS:
-        raise ConfigError(f"no format is called {format!r}; {instead(format, ['auto', *FORMATS], 'there are')}")
+        near = closest(format, FORMATS)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"no format is called {format!r}; there are auto, {listed(sorted(FORMATS), 'and')}{hint}")
     if format in ("auto", "hf") and (saved := _saved(Path(pattern).expanduser(), request)) is not None:
         return saved
     paths = expand(pattern)

@@ -17,7 +17,7 @@ from ddl.errors import ConfigError, DataError
 from .filewriters import write
 
 pa = pytest.importorskip("pyarrow")
-BODY = "".join(f"{i},{i / 4},{'uvw'[i % 3]},{'ab'[i % 2]}\n" for i in range(30))
+BODY = "".join(f"{7 * i % 30},{i / 4},{'uvw'[i % 3]},{'ab'[i % 2]}\n" for i in range(30))
 TABLE = "p,q,r,y\n" + BODY
 SAVED = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
 
@@ -84,6 +84,8 @@ REFUSED = {
         {},
         r"line 7: 5 columns .*; line 32: 6 columns",
     ),
+    "a comment first": ("a.csv", "# by me, on Monday\n" + TABLE, {}, r"line 1: '# by me, on Monday' is a comment"),
+    "a comment": ("a.csv", changed(9, "# half"), {}, r"line 9: '# half' is a comment"),
     "only blank lines": ("a.csv", "\n\n \n", {}, r"no samples in the file"),
     "only a header": ("a.csv", "p,q,y\n", {}, r"line 2: no samples"),
     "one column": ("a.csv", "y\na\nb\n", {}, r"a single column"),
@@ -197,31 +199,42 @@ READ = {
     "spaces": ("a.csv", TABLE.replace(",", " , "), {}),
     "blank lines": ("a.csv", "\n" + TABLE.replace("\n", "\n\n") + "\n \n", {}),
     "empty cells at the end": ("a.csv", TABLE.replace("\n", ",\n").replace("y,\n", "y\n"), {}),
+    "a delimiter at the end": ("a.csv", TABLE.replace(",", ";").replace("\n", ";\n"), {}),
     "no header": ("a.csv", BODY, {}),
     "no last line end": ("a.csv", TABLE[:-1], {}),
     "currency": ("a.csv", "".join(f"{line}\n" if line[0] == "p" else "$ " + line + "\n" for line in TABLE.split()), {}),
     "JSONL": (
         "a.jsonl",
-        "".join(json.dumps({"p": i, "q": i / 4, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n" for i in range(30)),
+        "".join(
+            json.dumps({"p": 7 * i % 30, "q": i / 4, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n" for i in range(30)
+        ),
         {},
     ),
     "JSONL within": (
         "a.ndjson",
         "".join(
-            json.dumps({"in": {"p": i, "q": i / 4}, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n" for i in range(30)
+            json.dumps({"in": {"p": 7 * i % 30, "q": i / 4}, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n"
+            for i in range(30)
         ),
         {},
     ),
     "Parquet": (
         "a.parquet",
-        parquet({"p": range(30), "q": [i / 4 for i in range(30)], "r": list("uvw" * 10), "y": list("ab" * 15)}),
+        parquet(
+            {
+                "p": [7 * i % 30 for i in range(30)],
+                "q": [i / 4 for i in range(30)],
+                "r": list("uvw" * 10),
+                "y": list("ab" * 15),
+            }
+        ),
         {},
     ),
     "Feather": (
         "a.feather",
         feather(
             {
-                "p": pa.array(range(30), pa.int8()),
+                "p": pa.array([7 * i % 30 for i in range(30)], pa.int8()),
                 "q": [i / 4 for i in range(30)],
                 "r": pa.array(list("uvw" * 10)).dictionary_encode(),
                 "y": list("ab" * 15),
@@ -237,8 +250,7 @@ def test_every_way_to_write_a_table_gives_the_same_samples(tmp_path, name):
     file, content, table = READ[name]
     source = opened(write(tmp_path / file, content), table=table).train
     x = x_of(source)
-    # p numbers the rows, which is no information; r is one-hot
-    wanted = [[i / 4, *(float(i % 3 == k) for k in range(3))] for i in range(30)]
+    wanted = [[7 * i % 30, i / 4, *(float(i % 3 == k) for k in range(3))] for i in range(30)]
     assert x.tolist() == wanted and source.names == ("a", "b")
     assert labels_of(source).tolist() == [i % 2 for i in range(30)]
 
@@ -355,7 +367,7 @@ def test_all_that_is_wrong_with_a_file_of_new_samples_is_one_line(tmp_path):
     with pytest.raises(DataError) as caught:
         Inputs(is_labelled=True).open(str(new), known)
     assert str(caught.value).endswith(
-        "b.csv, line 1: no column 'q' and 'r', which the training part has: there are 'p', 's' and 'y'; "
+        "b.csv, line 1: no column 'q' or 'r', which the training part has: there are p, s and y; "
         "line 3: 'x' in column 'p' is no number; "
         "line 3: 'c' in column 'y' is none of the training part's classes, a, b; "
         "line 5: 'z' in column 'p' is no number; "

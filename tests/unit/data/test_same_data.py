@@ -93,9 +93,7 @@ def test_columns_of_one_name_in_the_same_order_are_matched(tmp_path):
 
 def test_all_columns_that_are_missing_are_named(tmp_path):
     write_csv(tmp_path / "two.csv", rows("aby"), ["p", "q", "y"])
-    with pytest.raises(
-        DataError, match=r"no column 'a' and 'b', which the training part has: there are 'p', 'q' and 'y'"
-    ):
+    with pytest.raises(DataError, match="no column 'a' or 'b', which the training part has: there are p, q and y"):
         open_dataset("files", path=table(tmp_path / "one.csv", "aby"), validation=0.0, test=str(tmp_path / "two.csv"))
 
 
