@@ -14,6 +14,7 @@ _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 REGAINS_VARIABLE = "DDL_REGAINS"
 """Set by ddl.launch: how often it will still start the whole job again because a rank was lost (``fault.respawn``)."""
 LINGER_S = 2.0  # how much later than other ranks rank 0 may find an error in the settings
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK")
 _ON_NODE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
@@ -46,6 +47,12 @@ def ranks_on_node(environment: Mapping[str, str] = os.environ) -> int:
         first = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
         size = int(first) if first.isdecimal() else None
     return size or 1
+
+
+def launched_local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+    """This process's number among the ranks of its node; None if the launcher does not say."""
+    rank = _number(_LOCAL_RANKS, environment)
+    return _number(("SLURM_LOCALID",), environment) if rank is None and _is_slurm_task(environment) else rank
 
 
 def openmp_threads(environment: Mapping[str, str] = os.environ) -> int | None:

@@ -70,7 +70,7 @@ with_torch() {
       --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 || return
     # What else JAX needs is there: NumPy and SciPy.
     python -m pip install --disable-pip-version-check --target "$VENV/torch" --no-deps \
-      jax jaxlib ml_dtypes opt_einsum || return
+      jax jaxlib ml_dtypes opt_einsum optax absl-py equinox jaxtyping wadler-lindig || return
     : >"$VENV/torch/.installed"
   fi
   export PYTHONPATH=$VENV/torch${PYTHONPATH:+:$PYTHONPATH}

@@ -211,7 +211,6 @@ MANY_PARAMETERS = {
     "kernels/optim.py: radam",
     "kernels/optim.py: rmsprop",
     "launcher/supervisor.py: __init__",
-    "parallel/reducer.py: __init__",
 }
 
 

@@ -1,7 +1,8 @@
 """PyTorch's networks in ddl against DistributedDataParallel over Gloo: same network, samples and ranks.
 
 Each candidate is a job of its own, since jobs differ in memory and threads; they take turns, and sleep meanwhile.
-Row "ddp": unchanged DistributedDataParallel over backend "ddl". Row "model": ddl.torch.Model in ddl's loop, with its Adam.
+Row "ddp": unchanged DistributedDataParallel over backend "ddl". Row "model": ddl.torch.Model in ddl's loop, with
+its Adam.
 
 ceiling: the step over Gloo divided by forward and backward of the same network alone on each rank, without sum and
 update. resident_mib: the peak of a rank in its steps; above_mib: how much more than that of the peer."""

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 TIMEOUT_S, OF_SCRIPTS_S = 60.0, 600.0  # what a script does before it joins the others is not seen by them
@@ -131,13 +131,19 @@ def announcements_folder(run_dir: str, environment: Mapping[str, str] = os.envir
 # The watcher's side.
 
 
-def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: float, timeout_s: float) -> list[int]:
+def lost_ranks(
+    announced: Mapping[int, Mapping[str, Any]],
+    size: int,
+    still_s: float,
+    timeout_s: float,
+    gone: Collection[int] = (),
+) -> list[int]:
     """The lost ranks because of which this launch must end now; empty while the others still wait for them.
 
     announced: rank -> announcement. still_s: seconds since any announcement changed: as long as one rank makes
-    progress, the others may be waiting for it."""
+    progress, the others may be waiting for it. gone: ranks that are known to have ended without an announcement."""
     absent = [rank for rank in range(size) if rank not in announced or announced[rank]["state"] == ENDED]
-    ended = any(rank in announced for rank in absent)
+    ended = bool(gone) or any(rank in announced for rank in absent)
     if still_s <= (min(LOST_S, timeout_s) if ended else timeout_s):
         return []
     starting = [rank for rank in range(size) if rank in announced and announced[rank]["state"] == STARTING]
@@ -145,12 +151,16 @@ def lost_ranks(announced: Mapping[int, Mapping[str, Any]], size: int, still_s: f
     return absent or starting or (joining if still_s > MPI_PATIENCE * timeout_s else [])
 
 
-def reason_of(lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeout_s: float) -> str:
+def reason_of(
+    lost: list[int], announced: Mapping[int, Mapping[str, Any]], timeout_s: float, gone: Collection[int] = ()
+) -> str:
     """One line that says which ranks are lost, and what they did."""
     parts = []
-    never = [str(rank) for rank in lost if rank not in announced]
-    if never:
-        parts.append(f"rank{'s' * (len(never) > 1)} {', '.join(never)} did not start within {timeout_s:g} s")
+    never = set(lost) - set(announced)
+    late = f"did not start within {timeout_s:g} s"
+    for ranks, how in ((never & set(gone), "ended while starting"), (never - set(gone), late)):
+        if ranks:
+            parts.append(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))} {how}")
     for rank in lost:
         if rank in announced:
             one = announced[rank]
@@ -172,19 +182,21 @@ class Watcher:
     def run(self) -> None:
         """Return when the rank has started or ended, or was ended here because others are lost."""
         self.write()
-        still_s, seen, before = 0.0, self.changed(), time.monotonic()
+        still_s, looked_s, seen, before = 0.0, 0.0, self.changed(), time.monotonic()
         while self.state in (STARTING, JOINING):
             self.follow_rank()
             now = time.monotonic()
             passed_s, before = min(now - before, 5 * TICK_S), now  # a stopped watcher does not count that time
             changed = self.changed()
-            still_s = still_s + passed_s if changed == seen else 0.0
+            still_s, looked_s = (still_s + passed_s, looked_s) if changed == seen else (0.0, 0.0)
             seen = changed
-            if self.state in (STARTING, JOINING) and still_s > min(LOST_S, self.timeout_s):
+            if self.state in (STARTING, JOINING) and still_s > looked_s + min(LOST_S, self.timeout_s):
+                looked_s = still_s
                 announced = self.read()
-                lost = lost_ranks(announced, self.size, still_s, self.timeout_s)
+                gone = self.gone(announced)
+                lost = lost_ranks(announced, self.size, still_s, self.timeout_s, gone)
                 if lost:
-                    self.end_rank(lost, announced)
+                    self.end_rank(lost, announced, gone)
         self.remove_folder_if_last()
 
     def follow_rank(self) -> None:
@@ -225,9 +237,16 @@ class Watcher:
                 announced[rank] = json.load(file)
         return announced
 
-    def end_rank(self, lost: list[int], announced: Mapping[int, Mapping[str, Any]]) -> None:
+    def gone(self, announced: Mapping[int, Any]) -> set[int]:
+        """Ranks that ended before they could announce themselves: known where all ranks run on this host."""
+        absent = set(range(self.size)) - set(announced)
+        if not os.environ.get("PMIX_NAMESPACE") or os.path.dirname(self.folder) != tempfile.gettempdir():
+            return set()  # not all on this host: see announcements_folder
+        return {rank for rank in absent if not unannounced({rank})}
+
+    def end_rank(self, lost: list[int], announced: Mapping[int, Mapping[str, Any]], gone: Collection[int]) -> None:
         """Leave a note, let the lowest present rank print the reason, and kill the rank, which is blocked."""
-        reason = reason_of(lost, announced, self.timeout_s)
+        reason = reason_of(lost, announced, self.timeout_s, gone)
         if self.run_dir:
             note = self.note(kind="startup", step=0, phase=self.doing, error=reason)
             write_json(os.path.join(self.run_dir, "notes", self.launch), f"rank-{self.rank}.json", note)

@@ -53,9 +53,8 @@ class Model(Measured):
         if jax.default_backend() != "cpu":
             raise ConfigError(f"ddl.jax trains on the CPU, and JAX uses {jax.default_backend()}: set JAX_PLATFORMS=cpu")
         if isinstance(metrics, Mapping):
-            raise ConfigError(
-                f"metrics are names of ddl's or Metric objects in a list, not functions by name: {', '.join(map(str, metrics))}"
-            )
+            given = ", ".join(map(str, metrics))
+            raise ConfigError(f"metrics are names of ddl's or Metric objects in a list, not functions by name: {given}")
         if metrics and predict is None:
             raise ConfigError("metrics compare outputs with targets: give predict as well")
         self.metrics = [resolve(m, METRICS, "metrics")() if isinstance(m, str) else m for m in metrics]

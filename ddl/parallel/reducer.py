@@ -40,18 +40,39 @@ class Total:
     squared_norm: float  # of the gradient; finite exactly when every element is finite
 
 
+@dataclass(frozen=True)
+class SumOptions:
+    """How gradients are summed; the settings of section [comm].
+
+    overlap: send buckets while backward is running; "auto": if that pays (between nodes, from a GPU).
+    gpu: "staged": copy gradients through the host. "direct" or "auto": give GPU memory to MPI if all ranks compute on
+    GPUs and their MPI accepts it; otherwise ``GradientSum.staged_because`` gives the reason."""
+
+    algorithm: str = "auto"
+    bucket_mib: float = BUCKET_MIB
+    overlap: Literal["auto", "on", "off"] = "auto"
+    tuning: Tuning | None = None
+    gpu: Literal["auto", "direct", "staged"] = "staged"
+
+
+@dataclass(frozen=True)
+class Backward:
+    """How backward writes gradients; the same on all ranks.
+
+    order: all names in the order in which they are finished (default: the layout's, reversed).
+    by_rows: names of gradients (rows, width) that may be sparse. If ``local.views.zero_outside`` names the rows that a
+    step has touched, and few rows are touched on all ranks together, only those are summed."""
+
+    order: Sequence[str] | None = None
+    by_rows: Sequence[str] = ()
+
+
 class GradientSum:
     """Sums the gradients and the header of each step. All workers construct it, and finish each step, together.
 
     Write gradients into ``local`` (on ``device``) and the header into ``header``; ``finish`` returns the sums.
     Between the first ``announce`` and the return of ``finish`` the caller must not use the group.
 
-    overlap: send buckets while backward is running; "auto": if that pays (between nodes, from a GPU).
-    order: all names in the order in which backward finishes them (default: the layout's, reversed).
-    by_rows: names of gradients (rows, width) that may be sparse, the same on all ranks. If ``local.views.zero_outside``
-    names the rows that a step has touched, and few rows are touched on all ranks together, only those are summed.
-    gpu: "staged": copy gradients through the host. "direct" or "auto": give GPU memory to MPI if all ranks compute on
-    GPUs and their MPI accepts it; otherwise ``staged_because`` gives the reason.
     replica: flat arrays, equal on all workers, that the optimizer updates element by element; each is as long as the
     gradient, or shorter by a tail that is not trained. If the ranks of a node can update one replica together, each its
     ``shares``, ``replicas`` holds two copies in shared memory, and ``finish`` takes the update that writes the second.
@@ -69,23 +90,18 @@ class GradientSum:
         group: Group,
         layout: Layout,
         header_length: int,
+        options: SumOptions = SumOptions(),
+        backward: Backward = Backward(),
         *,
         device: Device | None = None,
-        algorithm: str = "auto",
-        bucket_mib: float = BUCKET_MIB,
-        overlap: Literal["auto", "on", "off"] | bool = "auto",
-        tuning: Tuning | None = None,
-        order: Sequence[str] | None = None,
-        by_rows: Sequence[str] = (),
-        gpu: Literal["auto", "direct", "staged"] = "staged",
         replica: Sequence[Array] = (),
         span: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ):
         self.group, self.device, self._span = group, device or Device(), span
-        may_overlap = overlap not in ("off", False)
         least = SPARSE_BYTES if len(group.nodes) == 1 else SPARSE_BYTES_BETWEEN_NODES
-        large = [name for name in by_rows if prod(layout.shapes[name]) * layout.dtype.itemsize >= least]
-        plan = buckets(layout, bucket_mib * (1 << 20) if may_overlap else inf, order, alone=large)
+        large = [name for name in backward.by_rows if prod(layout.shapes[name]) * layout.dtype.itemsize >= least]
+        bucket_bytes = inf if options.overlap == "off" else options.bucket_mib * (1 << 20)
+        plan = buckets(layout, bucket_bytes, backward.order, alone=large)
         if group.size == 1:
             plan = []
         self._parts = [bucket.span for bucket in plan] or [slice(0, layout.length)]
@@ -94,11 +110,11 @@ class GradientSum:
             for number, bucket in enumerate(plan)
             if bucket.names[0] in large
         }
-        self.staged_because, may_share = _agree_on_memory(group, self.device, gpu, algorithm, bool(replica))
+        self.staged_because, may_share = _agree_on_memory(group, self.device, options, bool(replica))
         sizes = [flat.nbytes for flat in replica] if may_share else []
-        spec = SumPlan(layout, header_length, self._parts, self._sparse, algorithm, tuning, sizes)
+        spec = SumPlan(layout, header_length, self._parts, self._sparse, options.algorithm, options.tuning, sizes)
         self._sum = make_sum(group, spec, self.device, direct=not self.staged_because)
-        self.substitute = _substitute(group, algorithm, self._sum.algorithm)
+        self.substitute = _substitute(group, options.algorithm, self._sum.algorithm)
         self._shared = self._sum if isinstance(self._sum, SharedMemory) and self._sum.replicas[0] else None
         self.replicas: list[list[Array]] = [] if self._shared is None else self._shared.replicas
         for copy in self.replicas:  # both copies: the second must also hold what no update ever writes
@@ -106,7 +122,7 @@ class GradientSum:
                 # What lies behind the gradients' length is frozen: there all ranks write the same.
                 for share in (*self.shares, slice(layout.length, None)):
                     shared[share] = flat[share]
-        wanted = overlap in ("on", True) or (overlap == "auto" and self._sum.pays_to_overlap)
+        wanted = options.overlap == "on" or (options.overlap == "auto" and self._sum.pays_to_overlap)
         wanted = wanted and len(plan) > 1
         # ``open`` is collective: if one rank sends its parts one by one during backward, all ranks must open them one
         # by one. The gather is also the barrier after which both replicas are complete.
@@ -205,12 +221,13 @@ class GradientSum:
         self._sum.release()
 
 
-def _agree_on_memory(group: Group, device: Device, gpu: str, algorithm: str, has_replica: bool) -> tuple[str, bool]:
+def _agree_on_memory(group: Group, device: Device, options: SumOptions, has_replica: bool) -> tuple[str, bool]:
     """(why GPU memory is not given to MPI, "" if it is; whether the replicas of all ranks lie on the host).
 
     The same on all ranks."""
     if group.size == 1:
         return "there is only one rank", False
+    gpu, algorithm = options.gpu, options.algorithm
     on_host, refused = device.index is None, "comm.gpu is staged"
     if gpu != "staged" and algorithm not in ("auto", "native"):
         refused = f"MPI sums GPU memory by its own algorithm, and comm.algorithm is {algorithm}"

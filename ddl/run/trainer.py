@@ -127,7 +127,8 @@ class Trainer:
             raise UserError("a scheduler sets the rates of its own optimizer: give that as well, as optimizer")
         if isinstance(optimizer, Whole) and optimizer.needs_validation and validation is None:
             raise UserError("the schedule depends on the validation loss: give validation data")
-        self.optimizer, self.rules, self.schedule = optimizer or Adam(), tuple(rules), schedule
+        self.optimizer: Any = optimizer or Adam()
+        self.rules, self.schedule = tuple(rules), schedule
         self._measured = takes_measurements(model)
         if normalize is None:
             x = as_source(given["train"]).fields.get("x")

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ddl.arrays import Views
 from ddl.errors import ConfigError, UserError
 from ddl.nn.layer import Average, Kept
+from ddl.torch.device import upload
 from ddl.wording import instead
 
 
@@ -40,11 +41,11 @@ class Buffers:
     Running statistics of norms follow their momentum over the global batch; counters count updates. averaged: names of
     others that forward changes, whose new values are averaged over the samples. The rest must stay as they are."""
 
-    def __init__(self, module: nn.Module, averaged: Iterable[str] = ()):
+    def __init__(self, module: nn.Module, averaged: Iterable[str] = (), is_remote: bool = False):
         self.averages: dict[str, Average] = {}
         self.kept: dict[str, Kept] = {}
         self._norms: dict[str, _NormBase] = {}
-        self._averaged = tuple(averaged)
+        self._averaged, self._is_remote = tuple(averaged), is_remote
         persistent = set(module.state_dict(keep_vars=True))
         places: dict[str, Place] = {}
         for prefix, part in module.named_modules():
@@ -85,7 +86,13 @@ class Buffers:
     def _tensors(self, views: Views) -> dict[str, Tensor]:
         if views is not self._committed_in:
             self._committed_in, self._committed = views, {n: torch.from_numpy(views[n]) for n in self._places}
+            if self._is_remote:
+                self._committed = {n: t.clone().to(self._scratch[n].device) for n, t in self._committed.items()}
         return self._committed
+
+    def upload(self, views: Views) -> None:
+        """Of a module on a GPU: its copies become equal to ``views``."""
+        upload(self._tensors(views), views)
 
     @contextmanager
     def statistics_of(self, rows: int) -> Iterator[None]:
@@ -123,11 +130,11 @@ class Buffers:
             place, scratch = self._places[name], self._scratch[name]
             norm = self._norms.get(name)
             if norm is None:
-                totals[name].add_(place.tensor.detach(), alpha=rows)
+                totals[name].add_(place.tensor.detach().cpu(), alpha=rows)
             elif norm.training and norm.momentum != 0 and int(norm.num_batches_tracked):
-                totals[name].add_(scratch, alpha=rows / (norm.momentum or 1.0))
+                totals[name].add_(scratch.cpu(), alpha=rows / (norm.momentum or 1.0))
             else:  # forward did not use it, or only read it
-                totals[name].add_(committed[name], alpha=rows)
+                totals[name].add_(committed[name].cpu(), alpha=rows)
 
 
 def refuse_changes(before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]) -> None:

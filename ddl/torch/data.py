@@ -107,7 +107,7 @@ class Dataset(Source):
                 samples = self._read(indices.tolist())
                 self._draws = States.now() != before
             if self._draws:
-                samples = [self._sample(number, *self._key()) for number in indices.tolist()]
+                samples = [self._sample(number, self._key()) for number in indices.tolist()]
             return self._named(self._collated(samples))
 
     def _read(self, numbers: list[int]) -> list[Any]:
@@ -121,11 +121,10 @@ class Dataset(Source):
                 raise
         return [self._sample(number) for number in numbers]
 
-    def _sample(self, number: int, *key: int) -> Any:
+    def _sample(self, number: int, key: tuple[int, int] | None = None) -> Any:
         """key: (seed, epoch) of its draws. Raises DataError if the dataset raises."""
-        if key:
-            seed, epoch = key
-            seed_all(seed, epoch, number)
+        if key is not None:
+            seed_all(*key, number)
         try:
             return self.dataset[number]
         except Exception as error:

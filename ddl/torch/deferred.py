@@ -9,14 +9,15 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddl.collectives import PersistentAllreduce
+from ddl.collectives import allreduce
+from ddl.collectives.shared import runs
 from ddl.comm import Group
 
 PIECE_BYTES = 4 << 20  # in the cache; each piece costs two barriers
@@ -95,33 +96,55 @@ class Deferrals:
 
 
 class Sums:
-    """Sums tensors over a group's ranks, in place, through memory that the ranks of a node share where possible."""
+    """Sums tensors over a group's ranks, in place, in memory that the ranks share if they are on one node.
+
+    In PyTorch's own kernels: with ddl's, a rank would load Numba for this alone."""
 
     def __init__(self, group: Group):
         self.group = group
-        self._kept: dict[tuple[int, torch.dtype], PersistentAllreduce] = {}
+        self._memory: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor] | None] = {}
 
     def sum(self, flats: Sequence[Tensor]) -> None:
         """flats: (length,) each, contiguous, of one type. Raises PeerLost; they are then undefined."""
         dtype, length = flats[0].dtype, sum(flat.numel() for flat in flats)
-        pieces = -(-length * flats[0].itemsize // PIECE_BYTES)
-        most = -(-length // max(pieces, 1))
+        pieces = max(-(-length * flats[0].itemsize // PIECE_BYTES), 1)
+        most = -(-length // pieces)
+        shared = self._shared(most, dtype) if dtype in SUMMED_IN_NODE else None
+        if shared is None:
+            for flat in flats:
+                allreduce(flat.numpy(), self.group)
+            return
+        rows, total = shared
+        me = self.group.local_ranks.index(self.group.rank)
         for views in cut(flats, most):
-            kept = self._kept.get((most, dtype))
-            if kept is None:
-                kept = self._kept[most, dtype] = PersistentAllreduce(self.group, most, _NUMPY[dtype])
-            sizes = [view.numel() for view in views]
-            rest = most - sum(sizes)
-            local, result = (torch.from_numpy(array).split([*sizes, rest]) for array in (kept.local, kept.result))
-            for view, place in zip(views, local):
-                place.copy_(view)
-            kept.run()
-            for view, place in zip(views, result):
-                view.copy_(place)
+            places = [slice(stop - len(view), stop) for view, stop in zip(views, accumulate(map(len, views)))]
+            for view, place in zip(views, places):
+                rows[me, place] = view
+            self.group.node_barrier()
+            lane = runs(places[-1].stop, len(rows), flats[0].itemsize)[me]
+            torch.add(rows[0, lane], rows[1, lane], out=total[lane])
+            for row in rows[2:]:
+                total[lane] += row[lane]
+            self.group.node_barrier()
+            for view, place in zip(views, places):
+                view.copy_(total[place])
+
+    def _shared(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """(ranks, length) and (length,) in shared memory; None on all ranks if they cannot share any."""
+        key = length, dtype
+        if key not in self._memory:
+            nbytes = length * dtype.itemsize
+            memory = self.group.share(nbytes, nbytes) if len(self.group.nodes) == 1 < self.group.size else None
+            self._memory[key] = None
+            if memory is not None:
+                arrays = memory.slots[:, :nbytes], memory.common[:nbytes]
+                rows, total = (torch.from_numpy(array).view(dtype) for array in arrays)
+                self._memory[key] = rows, total
+        return self._memory[key]
 
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
-SUMMED = tuple(_NUMPY)
+SUMMED = (torch.float32, torch.float64, torch.float16)
+SUMMED_IN_NODE = (torch.float32, torch.float64)  # halves are added in float32 and rounded once
 
 
 def cut(flats: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:

@@ -14,13 +14,14 @@ from ddl.arrays import Views
 from ddl.errors import UserError
 from ddl.kernels.sparse_rows import TouchedRows
 from ddl.nn.context import Context
+from ddl.torch.device import Staging
 
 
 class Gradients:
     """Hooks on parameters that take their gradients during ``into``; at any other time they do nothing."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], by_rows: Sequence[str]):
-        self.parameters, self.by_rows = parameters, by_rows
+    def __init__(self, parameters: Mapping[str, nn.Parameter], by_rows: Sequence[str], staging: Staging | None = None):
+        self.parameters, self.by_rows, self.staging = parameters, by_rows, staging
         self._pass: Pass | None = None
         self._views: Views | None = None
         self._tensors: dict[str, Tensor] = {}
@@ -45,6 +46,8 @@ class Gradients:
         """Inside, gradients are written to ``grads``; at the end all have been announced."""
         for parameter in self.parameters.values():
             parameter.grad = None
+        if self.staging is not None:
+            self.staging.forget()  # of a step that failed
         self._pass = Pass(self, grads, ctx)
         try:
             yield self._pass
@@ -70,6 +73,8 @@ class Pass:
         self._piece, self._is_last = set(), last
         if loss.requires_grad:
             loss.backward()
+        if self._owner.staging is not None:
+            self._owner.staging.finish()
 
     def take(self, name: str, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
@@ -85,23 +90,31 @@ class Pass:
         if gradient.is_sparse and name in self._rows:
             self._add_rows(name, gradient.coalesce())
             return
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
+        if self._owner.staging is None:
+            self._add(name, gradient)
+        else:  # for a module on a GPU this is a thread of autograd's, and the main thread waits in backward
+            self._owner.staging.take(gradient, partial(self._add, name))
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        """gradient: in host memory."""
         self._rows.pop(name, None)  # a dense gradient, or a dense part: all rows may be written
         if name in self._written:
             self._tensors[name].add_(gradient)
         else:
             self._grads.zero_outside.pop(name, None)
-            self._tensors[name].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+            self._tensors[name].copy_(gradient)
             self._written.add(name)
         if self._is_last and self._owner.in_one_part:
             self._announced.add(name)
             self._ctx.announce((name,))
 
     def _add_rows(self, name: str, gradient: Tensor) -> None:
-        rows = gradient.indices()[0].numpy()
+        rows = gradient.indices()[0].cpu().numpy()
         if name not in self._written:
             self._grads.clear(name)
             self._written.add(name)
-        self._grads[name][rows] += gradient.values().numpy()
+        self._grads[name][rows] += gradient.values().cpu().numpy()
         self._rows[name].append(rows)
 
     def finish(self) -> None:

@@ -6,7 +6,7 @@ The loss and the metrics are in objective.py, buffers such as running statistics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -24,6 +24,7 @@ from ddl.nn.metric import Metric
 from ddl.nn.norm import LEAST_SAMPLES
 from ddl.torch.allocator import keep_freed_memory
 from ddl.torch.buffers import Buffers, numbers, refuse_changes
+from ddl.torch.device import Staging, device_of, has_drawn, is_remote, seed_generators, upload
 from ddl.torch.gradients import Gradients
 from ddl.torch.masks import Masks, masked
 from ddl.torch.objective import Objective, are_near, array_of, metrics_of, rows_of
@@ -46,7 +47,8 @@ class Piece:
 
 
 class Model(Measured):
-    """module: its parameters and buffers are lent to ddl, and after training hold the trained values.
+    """module: its parameters and buffers are lent to ddl, and after training hold the trained values. Those of a module
+    on a GPU are copies of ddl's.
 
     loss: "cross_entropy" or another name of ``ddl.torch.objective.LOSSES``; a loss of PyTorch with reduction "mean"; or
     a function of outputs and targets that returns the mean over the samples, or (sum, weight). metrics: name ->
@@ -79,7 +81,9 @@ class Model(Measured):
         self._places = [(module.get_submodule(part)._parameters, key) for part, key in parts]
         self._type = _type_of(self._parameters)
         _refuse_unknown(module)
-        self._buffers = Buffers(module, averaged)
+        self._device = device_of(module.state_dict(keep_vars=True))
+        self._is_remote = is_remote(self._device)
+        self._buffers = Buffers(module, averaged, self._is_remote)
         self._was_training, self._is_set = module.training, False
         # Batch statistics and most random draws belong to a shard: such modules compute one shard after another.
         norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
@@ -87,12 +91,16 @@ class Model(Measured):
         self._by_shard = bool(norms) and not self._is_synchronised
         if self._is_synchronised and not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
             raise ConfigError("the module has BatchNorm beside SyncBatchNorm: convert_sync_batchnorm converts all")
+        if self._is_synchronised and self._is_remote:
+            raise ConfigError("ddl sums SyncBatchNorm in host memory, and the module is on a GPU: use BatchNorm there")
         self._has_norms = self._by_shard
         self._draws = False  # whether forward draws random numbers that are no masks of dropout
         self._compared: set[int] = set()  # numbers of rows for which a shard was found to come out the same in a batch
         self._bound_to: Views | None = None
         self._bound: dict[str, Tensor] = {}
-        self._gradients = Gradients(self._trained, self.by_rows)
+        self._uploaded = -1  # the step whose parameters the GPU has
+        staging = Staging(max(p.numel() for p in every.values()), self._type, self._device) if self._is_remote else None
+        self._gradients = Gradients(self._trained, self.by_rows, staging)
 
     # What it consists of.
 
@@ -164,7 +172,7 @@ class Model(Measured):
                 f"the fields of the data are {listed(sorted(tensors), 'and')}, but the model takes {missing[0]!r}"
             )
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode(False):
+            with torch.no_grad(), self._forked(), self._mode(False):
                 outputs = self.module(*(tensors[name] for name in self.inputs))
                 self.objective.check(outputs, self._targets(tensors), rows)
                 self.measured(outputs, self._targets(tensors), 0.0, False)
@@ -178,7 +186,7 @@ class Model(Measured):
     def loss_and_gradients(
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
-        self._bind(params)
+        self._bind(params, buffers, ctx.step if grads is not None else -1)
         tensors = self._tensors(batch)
         if grads is not None:
             return self._train(buffers, tensors, grads, ctx)
@@ -191,7 +199,7 @@ class Model(Measured):
     def _train(self, buffers: Views, batch: dict[str, Tensor], grads: Views, ctx: Context) -> tuple[float, float, Sums]:
         totals = {name: torch.from_numpy(grads[name]).zero_() for name in self.averages}
         loss, weight, sums = 0.0, 0.0, dict.fromkeys(self.step_metrics, 0.0)
-        with torch.random.fork_rng(devices=[]), self._mode(True), self._gradients.into(grads, ctx) as gradients:
+        with self._forked(), self._mode(True), self._gradients.into(grads, ctx) as gradients:
             for piece in self._pieces(buffers, batch, ctx):
                 self._buffers.add(totals, buffers, piece.rows)
                 with ctx.span("backward"):
@@ -211,9 +219,9 @@ class Model(Measured):
         seed = _seed(ctx)
         if self._is_synchronised:
             with in_step(ctx.sum_over_ranks), masked(Masks(ctx.segments, ctx.shards)) as masks:
-                torch.default_generator.manual_seed(seed)
+                self._seed(seed)
                 piece = self._piece(buffers, batch, ctx, True)
-                if not masks.are_all(seed):
+                if not self._are_all(masks, seed):
                     raise UserError("SyncBatchNorm goes with no random draws but dropout, which do not depend on ranks")
                 # A rank without samples takes part in the sums of backward as well.
                 yield piece if piece.rows else replace(piece, loss=_sum_of(piece.outputs) * 0)
@@ -222,9 +230,9 @@ class Model(Measured):
             last, rows = segments[-1][0], segments[-1][0].stop
             alone = None if rows in self._compared else self._alone(buffers, batch, segments[-1], ctx)
             with masked(Masks(*zip(*segments))) as masks:
-                torch.default_generator.manual_seed(seed)
+                self._seed(seed)
                 whole = self._piece(buffers, batch, ctx, True)
-                self._draws = not masks.are_all(seed)
+                self._draws = not self._are_all(masks, seed)
                 if not self._draws and (alone is None or are_near(alone, rows_of(whole.outputs, last))):
                     self._compared.add(rows)
                     yield whole
@@ -233,11 +241,11 @@ class Model(Measured):
         for place, shard in segments:
             part, count = rows_of(batch, place), place.stop - place.start
             with self._buffers.statistics_of(count), masked(Masks([slice(0, count)], [shard])) as masks:
-                torch.default_generator.manual_seed(_seed(ctx, shard) if self._draws else seed)
+                self._seed(_seed(ctx, shard) if self._draws else seed)
                 piece = self._piece(buffers, part, ctx, place is segments[-1][0])
-                if not self._draws and not masks.are_all(seed):
+                if not self._draws and not self._are_all(masks, seed):
                     self._draws = True  # not only for masks: each shard needs its own generator
-                    torch.default_generator.manual_seed(_seed(ctx, shard))
+                    self._seed(_seed(ctx, shard))
                     piece = self._piece(buffers, part, ctx, piece.is_last)
                 yield piece
 
@@ -245,7 +253,7 @@ class Model(Measured):
         """The outputs for one shard's rows, computed without the others."""
         place, shard = segment
         with torch.no_grad(), masked(Masks([slice(0, place.stop - place.start)], [shard])):
-            torch.default_generator.manual_seed(_seed(ctx))
+            self._seed(_seed(ctx))
             self._buffers.begin(buffers, True)
             return self.module(*(batch[name][place] for name in self.inputs))
 
@@ -260,7 +268,7 @@ class Model(Measured):
         return Piece(batch, rows, outputs, loss, weight, is_last)
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, np.ndarray]:
-        self._bind(params)
+        self._bind(params, buffers)
         tensors = self._tensors(batch)
         with torch.no_grad(), self._mode(False):
             self._buffers.begin(buffers, False)
@@ -271,7 +279,7 @@ class Model(Measured):
         return {str(name): array_of(value) for name, value in named if isinstance(value, Tensor)}
 
     def show(self, params: Views, buffers: Views) -> None:
-        self._bind(params)
+        self._bind(params, buffers)
         self._buffers.show(buffers)
         self.module.train(self._was_training)
         self._is_set = False
@@ -279,7 +287,17 @@ class Model(Measured):
     # Its parts.
 
     def _tensors(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: numbers(value, self._type) for name, value in batch.items()}
+        return {name: numbers(value, self._type).to(self._device) for name, value in batch.items()}
+
+    def _seed(self, seed: int) -> None:
+        seed_generators(seed, self._device)
+
+    def _are_all(self, masks: Masks, seed: int) -> bool:
+        """Whether all draws since ``_seed`` were masks of dropout."""
+        return masks.are_all(seed) and not has_drawn(seed, self._device)
+
+    def _forked(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else [])
 
     def _targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         return None if self.target is None else batch[self.target]
@@ -298,14 +316,22 @@ class Model(Measured):
     def _refuse_converted(self) -> None:
         """Raises UserError if the module is no longer of the type and on the device that it was made with."""
         for name, parameter in self.module.named_parameters():
-            if parameter.dtype != self._type or parameter.device.type != "cpu":
+            if parameter.dtype != self._type or parameter.device != self._device:
                 raise UserError(
                     f"parameter {name!r} of the module is now {parameter.dtype} on {parameter.device} (by .to() or "
                     ".half()?): change the module before ddl.torch.Model is made of it"
                 )
 
-    def _bind(self, params: Views) -> None:
-        """The module's parameters are views of ``params``. Raises UserError if they no longer are what they were."""
+    def _bind(self, params: Views, buffers: Views, step: int = -1) -> None:
+        """The module's parameters are views of ``params``, or on a GPU equal to them. Raises UserError if they no
+        longer are what they were. step: in which both are the same as before, if that was the last one."""
+        if self._is_remote:
+            self._refuse_converted()
+            if params is not self._bound_to or step < 0 or step != self._uploaded:
+                upload(self._parameters, params)
+                self._buffers.upload(buffers)
+                self._bound_to, self._uploaded = params, step
+            return
         if params is not self._bound_to:
             self._bound = {name: torch.from_numpy(params[name]) for name in self._parameters}
             self._refuse_converted()
@@ -344,9 +370,6 @@ def _refuse_unknown(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in part.parameters(recurse=False)):
             raise ConfigError(f"{name} is lazy and has no shape yet: compute one batch before")
-    for name, p in module.named_parameters():
-        if p.device.type != "cpu":
-            raise ConfigError(f"parameter {name} is on {p.device}: ddl.torch trains modules on the CPU")
 
 
 def _seed(ctx: Context, *shard: int) -> int:

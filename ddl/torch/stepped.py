@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 from ddl.arrays import Array, Layout
 from ddl.errors import ConfigError
 from ddl.optim import SGD, Groups, OwnState, Rule
+from ddl.torch.device import is_remote
 from ddl.torch.trees import packed, unpacked
 
 
@@ -37,6 +38,7 @@ class AsTheyAre:
             check_scheduler(scheduler)
             if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and scheduler.mode != "min":
                 raise ConfigError('ReduceLROnPlateau follows the validation loss, which should fall: mode="min"')
+        self.rates = [[group.get("lr") for group in o.param_groups] for o in self.optimizers]
         self.lr = self.rate or 1.0  # before any schedule
         self.needs_validation = any(isinstance(one, lr_scheduler.ReduceLROnPlateau) for one in self.schedulers)
 
@@ -47,7 +49,7 @@ class AsTheyAre:
     @property
     def rate(self) -> float:
         """The first learning rate as it is now."""
-        return float(self.optimizers[0].param_groups[0].get("lr", 1.0))
+        return float(self.optimizers[0].param_groups[0].get("lr") or 0.0)
 
     def factor(self, step: int) -> float:
         """A schedule of ddl that says what the schedulers have set."""
@@ -87,8 +89,7 @@ class Stepped(Groups, OwnState):
         self._parameters = {name: parameters[name] for name in layout.shapes}
         self._trained = {name: p for name, p in self._parameters.items() if name not in frozen}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._rates = [[group.get("lr") for group in o.param_groups] for o in given.optimizers]
-        self._factor = 1.0  # what a schedule of ddl has multiplied these by
+        self._factor = 1.0  # what a schedule of ddl has multiplied their rates by
         pairs = [(o, group) for o in given.optimizers for group in o.param_groups]
         self._optimizer_of = {id(p): optimizer for optimizer, group in pairs for p in group["params"]}
         self._mean = torch.zeros(0)
@@ -112,12 +113,13 @@ class Stepped(Groups, OwnState):
         if self._mean.shape != gradient.shape or self._mean.dtype != gradient.dtype:
             self._mean = torch.empty_like(gradient)
         torch.mul(gradient, scale, out=self._mean)
-        views, means = self.layout.views(params), self.layout.views(self._mean.numpy())
+        views = self.layout.views(params)
         for name, parameter in self._parameters.items():
             parameter.grad = None
-            _bind(parameter, views[name])
+            self._bind(parameter, views[name])
             if name in self._trained:
-                parameter.grad = as_taken(torch.from_numpy(means[name]), self._optimizer_of.get(id(parameter)))
+                mean = self._mean[self.layout.slices[name]].view(self.layout.shapes[name]).to(parameter.device)
+                parameter.grad = as_taken(mean, self._optimizer_of.get(id(parameter)))
         self._schedule(lr / self.lr)
         for optimizer in self._given.optimizers:
             optimizer.step()
@@ -126,16 +128,17 @@ class Stepped(Groups, OwnState):
                 scheduler.step()
         for name, parameter in self._parameters.items():
             parameter.grad = None
-            if parameter.data_ptr() != views[name].ctypes.data:  # an optimizer that assigns to parameter.data
+            # On a GPU, or replaced by an optimizer that assigns to parameter.data.
+            if parameter.data_ptr() != views[name].ctypes.data:
                 torch.from_numpy(views[name]).copy_(parameter.data)
-                _bind(parameter, views[name])
+                self._bind(parameter, views[name])
 
     def _schedule(self, factor: float) -> None:
         """Apply the factor of a schedule of ddl. An optimizer that sets its own rates keeps them meanwhile."""
         if factor == self._factor or self._given.schedulers:
             return
         self._factor = factor
-        for optimizer, rates in zip(self._given.optimizers, self._rates, strict=True):
+        for optimizer, rates in zip(self._given.optimizers, self._given.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 if rate is not None:
                     group["lr"] = float(rate) * factor
@@ -196,7 +199,9 @@ class Stepped(Groups, OwnState):
     def _order(self, optimizer: torch.optim.Optimizer) -> list[str]:
         return [self._names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
-
-def _bind(parameter: Tensor, view: np.ndarray) -> None:
-    if parameter.data_ptr() != view.ctypes.data:
-        parameter.data = torch.from_numpy(view)
+    def _bind(self, parameter: Tensor, view: np.ndarray) -> None:
+        """The parameter has the values of ``view``: it is one, or on a GPU a copy."""
+        if is_remote(parameter.device):
+            parameter.data.copy_(torch.from_numpy(view))
+        elif parameter.data_ptr() != view.ctypes.data:
+            parameter.data = torch.from_numpy(view)

@@ -25,7 +25,7 @@ def packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     Raises ConfigError for a value that is neither a tensor nor plain."""
     if isinstance(value, Tensor):
         kind, bits = str(value.dtype).removeprefix("torch."), value.detach().cpu()
-        if not value.dim() and value.dtype not in _BITS and not value.is_complex():
+        if not value.dim() and not value.is_complex():
             return {"scalar": kind, "value": packed(bits.item(), path, arrays)}
         arrays[path] = bits.contiguous().view(_BITS.get(value.dtype, value.dtype)).numpy()
         return {"tensor": path, "dtype": kind}

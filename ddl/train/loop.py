@@ -27,6 +27,7 @@ from ddl.fault.decision import RankDeath
 from ddl.fault.driver import Driver
 from ddl.fault.recover import Leaves, RecoverySettings, Report
 from ddl.fault.work import EndJob, Program
+from ddl.kernels.compiler_pages import drop_compiler_pages
 from ddl.train.best import judge, restore_best
 from ddl.train.evaluate import evaluate
 from ddl.train.replicas import compare, hardware
@@ -253,6 +254,7 @@ class Loop(Program):
         now = time.monotonic()
         if self._steps == 1:  # the first step includes compilation; it counts only if it is the only one
             self.samples, self.train_seconds = 0, 0.0
+            drop_compiler_pages()
         self._steps += 1
         self.samples, self.train_seconds = self.samples + outcome.samples, self.train_seconds + now - self._committed_s
         self._committed_s, self.work.last = now, outcome

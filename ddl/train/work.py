@@ -17,7 +17,7 @@ from ddl.data import Loader, Normalise, Plan, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
 from ddl.fault.work import Recoverable
 from ddl.models.model import gradient_layout
-from ddl.parallel import GradientSum
+from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.train.services import Services
 from ddl.train.state import State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
@@ -94,15 +94,16 @@ class Work(Recoverable):
             group,
             layout,
             Step.header_length(task.model),
-            device=self.device,
-            algorithm=task.algorithm,
-            bucket_mib=task.bucket_mib,
-            overlap="off" if task.model.synchronised else task.overlap,
-            tuning=task.tuning,
+            SumOptions(
+                task.algorithm,
+                task.bucket_mib,
+                "off" if task.model.synchronised else task.overlap,
+                task.tuning,
+                task.gpu,
+            ),
             # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
-            order=[*reversed(trained), *task.model.averages],
-            by_rows=task.model.by_rows,
-            gpu=task.gpu,
+            Backward([*reversed(trained), *task.model.averages], task.model.by_rows),
+            device=self.device,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
         )

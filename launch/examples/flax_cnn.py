@@ -3,7 +3,7 @@
 pip install "ddl-mpi[jax]" flax
 mpirun --with-ft ulfm -n 4 python launch/examples/flax_cnn.py
 
-GroupNorm and LayerNorm work; layers that change variables while they compute, such as BatchNorm, do not."""
+GroupNorm needs no more than parameters. How to use BatchNorm, and an optimizer of optax, is in docs/jax.md."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def test_a_launch_without_one_of_its_ranks_ends(end, tmp_path):
     done = subprocess.run(
         [*LAUNCH, "bash", "-c", program], capture_output=True, text=True, timeout=90, cwd=tmp_path, env=environment()
     )
-    assert "rank 1 did not start within 5 s" in done.stderr and done.returncode != 0
+    assert f"rank 1 {'did not start within 5 s' if 'STOP' in end else 'ended while starting'}" in done.stderr
+    assert done.returncode != 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
     notes = sorted((tmp_path / "run" / "notes").glob("*/rank-*.json"))
     assert [path.name for path in notes] == ["rank-0.json", "rank-2.json"]
@@ -57,7 +58,7 @@ def test_a_supervised_job_starts_again_when_a_rank_is_lost_at_its_start(tmp_path
         env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "rank 1 did not start within 5 s" in done.stderr and "starting again on 3 ranks" in done.stderr
+    assert "rank 1 ended while starting" in done.stderr and "starting again on 3 ranks" in done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
@@ -106,19 +107,34 @@ def test_a_supervised_job_starts_again_when_a_rank_hangs_while_it_opens_its_data
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("program", ["-c 'import ddl; ddl.init()'", "-m ddl.evaluate run"])
-def test_scripts_and_commands_without_one_of_their_ranks_end_too(program, tmp_path):
-    """The rank ends while it starts MPI, so that the others know that it is gone."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('OMPI_COMM_WORLD_RANK') == '1':\n"
-        "    from ddl.fault import startup\n"
-        "    def joining():\n"
-        "        while not os.path.exists(startup.announcements_folder('') + '/rank-1.json'): pass\n"
-        "        startup._send(startup.JOINING)\n"
-        "        os._exit(0)\n"
-        "    startup.joining = joining\n"
-    )
+JOINING = """
+import os
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+    from ddl.fault import startup
+    def joining():
+        while not os.path.exists(startup.announcements_folder("") + "/rank-1.json"): pass
+        startup._send(startup.JOINING)
+        os._exit(0)
+    startup.joining = joining
+"""
+STARTING = """
+import os
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "end", "said"),
+    [
+        ("-c 'import ddl; ddl.init()'", JOINING, "ended while joining MPI"),
+        ("-m ddl.evaluate run", JOINING, "ended while joining MPI"),
+        ("-c 'import ddl; ddl.init()'", STARTING, "rank 1 ended while starting"),
+    ],
+)
+def test_scripts_and_commands_without_one_of_their_ranks_end_too(program, end, said, tmp_path):
+    """The rank ends while it starts MPI, or before it has announced itself: the others know that it is gone."""
+    (tmp_path / "sitecustomize.py").write_text(end)
     done = subprocess.run(
         [*LAUNCH, "bash", "-c", f"exec {sys.executable} {program}"],
         capture_output=True,
@@ -127,4 +143,4 @@ def test_scripts_and_commands_without_one_of_their_ranks_end_too(program, tmp_pa
         cwd=tmp_path,
         env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )
-    assert done.stderr.count("ended while joining MPI") == 1, done.stdout + done.stderr
+    assert done.stderr.count(said) == 1, done.stdout + done.stderr

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ddl.launcher.mpirun import find_mpirun
+from tests.fault.patience import ends_within
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "scripts" / "torch_own_loop.py"
@@ -124,11 +125,8 @@ class Launch:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=self._environ()
             )
-            try:
-                process.wait(self.limit_s)
-                is_over = True
-            except subprocess.TimeoutExpired:
-                is_over = False
+            is_over = ends_within(process, self.limit_s)
+            if not is_over:
                 process.kill()
                 process.wait()
             output.seek(0)

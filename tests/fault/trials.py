@@ -39,6 +39,7 @@ from ddl.launcher.mpirun import command_line, find_mpirun
 from ddl.launcher.supervisor import last_step, read_json
 from ddl.metrics import read_lines
 from tests.fault import torch_trials
+from tests.fault.patience import ends_within
 from tests.fault.plans import CHECKPOINT, SIGNALS, STEPS, TO_THE_JOB, Blow, Plan, draw
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +102,7 @@ class Job:
             )
             striker.start()
             try:
-                status = self.process.wait(self.limit_s)
-            except subprocess.TimeoutExpired:
-                status = 124
+                status = self.process.wait() if ends_within(self.process, self.limit_s) else 124
             finally:
                 self._is_over.set()
                 striker.join()

@@ -1,5 +1,6 @@
 """A rank holds its shards and no more: the memory of a process grows with its share of a file."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -55,13 +56,36 @@ def test_resident_memory_of_a_mapped_array_grows_with_the_share(tmp_path, stored
     assert size / SHARDS < four - one < 4 * size / SHARDS + 12 * MIB
 
 
+def write_table(path, rows, columns):
+    """A table of ones; its last column is the target."""
+    names = [f"c{at}" for at in range(columns)]
+    if path.name.endswith(".jsonl"):
+        path.write_text((json.dumps(dict.fromkeys(names, 1)) + "\n") * rows)
+    elif ".csv" in path.name:
+        text = ",".join(names) + "\n" + (",".join("1" * columns) + "\n") * rows
+        path.write_bytes(gzip.compress(text.encode(), 1) if path.suffix == ".gz" else text.encode())
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table({name: np.ones(rows, np.float32) for name in names})
+        if path.suffix == ".parquet":
+            pq.write_table(table, path, row_group_size=2000)
+        else:
+            with pa.ipc.new_file(str(path), table.schema) as writer:
+                writer.write_table(table, max_chunksize=2000)
+
+
 @needs_proc
-def test_resident_memory_of_a_csv_grows_with_the_share_and_falls_when_shards_leave(tmp_path):
-    # 4 bytes a cell when parsed, 2 in the file
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.jsonl", "x.parquet", "x.arrow"])
+def test_resident_memory_of_a_table_grows_with_the_share_and_falls_when_shards_leave(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if name.endswith((".parquet", ".arrow")):
+        pytest.importorskip("pyarrow")
     rows, columns = 16_000, 400
-    (tmp_path / "x.csv").write_text((",".join("1" * columns) + "\n") * rows)
+    write_table(tmp_path / name, rows, columns)
     parsed = rows * columns * 4
-    one, eight, back = growth(tmp_path / "x.csv", [1, 8, 1])
+    one, eight, back = growth(tmp_path / name, [1, 8, 1])
     assert one < parsed / SHARDS + 14 * MIB
     assert eight - one > 0.6 * parsed * (SHARDS - 1) / SHARDS
     assert back < eight - 0.4 * parsed

@@ -10,7 +10,7 @@ from ddl.arrays import Layout
 from ddl.collectives import TABLE, PersistentAllreduce, allreduce, ring, shared
 from ddl.comm import mpi
 from ddl.errors import CommError
-from ddl.parallel import GradientSum, reducer
+from ddl.parallel import Backward, GradientSum, SumOptions, reducer
 
 pytestmark = pytest.mark.mpi
 ALGORITHMS = [*TABLE, "auto"]
@@ -97,7 +97,7 @@ def test_if_one_rank_cannot_map_memory_all_ranks_know(group, monkeypatch, who):
 @pytest.mark.parametrize("algorithm", ["auto", "ring", "native"])
 def test_gradients_headers_and_norms(group, overlap, algorithm):
     layout = Layout.of({"w1": (64, 128), "b1": (128,), "w2": (128, 10), "b2": (10,)})
-    reducer = GradientSum(group, layout, 6, overlap=overlap, algorithm=algorithm, bucket_mib=0.001)
+    reducer = GradientSum(group, layout, 6, SumOptions(algorithm, 0.001, overlap))
     for step in range(20):
         for name in reversed(list(layout.shapes)):
             reducer.local[name][...] = group.rank + step
@@ -159,7 +159,7 @@ def test_the_same_memory_again_and_again_over_two_nodes(two_nodes, length):
 def test_rows_of_a_table(group, monkeypatch, algorithm, share):
     monkeypatch.setattr(reducer, "SPARSE_BYTES", 0)
     layout = Layout.of({"table": (4000, 5), "rest": (9,)})
-    total = GradientSum(group, layout, 1, algorithm=algorithm, by_rows=["table"])
+    total = GradientSum(group, layout, 1, SumOptions(algorithm), Backward(by_rows=["table"]))
     for step in range(5):
         whole = np.zeros((4000, 5), np.float32)
         for rank in range(group.size):
@@ -187,7 +187,7 @@ def test_an_error_of_mpi_is_ours(group):
 
 
 def test_a_step_allocates_no_arrays(group):
-    reducer = GradientSum(group, Layout.of({"w": (500, 500)}), 8, overlap="off")
+    reducer = GradientSum(group, Layout.of({"w": (500, 500)}), 8, SumOptions(overlap="off"))
     for _ in range(3):
         reducer.finish()
     tracemalloc.start()

@@ -28,7 +28,7 @@ from ddl.data.source import Source
 from ddl.data.tables.arrow_reader import ARROW_MAGIC, FEATHER_MAGIC, PARQUET_MAGIC, saved_parts
 from ddl.errors import ConfigError, DataError
 from ddl.reading import braces
-from ddl.wording import instead, listed
+from ddl.wording import closest, listed
 
 # Arrays: x in one file, targets in another, or both in one archive.
 
@@ -285,7 +285,9 @@ def expand(pattern: str) -> list[Path]:
 def open_files(pattern: str, format: str, request: Request) -> Source | Parts:
     """Open a path, folder or pattern: one source, or several if file names mark training and test files."""
     if format != "auto" and format not in FORMATS:
-        raise ConfigError(f"no format is called {format!r}; {instead(format, ['auto', *FORMATS], 'there are')}")
+        near = closest(format, FORMATS)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"no format is called {format!r}; there are auto, {listed(sorted(FORMATS), 'and')}{hint}")
     folder = Path(pattern).expanduser()
     if format in ("auto", "images") and folder.is_dir():
         tree = walk(folder)

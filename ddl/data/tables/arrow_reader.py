@@ -79,6 +79,8 @@ class ArrowReader(Reader):
             return _floats(pa, micro) / DAY_US
         if pa.types.is_boolean(kind):
             return ["" if v is None else str(v).lower() for v in column.to_pylist()]
+        if pa.types.is_integer(kind) and not column.null_count and not pa.types.is_uint64(kind):
+            return np.asarray(column.cast(pa.int64()))
         if _is_number(pa, kind):
             return _floats(pa, column)
         if _is_text(pa, kind):

@@ -19,7 +19,7 @@ MOST_DISTINCT = 100_000  # texts; a column with more is no category
 MOST_NAMED = 20  # classes that an error lists
 MOST_CLASSES = 1000  # numbers of a target that are remembered
 
-Cells = Sequence[str] | np.ndarray  # the cells of one column: texts, or float64 with NaN where one is missing
+Cells = Sequence[str] | np.ndarray  # the cells of one column: texts, whole numbers, or float64 with NaN if missing
 
 
 @dataclass
@@ -82,8 +82,9 @@ class Column:
             values = self._codes(cells, missing)
             problems = self._unknown(values)
         elif isinstance(cells, np.ndarray):
-            values, problems = cells, [(int(i), "is not finite") for i in np.flatnonzero(np.isinf(cells))]
-            self.are_integers = False
+            self.are_integers &= cells.dtype.kind == "i"
+            values = cells.astype(np.float64, copy=False)
+            problems = [(int(i), "is not finite") for i in np.flatnonzero(np.isinf(values))]
         else:
             values, problems = self._numbers(cells, missing)
         self.known += int(np.count_nonzero(~np.isnan(values))) + len(problems)
@@ -94,7 +95,8 @@ class Column:
 
     def _codes(self, cells: Cells, missing: frozenset[str]) -> np.ndarray:
         if isinstance(cells, np.ndarray):
-            cells = ["" if np.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in cells.tolist()]
+            numbers = map(float, cells.tolist())
+            cells = ["" if np.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in numbers]
         if len(self.texts) > MOST_DISTINCT:
             return np.zeros(len(cells))
         codes = _Codes(self.texts, missing, self.is_target)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ddl.data.tables.cells import DECIMAL_COMMA, is_missing, is_number, number
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
-from ddl.wording import numbered
+from ddl.wording import counted, numbered
 
 DELIMITERS = ",;\t|"
 LOOKED_AT = 20  # records after the first
@@ -46,6 +46,29 @@ class Head:
             lines.append(f"{numbered('column', places)} (from 0) are called {name!r}: told apart by their place")
         return lines
 
+    def width_problem(self, row: Sequence[str]) -> str:
+        """What is wrong with a row that has another number of cells."""
+        if row[0].lstrip().startswith("#"):
+            comment = self.delimiter.join(row).strip()[:40]
+            return f"{comment!r} is a comment, which a CSV file cannot have: delete the line"
+        if self.columns[0].startswith("#"):
+            return (
+                f"{counted(len(row), 'column')}, but line 1, {self.columns[0][:40]!r}, is a comment: delete that line"
+            )
+        return f"{counted(len(row), 'column')} where there are {len(self.columns)}"
+
+
+def _check_first(text: str, path: Path, is_whole: bool) -> None:
+    """Raises DataError if the first line is a comment."""
+    first, _, rest = text.lstrip("\r\n").partition("\n")
+    if not first.lstrip().startswith("#") or not rest.strip():
+        return
+    likely = _delimiter(rest, is_whole)
+    widths = [len(_records(part, likely, is_whole)[0]) for part in (first, rest)]
+    if widths[0] != widths[1] > 1:
+        message = f"{first.strip()[:40]!r} is a comment, which a CSV file cannot have: delete the line"
+        raise DataError(message, path, 1, "line")
+
 
 def read_head(
     path: Path,
@@ -66,6 +89,7 @@ def read_head(
         raise DataError("a zero byte: not a text file", path, text[: text.index("\0")].count("\n") + 1, "line")
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"data.options.delimiter = {delimiter!r} must be one character", path)
+    _check_first(text, path, is_whole)
     delimiter = delimiter or _delimiter(text, is_whole)
     cells, *rest = _records(text, delimiter, is_whole)
     rows = [row for row in rest if len(row) == len(cells)]
@@ -73,6 +97,8 @@ def read_head(
         decimal = _decimal([cells, *rows], delimiter, path)
     lines = [line for line in islice(text.splitlines(), LOOKED_AT) if line.strip()]
     has_header = _names_columns(lines, cells, rows, path, decimal) if header is None else header
+    if has_header and len(cells) > 1 and not cells[-1] and rows and not any(row[-1] for row in rows):
+        cells = cells[:-1]  # each line ends with the delimiter
     columns = cells if has_header else [str(number) for number in range(len(cells))]
     looked_at = rows if has_header else [cells, *rows]
     named = enumerate(cells) if has_header else [(0, None)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ddl.data.tables.csv_head import read_head
+from ddl.data.tables.csv_head import Head, read_head
 from ddl.data.tables.records import Block, Reader
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
@@ -20,13 +20,13 @@ class CsvReader(Reader):
     """A CSV file. Quoted cells may hold delimiters and line breaks; blank lines are skipped, and so are empty cells
     after the last column."""
 
-    delimiter: str = ","
+    head: Head = field(default_factory=lambda: Head([], True, ","))
     encoding: str = ""
 
     def blocks(self) -> Iterator[Block]:
         width, blank, pending = len(self.names), 0, 0
         with open_text(self.path, self.encoding) as file:
-            reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
+            reader = csv.reader(file, delimiter=self.head.delimiter, skipinitialspace=True, strict=True)
             while True:
                 begin = reader.line_num
                 rows: list[list[str]] = []
@@ -52,7 +52,7 @@ class CsvReader(Reader):
                         if len(row) > width and not any(map(str.strip, row[width:])):
                             row = row[:width]
                         if len(row) != width:
-                            self.problems.append((number, f"{counted(len(row), 'column')} where there are {width}"))
+                            self.problems.append((number, self.head.width_problem(row)))
                         else:
                             kept.append((row, number))
                     rows, numbers = [row for row, _ in kept], [number for _, number in kept]
@@ -66,7 +66,7 @@ class CsvReader(Reader):
     def _unreadable(self, begin: int, error: csv.Error) -> DataError:
         """Read again, row by row, to find where the record begins."""
         with open_text(self.path, self.encoding) as file:
-            reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
+            reader = csv.reader(file, delimiter=self.head.delimiter, skipinitialspace=True, strict=True)
             start = 1
             try:
                 for _ in reader:
@@ -103,7 +103,7 @@ def open_csv(
         is_named=head.has_header,
         decimal=head.decimal,
         row_numbers=head.row_numbers,
-        notes=[str(head)],
-        delimiter=head.delimiter,
+        notes=[str(head), *head.repeated()],
+        head=head,
         encoding=encoding,
     )

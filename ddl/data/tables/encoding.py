@@ -40,19 +40,18 @@ class Encoding:
         column: Mapping[str, Any],
         most: int,
         *,
-        rows: np.ndarray,
         embeds: bool = False,
         forced: bool = False,
     ) -> Encoding:
-        """From the values of the training part. column: from the schema. most: categories that are one-hot. rows:
-        their numbers. embeds: the model takes embedded ones, too. forced: the user says that it is an input."""
+        """From the values of the training part. column: from the schema. most: categories that are one-hot. embeds:
+        the model takes embedded ones, too. forced: the user says that it is an input."""
         kind, known = column["kind"], values[~np.isnan(values)]
         has_missing = len(known) < len(values)
         if kind in ("text", "drop"):
             return cls(kind)
         if not len(known):
             return cls("empty")
-        if kind == "number" and not forced and _identifies(values, rows, column["name"]):
+        if kind == "number" and not forced and _identifies(values, column["name"]):
             return cls("identifier")
         if kind == "number":
             return cls(kind, (float(np.median(known)),), has_missing)
@@ -115,11 +114,11 @@ class Encoding:
                    tuple(given.pop("categories")), **given)  # fmt: skip
 
 
-def _identifies(values: np.ndarray, rows: np.ndarray, name: str) -> bool:
-    """Whether whole numbers, all distinct, only number the rows, or are called as identifiers are."""
-    if len(values) < LEAST_ROWS or not (values == np.floor(values)).all() or len(np.unique(values)) < len(values):
+def _identifies(values: np.ndarray, name: str) -> bool:
+    """Whether these are whole numbers, all distinct, in a column that is called as identifiers are."""
+    if len(values) < LEAST_ROWS or not IDENTIFIER.search(name):
         return False
-    return bool(IDENTIFIER.search(name)) or len(np.unique(values - rows)) == 1
+    return bool((values == np.floor(values)).all()) and len(np.unique(values)) == len(values)
 
 
 def _has_words(text: str) -> bool:

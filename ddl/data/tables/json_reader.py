@@ -11,6 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ddl.data.tables.columns import Cells
 from ddl.data.tables.records import Block, Reader
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
@@ -29,23 +32,29 @@ class JsonReader(Reader):
         known = dict.fromkeys(self.names)
         records = _objects(self.path, self.encoding, self.problems)
         while part := list(islice(records, self.rows_at_once())):
-            columns: list[list[str]] = [[] for _ in known]
             for number, record in part:
                 for name in record.keys() - known.keys():
                     self.later.setdefault(name, number)
-                for cells, name in zip(columns, known, strict=True):
-                    cells.append(self._text(record.get(name), name, number))
+            columns = [self._cells([record.get(name) for _, record in part], name) for name in known]
             yield Block(columns, [number for number, _ in part])
         for name, number in self.later.items():
             self.notes.append(f"{self.path.name}: key {name!r} first occurs in line {number}: left out")
 
-    def _text(self, value: Any, name: str, number: int) -> str:
-        if isinstance(value, str):
-            return value
-        if isinstance(value, list):
+    def _cells(self, values: list[Any], name: str) -> Cells:
+        kinds = set(map(type, values))
+        if kinds == {int} and all(abs(value) < 2**53 for value in values):
+            return np.array(values, np.int64)
+        if kinds <= {int, float}:
+            return np.array(values, np.float64)
+        if list in kinds:
             self.refused[self.names.index(name)] = "lists"
-            return ""
-        return "" if value is None else repr(value).lower() if isinstance(value, bool) else repr(value)
+        return [value if type(value) is str else _text(value) for value in values]
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, list):
+        return ""
+    return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _objects(path: Path, encoding: str, problems: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:

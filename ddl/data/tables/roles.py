@@ -49,7 +49,8 @@ def place_of(reader: Reader, column: str | int) -> int:
     """The place of a column by its name or number. Raises DataError if there is none, or more than one."""
     if isinstance(column, str) and column in reader.names and reader.is_named:
         if reader.names.count(column) > 1:
-            raise DataError(f"{reader.names.count(column)} columns are called {column!r}", reader.path, 1, reader.unit)
+            message = f"{reader.names.count(column)} columns are called {column!r}: name one by its number, from 0"
+            raise DataError(message, reader.path, 1, reader.unit)
         return reader.names.index(column)
     if is_integer(column) and -len(reader.names) <= int(column) < len(reader.names):
         return int(column) % len(reader.names)
@@ -76,7 +77,8 @@ def roles(
     """targets: None is the last column, [] none. features: as ``settings.columns``, whose place they take."""
     check_types(settings.types, reader.names)
     wanted: Sequence[str | int] = features if features is not None else settings.columns
-    places = _places(reader, [*([-1] if targets is None else targets), *wanted, *settings.drop])
+    last = [reader.names[-1]] if reader.is_named else [-1]
+    places = _places(reader, [*(last if targets is None else targets), *wanted, *settings.drop])
     ends = len(places) - len(settings.drop) - len(wanted), len(places) - len(settings.drop)
     own, chosen, dropped = places[: ends[0]], places[ends[0] : ends[1]], places[ends[1] :]
     if both := sorted({reader.names[at] for at in own} & {reader.names[at] for at in (*chosen, *dropped)}):
@@ -122,7 +124,7 @@ def matched(reader: Reader, like: Mapping[str, Any], needed: Sequence[int], is_l
     if twice and own not in (columns, [columns[at] for at in features]):
         raise DataError(
             f"several columns are called {twice[0]!r}, so they cannot be matched with those of the training part, "
-            f"{columns}: rename them, or bring the columns in the same order",
+            f"{listed(columns, 'and')}: rename them, or bring the columns in the same order",
             reader.path,
             1,
             reader.unit,
@@ -131,8 +133,8 @@ def matched(reader: Reader, like: Mapping[str, Any], needed: Sequence[int], is_l
         places = {name: at for at, name in enumerate(own)}
         absent = [columns[at] for at in (*needed, *targets) if columns[at] not in places]
         if absent:
-            there = f": there are {listed(map(repr, own[:MOST_NAMED]), 'and')}{', ...' * (len(own) > MOST_NAMED)}"
-            what = f"no column {listed(map(repr, absent), 'and')}, which the training part has{there}"
+            there = f": there are {listed(own[:MOST_NAMED], 'and')}{', ...' * (len(own) > MOST_NAMED)}"
+            what = f"no column {listed(map(repr, absent))}, which the training part has{there}"
             problems.add(reader, 1, what)
         return [places.get(columns[at]) for at in features], [places.get(columns[at]) for at in targets]
     count = columns if isinstance(columns, int) else len(columns)

@@ -179,7 +179,6 @@ class Table(Source):
                     sampled[:, at],
                     column,
                     asked.max_categories,
-                    rows=rows,
                     embeds=asked.embeds,
                     forced=column["name"] in types or len(self._asked.features or asked.columns) > 0,
                 )
@@ -199,6 +198,8 @@ class Table(Source):
         ]
         others = [note for note in self.notes if note not in self._described]
         self._described = described([self._names[at] for at in self._like["features"]], encoding)
+        if not any(column.is_used for column in encoding):
+            raise DataError(f"no column is left for x: {'; '.join(self._described)}", self.paths[0])
         self.notes = (*others, *self._described)
         self._number(self.names)
 

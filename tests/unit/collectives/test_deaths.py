@@ -11,7 +11,7 @@ from ddl.collectives import TABLE, allreduce, ring, shared
 from ddl.comm.deaths import Death, Killed
 from ddl.comm.threads import run_ranks
 from ddl.errors import PeerLost
-from ddl.parallel import GradientSum
+from ddl.parallel import GradientSum, SumOptions
 
 LENGTH = 40
 
@@ -46,7 +46,7 @@ def reducing(overlap):
     layout = Layout.of({"a": (16,), "b": (16,), "c": (8,)})
 
     def work(group):
-        reducer = GradientSum(group, layout, 2, overlap=overlap, bucket_mib=0)
+        reducer = GradientSum(group, layout, 2, SumOptions(overlap=overlap, bucket_mib=0))
         try:
             reducer.local.flat[:] = reducer.header[:] = group.me.identity + 1.0
             for name in ("c", "b", "a"):

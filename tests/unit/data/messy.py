@@ -43,21 +43,8 @@ def _text(head, rows, delimiter=",", end="\n"):
 
 
 def customers(path, count=1500, seed=0):
-    head = [
-        "customer_id",
-        "name",
-        "age",
-        "city",
-        "plan",
-        "spend",
-        "months",
-        "calls",
-        "since",
-        "member",
-        "zip",
-        "notes",
-        "churn",
-    ]
+    head = ["customer_id", "name", "age", "city", "plan", "spend", "months", "calls", "since", "member"]
+    head += ["zip", "notes", "churn"]
     rows = [
         [
             *(f"C-{10_000 + i}", f"Name {i}, Jr.", "" if p["lacks"][0] else p["age"]),

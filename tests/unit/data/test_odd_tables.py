@@ -17,7 +17,7 @@ from ddl.errors import ConfigError, DataError
 from .filewriters import write
 
 pa = pytest.importorskip("pyarrow")
-BODY = "".join(f"{i},{i / 4},{'uvw'[i % 3]},{'ab'[i % 2]}\n" for i in range(30))
+BODY = "".join(f"{7 * i % 30},{i / 4},{'uvw'[i % 3]},{'ab'[i % 2]}\n" for i in range(30))
 TABLE = "p,q,r,y\n" + BODY
 SAVED = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
 
@@ -64,7 +64,12 @@ def x_of(source):
 
 # name: (name of the file, content, settings, part of the one line)
 REFUSED = {
-    "cp1252": ("a.csv", changed(3, "1,2,Zürich,a").encode("cp1252"), {}, r"line 3: not UTF-8 text: .* likely to \"cp1252\", in which it reads 'Zürich'"),
+    "cp1252": (
+        "a.csv",
+        changed(3, "1,2,Zürich,a").encode("cp1252"),
+        {},
+        r"line 3: not UTF-8 text: .* likely to \"cp1252\", in which it reads 'Zürich'",
+    ),
     "mac": ("a.csv", changed(3, "1,2,Zürich,a").encode("mac_roman"), {}, r"line 3: .* likely to \"mac_roman\""),
     "utf-16 without a mark": ("a.csv", TABLE.encode("utf-16-le"), {}, r"zero byte"),
     "another encoding": ("a.csv", "p,y\nЖ,a\n".encode(), {"encoding": "ascii"}, r"not ascii text"),
@@ -73,15 +78,37 @@ REFUSED = {
     "an open quote": ("a.csv", changed(5, '1,2,"u,a'), {}, r"line 5: a quoted cell does not end"),
     "a text after a quote": ("a.csv", changed(5, '1,2,"u"x,a'), {}, r"line 5: a quoted cell does not end"),
     "a short line": ("a.csv", changed(7, "1,2,u"), {}, r"line 7: 3 columns where there are 4"),
-    "two long lines": ("a.csv", changed(7, "1,2,u,a,b") + "1,2,3,4,5,6\n", {}, r"line 7: 5 columns .*; line 32: 6 columns"),
+    "two long lines": (
+        "a.csv",
+        changed(7, "1,2,u,a,b") + "1,2,3,4,5,6\n",
+        {},
+        r"line 7: 5 columns .*; line 32: 6 columns",
+    ),
+    "a comment first": ("a.csv", "# by me, on Monday\n" + TABLE, {}, r"line 1: '# by me, on Monday' is a comment"),
+    "a comment": ("a.csv", changed(9, "# half"), {}, r"line 9: '# half' is a comment"),
     "only blank lines": ("a.csv", "\n\n \n", {}, r"no samples in the file"),
     "only a header": ("a.csv", "p,q,y\n", {}, r"line 2: no samples"),
     "one column": ("a.csv", "y\na\nb\n", {}, r"a single column"),
-    "no target": ("a.csv", changed(9, "1,2,u,") + "3,4,v,NA\n", {}, r"line 9: no target in column 'y'; line 32: no target"),
+    "no target": (
+        "a.csv",
+        changed(9, "1,2,u,") + "3,4,v,NA\n",
+        {},
+        r"line 9: no target in column 'y'; line 32: no target",
+    ),
     "a text among numbers": ("a.csv", changed(9, "1,two,u,a"), {}, r"line 9: 'two' in column 'q' is no number"),
     "infinity": ("a.csv", changed(9, "1,inf,u,a"), {}, r"line 9: 'inf' in column 'q' is not finite"),
-    "too many classes": ("a.csv", "p,y\n" + "".join(f"{i % 7},name {i}\n" for i in range(1200)), {}, r"over 1000 classes"),
-    "a target of texts": ("a.csv", "p,y\n" + "".join(f"{i % 7},name {i}\n" for i in range(90)), {}, r"90 different texts .* these are no classes"),
+    "too many classes": (
+        "a.csv",
+        "p,y\n" + "".join(f"{i % 7},name {i}\n" for i in range(1200)),
+        {},
+        r"over 1000 classes",
+    ),
+    "a target of texts": (
+        "a.csv",
+        "p,y\n" + "".join(f"{i % 7},name {i}\n" for i in range(90)),
+        {},
+        r"90 different texts .* these are no classes",
+    ),
     "gzip, cut": ("a.csv.gz", gzip.compress(TABLE.encode())[:-9], {}, r"cannot be decompressed"),
     "gzip, altered": ("a.csv.gz", gzip.compress(TABLE.encode())[:20] + b"\0" * 30, {}, r"cannot be decompressed"),
     "bzip2, cut": ("a.csv.bz2", bz2.compress(TABLE.encode())[:-9], {}, r"cannot be decompressed"),
@@ -99,22 +126,47 @@ REFUSED = {
     "the target as an input": ("a.csv", TABLE, {"columns": ("p", "y")}, r"name the target 'y'"),
     "an unknown type": ("a.csv", TABLE, {"types": {"p": "nummer"}}, r"data.types: p = 'nummer'; did you mean 'number'"),
     "a type of no column": ("a.csv", TABLE, {"types": {"z": "number"}}, r"data.types: no column 'z'"),
-    "a type that does not fit": ("a.csv", TABLE, {"types": {"r": "number"}}, r"line 2: 'u' in column 'r' is no number; line 3"),
+    "a type that does not fit": (
+        "a.csv",
+        TABLE,
+        {"types": {"r": "number"}},
+        r"line 2: 'u' in column 'r' is no number; line 3",
+    ),
     "no date": ("a.csv", TABLE, {"types": {"r": "date"}}, r"line 2: 'u' in column 'r' is no date"),
     "all columns dropped": ("a.csv", TABLE, {"drop": ("p", "q", "r")}, r"no column is left for x"),
     "a JSON array": ("a.json", json.dumps([{"p": 1}]), {}, r"a JSON array: write one object a line"),
-    "broken JSON": ("a.jsonl", '{"p": 1, "y": "a"}\n{"p": \n{"p": 2, "y": "b"}\n[1]\n', {}, r"line 2: not a line of JSON.*line 4: not a JSON object"),
+    "broken JSON": (
+        "a.jsonl",
+        '{"p": 1, "y": "a"}\n{"p": \n{"p": 2, "y": "b"}\n[1]\n',
+        {},
+        r"line 2: not a line of JSON.*line 4: not a JSON object",
+    ),
     "lists in JSON": ("a.jsonl", '{"p": 1, "y": [1]}\n' * 9, {}, r"the target 'y' holds lists"),
     "Parquet, cut": ("a.parquet", parquet({"p": [1, 2], "y": ["a", "b"]})[:-9], {}, r"cannot be read: .*[Pp]arquet"),
     "no Parquet": ("a.parquet", TABLE, {}, r"cannot be read: .*[Pp]arquet"),
-    "no rows in Parquet": ("a.parquet", parquet({"p": pa.array([], pa.int64()), "y": pa.array([], pa.string())}), {}, r"no samples"),
-    "lists in Parquet": ("a.parquet", parquet({"p": [1, 2], "y": [[1], [2]]}), {}, r"the target 'y' holds values of type list"),
+    "no rows in Parquet": (
+        "a.parquet",
+        parquet({"p": pa.array([], pa.int64()), "y": pa.array([], pa.string())}),
+        {},
+        r"no samples",
+    ),
+    "lists in Parquet": (
+        "a.parquet",
+        parquet({"p": [1, 2], "y": [[1], [2]]}),
+        {},
+        r"the target 'y' holds values of type list",
+    ),
     "no target in Parquet": ("a.parquet", parquet({"p": [1, 2, 3], "y": ["a", None, "b"]}), {}, r"row 2: no target"),
-    "not finite in Parquet": ("a.parquet", parquet({"p": [1, np.inf, 3.0], "y": ["a", "a", "b"]}), {}, r"row 2: inf in column 'p' is not finite"),
+    "not finite in Parquet": (
+        "a.parquet",
+        parquet({"p": [1, np.inf, 3.0], "y": ["a", "a", "b"]}),
+        {},
+        r"row 2: inf in column 'p' is not finite",
+    ),
     "Arrow, cut": ("a.arrow", feather({"p": [1, 2], "y": ["a", "b"]})[:-9], {}, r"cannot be read"),
     "no Arrow": ("a.arrow", TABLE, {}, r"cannot be read"),
     "old Feather": ("a.feather", b"FEA1" * 9, {}, r"Feather of version 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -147,23 +199,58 @@ READ = {
     "spaces": ("a.csv", TABLE.replace(",", " , "), {}),
     "blank lines": ("a.csv", "\n" + TABLE.replace("\n", "\n\n") + "\n \n", {}),
     "empty cells at the end": ("a.csv", TABLE.replace("\n", ",\n").replace("y,\n", "y\n"), {}),
+    "a delimiter at the end": ("a.csv", TABLE.replace(",", ";").replace("\n", ";\n"), {}),
     "no header": ("a.csv", BODY, {}),
     "no last line end": ("a.csv", TABLE[:-1], {}),
     "currency": ("a.csv", "".join(f"{line}\n" if line[0] == "p" else "$ " + line + "\n" for line in TABLE.split()), {}),
-    "JSONL": ("a.jsonl", "".join(json.dumps({"p": i, "q": i / 4, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n" for i in range(30)), {}),
-    "JSONL within": ("a.ndjson", "".join(json.dumps({"in": {"p": i, "q": i / 4}, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n" for i in range(30)), {}),
-    "Parquet": ("a.parquet", parquet({"p": range(30), "q": [i / 4 for i in range(30)], "r": list("uvw" * 10), "y": list("ab" * 15)}), {}),
-    "Feather": ("a.feather", feather({"p": pa.array(range(30), pa.int8()), "q": [i / 4 for i in range(30)], "r": pa.array(list("uvw" * 10)).dictionary_encode(), "y": list("ab" * 15)}), {}),
-}  # fmt: skip
+    "JSONL": (
+        "a.jsonl",
+        "".join(
+            json.dumps({"p": 7 * i % 30, "q": i / 4, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n" for i in range(30)
+        ),
+        {},
+    ),
+    "JSONL within": (
+        "a.ndjson",
+        "".join(
+            json.dumps({"in": {"p": 7 * i % 30, "q": i / 4}, "r": "uvw"[i % 3], "y": "ab"[i % 2]}) + "\n"
+            for i in range(30)
+        ),
+        {},
+    ),
+    "Parquet": (
+        "a.parquet",
+        parquet(
+            {
+                "p": [7 * i % 30 for i in range(30)],
+                "q": [i / 4 for i in range(30)],
+                "r": list("uvw" * 10),
+                "y": list("ab" * 15),
+            }
+        ),
+        {},
+    ),
+    "Feather": (
+        "a.feather",
+        feather(
+            {
+                "p": pa.array([7 * i % 30 for i in range(30)], pa.int8()),
+                "q": [i / 4 for i in range(30)],
+                "r": pa.array(list("uvw" * 10)).dictionary_encode(),
+                "y": list("ab" * 15),
+            }
+        ),
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", READ)
 def test_every_way_to_write_a_table_gives_the_same_samples(tmp_path, name):
     file, content, table = READ[name]
-    source = opened(write(tmp_path / file, content), table={"types": {} if name == "no header" else {}, **table}).train
+    source = opened(write(tmp_path / file, content), table=table).train
     x = x_of(source)
-    # p numbers the rows, which is no information; r is one-hot
-    wanted = [[i / 4, *(float(i % 3 == k) for k in range(3))] for i in range(30)]
+    wanted = [[7 * i % 30, i / 4, *(float(i % 3 == k) for k in range(3))] for i in range(30)]
     assert x.tolist() == wanted and source.names == ("a", "b")
     assert labels_of(source).tolist() == [i % 2 for i in range(30)]
 
@@ -176,9 +263,8 @@ def test_a_folder_of_hugging_face_is_read_by_its_splits(tmp_path):
         write(folder / "state.json", json.dumps(SAVED))
         table = pa.table({"p": [float(i * i) for i in range(count)], "y": [i % 2 for i in range(count)]})
         table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
-        with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
-            with pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=7)
+        with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
     write(tmp_path / "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
     splits = opened(tmp_path, test=0.2, validation=0.25)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (30, 10, 10)
@@ -281,9 +367,23 @@ def test_all_that_is_wrong_with_a_file_of_new_samples_is_one_line(tmp_path):
     with pytest.raises(DataError) as caught:
         Inputs(is_labelled=True).open(str(new), known)
     assert str(caught.value).endswith(
-        "b.csv, line 1: no column 'q' and 'r', which the training part has: there are 'p', 's' and 'y'; "
+        "b.csv, line 1: no column 'q' or 'r', which the training part has: there are p, s and y; "
         "line 3: 'x' in column 'p' is no number; "
         "line 3: 'c' in column 'y' is none of the training part's classes, a, b; "
         "line 5: 'z' in column 'p' is no number; "
         "line 5: 'd' in column 'y' is none of the training part's classes, a, b"
     )
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.feather"])
+def test_few_whole_numbers_are_classes_in_every_format(tmp_path, name):
+    p, y = [i / 4 for i in range(30)], [i % 3 for i in range(30)]
+    content = {
+        "a.csv": "p,y\n" + "".join(f"{a},{b}\n" for a, b in zip(p, y, strict=True)),
+        "a.jsonl": "".join(json.dumps({"p": a, "y": b}) + "\n" for a, b in zip(p, y, strict=True)),
+        "a.parquet": parquet({"p": p, "y": y}),
+        "a.feather": feather({"p": p, "y": y}),
+    }[name]
+    source = opened(write(tmp_path / name, content)).train
+    assert source.names == ("0", "1", "2") and labels_of(source).tolist() == y
+    assert x_of(source)[:, 0].tolist() == p

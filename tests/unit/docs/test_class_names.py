@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[3] / "ddl"
 # Public names that users import keep theirs: each is always written with its module.
 ALLOWED = {
     # The protocol, and its implementations for PyTorch modules and JAX functions.
-    "Model": {"models/model.py", "torch/model.py", "jax.py"},
+    "Model": {"models/model.py", "torch/model.py", "jax/model.py"},
     # What a commit saves: of a user's own loop, of one in PyTorch, and of training.
     "State": {"elastic/state.py", "torch/state.py", "train/state.py"},
 }

@@ -43,6 +43,13 @@ def test_a_launch_ends_for_ranks_that_are_absent_or_that_hang(states, still_s, l
     assert startup.lost_ranks(announced(states), 3, still_s, 60.0) == lost
 
 
+def test_a_rank_that_ended_before_its_announcement_is_not_waited_for():
+    states = announced({0: "joining", 2: "joining"})
+    assert startup.lost_ranks(states, 3, 4.0, 600.0, {1}) == []
+    assert startup.lost_ranks(states, 3, 6.0, 600.0, {1}) == [1]
+    assert startup.reason_of([1], states, 600.0, {1}) == "rank 1 ended while starting"
+
+
 def test_the_reason_names_absent_ranks_and_what_the_others_did():
     states = announced({0: "joining", 3: "ended", 4: "starting"})
     assert startup.reason_of([1, 2, 3, 4], states, 60.0) == (

@@ -19,7 +19,7 @@ from ddl.models.model import Supervised
 from ddl.nn.losses import CrossEntropy
 from ddl.nn.metric import METRICS
 from ddl.optim import OPTIMIZERS, Groups
-from ddl.parallel import GradientSum, reducer
+from ddl.parallel import Backward, GradientSum, SumOptions, reducer
 from ddl.parallel.staging import Direct, Staged
 from ddl.run import plots
 from ddl.run.trained import outputs_of
@@ -34,7 +34,7 @@ LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "table": (50, 4)})
 def sums(group, on_gpu, steps=4, **how):
     """What each step gave, as sets of numbers by name; the class of the way."""
     where = Device(0 if group.rank in on_gpu else None)
-    total = GradientSum(group, LAYOUT, 2, device=where, by_rows=["table"], bucket_mib=1e-4, **how)
+    total = GradientSum(group, LAYOUT, 2, SumOptions(bucket_mib=1e-4, **how), Backward(by_rows=["table"]), device=where)
     found = []
     for step in range(steps):
         table = total.local.views.clear("table")

@@ -122,6 +122,25 @@ def test_embedding(xp):
             layer.forward(params, xp.asarray(wrong), ctx)
 
 
+def test_embedded_categories_are_appended_to_the_inputs(xp):
+    numbers, x = np.array([[1, 4], [0, 4], [2, 3]]), np.random.default_rng(0).standard_normal((3, 2))
+    layer = nn.WithCategories(5, 2, 3)
+    params, grads, spec = made(layer, (2,), xp=xp)
+    ctx = context(3, xp=xp, categories=xp.asarray(numbers))
+    y, kept = layer.forward(params, xp.asarray(x), ctx)
+    table = host(params["weight"])
+    np.testing.assert_array_equal(host(y), np.concatenate([x, table[numbers].reshape(3, 6)], axis=1))
+    assert spec.output == (8,)
+    dy = np.random.default_rng(1).standard_normal((3, 8))
+    dx, _ = run_backward(layer.backward(params, grads, kept, xp.asarray(dy)))
+    wanted = np.zeros((5, 3))
+    np.add.at(wanted, numbers, dy[:, 2:].reshape(3, 2, 3))
+    np.testing.assert_allclose(host(grads["weight"]), wanted, atol=1e-12)
+    np.testing.assert_array_equal(host(dx), dy[:, :2])
+    with pytest.raises(DataError, match="lack the field 'categories'"):
+        layer.forward(params, xp.asarray(x), context(3, xp=xp))
+
+
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
 def test_positions(kind, xp):
     x = np.random.default_rng(0).standard_normal((2, 3, 4))

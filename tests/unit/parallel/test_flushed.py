@@ -8,7 +8,7 @@ import pytest
 
 from ddl.arrays import Layout
 from ddl.comm.threads import run_ranks
-from ddl.parallel import GradientSum, reducer, sums
+from ddl.parallel import Backward, GradientSum, SumOptions, reducer, sums
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
 
@@ -40,9 +40,9 @@ def recorders(monkeypatch):
     return recorders
 
 
-def flush_counts(recorders, group, layout, count, before=lambda total, step: None, **how):
+def flush_counts(recorders, group, layout, count, before=lambda total, step: None, replica=(), by_rows=(), **how):
     """How often ``count`` sums have flushed each element of this rank's gradient and of the result; its shares."""
-    total = GradientSum(group, layout, 1, **how)
+    total = GradientSum(group, layout, 1, SumOptions(**how), Backward(by_rows=by_rows), replica=replica)
     gradient, result, shares = (np.zeros(layout.length, int) for _ in range(3))
 
     def record(x, start, stop):

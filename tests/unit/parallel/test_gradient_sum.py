@@ -9,7 +9,7 @@ from ddl.arrays import Layout
 from ddl.collectives import TABLE
 from ddl.comm.threads import ThreadGroup, run_ranks
 from ddl.errors import ConfigError, PeerLost
-from ddl.parallel import GradientSum, sums
+from ddl.parallel import GradientSum, SumOptions, sums
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
 TOPOLOGIES = [[0], [0, 0], [0, 0, 0, 0, 0], [0, 1], [0, 0, 1], [0, 1, 0, 1], [0, 1, 2, 2, 1]]
@@ -21,7 +21,7 @@ def gradients(rank, step, dtype=np.float32):
 
 def steps(group, count, layout=LAYOUT, **how):
     """Run ``count`` steps as training does; returns copies of their totals."""
-    reducer = GradientSum(group, layout, 5, **how)
+    reducer = GradientSum(group, layout, 5, SumOptions(**how))
     found = []
     for step in range(count):
         for name in reversed(list(layout.shapes)):
@@ -108,7 +108,7 @@ def test_an_algorithm_that_is_not_in_the_registry_is_refused_by_name(size):
 def test_an_algorithm_that_cannot_run_here_names_its_substitute(algorithm, nodes, can_share, substitute):
     results = run_ranks(
         len(nodes),
-        lambda group: GradientSum(group, LAYOUT, 1, algorithm=algorithm).substitute,
+        lambda group: GradientSum(group, LAYOUT, 1, SumOptions(algorithm)).substitute,
         nodes=nodes,
         can_share=can_share,
     )
@@ -152,7 +152,7 @@ def test_a_failure_of_the_communication_thread_surfaces_in_finish(monkeypatch):
         raise PeerLost([1], 0, "allreduce")
 
     def work(group):
-        reducer = GradientSum(group, LAYOUT, 1, algorithm="ring", overlap="on", bucket_mib=0)
+        reducer = GradientSum(group, LAYOUT, 1, SumOptions("ring", overlap="on", bucket_mib=0))
         assert reducer.overlaps
         monkeypatch.setattr(ThreadGroup, "stream", lost)
         reducer.announce(["b2"])

@@ -14,7 +14,7 @@ from ddl.comm.threads import run_ranks
 from ddl.errors import PeerLost
 from ddl.kernels.sparse_rows import TouchedRows, add_touched, pack_sums
 from ddl.kernels.sums import add_rows
-from ddl.parallel import GradientSum, reducer
+from ddl.parallel import Backward, GradientSum, SumOptions, reducer
 
 LAYOUT = Layout.of({"in": (5, 3), "table": (40, 3), "mid": (7,), "other": (50, 4), "out": (9,)})
 TABLES = ("table", "other")
@@ -66,7 +66,7 @@ def write(local, rank, step):
 
 
 def train(group, steps, **how):
-    total = GradientSum(group, LAYOUT, 2, by_rows=TABLES, **how)
+    total = GradientSum(group, LAYOUT, 2, SumOptions(**how), Backward(by_rows=TABLES))
     found = []
     for step in range(steps):
         write(total.local, group.rank, step)
@@ -121,7 +121,7 @@ def test_small_gradients_are_summed_whole(can_share):
 @pytest.mark.parametrize("nodes", TOPOLOGIES, ids=str)
 def test_on_a_node_and_between_two_ranks_the_bits_equal_those_of_whole_gradients(nodes):
     def work(group, by_rows):
-        total = GradientSum(group, LAYOUT, 1, by_rows=by_rows)
+        total = GradientSum(group, LAYOUT, 1, backward=Backward(by_rows=by_rows))
         for name in TABLES:
             rows = np.random.default_rng([3, group.rank]).integers(0, LAYOUT.shapes[name][0], 6)
             total.local[name][rows] = np.random.default_rng(group.rank).normal(size=(6, LAYOUT.shapes[name][1]))
@@ -143,7 +143,7 @@ def test_only_touched_rows_travel_between_nodes(nodes, can_share):
     def work(group, by_rows):
         sent, stream = [], group.stream
         group.stream = lambda outgoing, *rest: (sent.extend(x.nbytes for x in outgoing), stream(outgoing, *rest))
-        total = GradientSum(group, layout, 0, by_rows=by_rows, algorithm="auto" if can_share else "ring")
+        total = GradientSum(group, layout, 0, SumOptions("auto" if can_share else "ring"), Backward(by_rows=by_rows))
         rows = np.arange(200) + 100 * group.rank
         total.local["table"][rows] = 1
         total.local.views.zero_outside["table"] = rows
@@ -179,7 +179,7 @@ def test_a_death_anywhere_never_corrupts_a_sum(nodes, can_share):
 
 def test_an_infinity_in_a_touched_row_reaches_the_norm_of_all():
     def work(group):
-        total = GradientSum(group, LAYOUT, 1, by_rows=TABLES)
+        total = GradientSum(group, LAYOUT, 1, backward=Backward(by_rows=TABLES))
         total.local.views.zero_outside.update(dict.fromkeys(TABLES, np.array([7])))
         total.local["table"][7] = np.inf if group.rank == 1 else 0
         return total.finish().squared_norm

@@ -5,7 +5,7 @@ import pytest
 
 from ddl.arrays import Device, Layout, host
 from ddl.comm.threads import run_ranks
-from ddl.parallel import GradientSum
+from ddl.parallel import GradientSum, SumOptions
 
 LAYOUT = Layout.of({"w1": (300, 70), "b1": (70,), "w2": (70, 30)})
 
@@ -19,7 +19,7 @@ def test_sums_of_ranks_on_a_gpu(overlap, can_share, on_gpu):
 
     def work(group):
         device = Device(0 if group.rank in on_gpu else None)
-        reducer = GradientSum(group, LAYOUT, 2, device=device, overlap=overlap, bucket_mib=0.01)
+        reducer = GradientSum(group, LAYOUT, 2, SumOptions(overlap=overlap, bucket_mib=0.01), device=device)
         found = []
         for step in range(5):
             for name in reversed(list(LAYOUT.shapes)):

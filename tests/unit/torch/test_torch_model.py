@@ -363,7 +363,7 @@ def half():
         (nn.Tanh, "no parameter of the module requires a gradient"),
         (lambda: nn.LazyLinear(3), "lazy"),
         (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.SyncBatchNorm(3)), "BatchNorm beside SyncBatchNorm"),
-        (lambda: nn.Linear(5, 3, device="meta"), "is on meta"),
+        (lambda: nn.Linear(5, 3, device="meta"), "is on meta: ddl.torch trains modules in host memory"),
     ],
 )
 def test_a_module_that_cannot_be_trained_is_refused_in_one_line(module, words):

@@ -275,3 +275,33 @@ def test_a_schedule_of_ddl_sets_the_rates_of_all_groups(on_ranks, fresh, points)
         F.cross_entropy(net(x[rows]), y[rows]).backward()
         optimizer.step()
     assert_near(model.module, net)
+
+
+class PartlyFrozen(Net):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(50, 6), requires_grad=False)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.hidden(x)) * self.table[0])
+
+
+def test_a_second_fit_continues_the_schedule_of_the_first_and_frozen_parameters_stay(fresh, points, tmp_path):
+    def run(folder, *lengths):
+        net = fresh(PartlyFrozen)
+        trainer = ddl.Trainer(
+            ddl.torch.Model(net, F.cross_entropy),
+            points,
+            optimizer=torch.optim.Adamax([{"params": net.out.parameters()}, {"params": net.hidden.parameters()}], 0.05),
+            schedule=lambda step: 1 / (1 + step),
+            global_batch=BATCH,
+            shards=SHARDS,
+            settings={"run.dir": str(folder), "train.dtype": "float64", "metrics.console_every_s": 0},
+        )
+        for steps in lengths:
+            trainer.fit(steps=steps)
+        return net
+
+    whole, parts = run(tmp_path / "whole", 6), run(tmp_path / "parts", 3, 6)
+    assert_near(parts, whole)
+    assert torch.equal(whole.table, torch.ones(50, 6).double()) and not torch.equal(whole.out.bias, parts.table[0, :3])

@@ -1,0 +1,68 @@
+"""``--data.path table.csv --data.targets y`` without any other setting is as accurate as scikit-learn."""
+
+import csv
+import json
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddl.data import open_dataset
+
+datasets = pytest.importorskip("sklearn.datasets")
+
+
+def messy():
+    path = Path(__file__).parents[1] / "unit" / "data" / "messy.py"
+    spec = spec_from_file_location("messy", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bundled(path, name):
+    data = getattr(datasets, f"load_{name}")()
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*data.feature_names, "y"])
+        writer.writerows([*x, data.target_names[y]] for x, y in zip(data.data, data.target, strict=True))
+
+
+def trained(path, targets, folder):
+    command = [sys.executable, "-m", "ddl.train", "--data.path", path, "--data.targets", targets, "--run.dir", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "summary.json").read_text())["test"]["accuracy"]
+
+
+def reference(path, targets):
+    """(the better of logistic regression and an MLP, number of test samples), with the same training samples."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    splits, parts = open_dataset("files", path=str(path), targets=targets, dtype="float64"), []
+    for part in (splits.train, splits.test):
+        part.hold([range(len(part))])
+        parts.append(part.gather(np.arange(len(part))))
+    train, test = parts
+    models = (LogisticRegression(max_iter=500), MLPClassifier(max_iter=200, random_state=0))
+    made = [make_pipeline(StandardScaler(), model).fit(train["x"], train["y"]) for model in models]
+    return max(model.score(test["x"], test["y"]) for model in made), len(test["y"])
+
+
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer", "customers.csv"])
+def test_a_table_trains_as_accurately_as_scikit_learn_without_a_setting(tmp_path, name):
+    path, targets = tmp_path / f"{name.partition('.')[0]}.csv", "y"
+    if name == "customers.csv":
+        make, targets = messy().FILES[name]
+        make(path)
+    else:
+        bundled(path, name)
+    best, samples = reference(path, targets)
+    # Within 2 points, or one sample of the test split
+    assert trained(path, targets, tmp_path / "run") >= best - max(0.02, 1 / samples) - 1e-9
