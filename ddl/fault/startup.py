@@ -201,7 +201,7 @@ class Watcher:
 
     def follow_rank(self) -> None:
         """Wait for a tick, or until the rank reports its state; write what changed."""
-        state = self.state
+        before = self.state, self.doing, self.progress
         if select.select([0], [], [], TICK_S)[0]:
             lines = os.read(0, 1 << 12).decode().split("\n")[:-1]
             if not lines:  # end of file: the rank is gone
@@ -210,9 +210,9 @@ class Watcher:
                 self.state, self.doing = lines[-1], f"{lines[-1]} MPI"
             else:
                 self.doing = lines[-1]
-        progress = progress_of(self.pid) if self.state == STARTING else self.progress
-        if self.state != state or progress != self.progress:
-            self.progress = progress
+        if self.state == STARTING:
+            self.progress = progress_of(self.pid)
+        if (self.state, self.doing, self.progress) != before:
             self.write()
 
     def changed(self) -> int:
