@@ -28,6 +28,7 @@ _ROOMS = (
 _NAMES = {
     "Trainer": "ddl.run.trainer",
     "Callback": "ddl.train.task",
+    "Sweep": "ddl.sweep",
     "init": "ddl.world",
     "rank": "ddl.world",
     "size": "ddl.world",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from ddl import optim as optim
     from ddl import parallel as parallel
     from ddl.run.trainer import Trainer as Trainer
+    from ddl.sweep import Sweep as Sweep
     from ddl.train.task import Callback as Callback
 
 

@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "loss and metrics of a trained run",
     "predict": "outputs of a trained run for a file of inputs",
     "launch": "train under supervision: restarts what mpirun does not survive",
+    "sweep": "train one job with many settings, side by side",
     "bench": "measure allreduce, step, scaling and recovery",
     "audit": "prove that every sample was used exactly once",
     "doctor": "what was found on this machine, and a self-test under mpirun",

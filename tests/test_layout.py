@@ -63,10 +63,21 @@ ROOMS["world"] = {"errors", "arrays", "comm", "collectives", "optim", "fault"}
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
 ROOMS["torch"] |= {"collectives", "fault", "elastic", "world"}
 ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models"}
-ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax"}
+ROOMS["sweep"] = {"errors", "reading", "wording", "config", "launcher"}
+ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "sweep"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
-DOORS = ("audit", "doctor", "evaluate", "launch", "predict", "__main__", "train.__main__", "bench.__main__")
+DOORS = (
+    "audit",
+    "doctor",
+    "evaluate",
+    "launch",
+    "predict",
+    "__main__",
+    "train.__main__",
+    "bench.__main__",
+    "sweep.__main__",
+)
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
     "doctor": {"errors", "environment", "launcher", "metrics", "output", "wording"},
