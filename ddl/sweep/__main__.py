@@ -17,7 +17,7 @@ from ddl.environment import complain
 from ddl.errors import EX_TEMPFAIL, ConfigError
 from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
-from ddl.sweep.space import flattened, words_of
+from ddl.sweep.space import RANGES, flattened, words_of
 from ddl.sweep.sweep import Sweep
 from ddl.wording import counted, instead
 
@@ -52,9 +52,8 @@ def _space(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """ "optim.lr" -> its values, written as one key or as nested tables."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        is_range = isinstance(value, Mapping) and not any(isinstance(one, Mapping) for one in value.values())
-        is_range = is_range and ("." in above + key)
-        flat |= {above + key: value} if is_range or not isinstance(value, Mapping) else _space(value, f"{above}{key}.")
+        is_nested = isinstance(value, Mapping) and not any(kind in value for kind in RANGES)
+        flat |= _space(value, f"{above}{key}.") if is_nested else {above + key: value}
     return flat
 
 

@@ -78,7 +78,7 @@ def _points(values: Any) -> list[Any]:
         return values
     (kind,) = (kind for kind in values if kind in RANGES)
     return list(
-        dict.fromkeys(_at(kind, *values[kind], place / (values["points"] - 1)) for place in range(values["points"]))
+        dict.fromkeys(_at(kind, values[kind], place / (values["points"] - 1)) for place in range(values["points"]))
     )
 
 
@@ -89,10 +89,11 @@ def _draw(values: Any, generator: random.Random) -> Any:
     if kind == "int":
         least, most = values[kind]
         return least + int(generator.random() * (most - least + 1))
-    return _at(kind, *values[kind], generator.random())
+    return _at(kind, values[kind], generator.random())
 
 
-def _at(kind: str, least: float, most: float, share: float) -> float:
+def _at(kind: str, ends: Sequence[float], share: float) -> float:
+    least, most = ends
     if kind == "log":
         return float(f"{least * (most / least) ** share:.6g}")
     return round(least + (most - least) * share) if kind == "int" else float(f"{least + (most - least) * share:.6g}")

@@ -21,7 +21,7 @@ from ddl.errors import ConfigError
 from ddl.launcher.evidence import read_json, write_json
 from ddl.sweep.halving import Seen, rungs, stops
 from ddl.sweep.space import Settings, check_space, trials_of, words_of
-from ddl.sweep.trial import EX_USAGE, History, Process, is_finished, reason
+from ddl.sweep.trial import EX_USAGE, History, RunProcess, is_finished, reason
 from ddl.wording import counted, listed
 
 MINIMISED = ("loss", "mse", "mae", "rmse", "perplexity", "bits_per_byte")
@@ -285,7 +285,7 @@ class _Trial:
         self.log = folder.with_suffix(".log")
         self.history = History(folder, metric, sign)
         self.history.update()
-        self.process: Process | None = None
+        self.process: RunProcess | None = None
         self.is_finished = is_finished(folder)
         self.failure = ""
         self.stopped_at: int | None = None
@@ -307,10 +307,10 @@ class _Trial:
 
     def start(self, words: Sequence[str], ranks: int, cores: Sequence[int]) -> None:
         if (self.folder / "config.toml").exists() or not self.folder.exists():
-            self.process = Process(words, ranks, cores, self.log)
+            self.process = RunProcess(words, ranks, cores, self.log)
             return
         shutil.rmtree(self.folder)  # killed before its run began
-        self.process = Process(words, ranks, cores, self.log)
+        self.process = RunProcess(words, ranks, cores, self.log)
 
     def ended(self, status: int, retries: int, is_asked: bool) -> None:
         self.process = None

@@ -53,13 +53,14 @@ class History:
             if event.get("event") == "epoch" and isinstance(found, dict):
                 self.names |= found.keys()
                 value = found.get(self.metric)
-                is_number = isinstance(value, int | float) and math.isfinite(value)
-                if self.metric in found:
-                    self.by_epoch[int(event["epoch"])] = self.sign * value if is_number else math.inf
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self.by_epoch[int(event["epoch"])] = self.sign * value
+                elif self.metric in found:
+                    self.by_epoch[int(event["epoch"])] = math.inf
         return len(self.by_epoch) > before
 
 
-class Process:
+class RunProcess:
     """A run in progress. It ends when the sweep's process dies, and with all its ranks."""
 
     def __init__(self, words: Sequence[str], ranks: int, cores: Sequence[int], log: Path):
