@@ -10,7 +10,7 @@ import time
 LIMIT_S = 200
 FILE = """
 [sweep]
-trials = 3
+trials = 2
 metric = "accuracy"
 halving = 2
 
@@ -19,7 +19,7 @@ optim.lr = {log = [1e-3, 1e-1]}
 
 [job]
 model.name = "mlp"
-train.epochs = 4
+train.epochs = 3
 checkpoint.every_epochs = 1
 train.compiled = "off"
 """
@@ -35,27 +35,23 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+def started(folder):
+    return subprocess.Popen(command(folder), cwd=folder, stdout=subprocess.DEVNULL)
+
+
 def test_a_killed_sweep_continues_to_the_same_results(tmp_path):
     for name in ("calm", "killed"):
         (tmp_path / name).mkdir()
-    done = subprocess.run(
-        command(tmp_path / "calm"), cwd=tmp_path / "calm", capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    folder = tmp_path / "killed"
-    process = subprocess.Popen(command(folder), cwd=folder, stdout=subprocess.DEVNULL)
+    calm, folder = started(tmp_path / "calm"), tmp_path / "killed"
+    killed = started(folder)
     metrics, deadline = folder / "sweeps" / "s" / "trials" / "000" / "metrics.jsonl", time.monotonic() + LIMIT_S
     while not (metrics.exists() and b'"epoch"' in metrics.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(LIMIT_S)
-    again = subprocess.run(command(folder), cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
-    assert again.returncode == 0, again.stdout + again.stderr
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait(LIMIT_S)
+    assert started(folder).wait(LIMIT_S) == calm.wait(LIMIT_S) == 0
 
     assert rows(folder) == rows(tmp_path / "calm")
     assert {row["status"] for row in rows(folder)} <= {"finished", "stopped"}
     best = max((row for row in rows(folder) if row["status"] == "finished"), key=lambda row: float(row["accuracy"]))
-    assert (folder / "sweeps" / "s" / "best").resolve().name == best["folder"].rpartition("/")[2]
-    evaluated = [sys.executable, "-m", "ddl.evaluate", "sweeps/s/best"]
-    assert subprocess.run(evaluated, cwd=folder, capture_output=True, timeout=LIMIT_S).returncode == 0
+    assert (folder / "sweeps" / "s" / "best").resolve() == folder / "sweeps" / "s" / best["folder"]
