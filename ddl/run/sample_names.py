@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ddl.data import Source
-from ddl.data.formats.csv_head import read_head
 from ddl.data.source import Wrapper
 from ddl.errors import ConfigError, DataError
 from ddl.wording import instead, listed
+
+DELIMITERS = (",", ";", "\t", "|")
 
 
 class Named(Wrapper):
@@ -52,14 +53,16 @@ def _open(path: Path) -> Any:
 
 
 def _of_csv(path: Path, column: str) -> list[str]:
-    delimiter = read_head(path, header=True).delimiter
-    with _open(path) as file:
-        rows = (row for row in csv.reader(file, delimiter=delimiter) if any(cell.strip() for cell in row))
-        columns = [cell.strip() for cell in next(rows, [])]
-        if column not in columns:
-            raise ConfigError(f"--id {column}: {path.name} has no such column; {instead(column, columns, 'it has')}")
-        at = columns.index(column)
-        return [row[at] if at < len(row) else "" for row in rows]
+    known: list[str] = []
+    for delimiter in DELIMITERS:
+        with _open(path) as file:
+            rows = (row for row in csv.reader(file, delimiter=delimiter) if any(cell.strip() for cell in row))
+            columns = [cell.strip() for cell in next(rows, [])]
+            if column in columns:
+                at = columns.index(column)
+                return [row[at] if at < len(row) else "" for row in rows]
+        known = max(known, columns, key=len)
+    raise ConfigError(f"--id {column}: {path.name} has no such column; {instead(column, known, 'it has')}")
 
 
 def _of_jsonl(path: Path, column: str) -> list[Any]:
