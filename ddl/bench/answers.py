@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddl.arrays import Device
@@ -22,15 +22,18 @@ from ddl.train.state import State
 SETTINGS = {"model.name": "cnn", "data.normalize": "none"}
 
 
-def _median_s(call: Callable[[], object], seconds: float) -> float:
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
-        began = time.perf_counter()
+def _medians(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Seconds of each call; they alternate, so that all see the same load of the machine."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
         call()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    end = time.perf_counter() + seconds * len(calls)
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(own) for name, own in times.items()}
 
 
 def main(seconds: float) -> int:
@@ -44,12 +47,12 @@ def main(seconds: float) -> int:
     loaded, source, group = TrainedModel(trained), as_dtype(digits(), job.train.dtype), threads.alone()
     x = digits().arrays["x"].astype(job.train.dtype)
     rows = job.data.batch_eval
-    one = _median_s(lambda: loaded.predict(x[0]), seconds)
+    one = _medians({"one sample": lambda: loaded.predict(x[0])}, seconds)["one sample"]
     print(f"one sample:         {1000 * one:8.3f} ms")
-    many = {
-        "ddl.load, all": _median_s(lambda: loaded.predict_proba(x), seconds),
-        "evaluation of them": _median_s(lambda: evaluate(model, state, source, group, rows=rows), seconds),
+    calls = {
+        "ddl.load, all": lambda: loaded.predict_proba(x),
+        "evaluation of them": lambda: evaluate(model, state, source, group, rows=rows),
     }
-    for name, median_s in many.items():
+    for name, median_s in _medians(calls, seconds).items():
         print(f"{name + ':':19} {1000 * median_s:8.3f} ms  {len(x) / median_s:10,.0f} samples/s")
     return 0

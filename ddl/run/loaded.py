@@ -168,7 +168,7 @@ class TrainedModel:
         return Arrays(self._array(np.asarray(x)))
 
     def _array(self, x: np.ndarray) -> np.ndarray:
-        """Samples (rows, ...) as the model takes them, in an array of their own."""
+        """Samples (rows, ...) as the model takes them, in a new array."""
         wanted = tuple(self._x.shape)
         if not x.ndim or x.shape[1:] != wanted:
             raise UserError(f"samples have the shape (rows, {', '.join(map(str, wanted))}), these are {x.shape}")

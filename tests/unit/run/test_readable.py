@@ -23,7 +23,7 @@ QUIET = ("--metrics.console_every_s=0", "--fault.tolerance=off", "--data.prefetc
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """customers.csv, whose churn is told by age, and a run on it; texts.jsonl, and a run on it."""
+    """customers.csv, whose churn depends on age, and a run on it; texts.jsonl, and a run on it."""
     folder, rng = tmp_path_factory.mktemp("readable"), np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
