@@ -88,7 +88,7 @@ def test_texts_are_numbered_as_in_training_on_any_ranks_though_its_file_is_gone(
         (["ddl.predict", "RUN", "--input", "none.npy", "--output", "y.npy"], "none.npy"),
         (["ddl.predict", "RUN", "--prompt", "def"], "language model"),
         (["ddl.predict", "RUN", "--samples", "3", "--output", "y.npy"], "draws no samples"),
-        (["ddl.predict", "RUN", "--samples", "3"], "--output"),
+        (["ddl.predict", "RUN", "--samples", "3", "--format", "npz"], "--output"),
     ],
 )
 def test_doors_refuse_in_one_line(shared_run, door, words, says):
