@@ -142,12 +142,9 @@ def _contradictions(job: Job) -> Iterator[str]:
     if train.patience and train.evaluate_every == 0:
         yield f"[train] patience is {train.patience}, but evaluate_every is 0: there is no loss to compare"
     if train.restore_best == "on":
-        for name, value in (
-            ("data.validation", data.validation == 0.0),
-            ("checkpoint.keep_best", not job.checkpoint.keep_best),
-        ):
-            if value:
-                yield f"[train] restore_best is on, but {name} is {_get(job, name)}: there is no best state to restore"
+        lacking = {"data.validation": data.validation == 0.0, "checkpoint.keep_best": not job.checkpoint.keep_best}
+        for name in (name for name, lacks in lacking.items() if lacks):
+            yield f"[train] restore_best is on, but {name} is {_get(job, name)}: there is no best state to restore"
     if data.shards != "auto" and data.shards > train.global_batch:
         yield (
             f"[data] shards is {data.shards}, [train] global_batch is {train.global_batch}: each step takes at "
