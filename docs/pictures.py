@@ -72,7 +72,7 @@ def screenshots(folder: Path, name: str) -> None:
     try:
         for theme in THEMES:
             picture = PICTURES / f"{name}{'-dark' * (theme == 'dark')}.png"
-            flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,1420"
+            flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,1340"
             command = [browser, *flags.split(), "--virtual-time-budget=6000", f"--screenshot={picture}"]
             subprocess.run(
                 [*command, f"{served.url}?theme={theme}"], check=True, stderr=subprocess.DEVNULL, timeout=180
