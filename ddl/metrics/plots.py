@@ -90,9 +90,9 @@ def _draw_metric(axis: Any, name: str, steps: Mapping[int, Any], epochs: Mapping
     own = [(step, e[name]) for step, e in sorted(steps.items()) if _is_number(e, name)]
     shown: list[list[float]] = []  # the curves that the range of the axis must contain
     if own:
-        at, values = zip(*own)
-        smoothed = smooth(values)
-        axis.plot(at, values, color=look.first, alpha=0.25, linewidth=0.7, label="_step")
+        at, raw = zip(*own)
+        smoothed = smooth(raw)
+        axis.plot(at, raw, color=look.first, alpha=0.25, linewidth=0.7, label="_step")
         axis.plot(at, smoothed, color=look.first, linewidth=1.8, label="training")
         shown.append(smoothed)
     found = [
