@@ -144,8 +144,9 @@ def _convert_text(kind: Any, text: str) -> Any:
         return _convert(kind, _SWITCH[text.lower()])
     if kind == _NAMES and not text.startswith("["):
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if kind is float:
-        return float(text)  # ".5" and "1." are not TOML, but users write them
+    if float in (get_args(kind) if _is_union(kind) else (kind,)):
+        with suppress(ValueError):
+            return float(text)  # ".5" and "1." are not TOML, but users write them
     try:
         return _convert(kind, guess(text))
     except TypeError:

@@ -136,7 +136,7 @@ def open_dataset(
             raise
         raise DataError(str(error), targets or path or None) from error
     kind = as_source(parts["train"]).learned().get("kind")
-    if kind != "images" and images != ImageSettings():
+    if kind != "images" and request.images != ImageSettings():
         raise ConfigError("data.image_size, resize, channels and damaged belong to images, and the data are none")
     request = replace(request, like=columns_of(parts["train"]))
     if not parts["train"].names:

@@ -61,6 +61,8 @@ def test_the_words_may_come_before_the_file(job_file):
         (["--data.targets", "-1,-2", "--data.source", "files"], "data", "targets", "-1,-2"),
         (["--model.options.shift", "-2"], "model", "options", {"shift": -2}),
         (["--optim.lr", ".5"], "optim", "lr", 0.5),
+        (["--data.test", ".5"], "data", "test", 0.5),
+        (["--optim.min_lr", ".5"], "optim", "min_lr", 0.5),
         (["--trace", "t.json"], "metrics", "trace", "t.json"),
         (["--chaos", "kill rank 1 at step 3"], "fault", "chaos", "kill rank 1 at step 3"),
         (["--train.callbacks", "my.module:Name"], "train", "callbacks", ("my.module:Name",)),
