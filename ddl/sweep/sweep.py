@@ -122,8 +122,7 @@ class Sweep:
             _Trial(number, one, folder / "trials" / f"{number:03}", self.metric, sign)
             for number, one in enumerate(settings)
         ]
-        epochs = min(job.train.epochs for job in jobs)
-        at = rungs(self.first_epochs, self.halving, epochs) if self.halving else []
+        at = rungs(self.first_epochs, self.halving, _epochs(jobs)) if self.halving else []
         free = self._slots()
         self._decide(at)
         self._write()
@@ -346,6 +345,14 @@ class _Trial:
             epoch,
             self.failure,
         )
+
+
+def _epochs(jobs: Sequence[Job]) -> int:
+    """The epochs of the shortest job. Raises ConfigError if one leaves them to its data."""
+    known = [job.train.epochs for job in jobs if job.train.epochs != "auto"]
+    if len(known) < len(jobs):
+        raise ConfigError("successive halving counts epochs: set train.epochs in the job")
+    return min(known)
 
 
 def _text(value: Any) -> str:
