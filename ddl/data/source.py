@@ -46,7 +46,7 @@ class Field:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", np.dtype(self.dtype))  # a source of your own may say "float32"
+        object.__setattr__(self, "dtype", np.dtype(self.dtype))  # your own source may say "float32"
 
 
 class Source:

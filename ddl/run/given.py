@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddl.data import Arrays, Source, as_known, split_by
+from ddl.data import Arrays, Source, as_known, as_source, split_by
 from ddl.errors import UserError
 
 
