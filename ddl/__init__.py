@@ -29,6 +29,7 @@ _NAMES = {
     "Trainer": "ddl.run.trainer",
     "load": "ddl.run.loaded",
     "Callback": "ddl.train.task",
+    "Sweep": "ddl.sweep",
     "init": "ddl.world",
     "rank": "ddl.world",
     "size": "ddl.world",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ddl import parallel as parallel
     from ddl.run.loaded import load as load
     from ddl.run.trainer import Trainer as Trainer
+    from ddl.sweep import Sweep as Sweep
     from ddl.train.task import Callback as Callback
 
 

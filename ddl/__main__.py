@@ -17,6 +17,7 @@ VERBS = {
     "predict": "what a trained run predicts for new samples",
     "export": "a trained run as an ONNX or a safetensors file",
     "launch": "train under supervision: restarts what mpirun does not survive",
+    "sweep": "train one job with many settings, side by side",
     "bench": "measure allreduce, step, scaling and recovery",
     "watch": "follow a run in the terminal",
     "dashboard": "follow runs in a browser",

@@ -67,7 +67,8 @@ ROOMS["world"] = {"errors", "wording", "arrays", "comm", "collectives", "optim",
 ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "data", "nn", "models", "optim", "comm"}
 ROOMS["torch"] |= {"wording", "collectives", "fault", "elastic", "world"}
 ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models", "optim"}
-ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "watch", "dashboard"}
+ROOMS["sweep"] = {"errors", "reading", "wording", "config", "launcher"}
+ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "watch", "dashboard", "sweep"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = (
@@ -81,7 +82,7 @@ DOORS = (
     "export.__main__",
     "bench.__main__",
 )
-DOORS += ("watch.__main__", "dashboard.__main__")
+DOORS += ("watch.__main__", "dashboard.__main__", "sweep.__main__")
 LIGHT: dict[str, set[str]] = {
     "launch": {"config", "early_signals", "errors", "launcher", "environment", "metrics", "output"},
     "doctor": {"errors", "environment", "launcher", "metrics", "output", "wording"},

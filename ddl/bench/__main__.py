@@ -35,9 +35,10 @@ def parser() -> Parser:
         "ddl.bench",
         "Measures and starts mpirun itself. Ours and its peers take turns in one run; figures are medians. "
         "ratio = the peer's time / ours: above 1 ours is faster.",
-        epilog="gpu: runs the tests that need a GPU and the step bench on it, and prints one table.",
+        epilog="gpu: runs the tests that need a GPU and the step bench on it, and prints one table. answers: how fast "
+        "ddl.load answers, here and on one process.",
     )
-    made.add_argument("bench", choices=[*BENCHES, "gpu"])
+    made.add_argument("bench", choices=[*BENCHES, "answers", "gpu"])
     made.add_argument(
         "--ranks", default="", metavar="N[,N]", help="rank counts (allreduce, recovery: 2,4; otherwise: 2)"
     )
@@ -111,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ddl.bench.gpu import main as on_gpu
 
         return on_gpu(options.seconds)
+    if options.bench == "answers":
+        from ddl.bench.answers import main as of_answers
+
+        return of_answers(options.seconds)
     found = []
     try:
         if not options.json:

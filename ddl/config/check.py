@@ -160,12 +160,9 @@ def _contradictions(job: Job) -> Iterator[str]:
     if data.channels not in ("auto", 1, 3, 4):
         yield f"[data] channels is {data.channels}: it must be auto, 1, 3 or 4"
     if train.restore_best == "on":
-        for name, is_wrong in (
-            ("data.validation", data.validation == 0.0),
-            ("checkpoint.keep_best", not job.checkpoint.keep_best),
-        ):
-            if is_wrong:
-                yield f"[train] restore_best is on, but {name} is {_get(job, name)}: there is no best state to restore"
+        lacking = {"data.validation": data.validation == 0.0, "checkpoint.keep_best": not job.checkpoint.keep_best}
+        for name in (name for name, lacks in lacking.items() if lacks):
+            yield f"[train] restore_best is on, but {name} is {_get(job, name)}: there is no best state to restore"
     if data.shards != "auto" and data.shards > train.global_batch:
         yield (
             f"[data] shards is {data.shards}, [train] global_batch is {train.global_batch}: each step takes at "

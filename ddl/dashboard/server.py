@@ -160,4 +160,4 @@ class Dashboard:
 
 
 def read_static(name: str) -> bytes:
-    return resources.files("ddl.dashboard").joinpath("static", name).read_bytes()
+    return resources.files("ddl.dashboard").joinpath("static").joinpath(name).read_bytes()

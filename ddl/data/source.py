@@ -46,7 +46,7 @@ class Field:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", np.dtype(self.dtype))  # a source of your own may say "float32"
+        object.__setattr__(self, "dtype", np.dtype(self.dtype))  # your own source may say "float32"
 
 
 class Source:
@@ -114,8 +114,7 @@ class Source:
         return ()
 
     def identifiers(self) -> tuple[str, np.ndarray]:
-        """(heading, (n,) values) by which a person recognises the samples, such as file names; default: their rows,
-        counted from 1."""
+        """(heading, (n,) values): a name for each sample, such as its file's; default: its row, counted from 1."""
         return "row", np.arange(1, len(self) + 1)
 
     def original(self, index: int) -> int:

@@ -38,7 +38,7 @@ class Graph:
         self._count = 0
 
     def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """The value of a new node, or the values if it has several outputs; "" stands for an absent input."""
+        """The value of a new node, or the values if it has several outputs; "" is an absent input."""
         self._count += 1
         names = [f"{operator.lower()}_{self._count}{f'_{place}' if place else ''}" for place in range(outputs)]
         self.nodes.append(self._onnx.helper.make_node(operator, list(inputs), names, names[0], **attributes))

@@ -40,8 +40,8 @@ def to_torch(model: Model, arrays: Named, updates: int = 0) -> dict[str, np.ndar
     updates: training steps so far. Raises ConfigError for a layer that PyTorch does not have."""
     found: dict[str, np.ndarray] = {}
     for part in _parts(model):
-        rule, own = _rule(part), _below(arrays, part.path)
-        theirs = rule.to_torch(part, own)
+        translation, own = _translation(part), _below(arrays, part.path)
+        theirs = translation.to_torch(part, own)
         if isinstance(part.layer, nn.BatchNorm):
             theirs[COUNTER] = np.array(updates, np.int64)
         found.update({_joined(part.path, name): np.copy(value, order="C") for name, value in theirs.items()})
@@ -57,7 +57,9 @@ def from_torch(model: Model, arrays: Named) -> dict[str, np.ndarray]:
     for part in parts:
         own = {name: found.pop(_joined(part.path, name)) for name in _below(found, part.path)}
         try:
-            found.update({_joined(part.path, name): value for name, value in _rule(part).to_ddl(part, own).items()})
+            found.update(
+                {_joined(part.path, name): value for name, value in _translation(part).to_ddl(part, own).items()}
+            )
         except (IndexError, ValueError):  # of another shape: the caller says so
             found.update({_joined(part.path, name): value for name, value in own.items()})
     return found
@@ -174,18 +176,18 @@ _ELEMENTWISE = (nn.Dropout, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.LeakyReLU,
 
 
 @dataclass(frozen=True)
-class Rule:
+class Translation:
     """to_torch, to_ddl: (part, arrays by name) -> arrays by name."""
 
     to_torch: Callable[[Part, Named], dict[str, np.ndarray]]
     to_ddl: Callable[[Part, Named], dict[str, np.ndarray]]
 
 
-def _rule(part: Part) -> Rule:
-    rule = RULES.get(type(part.layer))
-    if rule is None:
+def _translation(part: Part) -> Translation:
+    found = RULES.get(type(part.layer))
+    if found is None:
         raise ConfigError(f"{part.path}: layer {type(part.layer).__name__} has no counterpart in PyTorch")
-    return rule
+    return found
 
 
 def _take(values: np.ndarray, order: np.ndarray | None, axis: int) -> np.ndarray:
@@ -211,17 +213,17 @@ def _dense_in(part: Part, own: Named) -> dict[str, np.ndarray]:
     return found
 
 
-def _axes(forward: tuple[int, ...]) -> Rule:
+def _axes(forward: tuple[int, ...]) -> Translation:
     """A weight with its axes in another order."""
     back = tuple(int(place) for place in np.argsort(forward))
 
     def turned(axes: tuple[int, ...]) -> Callable[[Part, Named], dict[str, np.ndarray]]:
         return lambda part, own: {n: v.transpose(axes) if n == "weight" else v for n, v in own.items()}
 
-    return Rule(turned(forward), turned(back))
+    return Translation(turned(forward), turned(back))
 
 
-def _names(ours: Mapping[str, str], turns: tuple[str, ...] = ()) -> Rule:
+def _names(ours: Mapping[str, str], turns: tuple[str, ...] = ()) -> Translation:
     """Other names, the same values along the order of a flattened image. turns: matrices to transpose."""
     theirs = {name: own for own, name in ours.items()}
 
@@ -234,7 +236,7 @@ def _names(ours: Mapping[str, str], turns: tuple[str, ...] = ()) -> Rule:
 
         return rename
 
-    return Rule(renamed(ours, _take), renamed(theirs, _put))
+    return Translation(renamed(ours, _take), renamed(theirs, _put))
 
 
 _INPUT, _STATE = ("weight_ih_l0", "bias_ih_l0"), ("weight_hh_l0", "bias_hh_l0")
@@ -266,8 +268,8 @@ _ATTENTION = {
     "output_weight": "out_proj.weight",
     "output_bias": "out_proj.bias",
 }
-RULES: Mapping[type, Rule] = {
-    nn.Dense: Rule(_dense_out, _dense_in),
+RULES: Mapping[type, Translation] = {
+    nn.Dense: Translation(_dense_out, _dense_in),
     nn.Conv2D: _axes((3, 2, 0, 1)),
     nn.ConvTranspose2D: _axes((3, 2, 0, 1)),
     nn.BatchNorm: _names({"mean": "running_mean", "variance": "running_var"}),
@@ -275,5 +277,5 @@ RULES: Mapping[type, Rule] = {
     nn.Embedding: _names({}),
     nn.PositionalEmbedding: _names({}),
     nn.MultiHeadAttention: _names(_ATTENTION, turns=("weight", "output_weight", "in_proj_weight", "out_proj.weight")),
-    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), Rule(_recurrent_out, _recurrent_in)),
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), Translation(_recurrent_out, _recurrent_in)),
 }

@@ -31,7 +31,7 @@ from ddl.wording import counted
 
 _PLAIN_COLUMNS = 80
 _PLAIN_MOST_S = 60.0  # progress lines become rarer, so that a long job does not fill its log file
-_MANY_EPOCHS = 200  # a job of more has no line for each
+_MANY_EPOCHS = 1000  # a job of more has no line for each
 _LAUNCHERS = ("mpirun", "prterun", "prte", "mpiexec", "orterun")
 
 

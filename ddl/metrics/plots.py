@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.metrics.console import is_share
+from ddl.wording import counted
 
 _DPI = 120
 
@@ -73,12 +74,13 @@ def curves(events: Sequence[Mapping[str, Any]], path: Path, theme: str = "light"
         axis.label_outer()
         _mark_failures(axis, failures, recoveries, look, has_text=place == 0)
     start = next((e for e in events if e.get("event") == "start"), {})
-    ranks = f"{start['model']}, {start['ranks']} ranks" if "model" in start and "ranks" in start else ""
+    ranks = f"{start['model']}, {counted(start['ranks'], 'rank')}" if "model" in start and "ranks" in start else ""
     heading = {"x": 0.02, "ha": "left", "fontsize": 13, "fontweight": "bold", "color": look.text}
     figure.suptitle(title or str(start.get("name", "")), **heading)
     figure.text(0.98, 0.985, ranks, ha="right", va="top", fontsize=9, color=look.dim)
+    frame = {"facecolor": look.paper, "edgecolor": "none", "framealpha": 0.85}
     handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].legend(handles, labels, frameon=False, fontsize=8.5, ncols=4, loc="best", labelcolor=look.text)
+    axes[0].legend(handles, labels, fontsize=8.5, ncols=4, loc="best", labelcolor=look.text, **frame)
     axes[-1].set_xlabel("step")
     return _save(figure, path)
 
@@ -86,20 +88,20 @@ def curves(events: Sequence[Mapping[str, Any]], path: Path, theme: str = "light"
 def _draw_metric(axis: Any, name: str, steps: Mapping[int, Any], epochs: Mapping[int, Any], look: Look) -> None:
     """One metric: its raw values behind the smoothed ones, the epochs' validation and the best epoch."""
     own = [(step, e[name]) for step, e in sorted(steps.items()) if _is_number(e, name)]
-    shown: list[float] = []  # what the range of the axis must contain
+    shown: list[list[float]] = []  # the curves that the range of the axis must contain
     if own:
-        at, values = zip(*own)
-        smoothed = smooth(values)
-        axis.plot(at, values, color=look.first, alpha=0.25, linewidth=0.7, label="_step")
+        at, raw = zip(*own)
+        smoothed = smooth(raw)
+        axis.plot(at, raw, color=look.first, alpha=0.25, linewidth=0.7, label="_step")
         axis.plot(at, smoothed, color=look.first, linewidth=1.8, label="training")
-        shown += smoothed
+        shown.append(smoothed)
     found = [
         (step, e["validation"][name]) for step, e in sorted(epochs.items()) if _is_number(e.get("validation"), name)
     ]
     if found:
         marker = "o" if len(found) <= 60 else ""
         axis.plot(*zip(*found), color=look.second, marker=marker, markersize=3, linewidth=1.4, label="validation")
-        shown += [value for _, value in found]
+        shown.append([value for _, value in found])
     scored = [step for step, e in epochs.items() if _is_number(e.get("validation"), "loss")]
     if scored and found:
         best = min(scored, key=lambda step: epochs[step]["validation"]["loss"])
@@ -107,16 +109,26 @@ def _draw_metric(axis: Any, name: str, steps: Mapping[int, Any], epochs: Mapping
         if value is not None:
             text = f"best epoch ({epochs[best]['epoch']}): {100 * value:.1f} %" if is_share(name) else None
             text = text or f"best epoch ({epochs[best]['epoch']}): {value:.4g}"
-            ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.8, "linestyle": "none"}
+            ring = {
+                "markersize": 9,
+                "markerfacecolor": "none",
+                "markeredgewidth": 1.8,
+                "linestyle": "none",
+                "clip_on": False,
+            }
             axis.plot([best], [value], marker="o", color=look.good, label=text, **ring)
     axis.set_ylabel(name)
     if is_share(name):
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    low, high = _range(shown)
-    if not is_share(name) and _spans_decades(shown):
+    values = [value for curve in shown for value in curve if math.isfinite(value)]
+    if not is_share(name) and _spans_decades(values):
         axis.set_yscale("log")
-        low, high = min(shown) / 1.3, max(shown) * 1.3
-    axis.set_ylim(low, high)
+        axis.set_ylim(min(values) / 1.3, max(values) * 1.3)
+    else:
+        ranges = [_bulk(curve) for curve in shown]
+        low, high = min((one[0] for one in ranges), default=0.0), max((one[1] for one in ranges), default=1.0)
+        room = 0.06 * (high - low or abs(high) or 1.0)
+        axis.set_ylim(low - room, high + room)
 
 
 def _mark_failures(axis: Any, failures: Sequence[Any], recoveries: Sequence[Any], look: Look, has_text: bool) -> None:
@@ -150,8 +162,8 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [(around + value) / (weight + 1) for around, value, weight in zip(sums, values, weights)]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The range of an axis: all values, except extreme ones at either end that would flatten the rest."""
+def _bulk(values: Sequence[float]) -> tuple[float, float]:
+    """The least and the largest value of a curve, without extreme ones at either end that would flatten the rest."""
     ordered = sorted(value for value in values if math.isfinite(value)) or [0.0, 1.0]
     low, high = ordered[0], ordered[-1]
     upper, lower = ordered[int(0.95 * (len(ordered) - 1))], ordered[int(0.05 * (len(ordered) - 1))]
@@ -159,8 +171,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
         high = low + 1.6 * (upper - low)
     if high - low > 2.5 * (high - lower) > 0:
         low = high - 1.6 * (high - lower)
-    room = 0.06 * (high - low or abs(high) or 1.0)
-    return low - room, high + room
+    return low, high
 
 
 def _spans_decades(values: Sequence[float]) -> bool:

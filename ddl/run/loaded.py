@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import numpy as np
 
 from ddl.arrays import Arena, host
 from ddl.data import Arrays, Source
-from ddl.errors import UserError
+from ddl.errors import DataError, UserError
 from ddl.nn import Context
 from ddl.run.files import export, save
 from ddl.run.predictions import Predictions, format_of, write
 from ddl.run.trained import Trained
-from ddl.wording import counted, instead, listed
+from ddl.train.evaluate import batches
+from ddl.wording import counted, listed
+
+MOST_AT_ONCE = 256  # samples of an array that need not be cut into batches
 
 
 def load(
@@ -132,9 +135,16 @@ class TrainedModel:
         single = self._of_one(x)
         if single is not None:
             return self._each(single, meaning)[0]
-        if isinstance(x, np.ndarray) and len(x) <= self.trained.job.data.batch_eval:
-            return meaning(self._computed({"x": self._array(x)}))
-        return np.concatenate([meaning(self._computed(batch)) for batch in self._batches(x)])
+        if isinstance(x, np.ndarray) and len(x) <= MOST_AT_ONCE:
+            batch = {"x": self._array(x)}
+            for transform in self._transforms:
+                batch = transform(batch, [slice(0, len(x))], [])
+            return meaning(self._computed(batch))
+        source = self._source(x)
+        everything = range(len(source))
+        source.hold([everything])
+        every = batches(source, everything, self.trained.job.data.batch_eval, self._transforms)
+        return np.concatenate([meaning(self._computed(batch)) for batch in every])
 
     def _of_one(self, x: Any) -> Any:
         """Samples that consist of the single sample ``x``; None if it is several."""
@@ -144,12 +154,6 @@ class TrainedModel:
             return {name: [cell] for name, cell in x.items()}
         is_array = hasattr(x, "shape") and hasattr(x, "dtype")
         return np.asarray(x)[None] if is_array and tuple(x.shape) == tuple(self._x.shape) else None
-
-    def _batches(self, x: Any) -> Iterator[dict[str, np.ndarray]]:
-        most, source = self.trained.job.data.batch_eval, self._source(x)
-        source.hold([range(len(source))])
-        for start in range(0, len(source), most):
-            yield source.gather(np.arange(start, min(start + most, len(source))))
 
     def _source(self, x: Any) -> Source:
         if isinstance(x, Source):
@@ -164,9 +168,9 @@ class TrainedModel:
         return Arrays(self._array(np.asarray(x)))
 
     def _array(self, x: np.ndarray) -> np.ndarray:
-        """Samples (rows, ...) as the model takes them, in an array of their own."""
+        """Samples (rows, ...) as the model takes them, in a new array."""
         wanted = tuple(self._x.shape)
-        if x.ndim == len(wanted) + 2 or x.shape[1:] != wanted or not x.ndim:
+        if not x.ndim or x.shape[1:] != wanted:
             raise UserError(f"samples have the shape (rows, {', '.join(map(str, wanted))}), these are {x.shape}")
         if x.dtype.kind not in "biuf" or (self._x.dtype.kind in "iu" and x.dtype.kind == "f"):
             raise UserError(f"samples are of {self._x.dtype}, these of {x.dtype}")
@@ -182,23 +186,25 @@ class TrainedModel:
         names = self.trained.known.columns("features")
         if not names:
             raise UserError("the run was not trained on a table with named columns: give an array of samples")
-        if missing := [name for name in names if name not in columns]:
-            raise UserError(f"the table lacks {listed(map(repr, missing), 'and')}; {instead(missing[0], columns)}")
-        lengths = {name: len(columns[name]) for name in names}
+        used = {name: columns[name] for name in names if name in columns}
+        lengths = {name: len(column) for name, column in used.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"columns differ in length: {lengths}")
+        if not used:
+            raise UserError(f"the table has none of the columns {listed(map(repr, names), 'and')}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "table.csv")
-            _write_cells(path, {name: columns[name] for name in names})
-            source = self.trained.open_inputs(str(path), dialect=False)
-            source.hold([range(len(source))])
-            return Arrays(source.gather(np.arange(len(source)))["x"])
+            _write_cells(path, used)
+            try:
+                source = self.trained.open_inputs(str(path), dialect=False)
+                source.hold([range(len(source))])
+                return Arrays(**source.gather(np.arange(len(source))))  # type: ignore[arg-type]
+            except DataError as error:
+                raise UserError(str(error).replace(str(path), "the table")) from error
 
     def _computed(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """The output for one batch, which may be overwritten."""
+        """The output for one transformed batch."""
         trained = self.trained
-        for transform in self._transforms:
-            batch = transform(batch, [slice(0, len(batch["x"]))], [])
         rows, state = len(batch["x"]), trained.state
         context = getattr(self._threads, "context", None)
         if context is None:

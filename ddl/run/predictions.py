@@ -35,7 +35,7 @@ Column = np.ndarray  # (rows, ...)
 
 @dataclass(frozen=True)
 class Predictions:
-    """Columns by name, all with as many rows; a Block stands for several columns with one heading."""
+    """Columns by name, all with as many rows; a Block is several columns with one heading."""
 
     columns: Mapping[str, Column | Block]
 
@@ -167,7 +167,7 @@ def format_of(output: str, asked: str = "") -> str:
         if asked:
             raise ConfigError(f"--format {asked}: {instead(asked, FORMATS, 'there are')}")
         endings = listed([f".{name}" for name in FORMATS])
-        raise ConfigError(f"--output {output}: the name must end with {endings}, or --format say what it is")
+        raise ConfigError(f"--output {output}: the name must end with {endings}, or --format must name the format")
     if not output and format not in TEXT:
         raise ConfigError(f"--format {format} is no text: it needs --output FILE")
     return format

@@ -20,7 +20,7 @@ from ddl.arrays import Device, Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
-from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_known, as_source, decide, needs_precision, split_by
+from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_source, decide, needs_precision
 from ddl.errors import ConfigError, DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
@@ -31,6 +31,7 @@ from ddl.models.build import takes_measurements
 from ddl.optim import Adam, Groups, Optimizer, Rule, Schedule, Whole
 from ddl.registry import adapter_of
 from ddl.run.files import save
+from ddl.run.given import parts_of, source_of
 from ddl.run.history import history_of
 from ddl.run.loaded import TrainedModel
 from ddl.run.lr_find import LearningRates, find
@@ -115,7 +116,7 @@ class Trainer:
         initial: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ):
-        given = _parts(data, {"validation": validation, "test": test}, seed)
+        given = parts_of(data, {"validation": validation, "test": test}, seed)
         if isinstance(optimizer, (list, tuple)) and not optimizer:
             raise UserError("optimizer is an empty list")
         translate = adapter_of(optimizer[0] if isinstance(optimizer, (list, tuple)) else optimizer, _OPTIMIZERS)
@@ -275,7 +276,7 @@ class Trainer:
         """Loss and metrics over all of ``data``; to be called on every rank, and equal on all of them.
 
         Raises ValueError, on every rank, if others call something else or with another number of samples."""
-        source, state = _source(data), self._current
+        source, state = source_of(data), self._current
         if source is None:
             raise UserError("evaluation needs data")
         rows = self.job.data.batch_eval
@@ -378,25 +379,3 @@ class Trainer:
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and is_tokens:
             return source
         return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x, measured=self._measured)
-
-
-def _parts(data: Any, others: Mapping[str, Any], seed: int) -> dict[str, Source | None]:
-    """The parts of the data by name. A number among ``others`` is a fraction of the samples of ``data``."""
-    train = _source(data)
-    if train is None:
-        raise UserError("a Trainer needs data")
-    numbers = {name: float(value) for name, value in others.items() if isinstance(value, int | float)}
-    given = {name: None if name in numbers else _source(value) for name, value in others.items()}
-    fractions = {name: value for name, value in numbers.items() if value}
-    return {"train": train, **given, **(split_by(as_source(train), fractions, seed) if fractions else {})}
-
-
-def _source(data: Source | tuple[Any, Any] | None) -> Source | None:
-    if isinstance(data, tuple | list):
-        if len(data) not in (1, 2):
-            raise UserError(
-                f"data is a source, or a pair of arrays (x, y), and not {len(data)} things: "
-                "ddl.torch.Dataset(data) takes a list of samples"
-            )
-        return Arrays(*data)
-    return as_known(data)

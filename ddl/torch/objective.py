@@ -81,7 +81,7 @@ class Objective:
 
     @property
     def output_kind(self) -> OutputKind:
-        """What the loss takes the outputs for; a function of the user's own: values."""
+        """What the loss takes the outputs for; values, for a function."""
         if self.name == "cross_entropy" or isinstance(self._function, nn.CrossEntropyLoss):
             return "logits"
         is_binary = self.name == "binary_cross_entropy" or isinstance(self._function, nn.BCEWithLogitsLoss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     run.refresh()
     if options.once:
-        columns = os.get_terminal_size().columns if is_terminal else 100
+        columns = shutil.get_terminal_size().columns if is_terminal else 100
         print("\n".join(screen(run, columns, is_terminal)), flush=True)
         return 0
     with suppress(KeyboardInterrupt):  # the run continues without a spectator
@@ -57,7 +58,7 @@ def redraw(run: RunView, every_s: float) -> None:
     try:
         while True:
             run.refresh()
-            columns, rows = os.get_terminal_size()
+            columns, rows = shutil.get_terminal_size()
             lines = screen(run, columns, True)[: rows - 1]
             print(HOME + "".join(f"{line}{LINE}\n" for line in lines) + REST, end="", flush=True)
             if run.has_ended:

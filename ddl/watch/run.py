@@ -1,4 +1,4 @@
-"""A run as its files tell it: steps, epochs, ranks and their shards, failures, the end.
+"""A run by what its files hold: steps, epochs, ranks and their shards, failures, the end.
 
 Reads metrics.jsonl, ledger.jsonl and summary.json; nothing in them is trusted. terminal.py and ddl/dashboard show
 it."""
@@ -79,7 +79,9 @@ class RunView:
         ends = time.monotonic() + budget_s
         followers = (self._metrics, b"", self._enter_metrics), (self._ledger, b'"plan"', self._enter_ledger)
         if any(follower.backlog() < 0 for follower, *_ in followers):  # the folder was deleted and made again
-            self._metrics.restart(), self._ledger.restart(), self._forget()
+            for follower, *_ in followers:
+                follower.restart()
+            self._forget()
             self.version += 1
         for follower, marker, enter in followers:
             backlog = follower.backlog()

@@ -26,7 +26,7 @@ RANKS, LAST, EPOCH = 4, 30, 5  # steps of the job and of an epoch
 JOB = (
     "--optim.sharded=on",
     *("--model.options.hidden=[512,256]", "--data.batch_eval=16"),
-    *("--checkpoint.every_steps=3", "--checkpoint.keep=2"),
+    *("--checkpoint.every_steps=3", "--checkpoint.keep=2", "--train.restore_best=on"),
 )
 
 
@@ -125,10 +125,10 @@ PARTS = {
         words=("--fault.spares=1",),
         before="kill rank {} at step 3 point step.compute",
     ),
-    "evaluation": Part(passed("evaluate.batch*3 job.gather+"), EPOCH),
+    "evaluation": Part(passed("job.gather+ evaluate.batch*3 job.gather+"), EPOCH),
     "end": Part(
-        passed("evaluate.batch*3 job.gather+ end.checkpoint evaluate.batch*6 job.gather+ end.summary end.barrier")
-        + passed("job.gather+ end.agree job.agree+"),
+        passed("job.gather+ evaluate.batch*3 job.gather+ end.checkpoint end.restore evaluate.batch*6 job.gather+")
+        + passed("end.summary end.barrier job.gather+ end.agree job.agree+"),
         LAST,
         leads=("end.summary",),
     ),

@@ -5,7 +5,7 @@
 
 A ``bash`` block runs in bash, a ``python`` block as a script; a block with ``title="name"`` is written to that file
 instead. Other blocks are not run, nor is one below ``<!-- not run: why -->``; a page that says
-``<!-- run by tests/... -->`` has a test of its own."""
+``<!-- run by tests/... -->`` has another test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Block:
 
 
 def all_pages() -> list[Path]:
-    """The pages that have blocks to run, and no test of their own."""
+    """The pages that have blocks to run, and no other test."""
     pages = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "<!-- run by tests/" not in path.read_text()]
     return [path for path in pages if any(block.is_run for block in blocks_of(path.read_text()))]
 

@@ -88,7 +88,7 @@ def test_texts_are_numbered_as_in_training_on_any_ranks_though_its_file_is_gone(
         (["ddl.predict", "RUN", "--input", "none.npy", "--output", "y.npy"], "none.npy"),
         (["ddl.predict", "RUN", "--prompt", "def"], "language model"),
         (["ddl.predict", "RUN", "--samples", "3", "--output", "y.npy"], "draws no samples"),
-        (["ddl.predict", "RUN", "--samples", "3"], "--output"),
+        (["ddl.predict", "RUN", "--samples", "3", "--format", "npz"], "--output"),
     ],
 )
 def test_doors_refuse_in_one_line(shared_run, door, words, says):
@@ -133,9 +133,14 @@ def test_parameters_that_do_not_match_are_rejected_or_reported(train):
 
 
 def test_training_ends_when_it_no_longer_helps(train):
-    summary = train("mlp", 2, *QUICK, "--train.epochs=200", "--train.patience=2", "--optim.schedule=constant").summary
-    assert summary["epochs"] < 200
+    ended = train("mlp", 2, *QUICK, "--train.epochs=200", "--train.patience=2", "--optim.schedule=constant")
+    summary, final = ended.summary, ended.summary["final"]
+    assert summary["epochs"] < 200 and "2 evaluations" in summary["stopped_early"]
     assert summary["test"]["accuracy"] > 0.9
+    lines = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["validation"]["loss"] for line in lines if line["event"] == "epoch"}
+    assert final["checkpoint"] == "best" and final["step"] == min(losses, key=losses.get) < summary["steps"]
+    assert "stopped early" in ended.said and "its state is restored" in ended.said
 
 
 RARE = ("--data.source=own_rare:rare", "--data.augment=[]", *QUICK)

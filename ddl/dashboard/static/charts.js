@@ -3,6 +3,9 @@
 
 const PALETTE = ["#2f6fed", "#e8743b", "#1b9e77", "#d6336c", "#8250df", "#0ea5b7", "#b7860b", "#6b7f99", "#c2410c", "#4d7c0f",
   "#db2777", "#0369a1", "#7c3aed", "#059669", "#9f1239", "#a16207", "#1d4ed8", "#be185d", "#0f766e", "#78716c"];
+const BRIGHT = ["#7aa7ff", "#ff9d66", "#4fd1a5", "#ff7ab2", "#b794ff", "#4fd3e6", "#f2c14e", "#a9b8cc", "#ff8552", "#a3d14f",
+  "#ff8ad1", "#58b4f0", "#a98bff", "#3fdc97", "#ff7a93", "#e0b03e", "#8fb0ff", "#ff6fa5", "#38cbbd", "#c3bbb4"];
+const hueAt = (at) => (document.documentElement.dataset.theme === "dark" ? BRIGHT : PALETTE)[at % PALETTE.length];
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const faded = (colour, share) => colour + Math.round(255 * share).toString(16).padStart(2, "0");
 
@@ -42,20 +45,31 @@ function smooth(values, span) {
   });
 }
 
-// The range of the y axis: all smoothed values, but for the few of the first steps that would flatten the rest.
-function robust(rows, isLog) {
-  const all = [];
-  for (const row of rows) for (const value of row) if (value != null && isFinite(value) && !(isLog && value <= 0)) all.push(value);
-  if (!all.length) return isLog ? [0.1, 1] : [0, 1];
-  all.sort((a, b) => a - b);
-  const at = (share) => all[Math.min(all.length - 1, Math.floor(share * all.length))];
-  let low = all[0], high = all[all.length - 1];
-  const upper = at(0.95), lower = at(0.05);
-  if (!isLog && high - low > 2.5 * (upper - low) && upper > low) high = low + 1.6 * (upper - low);
-  if (!isLog && high - low > 2.5 * (high - lower) && lower < high) low = high - 1.6 * (high - lower);
+// The range of the y axis: that of each curve without the few values of its first steps that would flatten the rest.
+function robust(rows, isLog, fromZero) {
+  const ranges = rows.map((row) => bulk(row.filter((value) => value != null && isFinite(value) && !(isLog && value <= 0)), isLog || fromZero)).filter(Boolean);
+  if (!ranges.length) return isLog ? [0.1, 1] : [0, 1];
+  const highs = ranges.map((one) => one[1]).sort((a, b) => a - b), middle = highs[highs.length >> 1];
+  const low = Math.min(...ranges.map((one) => one[0]));
+  let high = highs[highs.length - 1];
+  if (ranges.length > 4 && !isLog && low >= 0 && middle > 0) high = Math.min(high, 4 * middle);  // a run that diverged
   if (isLog) return [low / 1.15, high * 1.15];
+  if (fromZero) return [-0.01 * high, 1.08 * high || 1];
   const room = (high - low || Math.abs(high) || 1) * 0.06;
   return [low >= 0 && low < 0.35 * high ? -0.02 * high : low - room, high + room];
+}
+
+// [least, largest] of a curve's values; unless `isWhole`, without extreme twentieths that would flatten the rest.
+function bulk(values, isWhole) {
+  if (!values.length) return null;
+  values.sort((a, b) => a - b);
+  const at = (share) => values[Math.min(values.length - 1, Math.floor(share * values.length))];
+  let low = values[0], high = values[values.length - 1];
+  if (isWhole) return [low, high];
+  const upper = at(0.95), lower = at(0.05);
+  if (high - low > 2.5 * (upper - low) && upper > low) high = low + 1.6 * (upper - low);
+  if (high - low > 2.5 * (high - lower) && lower < high) low = high - 1.6 * (high - lower);
+  return [low, high];
 }
 
 // Vertical lines with a label at the top; labels that would overlap are left out.
@@ -90,7 +104,7 @@ function marks(entries) {
 class Chart {
   constructor(element, options) { this.element = element; this.options = options; this.plot = null; this.key = ""; }
 
-  show(curves, { failures = [], log = false, time = false, xRange = null } = {}) {
+  show(curves, { failures = [], log = false, time = false } = {}) {
     const known = curves.filter((one) => one.x.length && one.y.some((value) => value != null));
     if (!known.length) {
       this.plot?.destroy(); this.plot = null; this.key = "";
@@ -99,15 +113,20 @@ class Chart {
     }
     const tables = known.map((one) => [one.x, one.y]);
     const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
-    this.curves = known; this.marked = failures; this.log = log; this.xRange = xRange;
+    this.curves = known; this.marked = failures; this.log = log;
     // The range follows curves and points that are drawn whole, not the raw values behind them.
-    this.range = robust(known.filter((one) => !one.isRaw).map((one) => one.y), log);
+    const [from, to] = Chart.zoom || [-Infinity, Infinity];
+    const seen = (one) => (Chart.zoom ? one.y.filter((value, at) => one.x[at] >= from && one.x[at] <= to) : one.y);
+    this.range = robust(known.filter((one) => !one.isRaw).map(seen), log, this.options.fromZero);
     const key = JSON.stringify([known.map((one) => [one.label, one.colour, one.width, one.alpha, one.points]), log, time, css("--text")]);
     if (key === this.key) { this.plot.setData(data); return; }
     this.plot?.destroy();
     this.element.replaceChildren();
     this.key = key;
-    this.plot = new uPlot(this.config(time), data, this.element);
+    const plot = this.plot = new uPlot(this.config(time), data, this.element);
+    plot.over.addEventListener("mouseenter", () => { Chart.pointed = plot; });
+    plot.over.addEventListener("dblclick", () => { Chart.zoom = null; Chart.changed(); });
+    plot.over.addEventListener("mouseleave", () => { Chart.pointed = null; document.getElementById("tip").style.display = "none"; });
   }
 
   config(time) {
@@ -115,9 +134,9 @@ class Chart {
     const format = this.options.format || short, ticks = this.options.ticks || format;
     return {
       width: this.element.clientWidth, height: this.options.height || 230, padding: [16, 14, 0, 0],
-      cursor: { points: { size: 6 }, drag: { x: true, y: false }, sync: { key: "runs" } },
+      cursor: { points: { size: 6 }, drag: { x: true, y: false, setScale: false }, sync: { key: "runs" } },
       legend: { show: false },
-      scales: { x: { time: false, range: () => this.xRange || this.extent() }, y: { distr: this.log ? 3 : 1, range: () => this.range } },
+      scales: { x: { time: false, range: () => Chart.zoom || this.extent() }, y: { distr: this.log ? 3 : 1, range: () => this.range } },
       axes: [
         { ...axis, grid: { show: false }, size: 26, values: (u, all) => all.map((value) => (time ? duration(value) : short(value))) },
         { ...axis, size: 56, gap: 6, values: (u, all) => all.map((value) => (value == null ? "" : ticks(value))) },
@@ -127,8 +146,17 @@ class Chart {
         paths: one.points ? () => null : undefined,
         points: { show: !!one.points, size: one.points || 0, fill: one.isRing ? css("--card") : one.colour, stroke: one.colour, width: one.isRing ? 2 : 0 },
       }))],
-      hooks: { draw: [(u) => marks(this.marked)(u)], setCursor: [(u) => this.tip(u, time, format)] },
+      hooks: { setSelect: [(u) => this.select(u)], draw: [(u) => marks(this.marked)(u)], setCursor: [(u) => this.tip(u, time, format)] },
     };
+  }
+
+  // Dragging chooses a range of x for all charts; a double click shows all of it again.
+  select(u) {
+    const { left, width } = u.select;
+    if (width < 5 || u !== Chart.pointed) return;
+    Chart.zoom = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
+    u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+    Chart.changed();
   }
 
   extent() {
@@ -139,9 +167,7 @@ class Chart {
 
   tip(u, time, format) {
     const tip = document.getElementById("tip");
-    if (u.cursor.event == null || u.cursor.idx == null || u.cursor.left < 0) { if (u === Chart.tipped) tip.style.display = "none"; return; }
-    if (!u.over.matches(":hover")) return;
-    Chart.tipped = u;
+    if (u !== Chart.pointed || u.cursor.left < 0) return;  // the cursors of the other charts follow this one
     const at = u.posToVal(u.cursor.left, "x"), lines = [];
     for (const one of this.curves) {
       if (one.isRaw) continue;
@@ -149,14 +175,24 @@ class Chart {
       while (low < high) { const middle = (low + high + 1) >> 1; if (one.x[middle] <= at) low = middle; else high = middle - 1; }
       if (one.y[low] != null) lines.push([one.label, one.colour, one.y[low]]);
     }
+    if (lines.length > 8) {  // those next to the pointer
+      const value = u.posToVal(u.cursor.top, "y");
+      lines.sort((a, b) => Math.abs(a[2] - value) - Math.abs(b[2] - value));
+      lines.length = 8;
+    }
+    lines.sort((a, b) => b[2] - a[2]);
     tip.replaceChildren(line(time ? duration(at) : `${this.options.axis()} ${short(Math.round(at * 100) / 100)}`),
-      ...lines.slice(0, 12).map(([label, colour, value]) => line(label, format(value), colour)));
+      ...lines.map(([label, colour, value]) => line(label, format(value), colour)));
     tip.style.display = "block";
     const box = u.over.getBoundingClientRect(), x = box.left + u.cursor.left;
     tip.style.left = `${x + tip.offsetWidth + 20 > innerWidth ? x - tip.offsetWidth - 14 : x + 14}px`;
     tip.style.top = `${Math.min(box.top + u.cursor.top, innerHeight - tip.offsetHeight - 8)}px`;
   }
 }
+
+Chart.zoom = null;
+Chart.pointed = null;
+Chart.changed = () => {};
 
 function line(text, value, colour) {
   const row = document.createElement("div");

@@ -14,16 +14,18 @@ for (const name of ["axis", "scale"]) {
   byId(name).onclick = (event) => {
     if (!event.target.dataset.value) return;
     view[name] = event.target.dataset.value;
+    if (name === "axis") Chart.zoom = null;
     for (const button of byId(name).children) button.classList.toggle("on", button === event.target);
     show();
   };
 }
+Chart.changed = show;
 byId("all").onclick = () => { view.ticked = new Set(view.runs.map((run) => run.id)); load().then(show); };
 byId("none").onclick = () => { view.ticked = new Set(); show(); };
 addEventListener("resize", () => { for (const chart of Object.values(charts)) chart.key = ""; show(); });
 
-const colour = (id) => PALETTE[view.runs.findIndex((run) => run.id === id) % PALETTE.length];
-const rankColour = (rank) => PALETTE[rank % PALETTE.length];
+const colour = (id) => hueAt(view.runs.findIndex((run) => run.id === id));
+const rankColour = hueAt;
 const when = (seconds) => new Date(1000 * seconds).toLocaleTimeString([], { hour12: false });
 
 async function poll() {
@@ -93,6 +95,8 @@ function showList() {
     meter.append(bar);
     const item = make("li", { className: run.id === view.focus ? "on" : "" }, swatch, make("span", { className: "name", textContent: run.name }),
       make("span", { className: "value", textContent: accuracy != null ? metric("accuracy", accuracy) : loss != null ? short(loss) : "" }), more, meter);
+    item.tabIndex = 0;
+    item.onkeydown = (event) => { if (event.key === "Enter" && event.target === item) item.click(); };
     item.onclick = () => { view.focus = run.id; location.hash = encodeURIComponent(run.id); load().then(show); };
     return item;
   }));
@@ -152,7 +156,7 @@ function showCharts(focus) {
       if (panel.note) title.append(make("small", { textContent: panel.note }));
       if (panel.isMetric) title.append(key());
       const body = make("div");
-      charts[panel.id] = new Chart(body, { empty: "no values yet", format: (value) => metric(panel.name, value), ticks: (value) => (isShare(panel.name) ? `${+(100 * value).toFixed(1)} %` : short(value)), axis: () => view.axis });
+      charts[panel.id] = new Chart(body, { fromZero: !panel.isMetric, empty: "no values yet", format: (value) => metric(panel.name, value), ticks: (value) => (isShare(panel.name) ? `${+(100 * value).toFixed(2)} %` : short(value)), axis: () => view.axis });
       return make("article", {}, title, body);
     }));
   }
@@ -180,10 +184,10 @@ function curvesOf(run, panel, isFocus, count) {
   found.push({ label, colour: hue, x, y: smooth(own.mean, Math.max(x.length / 120, 2)), width, alpha });
   const epochs = run.epochs.filter((one) => one.validation[panel.name] != null);
   if (strong && epochs.length) {
-    found.push({ label: count > 1 ? `${run.name}, validation` : "validation", colour: count > 1 ? hue : PALETTE[1], x: epochs.map((one) => position(run, one.step, one.time)), y: epochs.map((one) => one.validation[panel.name]), points: epochs.length > 120 ? 3 : 5 });
+    found.push({ label: count > 1 ? `${run.name}, validation` : "validation", colour: count > 1 ? hue : hueAt(1), x: epochs.map((one) => position(run, one.step, one.time)), y: epochs.map((one) => one.validation[panel.name]), points: epochs.length > 120 ? 3 : 5 });
     const best = run.best;
     if (isFocus && best?.validation[panel.name] != null) {
-      found.push({ label: `best epoch, ${best.epoch}`, colour: count > 1 ? hue : PALETTE[1], x: [position(run, best.step, best.time)], y: [best.validation[panel.name]], points: 11, isRing: true });
+      found.push({ label: `best epoch, ${best.epoch}`, colour: count > 1 ? hue : hueAt(1), x: [position(run, best.step, best.time)], y: [best.validation[panel.name]], points: 11, isRing: true });
     }
   }
   return found;
@@ -201,7 +205,7 @@ function showRanks(run) {
 }
 
 function showWaits(run) {
-  const chart = charts.waits ||= new Chart(byId("waits"), { empty: "no epoch has ended yet", height: 220, format: (value) => `${short(value)} %`, axis: () => view.axis });
+  const chart = charts.waits ||= new Chart(byId("waits"), { fromZero: true, empty: "no epoch has ended yet", height: 220, format: (value) => `${short(value)} %`, axis: () => view.axis });
   const ranks = [...new Set(run.epochs.flatMap((one) => Object.keys(one.waited).map(Number)))].sort((a, b) => a - b);
   const curves = ranks.map((rank) => {
     const x = [], y = [];

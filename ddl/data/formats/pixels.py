@@ -129,7 +129,9 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     image, _ = _pillow()
     try:
         with image.open(stream) as opened:
-            turned = opened.getexif().get(ORIENTATION) in TURNED
+            # Of a PNG file, getexif would decode all of it, to find what may follow the pixels.
+            knows = opened.format != "PNG" or "exif" in opened.info
+            turned = knows and opened.getexif().get(ORIENTATION) in TURNED
             width, height = opened.size[::-1] if turned else opened.size
             is_grey = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;16")
             if not _is_whole(opened.format, stream):

@@ -189,7 +189,7 @@ def test_skipping_leaves_damaged_images_out_before_samples_are_numbered(tmp_path
     source = opened(tmp_path, ImageSettings(damaged="skip")).train
     assert everything(source)["y"].tolist() == [0, 0, 0, 1, 1, 1]
     assert any("2 of 8 images are damaged and left out" in note for note in source.notes)
-    with pytest.raises(DataError, match=r"cat/1.png"):
+    with pytest.raises(DataError, match=r"cat/1.png: cannot be decoded"):
         everything(opened(tmp_path / "cat").train)
 
 

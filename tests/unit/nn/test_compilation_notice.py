@@ -1,0 +1,36 @@
+"""The compilation of a kernel is announced when it begins, once, and never for a kernel that is compiled already."""
+
+import pytest
+
+from ddl.kernels.backend import on_compilation, use_compiled
+
+
+@pytest.fixture
+def numba():
+    module = pytest.importorskip("numba")
+    if module.config.DISABLE_JIT:
+        pytest.skip("NUMBA_DISABLE_JIT is set")
+    yield module
+    use_compiled("auto")
+
+
+def test_a_compilation_is_announced_once(numba):
+    told = []
+    first, second = numba.njit(lambda x: x + 1), numba.njit(lambda x: x + 2)
+    on_compilation(lambda: told.append("earlier run"))
+    on_compilation(lambda: told.append("compiles"))
+    assert told == []
+    assert (first(1), first(2), second(1)) == (2, 3, 3)
+    assert told == ["compiles"]
+
+
+def test_nothing_is_announced_for_a_compiled_kernel_or_without_numba(numba):
+    told = []
+    kernel = numba.njit(lambda x: x + 3)
+    kernel(1)
+    on_compilation(lambda: told.append("compiles"))
+    kernel(2)
+    assert told == []
+    use_compiled("off")
+    on_compilation(lambda: told.append("off"))
+    assert told == []
