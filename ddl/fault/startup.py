@@ -63,16 +63,15 @@ def announce(timeout_s: float, run_dir: str = "") -> None:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    _exit_on_end_signal(True)
+    _exit_on_end_signal()
 
 
-def _exit_on_end_signal(exits: bool) -> None:
-    """Let the C library's ``_exit`` handle the signal, since MPI_Init holds the GIL and no Python handler would run."""
+def _exit_on_end_signal() -> None:
+    """Let the C library's ``_exit`` handle the signal: MPI_Init holds the GIL, so no Python handler would run."""
     import ctypes
 
     library = ctypes.CDLL(None)
-    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    library.signal(END_SIGNAL, ctypes.cast(library._exit, ctypes.c_void_p) if exits else None)
+    library.signal(END_SIGNAL, library._exit)
 
 
 def doing(what: str) -> None:
@@ -94,7 +93,6 @@ def joined() -> None:
         _watcher.stdin.close()
         _watcher.wait()
         _watcher = None
-        _exit_on_end_signal(False)
 
 
 @contextlib.contextmanager
@@ -265,10 +263,8 @@ class Watcher:
 
     def kill_rank(self) -> None:
         """End the rank, which is this process's parent, with a status that mpirun reports if it can."""
-        deadline = time.monotonic() + END_WAIT_S
         os.kill(self.pid, END_SIGNAL)
-        while os.getppid() == self.pid and time.monotonic() < deadline:
-            time.sleep(0.01)
+        select.select([0], [], [], END_WAIT_S)  # until the end of file of a rank that is gone
         if os.getppid() == self.pid:
             os.kill(self.pid, signal.SIGKILL)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,26 @@ def rank(tmp_path):
 def test_a_rank_that_waits_for_a_missing_one_is_ended_with_a_line_a_note_and_a_summary(rank, tmp_path):
     waiting = rank(0, "send('joining')\ntime.sleep(60)")
     assert "rank 1 did not start within 0.4 s" in waiting.communicate(timeout=30)[1]
-    assert waiting.returncode == -9
+    assert waiting.returncode == -startup.END_SIGNAL
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["launch"], summary["exit_status"]) == ("stopped", "one", 75)
     assert json.loads((tmp_path / "run" / "notes" / "one" / "rank-0.json").read_text())["kind"] == "startup"
     assert not (tmp_path / "announcements").exists()
+
+
+def test_a_rank_that_takes_no_signal_is_ended_all_the_same(rank):
+    code = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))\n"
+    waiting = rank(0, f"{code}send('joining')\ntime.sleep(60)")
+    waiting.communicate(timeout=30)
+    assert waiting.returncode == -9
+
+
+def test_what_a_rank_does_is_announced_before_it_makes_progress(rank, tmp_path):
+    rank(0, "time.sleep(0.6)\nsend('opening its data')\ntime.sleep(60)", timeout_s=60)
+    path, end = tmp_path / "announcements" / "rank-0.json", time.monotonic() + 20
+    while "opening its data" not in (path.read_text() if path.exists() else ""):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_the_summary_of_a_finished_run_is_kept(rank, tmp_path):
@@ -108,7 +124,7 @@ def test_a_rank_that_still_computes_before_it_joins_keeps_the_others_waiting(ran
 def test_a_rank_that_hangs_or_ends_before_mpi_ends_the_launch_and_is_named_with_what_it_did(rank, tmp_path, code, how):
     both = [rank(0, "send('joining')\ntime.sleep(60)"), rank(1, f"send('opening its data')\n{code}")]
     assert f"rank 1 on {os.uname().nodename} {how} while opening its data" in both[0].communicate(timeout=30)[1]
-    assert both[1].wait(30) == (-9 if code else 0)
+    assert both[1].wait(30) == (-startup.END_SIGNAL if code else 0)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
 
 
