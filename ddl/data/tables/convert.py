@@ -14,7 +14,7 @@ import numpy as np
 from ddl.data.tables.cells import MISSING
 from ddl.data.tables.columns import Cells, Column
 from ddl.data.tables.records import Block, Reader
-from ddl.data.tables.store import Store, make
+from ddl.data.tables.store import RowStore, make
 from ddl.errors import DataError
 from ddl.wording import counted
 
@@ -58,7 +58,7 @@ def convert(
     missing: Sequence[str] = (),
     skips: bool = False,
     problems: Problems | None = None,
-) -> Store:
+) -> RowStore:
     """The rows of all files as one table: ``columns`` in their order, as float64.
 
     places: for each reader, where these columns are in it. columns: those with a kind keep it; others get one by their
