@@ -142,6 +142,9 @@ def _convert_text(kind: Any, text: str) -> Any:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is float:
         return float(text)  # ".5" and "1." are not TOML, but users write them
+    if _is_union(kind) and float in get_args(kind):
+        with suppress(ValueError):
+            return float(text)
     try:
         return _convert(kind, guess(text))
     except TypeError:

@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 
 from ddl.data.tables.cells import MISSING
-from ddl.data.tables.columns import Cells, Column
+from ddl.data.tables.columns import Cells, TableColumn
 from ddl.data.tables.records import Block, Reader
-from ddl.data.tables.store import Store, make
+from ddl.data.tables.store import RowStore, make
 from ddl.errors import DataError
 from ddl.wording import counted
 
@@ -55,13 +55,13 @@ class Problems:
 def convert(
     readers: Sequence[Reader],
     places: Sequence[Sequence[int]],
-    columns: Sequence[Column],
+    columns: Sequence[TableColumn],
     *,
     key: Mapping[str, Any],
     missing: Sequence[str] = (),
     skips: bool = False,
     problems: Problems | None = None,
-) -> Store:
+) -> RowStore:
     """The rows of all files as one table: ``columns`` in their order, as float64.
 
     places: for each reader, where these columns are in it. columns: those with a kind keep it; others get one by their
@@ -80,7 +80,7 @@ def convert(
 class _Conversion:
     readers: Sequence[Reader]
     places: Sequence[Sequence[int]]
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     missing: frozenset[str]
     skips: bool
     problems: Problems
@@ -111,7 +111,7 @@ class _Conversion:
             notes.append(f"{counted(skipped, 'row')} without a target left out")
         return {"width": len(columns), "columns": [column.to_json() for column in columns], "notes": notes}
 
-    def _pass(self, file: IO[bytes], columns: Sequence[Column]) -> int:
+    def _pass(self, file: IO[bytes], columns: Sequence[TableColumn]) -> int:
         """Write the rows of all files; returns how many were left out because they have no target."""
         skipped = 0
         for reader, places in zip(self.readers, self.places, strict=True):
@@ -122,7 +122,7 @@ class _Conversion:
         return skipped
 
     def _block(
-        self, file: IO[bytes], reader: Reader, cells: Sequence[Cells], columns: Sequence[Column], block: Block
+        self, file: IO[bytes], reader: Reader, cells: Sequence[Cells], columns: Sequence[TableColumn], block: Block
     ) -> int:
         values = np.empty((len(block.numbers), len(columns)))
         for at, (column, own) in enumerate(zip(columns, cells, strict=True)):
