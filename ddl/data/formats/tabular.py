@@ -16,7 +16,7 @@ from ddl.data.tables import arrow_reader
 from ddl.data.tables.csv_reader import open_csv as csv_reader
 from ddl.data.tables.json_reader import open_json
 from ddl.data.tables.records import Reader
-from ddl.data.tables.source import Asked, Table, open_table
+from ddl.data.tables.source import Asked, TableSource, open_table
 from ddl.errors import DataError
 from ddl.registry import instantiate
 
@@ -39,7 +39,7 @@ def _csv_table(
     features: Sequence[str | int] | None = None,
     target_kind: str | None = None,
     shape: Sequence[int] | None = None,
-) -> Table:
+) -> TableSource:
     named = [*_targets(request), *(features or request.table.columns), *request.table.drop, *request.table.types]
     by_name = any(isinstance(one, str) and not one.strip("+- ").isdecimal() for one in named)
     open_reader = partial(
@@ -94,7 +94,7 @@ def _record_table(
     features: Sequence[str | int] | None = None,
     target_kind: str | None = None,
     shape: Sequence[int] | None = None,
-) -> Table:
+) -> TableSource:
     return _table(paths, request, open_reader, features=features, target_kind=target_kind, shape=shape)
 
 
@@ -109,7 +109,7 @@ def _table(
     *,
     target_kind: str | None,
     **asked: Any,
-) -> Table:
+) -> TableSource:
     targets = _targets(request)
     return open_table(
         paths,

@@ -17,12 +17,12 @@ from ddl.arrays import generator
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.data.tables.cells import canonical, is_integer
-from ddl.data.tables.columns import MOST_CLASSES, Column
+from ddl.data.tables.columns import MOST_CLASSES, TableColumn
 from ddl.data.tables.convert import Problems, convert
 from ddl.data.tables.encoding import Encoding, described
 from ddl.data.tables.records import Reader
 from ddl.data.tables.roles import Roles, Settings, matched, roles
-from ddl.data.tables.store import Store
+from ddl.data.tables.store import RowStore
 from ddl.errors import DataError
 
 LEARNED_FROM = 200_000  # rows of the training part
@@ -47,7 +47,7 @@ class Asked:
     settings: Settings = field(default_factory=Settings)
 
 
-def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], asked: Asked) -> Table:
+def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], asked: Asked) -> TableSource:
     """The rows of all ``paths``, one after another, as one table. Raises DataError for all problems at once."""
     if asked.target_kind not in TARGET_KINDS:
         raise DataError(f"targets are 'classes', 'values' or 'auto', not {asked.target_kind!r}", paths[0])
@@ -72,14 +72,14 @@ def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], ask
         known = _encodings(like)
         needed = [at for at, one in zip(like["features"], known, strict=True) if one.is_used]
         columns = [
-            Column(names[at], one.kind, one.order)
+            TableColumn(names[at], one.kind, one.order)
             for at, one in zip(like["features"], known, strict=True)
             if one.is_used
         ]
         if is_labelled:
             allowed = frozenset(map(canonical, like["names"])) or None
             kind = "number" if allowed is None else "category"
-            columns += [Column(names[at], kind, is_target=True, allowed=allowed) for at in like["targets"]]
+            columns += [TableColumn(names[at], kind, is_target=True, allowed=allowed) for at in like["targets"]]
         use = Roles(list(like["features"]), list(like["targets"]) if is_labelled else [])
         everything, places, others = readers, [], readers
     for reader in others:
@@ -101,19 +101,19 @@ def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], ask
         missing=asked.settings.missing,
         skips=asked.settings.skips_missing_targets,
     )
-    table = Table([reader.path for reader in everything], store, use, like, asked)
+    table = TableSource([reader.path for reader in everything], store, use, like, asked)
     if asked.like is not None:
         table.recall({**asked.like, "names": asked.like["names"] if is_labelled else []})
     return table
 
 
-def _column(reader: Reader, at: int, asked: Asked) -> Column:
+def _column(reader: Reader, at: int, asked: Asked) -> TableColumn:
     kind, _, order = str(asked.settings.types.get(reader.names[at], reader.kinds.get(at, ""))).partition(":")
-    return Column(reader.names[at], kind, order or ("dmy" if kind == "date" else "ymd"))
+    return TableColumn(reader.names[at], kind, order or ("dmy" if kind == "date" else "ymd"))
 
 
-def _target(name: str, kind: str) -> Column:
-    return Column(name, {"classes": "category", "values": "number"}.get(kind, ""), is_target=True)
+def _target(name: str, kind: str) -> TableColumn:
+    return TableColumn(name, {"classes": "category", "values": "number"}.get(kind, ""), is_target=True)
 
 
 def _encodings(like: Mapping[str, Any]) -> list[Encoding]:
@@ -123,10 +123,10 @@ def _encodings(like: Mapping[str, Any]) -> list[Encoding]:
     return [Encoding.from_json(one) for one in stored] or [Encoding("number", (0.0,))] * len(like["features"])
 
 
-class Table(Source):
+class TableSource(Source):
     """Rows of a converted table; only held ones are in memory."""
 
-    def __init__(self, paths: Sequence[Path], store: Store, use: Roles, like: Mapping[str, Any], asked: Asked):
+    def __init__(self, paths: Sequence[Path], store: RowStore, use: Roles, like: Mapping[str, Any], asked: Asked):
         self.paths, self._store, self._use, self._asked, self._like = list(paths), store, use, asked, like
         self._dtype = self._x_dtype = np.dtype(asked.dtype)
         self._columns: list[Mapping[str, Any]] = list(store.schema["columns"])
@@ -231,7 +231,7 @@ class Table(Source):
     def __len__(self) -> int:
         return self._store.rows
 
-    def exact(self) -> Table:
+    def exact(self) -> TableSource:
         other = copy(self)
         other._x_dtype = np.dtype(np.float64)
         other._number(self.names)

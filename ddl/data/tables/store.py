@@ -27,7 +27,7 @@ POLL_S = 0.1
 VERSION = 1
 
 
-class Store:
+class RowStore:
     """(rows, columns) float64 in ``file``, which ends with them. schema: what convert.py learned, as JSON."""
 
     def __init__(self, file: IO[bytes], columns: int, schema: Mapping[str, Any]):
@@ -45,7 +45,7 @@ class Store:
                 yield start, np.frombuffer(content, np.float64).reshape(count, self.columns)
 
 
-def make(paths: Sequence[Path], key: Mapping[str, Any], convert: Callable[[IO[bytes]], dict[str, Any]]) -> Store:
+def make(paths: Sequence[Path], key: Mapping[str, Any], convert: Callable[[IO[bytes]], dict[str, Any]]) -> RowStore:
     """The converted table of ``paths``. key: everything else that its rows depend on. convert: writes rows into a file
     and returns their schema, whose "width" is the number of columns."""
     stats = [path.stat() for path in paths]
@@ -63,16 +63,16 @@ def make(paths: Sequence[Path], key: Mapping[str, Any], convert: Callable[[IO[by
                 _write(place, convert)
             os.utime(place)
             schema = json.loads((place / "schema.json").read_text())
-            return Store(open(place / "rows", "rb"), schema["width"], schema)
+            return RowStore(open(place / "rows", "rb"), schema["width"], schema)
     except OSError:
         return _private(convert)  # no space, or a file system without locks
 
 
-def _private(convert: Callable[[IO[bytes]], dict[str, Any]]) -> Store:
+def _private(convert: Callable[[IO[bytes]], dict[str, Any]]) -> RowStore:
     file = tempfile.TemporaryFile()  # noqa: SIM115
     schema = json.loads(json.dumps(convert(file)))
     file.flush()
-    return Store(file, schema["width"], schema)
+    return RowStore(file, schema["width"], schema)
 
 
 def _write(place: Path, convert: Callable[[IO[bytes]], dict[str, Any]]) -> None:
