@@ -100,8 +100,8 @@ def _at(kind: str, ends: Sequence[float], share: float) -> float:
 
 
 def shuffled(trials: Sequence[Settings], seed: int) -> list[Settings]:
-    """``trials`` in an order drawn by ``seed``. Halving needs it of a grid: where each trial is a little better than the
-    one before, none would stop."""
+    """``trials`` in an order drawn by ``seed``. Halving needs it of a grid: where each trial is a little better than
+    the one before, none would stop."""
     generator = random.Random(f"{seed}/order")
     return sorted(trials, key=lambda _: generator.random())
 
