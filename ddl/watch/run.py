@@ -1,4 +1,4 @@
-"""A run by what its files hold: steps, epochs, ranks and their shards, failures, the end.
+"""A run as its files record it: steps, epochs, ranks and their shards, failures, the end.
 
 Reads metrics.jsonl, ledger.jsonl and summary.json; nothing in them is trusted. terminal.py and ddl/dashboard show
 it."""

@@ -1,4 +1,4 @@
-"""JSONL files, one object a line, as blocks of cells. Objects within are columns of their own: "a.b".
+"""JSONL files, one object a line, as blocks of cells. Objects within are further columns: "a.b".
 
 formats/labelled_text.py reads the JSONL files of texts and their classes."""
 
