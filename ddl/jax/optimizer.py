@@ -1,6 +1,6 @@
 """An optimizer of optax as one of ddl's: its update is compiled, and its state lies in slots.
 
-What mirrors a parameter, such as Adam's moments, lies in that parameter's place of a slot of its own; all the rest,
+What mirrors a parameter, such as Adam's moments, lies in a slot, in that parameter's place; all the rest,
 such as counters, lies one after another in further slots. So it travels and is saved like any optimizer's state."""
 
 from __future__ import annotations

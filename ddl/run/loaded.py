@@ -198,7 +198,8 @@ class TrainedModel:
             try:
                 source = self.trained.open_inputs(str(path), dialect=False)
                 source.hold([range(len(source))])
-                return Arrays(**source.gather(np.arange(len(source))))  # type: ignore[arg-type]
+                fields: Any = source.gather(np.arange(len(source)))
+                return Arrays(**fields)
             except DataError as error:
                 raise UserError(str(error).replace(str(path), "the table")) from error
 

@@ -19,7 +19,7 @@ COMPILES = "compiling kernels (once, about 20 s)"
 
 
 def open_sinks(job: Job, log: RunLog, say: Callable[[str], None]) -> list[Sink]:
-    """The sinks of ``job`` besides metrics.jsonl, on the leader. say: called with a line about one that cannot be."""
+    """The sinks of ``job`` except metrics.jsonl, on the leader. say: called with a line about one that cannot be."""
     assert log.folder is not None
     task, metrics = log.task, job.metrics
     sinks: list[Sink] = []

@@ -125,7 +125,7 @@ class Trainer:
                 raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
             optimizer, rules, schedule = translate(optimizer, model, schedule)
         elif hasattr(schedule, "step"):
-            raise UserError("a scheduler sets the rates of its own optimizer: give that as well, as optimizer")
+            raise UserError("a scheduler sets the rates of its optimizer: give that as well, as optimizer")
         if isinstance(optimizer, Whole) and optimizer.needs_validation and validation is None:
             raise UserError("the schedule depends on the validation loss: give validation data")
         self.optimizer: Any = optimizer or Adam()

@@ -20,7 +20,7 @@ from ddl.config import Job, load
 from ddl.errors import ConfigError
 from ddl.launcher.evidence import read_json, write_json
 from ddl.sweep.halving import Seen, rungs, stops
-from ddl.sweep.space import Settings, check_space, trials_of, words_of
+from ddl.sweep.space import Settings, check_space, shuffled, trials_of, words_of
 from ddl.sweep.trial import EX_USAGE, History, RunProcess, is_finished, reason
 from ddl.wording import counted, listed
 
@@ -115,6 +115,8 @@ class Sweep:
         say: called with a line about each trial that ends. Raises ConfigError for an impossible sweep, or one that
         differs from what the folder holds."""
         settings = trials_of(self.space, self.sampler, self.seed, self.trials)
+        if self.halving and self.sampler == "grid":
+            settings = shuffled(settings, self.seed)
         jobs = [self._job_of(one, number) for number, one in enumerate(settings)]
         self._claim(settings)
         folder, sign = Path(self.folder), 1.0 if self.is_minimised else -1.0

@@ -139,7 +139,7 @@ class Dataset(Source):
             raise DataError(f"samples do not form a batch without a transform or collate_fn: {error}") from error
 
     def _key(self) -> tuple[int, int]:
-        """What the draws of a sample are keyed by, besides its number: (seed, epoch)."""
+        """(seed, epoch), which key the draws of a sample together with its number."""
         return drawing() or (0, -1)
 
     def _named(self, batch: Any) -> dict[str, np.ndarray]:

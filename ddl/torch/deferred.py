@@ -86,7 +86,7 @@ class Deferrals:
         return made
 
     def run(self, backward: _Backward | None = None) -> None:
-        """Do the sums of all passes that are running, also those that their callbacks ask for."""
+        """Do the sums of all passes that are running, and the sums that their callbacks ask for."""
         while sums := [one for each in list(self._backwards.values()) for one in each.sums]:
             for each in list(self._backwards.values()):
                 each.sums.clear()

@@ -73,7 +73,7 @@ def as_taken(gradient: Tensor, optimizer: torch.optim.Optimizer | None) -> Tenso
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raises ConfigError for an object that is no scheduler, or whose state cannot be saved."""
+    """Raises ConfigError for an object that is not a scheduler, or whose state cannot be saved."""
     if lacking := [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]:
         raise ConfigError(f"a scheduler needs {lacking[0]}(), which {type(scheduler).__name__} has not")
 

@@ -25,7 +25,7 @@ def seed_all(seed: int, epoch: int, number: int) -> None:
 
 
 class Stream:
-    """The samples of ``dataset`` numbered in the order in which it gives them; those that are held stay in memory.
+    """The samples of ``dataset`` numbered in the order in which it gives them; held ones stay in memory.
 
     A pass over the dataset must give the same samples on every rank and each time: the process's generators are in the
     same state at the start of each. It is read as by one process, without worker information. count: samples, of a

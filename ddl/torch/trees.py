@@ -43,7 +43,7 @@ def packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def unpacked(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The inverse of ``packed``, with tensors of their own memory.
+    """The inverse of ``packed``, with tensors in new memory.
 
     Raises ValueError, KeyError or TypeError for what ``packed`` does not return."""
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A run by what its files hold: steps, epochs, ranks and their shards, failures, the end.
+"""A run as its files record it: steps, epochs, ranks and their shards, failures, the end.
 
 Reads metrics.jsonl, ledger.jsonl and summary.json; nothing in them is trusted. terminal.py and ddl/dashboard show
 it."""
@@ -281,6 +281,8 @@ class RunView:
     @property
     def notes(self) -> list[str]:
         found = [self._is_unreadable] if self._is_unreadable else []
+        if not self.start and not self._is_unreadable:
+            found.append("metrics.jsonl has no start of a launch yet, or is not written (metrics.jsonl = false)")
         if self.passed_over:
             count, few = len(self.passed_over), ", ".join(map(str, self.passed_over[:5]))
             more = ", ..." if count > 5 else ""

@@ -159,7 +159,7 @@ def _warning(one: dict[str, Any]) -> str:
 
 def _ending(run: RunView) -> list[str]:
     if not run.summary:
-        return ["nothing was written yet" if run.status == "empty" else "summary.json is missing"]
+        return ["there is no summary.json yet"]
     summary = run.summary
     lines = [f"{summary['status']} after {counted(summary['steps'], 'step')}"]
     if isinstance(wall := summary.get("wall_s"), (int, float)):

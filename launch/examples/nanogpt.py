@@ -5,7 +5,7 @@
     mpirun --with-ft ulfm -n 2 python launch/examples/nanogpt.py --steps 2000
 
 About a minute on two cores; it prints the loss on files it has not seen, in bits per byte, beside the entropy of
-single bytes there (all that a model without memory could reach), and then a text of its own."""
+single bytes there (all that a model without memory could reach), and then a text that the model writes."""
 
 from __future__ import annotations
 

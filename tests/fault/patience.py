@@ -10,7 +10,7 @@ TICK_S = 0.2
 
 
 def ends_within(process: subprocess.Popen[bytes], limit_s: float) -> bool:
-    """Wait until a process has ended, but for no longer than ``limit_s``. Where more processes want to run than there
+    """Wait until a process has ended, at most ``limit_s``. Where more processes want to run than there
     are cores, time passes as much slower."""
     passed_s, before = 0.0, time.monotonic()
     while process.poll() is None:

@@ -1,4 +1,4 @@
-"""Messages are English: names stand in them as a phrase, never as a Python list, dictionary or object."""
+"""Messages are English: names are a phrase in them, never as a Python list, dictionary or object."""
 
 from __future__ import annotations
 

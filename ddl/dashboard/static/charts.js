@@ -210,7 +210,7 @@ function drawMap(canvas, run, colourOf, failures) {
   ctx.scale(ratio, ratio);
   ctx.font = "11px system-ui, sans-serif";
   const left = 62, right = 12, top = 18, bottom = 22, inner = width - left - right, tall = height - top - bottom;
-  const plans = run.plans, first = plans.length ? plans[0][0] : 0, last = Math.max(run.step || 1, first + 1);
+  const plans = run.plans, first = plans.length ? plans[0][0] : 0, last = Math.max(run.step || 1, first + 1, plans.length ? plans[plans.length - 1][0] + 1 : 1);
   const shards = Math.max(...plans.map(([, owners]) => owners.length), 0);
   ctx.fillStyle = css("--faint"); ctx.textBaseline = "middle";
   if (!shards) { ctx.textAlign = "center"; ctx.fillText("the ledger has no step yet", width / 2, height / 2); return; }
@@ -227,9 +227,10 @@ function drawMap(canvas, run, colourOf, failures) {
   ctx.fillStyle = css("--dim"); ctx.textAlign = "right";
   for (const shard of [0, shards - 1]) ctx.fillText(`shard ${shard}`, left - 8, top + (tall * (shard + 0.5)) / shards);
   ctx.textAlign = "center"; ctx.textBaseline = "top";
-  for (let tick = 0; tick <= 6; tick++) {
-    const step = Math.round(first + ((last - first) * tick) / 6);
-    ctx.textAlign = tick === 0 ? "left" : tick === 6 ? "right" : "center";
+  const parts = Math.min(6, last - first);
+  for (let tick = 0; tick <= parts; tick++) {
+    const step = Math.round(first + ((last - first) * tick) / parts);
+    ctx.textAlign = tick === 0 ? "left" : tick === parts ? "right" : "center";
     ctx.fillText(tick === 0 ? `step ${step}` : short(step), x(step), height - bottom + 6);
   }
   ctx.textAlign = "left";

@@ -108,6 +108,8 @@ function tile(label, value, more = "", kind = "") {
 
 function showHead(run) {
   byId("name").replaceChildren(run.name + "  ", make("span", { className: `status ${run.status}`, textContent: run.status }));
+  byId("notes").textContent = [...run.notes, run.summary.error, run.summary.warning].filter(Boolean).join(" · ");
+  if (run.steps == null) { byId("about").textContent = run.folder; byId("tiles").replaceChildren(); return; }
   const ranks = Object.entries(run.hosts).map(([host, count]) => `${host}: ${count}`).join(", ");
   byId("about").textContent = [`${run.model}, ${short(run.parameters)} parameters, on ${run.device}`, ranks && `ranks on ${ranks}`, `${run.global_batch} samples per step`].filter(Boolean).join(" · ");
   const epochs = Math.ceil(run.steps / run.steps_per_epoch), epoch = Math.min(Math.ceil(run.step / run.steps_per_epoch) || 1, epochs);
@@ -122,7 +124,6 @@ function showHead(run) {
     tile(main ? `validation ${main}` : "training loss", main ? metric(main, run.validation[main]) : short(run.loss), main && best ? `best epoch: ${metric(main, best.validation[main])}` : ""),
     tile("ranks", `${run.alive.length} of ${run.ranks ?? "?"}`, run.lost ? (took.length ? `recovered in ${Math.round(1000 * took[took.length >> 1])} ms` : `${run.lost} lost`) : "none was lost", run.lost ? "bad" : ""),
   );
-  byId("notes").textContent = [...run.notes, run.summary.error, run.summary.warning].filter(Boolean).join(" · ");
 }
 
 // Step numbers or times as positions on the x axis.

@@ -173,7 +173,7 @@ def _labelled(
 
 
 def _class_name(folder: str, above: Path) -> str:
-    """A class by its folder, spelled alike on systems that compose accents and on those that do not."""
+    """A class by its folder, spelled alike whether or not the system composes accents."""
     try:
         folder.encode()
     except UnicodeEncodeError as error:

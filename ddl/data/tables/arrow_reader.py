@@ -140,7 +140,7 @@ def _reader(path: Path, schema: Any, batches: Callable[[Path, int], Iterator[Any
 
 
 def _class_labels(schema: Any) -> dict[str, list[str]]:
-    """Column -> names of the classes that its numbers stand for, as Hugging Face datasets write them."""
+    """Column -> names of the classes, by number, as Hugging Face datasets write them."""
     content = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(content).get("info", {}).get("features", {}) if content else {}
     return {

@@ -23,7 +23,7 @@ Cells = Sequence[str] | np.ndarray  # the cells of one column: texts, whole numb
 
 
 @dataclass
-class Column:
+class TableColumn:
     """A column of a table. kind: one of KINDS; "" until ``decide``. order: of the digits of dates, see ``date``.
 
     allowed: the classes that a target may have; None: any.
@@ -60,11 +60,11 @@ class Column:
         else:
             self.kind = "category"
 
-    def fresh(self) -> Column:
+    def fresh(self) -> TableColumn:
         """The column before its cells are read."""
-        return Column(self.name, self.kind, self.order, self.is_target, self.decimal, self.allowed)
+        return TableColumn(self.name, self.kind, self.order, self.is_target, self.decimal, self.allowed)
 
-    def revised(self) -> Column | None:
+    def revised(self) -> TableColumn | None:
         """A column that suits the cells better, where most of them are not of the kind that the first ones were."""
         fresh = self.fresh()
         if self.kind == "date" and self.wrong and self.order == "mdy" and not self.is_target:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from ddl.data.tables.cells import MISSING
-from ddl.data.tables.columns import Cells, Column
+from ddl.data.tables.columns import Cells, TableColumn
 from ddl.data.tables.records import Block, Reader
 from ddl.data.tables.store import RowStore, make
 from ddl.errors import DataError
@@ -20,6 +20,7 @@ from ddl.wording import counted
 
 MOST_SHOWN = 10  # problems that an error names
 MOST_KEPT = 10_000
+NO_TARGET = "no target"
 MOST_PASSES = 3  # over the files, until the kind of every column suits its cells
 
 
@@ -46,13 +47,15 @@ class Problems:
         for other, at, its, problem in found[1:MOST_SHOWN]:
             shown.append(f"{'' if other == path else f'{other}, '}{its} {at}: {problem}")
         more = [f"and {self.count - MOST_SHOWN} more"] if self.count > MOST_SHOWN else []
-        raise DataError("; ".join([what, *shown, *more]), path, number, unit)
+        lacks = any(problem.startswith(NO_TARGET) for *_, problem in found)
+        hint = ['data.missing_targets = "skip" leaves rows without a target out'] if lacks else []
+        raise DataError("; ".join([what, *shown, *more, *hint]), path, number, unit)
 
 
 def convert(
     readers: Sequence[Reader],
     places: Sequence[Sequence[int]],
-    columns: Sequence[Column],
+    columns: Sequence[TableColumn],
     *,
     key: Mapping[str, Any],
     missing: Sequence[str] = (),
@@ -69,16 +72,15 @@ def convert(
     work = _Conversion(readers, places, columns, marks, skips, problems or Problems())
     asked = [(c.name, c.kind, c.order, c.is_target, sorted(c.allowed or ())) for c in columns]
     how = [(reader.decimal, reader.names) for reader in readers]
-    store = make([reader.path for reader in readers], {**key, "columns": asked, "how": how, "marks": sorted(marks),
+    return make([reader.path for reader in readers], {**key, "columns": asked, "how": how, "marks": sorted(marks),
                   "skips": skips}, work.run)  # fmt: skip
-    return store
 
 
 @dataclass
 class _Conversion:
     readers: Sequence[Reader]
     places: Sequence[Sequence[int]]
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     missing: frozenset[str]
     skips: bool
     problems: Problems
@@ -109,7 +111,7 @@ class _Conversion:
             notes.append(f"{counted(skipped, 'row')} without a target left out")
         return {"width": len(columns), "columns": [column.to_json() for column in columns], "notes": notes}
 
-    def _pass(self, file: IO[bytes], columns: Sequence[Column]) -> int:
+    def _pass(self, file: IO[bytes], columns: Sequence[TableColumn]) -> int:
         """Write the rows of all files; returns how many were left out because they have no target."""
         skipped = 0
         for reader, places in zip(self.readers, self.places, strict=True):
@@ -120,7 +122,7 @@ class _Conversion:
         return skipped
 
     def _block(
-        self, file: IO[bytes], reader: Reader, cells: Sequence[Cells], columns: Sequence[Column], block: Block
+        self, file: IO[bytes], reader: Reader, cells: Sequence[Cells], columns: Sequence[TableColumn], block: Block
     ) -> int:
         values = np.empty((len(block.numbers), len(columns)))
         for at, (column, own) in enumerate(zip(columns, cells, strict=True)):
@@ -131,14 +133,8 @@ class _Conversion:
                 cell = own[row].strip() if isinstance(own[row], str) else float(own[row])
                 self.problems.add(reader, block.numbers[row], f"{cell!r} in column {column.name!r} {what}")
                 values[row, at] = 0
-            if column.is_target:
-                values = self._without_target(reader, block, values, at)
+            for row in np.flatnonzero(np.isnan(values[:, at])).tolist() if column.is_target and not self.skips else ():
+                self.problems.add(reader, block.numbers[row], f"{NO_TARGET} in column {column.name!r}")
         kept = values if not self.skips else values[~np.isnan(values[:, [c.is_target for c in columns]]).any(axis=1)]
         file.write(np.ascontiguousarray(kept).data)
         return len(values) - len(kept)
-
-    def _without_target(self, reader: Reader, block: Block, values: np.ndarray, at: int) -> np.ndarray:
-        if not self.skips:
-            for row in np.flatnonzero(np.isnan(values[:, at])).tolist():
-                self.problems.add(reader, block.numbers[row], f"no target in column {self.columns[at].name!r}")
-        return values

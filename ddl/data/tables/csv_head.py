@@ -82,7 +82,10 @@ def read_head(
     if not text.strip():
         raise DataError("no samples in the file", path, 1, "line")
     if "\0" in text:
-        raise DataError("a zero byte: not a text file", path, text[: text.index("\0")].count("\n") + 1, "line")
+        is_wide = 2 * text.count("\0", 0, LOOKED_AT) >= min(len(text), LOOKED_AT)
+        hint = ', or in another encoding: set data.encoding, likely to "utf-16-le"' if is_wide else ""
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"a zero byte: not a text file{hint}", path, line, "line")
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"data.options.delimiter = {delimiter!r} must be one character", path)
     _check_first(text, path, is_whole)

@@ -1,4 +1,4 @@
-"""JSONL files, one object a line, as blocks of cells. Objects within are columns of their own: "a.b".
+"""JSONL files, one object a line, as blocks of cells. Objects within are further columns: "a.b".
 
 formats/labelled_text.py reads the JSONL files of texts and their classes."""
 
@@ -35,19 +35,21 @@ class JsonReader(Reader):
             for number, record in part:
                 for name in record.keys() - known.keys():
                     self.later.setdefault(name, number)
-            columns = [self._cells([record.get(name) for _, record in part], name) for name in known]
-            yield Block(columns, [number for number, _ in part])
+            numbers = [number for number, _ in part]
+            columns = [self._cells([record.get(name) for _, record in part], name, numbers) for name in known]
+            yield Block(columns, numbers)
         for name, number in self.later.items():
             self.notes.append(f"{self.path.name}: key {name!r} first occurs in line {number}: left out")
 
-    def _cells(self, values: list[Any], name: str) -> Cells:
+    def _cells(self, values: list[Any], name: str, numbers: list[int]) -> Cells:
         kinds = set(map(type, values))
         if kinds == {int} and all(abs(value) < 2**53 for value in values):
             return np.array(values, np.int64)
         if kinds <= {int, float}:
             return np.array(values, np.float64)
-        if list in kinds:
-            self.refused[self.names.index(name)] = "lists"
+        if list in kinds and self.names.index(name) not in self.refused:
+            wrong = [number for number, value in zip(numbers, values, strict=True) if isinstance(value, list)]
+            self.problems += [(number, f"a list in column {name!r}") for number in wrong]
         return [value if type(value) is str else _text(value) for value in values]
 
 

@@ -17,7 +17,7 @@ from ddl.arrays import generator
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.data.tables.cells import canonical, is_integer
-from ddl.data.tables.columns import MOST_CLASSES, Column
+from ddl.data.tables.columns import MOST_CLASSES, TableColumn
 from ddl.data.tables.convert import Problems, convert
 from ddl.data.tables.encoding import Encoding, described
 from ddl.data.tables.records import Reader
@@ -72,14 +72,14 @@ def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], ask
         known = _encodings(like)
         needed = [at for at, one in zip(like["features"], known, strict=True) if one.is_used]
         columns = [
-            Column(names[at], one.kind, one.order)
+            TableColumn(names[at], one.kind, one.order)
             for at, one in zip(like["features"], known, strict=True)
             if one.is_used
         ]
         if is_labelled:
             allowed = frozenset(map(canonical, like["names"])) or None
             kind = "number" if allowed is None else "category"
-            columns += [Column(names[at], kind, is_target=True, allowed=allowed) for at in like["targets"]]
+            columns += [TableColumn(names[at], kind, is_target=True, allowed=allowed) for at in like["targets"]]
         use = Roles(list(like["features"]), list(like["targets"]) if is_labelled else [])
         everything, places, others = readers, [], readers
     for reader in others:
@@ -107,13 +107,13 @@ def open_table(paths: Sequence[Path], open_reader: Callable[[Path], Reader], ask
     return table
 
 
-def _column(reader: Reader, at: int, asked: Asked) -> Column:
+def _column(reader: Reader, at: int, asked: Asked) -> TableColumn:
     kind, _, order = str(asked.settings.types.get(reader.names[at], reader.kinds.get(at, ""))).partition(":")
-    return Column(reader.names[at], kind, order or ("dmy" if kind == "date" else "ymd"))
+    return TableColumn(reader.names[at], kind, order or ("dmy" if kind == "date" else "ymd"))
 
 
-def _target(name: str, kind: str) -> Column:
-    return Column(name, {"classes": "category", "values": "number"}.get(kind, ""), is_target=True)
+def _target(name: str, kind: str) -> TableColumn:
+    return TableColumn(name, {"classes": "category", "values": "number"}.get(kind, ""), is_target=True)
 
 
 def _encodings(like: Mapping[str, Any]) -> list[Encoding]:

@@ -123,7 +123,7 @@ def _turn(folder: Path, name: str) -> Iterator[bool]:
             else:
                 yield True
                 return
-            # Reading what the other has written is a sign of life for whoever watches this process.
+            # Reading what the other has written is a sign of life for the watcher of this process.
             grown = _peek(rows)
             if grown != size:
                 since, size = time.monotonic(), grown

@@ -71,7 +71,7 @@ REFUSED = {
         r"line 3: not UTF-8 text: .* likely to \"cp1252\", in which it reads 'Zürich'",
     ),
     "mac": ("a.csv", changed(3, "1,2,Zürich,a").encode("mac_roman"), {}, r"line 3: .* likely to \"mac_roman\""),
-    "utf-16 without a mark": ("a.csv", TABLE.encode("utf-16-le"), {}, r"zero byte"),
+    "utf-16 without a mark": ("a.csv", TABLE.encode("utf-16-le"), {}, r"set data.encoding, likely to \"utf-16-le\""),
     "another encoding": ("a.csv", "p,y\nЖ,a\n".encode(), {"encoding": "ascii"}, r"not ascii text"),
     "an unknown encoding": ("a.csv", TABLE, {"encoding": "utf-9"}, r"data.encoding = 'utf-9' is unknown"),
     "a zero byte": ("a.csv", changed(4, "1,\0,u,a"), {}, r"line 4: a zero byte"),
@@ -93,7 +93,7 @@ REFUSED = {
         "a.csv",
         changed(9, "1,2,u,") + "3,4,v,NA\n",
         {},
-        r"line 9: no target in column 'y'; line 32: no target",
+        r"line 9: no target in column 'y'; line 32: no target .* data.missing_targets",
     ),
     "a text among numbers": ("a.csv", changed(9, "1,two,u,a"), {}, r"line 9: 'two' in column 'q' is no number"),
     "infinity": ("a.csv", changed(9, "1,inf,u,a"), {}, r"line 9: 'inf' in column 'q' is not finite"),
@@ -388,3 +388,9 @@ def test_few_whole_numbers_are_classes_in_every_format(tmp_path, name):
     source = opened(write(tmp_path / name, content)).train
     assert source.names == ("0", "1", "2") and labels_of(source).tolist() == y
     assert x_of(source)[:, 0].tolist() == p
+
+
+def test_a_list_after_many_values_of_a_key_is_refused_with_its_line(tmp_path):
+    lines = [json.dumps({"p": [1] if i == 1500 else i / 4, "y": "ab"[i % 2]}) + "\n" for i in range(1600)]
+    with pytest.raises(DataError, match="line 1501: a list in column 'p'"):
+        opened(write(tmp_path / "a.jsonl", "".join(lines)))

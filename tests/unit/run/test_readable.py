@@ -14,6 +14,7 @@ import ddl
 from ddl import evaluate, predict
 from ddl.checkpoint import Store
 from ddl.errors import ConfigError, UserError
+from ddl.output import SafeStream
 from ddl.run.predictions import ColumnGroup, Predictions, write
 from ddl.run.trained import choose_checkpoint
 from ddl.train.__main__ import main as train
@@ -201,3 +202,13 @@ def test_numbers_keep_their_digits_and_a_failed_write_leaves_the_old_file(tmp_pa
     with pytest.raises(IndexError):
         write(Predictions({"row": np.arange(2), "odd": ColumnGroup(("a", "b"), np.zeros(2))}), str(path), "csv")
     assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "p.jsonl"]
+
+
+def test_a_reader_that_has_gone_ends_the_output_quietly(monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", SafeStream(Closed()))
+    assert predict.main(["table", "--input", "customers.csv"]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1  # the checkpoint

@@ -190,6 +190,17 @@ def test_watch_ends_with_the_run_and_takes_a_folder_of_runs(folder, capsys):
     assert "there is no such folder" in capsys.readouterr().err
 
 
+def test_a_run_without_metrics_is_known_by_its_ledger_and_summary(folder):
+    (folder / "metrics.jsonl").unlink()
+    view = RunView(folder)
+    view.refresh()
+    assert view.status == "running" and view.to_json()["plans"] and "metrics.jsonl has no start" in view.notes[0]
+    assert screen(view)[0].endswith("running")
+    (folder / "summary.json").write_text(json.dumps({"status": "failed", "launch": "a", "steps": 3, "error": "why"}))
+    view.refresh()
+    assert view.status == "failed" and screen(view)[-1] == "why"
+
+
 def test_both_are_verbs_of_ddl():
     assert {"watch", "dashboard"} <= set(VERBS)
 

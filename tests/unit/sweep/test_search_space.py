@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ddl.errors import ConfigError
-from ddl.sweep.space import check_space, trials_of, words_of
+from ddl.sweep.space import check_space, shuffled, trials_of, words_of
 
 SPACE = {"optim.lr": {"log": [1e-4, 1e-1]}, "train.global_batch": [32, 64], "model.options.units": {"int": [1, 3]}}
 
@@ -16,6 +16,13 @@ def test_a_grid_has_every_combination_once():
     check_space(space, "grid")
     found = [(one["optim.lr"], one["train.global_batch"]) for one in trials_of(space, "grid", 0, 1)]
     assert found == [(lr, batch) for lr in (1e-3, 1e-2, 1e-1) for batch in (32, 64)]
+
+
+def test_a_shuffled_grid_has_the_same_trials_in_an_order_of_the_seed():
+    trials = [{"optim.lr": number} for number in range(20)]
+    mixed = shuffled(trials, 1)
+    assert mixed == shuffled(trials, 1) != shuffled(trials, 2)
+    assert mixed != trials and sorted(one["optim.lr"] for one in mixed) == list(range(20))
 
 
 def test_random_trials_lie_in_the_space_and_repeat_for_a_seed():
