@@ -78,7 +78,9 @@ class DataSettings:
         least=1,
     )
     encoding: str = setting("", "encoding of CSV and JSONL files, such as cp1252; none given: UTF-8")
-    missing: tuple[str, ...] = setting((), 'cells that are missing, in addition to "", NA, null, ? and the like, such as -999')
+    missing: tuple[str, ...] = setting(
+        (), 'cells that are missing, in addition to "", NA, null, ? and the like, such as -999'
+    )
     missing_targets: Literal["refuse", "skip"] = setting("refuse", "what becomes of rows of a table without a target")
     validation: float | str = setting(0.1, "validation split: a fraction of the samples, or a file; 0: none")
     test: float | str = setting(0.2, "test split: a fraction of the samples, or a file; 0: none")

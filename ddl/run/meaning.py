@@ -13,7 +13,7 @@ from ddl.data import Known
 from ddl.errors import ConfigError
 from ddl.models import Model
 from ddl.models.model import OutputKind
-from ddl.run.predictions import Block, Column
+from ddl.run.predictions import Column, ColumnGroup
 
 SURE = 0.5  # the probability from which a label applies
 
@@ -83,7 +83,7 @@ class Meaning:
         table = np.array([int(name) for name in names]) if are_numbers else np.array([*names, ""])
         return table[numbers] if not are_numbers else np.where(numbers < 0, numbers, table[numbers])
 
-    def columns(self, output: np.ndarray, raw: bool = False) -> dict[str, Column | Block]:
+    def columns(self, output: np.ndarray, raw: bool = False) -> dict[str, Column | ColumnGroup]:
         """The answer for each row of ``output``. raw: the numbers that the model computes, such as logits."""
         count = output.shape[-1] if output.ndim > 1 else 1
         if raw or self.kind == "values":
@@ -91,31 +91,31 @@ class Meaning:
             if output.ndim == 1 or (output.ndim == 2 and count == 1):
                 return {name: output.reshape(len(output))}
             is_row = output.ndim == 2 and (self.names or self.kind != "values" or count <= MOST_COLUMNS)
-            return {name: Block(self.classes(count), output) if is_row else output}
+            return {name: ColumnGroup(self.classes(count), output) if is_row else output}
         shares = self.probabilities(output)
         if self.is_multilabel:
             shares = shares.reshape(len(shares), -1)
             names = np.array(self.classes(shares.shape[1]))
             chosen = [" ".join(names[row]) for row in shares >= SURE]
-            return {"labels": np.array(chosen), "probability": Block(tuple(names), shares)}
+            return {"labels": np.array(chosen), "probability": ColumnGroup(tuple(names), shares)}
         if not self.has_classes:
             return {"probability": shares.reshape(len(shares))}
         numbers = self.numbers(output)
         label = self.named(numbers, shares.shape[-1])
         if label.ndim == 1:
-            return {"label": label, "probability": Block(self.classes(shares.shape[-1]), shares)}
+            return {"label": label, "probability": ColumnGroup(self.classes(shares.shape[-1]), shares)}
         # A class at each position, as of a language model: all probabilities would be a file of hundreds of megabytes.
         best = np.take_along_axis(shares, numbers[..., None], axis=-1)[..., 0]
         text = {} if self.symbols is None else {"text": np.array([self.symbols.decode(row) for row in numbers])}
         return {**text, "label": label, "probability": best}
 
-    def truths(self, y: np.ndarray, count: int) -> Column | Block:
+    def truths(self, y: np.ndarray, count: int) -> Column | ColumnGroup:
         """Targets as ``columns`` shows predictions. count: of classes."""
         if self.has_classes and y.dtype.kind in "iu":
             return self.named(y, count)
         if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1):
             return y.reshape(len(y))
-        return Block(self.classes(y.shape[1]), y) if y.ndim == 2 else y
+        return ColumnGroup(self.classes(y.shape[1]), y) if y.ndim == 2 else y
 
 
 MOST_COLUMNS = 1000  # of values without names; more are one cell

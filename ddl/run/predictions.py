@@ -23,7 +23,7 @@ AT_ONCE = 4096  # rows that are turned into text at a time
 
 
 @dataclass(frozen=True)
-class Block:
+class ColumnGroup:
     """Columns that belong together, such as the probability of each class: names (k,), values (rows, k)."""
 
     names: tuple[str, ...]
@@ -35,20 +35,20 @@ Column = np.ndarray  # (rows, ...)
 
 @dataclass(frozen=True)
 class Predictions:
-    """Columns by name, all with as many rows; a Block is several columns with one heading."""
+    """Columns by name, all with as many rows; a ColumnGroup is several columns with one heading."""
 
-    columns: Mapping[str, Column | Block]
+    columns: Mapping[str, Column | ColumnGroup]
 
     def __len__(self) -> int:
         return len(_values(next(iter(self.columns.values()))))
 
     @classmethod
-    def joined(cls, pieces: Sequence[Mapping[str, Column | Block]]) -> Predictions:
+    def joined(cls, pieces: Sequence[Mapping[str, Column | ColumnGroup]]) -> Predictions:
         """The rows of all ``pieces``, in their order."""
-        found: dict[str, Column | Block] = {}
+        found: dict[str, Column | ColumnGroup] = {}
         for name, first in pieces[0].items():
             values = np.concatenate([_values(piece[name]) for piece in pieces])
-            found[name] = Block(first.names, values) if isinstance(first, Block) else values
+            found[name] = ColumnGroup(first.names, values) if isinstance(first, ColumnGroup) else values
         return cls(found)
 
     def largest(self, heading: str, count: int) -> Predictions:
@@ -57,7 +57,7 @@ class Predictions:
         rows = np.argsort(-keys, kind="stable")[:count]
         return Predictions(
             {
-                name: Block(c.names, c.values[rows]) if isinstance(c, Block) else c[rows]
+                name: ColumnGroup(c.names, c.values[rows]) if isinstance(c, ColumnGroup) else c[rows]
                 for name, c in self.columns.items()
             }
         )
@@ -66,7 +66,7 @@ class Predictions:
         """Every column by its own name: ``probability_cat``."""
         found: dict[str, np.ndarray] = {}
         for heading, column in self.columns.items():
-            if isinstance(column, Block):
+            if isinstance(column, ColumnGroup):
                 for place, name in enumerate(column.names):
                     found[f"{heading}_{name}"] = column.values[:, place]
             else:
@@ -74,11 +74,11 @@ class Predictions:
         return found
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Each row as JSON values; a Block is an object by name."""
+        """Each row as JSON values; a ColumnGroup is an object by name."""
         for start in range(0, len(self), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             lists = {heading: _plain(_values(column)[part]) for heading, column in self.columns.items()}
-            names = {heading: c.names for heading, c in self.columns.items() if isinstance(c, Block)}
+            names = {heading: c.names for heading, c in self.columns.items() if isinstance(c, ColumnGroup)}
             for row in zip(*lists.values()):
                 yield {
                     heading: dict(zip(names[heading], value)) if heading in names else value
@@ -86,8 +86,8 @@ class Predictions:
                 }
 
 
-def _values(column: Column | Block) -> np.ndarray:
-    return column.values if isinstance(column, Block) else column
+def _values(column: Column | ColumnGroup) -> np.ndarray:
+    return column.values if isinstance(column, ColumnGroup) else column
 
 
 def _plain(values: np.ndarray) -> list[Any]:
@@ -139,7 +139,7 @@ def _to_npz(predictions: Predictions, file: BinaryIO) -> None:
     arrays: dict[str, np.ndarray] = {}
     for heading, column in predictions.columns.items():
         arrays[heading] = _values(column)
-        if isinstance(column, Block):
+        if isinstance(column, ColumnGroup):
             arrays[f"{heading}_names"] = np.array(column.names)
     np.savez(file, **arrays)  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddl.run.predictions import Block, Predictions
+from ddl.run.predictions import ColumnGroup, Predictions
 
 WIDEST = 100  # columns of a matrix on a terminal
 MOST_PAIRS = 10
@@ -32,7 +32,7 @@ def table(predictions: Predictions) -> str:
     """The rows in columns. Of the probabilities of all classes, those of the target and of the label are shown."""
     columns: dict[str, list[str]] = {}
     for heading, column in predictions.columns.items():
-        if not isinstance(column, Block):
+        if not isinstance(column, ColumnGroup):
             if column.ndim > 1 and column.dtype.kind == "f":
                 continue  # a reconstructed image, and the like
             columns[heading] = [_cell(value) for value in column]

@@ -29,7 +29,7 @@ from ddl.nn.metric import ConfusionMatrix
 from ddl.registry import UNNAMED
 from ddl.run.meaning import Meaning
 from ddl.run.plots import samples
-from ddl.run.predictions import Block, Column, Predictions
+from ddl.run.predictions import Column, ColumnGroup, Predictions
 from ddl.run.resume import understand
 from ddl.train.build import knowledge_of, model_of
 from ddl.train.datasets import build_data, table_settings
@@ -226,7 +226,9 @@ class Trained:
         pieces = group.gather_objects(together(group, lambda: list(self._answers(source, own, raw, targets))))
         return Predictions.joined([part for piece in pieces for part in piece]) if group.is_leader else None
 
-    def _answers(self, source: Source, own: range, raw: bool, targets: bool) -> Iterator[dict[str, Column | Block]]:
+    def _answers(
+        self, source: Source, own: range, raw: bool, targets: bool
+    ) -> Iterator[dict[str, Column | ColumnGroup]]:
         heading, names = source.identifiers()
         source.hold([own])
         start = own.start
@@ -235,11 +237,11 @@ class Trained:
             yield {heading: names[start:stop], **self._answered(batch, raw, targets)}
             start = stop
 
-    def _answered(self, batch: Mapping[str, np.ndarray], raw: bool, targets: bool) -> dict[str, Column | Block]:
+    def _answered(self, batch: Mapping[str, np.ndarray], raw: bool, targets: bool) -> dict[str, Column | ColumnGroup]:
         outputs = outputs_of(self.model, self.state, batch, self.job.run.seed)
         first, *others = outputs
         of_first = outputs[first]
-        found: dict[str, Column | Block] = {}
+        found: dict[str, Column | ColumnGroup] = {}
         if targets and "y" in batch and not self.model.reconstructs:
             found["target"] = self.meaning.truths(batch["y"], of_first.shape[-1])
         if self.model.reconstructs:
@@ -263,7 +265,7 @@ class Trained:
             return None
         return Predictions.joined([piece for piece in pieces if piece]).largest("loss", count)
 
-    def _worst(self, source: Source, own: range, count: int) -> dict[str, Column | Block]:
+    def _worst(self, source: Source, own: range, count: int) -> dict[str, Column | ColumnGroup]:
         heading, names = source.identifiers()
         source.hold([own])
         start, found = own.start, None
