@@ -74,19 +74,25 @@ class Deferrals:
         self._backwards: weakref.WeakValueDictionary[int, _Backward] = weakref.WeakValueDictionary()
 
     def add(self, tensors: Sequence[Tensor], operation: Any) -> Deferred:
-        """Call it during backward."""
+        """Call it during backward. A sum that is asked for after the last gradient is done at once: DDP with a static
+        graph asks so in its first step, and then waits where no Python runs."""
+        made = Deferred(tensors, operation, self.run)
+        if torch._C._current_autograd_node() is None:
+            self.run()
+            self._do([made])
+            made.finish()
+            return made
         number = torch._C._current_graph_task_id()
         backward = self._backwards.get(number)
         if backward is None:
             backward = self._backwards[number] = _Backward()
             # DDP queues a callback that waits for its sums after it has asked for the last: it runs after this one.
             torch.autograd.Variable._execution_engine.queue_callback(partial(self.run, backward))
-        made = Deferred(tensors, operation, self.run)
         backward.sums.append(made)
         return made
 
     def run(self, backward: _Backward | None = None) -> None:
-        """Do the sums of all passes that are running, and the sums that their callbacks ask for."""
+        """Do the sums of all passes that are running. backward: stays alive as an argument until its callback runs."""
         while sums := [one for each in list(self._backwards.values()) for one in each.sums]:
             for each in list(self._backwards.values()):
                 each.sums.clear()

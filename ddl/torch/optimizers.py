@@ -70,7 +70,7 @@ def translated(
     optimizer: one of PyTorch, or several that share out the parameters. model: the module, or its Model. schedule: a
     name or function of ddl's, or what sets the optimizers' rates, one scheduler or several; the rates of rules are
     those before any schedule. Parameters of the module that no optimizer has are frozen. Optimizers that ddl has no
-    rule for run as they are, together with their schedulers. Raises ConfigError for those that need a closure."""
+    rule for run as they are, together with their schedulers. Raises ConfigError for one that needs a closure."""
     module = model.module if isinstance(model, Model) else model
     if not isinstance(module, nn.Module):
         raise ConfigError("an optimizer of PyTorch goes with a torch.nn.Module: give the model as one")

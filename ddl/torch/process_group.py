@@ -82,7 +82,7 @@ class ProcessGroup(dist.ProcessGroup):
             return Done(tensors)
         # DDP's own sums are asynchronous; those of SyncBatchNorm are not, and it counts the samples itself.
         if options is None or options.asyncOp:
-            return self._deferrals.add(tensors, operation)
+            return self._deferrals.add(tensors, operation)  # which may do it at once
 
         def sum_tensors() -> None:
             for tensor in tensors:

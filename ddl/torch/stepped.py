@@ -1,8 +1,8 @@
 """Optimizers and schedulers of PyTorch that run as they are: on the module's parameters, which are views of ddl's, with
 the mean gradients.
 
-Their states are saved, and sent to ranks that are behind, with ddl's own. Those that ddl has equal rules for are
-translated instead (optimizers.py)."""
+Their states are saved, and sent to ranks that are behind, with ddl's own. Optimizers with an equal rule in ddl
+are translated instead (optimizers.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ddl sweep`` as a user starts it: killed, started again, and with the results of a sweep that nobody disturbed."""
+"""``ddl sweep`` as a user starts it: killed, started again, and with the results of an undisturbed sweep."""
 
 import csv
 import os

@@ -43,7 +43,7 @@ class Head:
         lines = []
         for name in sorted({name for name in self.columns if self.columns.count(name) > 1}):
             places = [at for at, other in enumerate(self.columns) if other == name]
-            lines.append(f"{numbered('column', places)} (from 0) are called {name!r}: told apart by their place")
+            lines.append(f"{numbered('column', places)} (from 0) are called {name!r}: distinguished by their place")
         return lines
 
     def width_problem(self, row: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def test_columns_of_one_name_in_the_same_order_are_matched(tmp_path):
 
 def test_columns_of_one_name_are_named_with_their_numbers(tmp_path):
     splits = open_dataset("files", path=str(write_csv(tmp_path / "one.csv", rows("aby"), TWICE)), validation=0.0)
-    assert "columns 0 and 1 (from 0) are called 'a': told apart by their place" in splits.train.notes
+    assert "columns 0 and 1 (from 0) are called 'a': distinguished by their place" in splits.train.notes
 
 
 def test_a_target_that_shares_its_name_with_a_feature_is_named_by_its_number(tmp_path):

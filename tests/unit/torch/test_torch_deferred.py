@@ -94,6 +94,21 @@ def test_sums_of_a_pass_inside_another_are_done_when_the_inner_one_ends():
     assert asked.done == [[1], [0]]
 
 
+def test_a_sum_that_is_asked_for_after_the_last_gradient_is_done_at_once():
+    asked = Asked(1)
+    seen = []
+
+    def last():
+        asked.ask("last", torch.ones(()))
+        seen.append((list(asked.done), asked.futures[-1].done()))
+
+    asked.hook = lambda number, gradient: None
+    leaf = torch.ones((), requires_grad=True)
+    leaf.register_hook(lambda gradient: torch.autograd.Variable._execution_engine.queue_callback(last))
+    (leaf * 2).backward()
+    assert seen == [([["last"]], True)]
+
+
 def test_what_follows_a_sum_may_ask_for_another():
     asked = Asked(1)
     ask = asked.ask
