@@ -17,7 +17,8 @@ def prepare(numba: Any) -> bool:
     Numba looks beside the source file and in the user's cache folder, and raises an error when the package is
     read-only and there is no writable HOME, as in containers that run under an unknown uid."""
     usual = [Path(__file__).parent / "__pycache__"]
-    if home := os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~"):
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")
+    if os.path.isabs(home):  # of a user whom the system does not know it is "~"
         usual.append(Path(home))
     if numba.config.CACHE_DIR or any(map(_is_writable, usual)):
         return True

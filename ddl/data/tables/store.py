@@ -100,6 +100,8 @@ def _write(place: Path, convert: Callable[[IO[bytes]], dict[str, Any]]) -> None:
 def _cache() -> Path | None:
     """The user's cache folder for tables; None if there is none that only this user can write."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(base):  # of a user whom the system does not know it is "~"
+        return None
     folder = Path(base) / "ddl" / "tables"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

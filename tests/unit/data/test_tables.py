@@ -157,3 +157,14 @@ def test_a_resumed_run_refuses_other_categories(tmp_path):
 def test_a_table_of_categories_alone_without_names_has_no_header(tmp_path):
     splits, x = opened(write_csv(tmp_path / "a.csv", [["pq"[i % 2], "rs"[i % 2], "ab"[i % 2]] for i in range(8)]))
     assert len(splits.train) == 8 and x.shape == (8, 4)
+
+
+def test_no_folder_called_tilde_is_made_for_a_user_without_home(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "a.csv").write_text("a,y\n" + "1,0\n2,1\n" * 20)
+    assert len(open_dataset("files", path="a.csv").train)
+    assert not (tmp_path / "~").exists()

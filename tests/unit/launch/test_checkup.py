@@ -84,6 +84,12 @@ def test_a_missing_library_and_a_missing_package_are_named(monkeypatch, tmp_path
     assert finding.wrong and "mpi4py is missing" in finding.text
 
 
+def test_a_missing_home_is_named_before_mpi_is_tried(monkeypatch):
+    monkeypatch.delenv("HOME")
+    ((finding,), can_report) = library(lambda: ({}, "Failed initializing opal: -1"))
+    assert finding.wrong and not can_report and "HOME is not set" in finding.text and "export HOME=" in finding.text
+
+
 def test_the_report_ends_with_the_problems():
     text = doctor.report(
         [Finding("A", True, "fine"), Finding("B", False, "broken", True), Finding("B", False, "dies", ends=True)]

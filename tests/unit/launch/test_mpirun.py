@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from ddl.launcher.mpirun import (
     Filter,
     Host,
     command_line,
+    home,
     members,
     parse_hosts,
     ranks,
@@ -140,3 +142,10 @@ def test_ranks_of_a_launch_are_distinguished_from_companions_and_other_launches(
     finally:
         for process in started:
             process.communicate(b"\n")
+
+
+def test_mpirun_gets_a_home_for_a_user_without_one(monkeypatch):
+    assert home({"HOME": "/home/me"}) == "/home/me"
+    assert home({}) == home({"HOME": ""}) == pwd.getpwuid(os.getuid()).pw_dir
+    monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)
+    assert home({}) == "/"
