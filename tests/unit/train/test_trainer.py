@@ -121,7 +121,7 @@ def test_a_measured_table_is_read_as_by_a_job(here):
     Tuning((TuningRule(1, 1, 0, "ring"),)).save(here / "tuning.json")
     run = trainer({"comm.tuning": "tuning.json"})
     run.fit(steps=2)
-    assert run._loop.task.tuning == Tuning.load(here / "tuning.json")
+    assert run._runner.loop.task.tuning == Tuning.load(here / "tuning.json")
     (here / "tuning.json").write_text("{}")
     with pytest.raises(UserError, match=r"tuning\.json is not a tuning table"):
         trainer({"comm.tuning": "tuning.json"}).fit(steps=2)
