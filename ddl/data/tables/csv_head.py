@@ -51,10 +51,6 @@ class Head:
         if row[0].lstrip().startswith("#"):
             comment = self.delimiter.join(row).strip()[:40]
             return f"{comment!r} is a comment, which a CSV file cannot have: delete the line"
-        if self.columns[0].startswith("#"):
-            return (
-                f"{counted(len(row), 'column')}, but line 1, {self.columns[0][:40]!r}, is a comment: delete that line"
-            )
         return f"{counted(len(row), 'column')} where there are {len(self.columns)}"
 
 
@@ -102,6 +98,8 @@ def read_head(
     has_header = _names_columns(lines, cells, rows, path, decimal) if header is None else header
     if has_header and len(cells) > 1 and not cells[-1] and rows and not any(row[-1] for row in rows):
         cells = cells[:-1]  # each line ends with the delimiter
+    if has_header:
+        cells[0] = cells[0].removeprefix("#").lstrip() or cells[0]  # numpy.savetxt writes the names as a comment
     columns = cells if has_header else [str(number) for number in range(len(cells))]
     looked_at = rows if has_header else [cells, *rows]
     named = enumerate(cells) if has_header else [(0, None)]

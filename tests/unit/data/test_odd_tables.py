@@ -199,6 +199,7 @@ READ = {
     "spaces": ("a.csv", TABLE.replace(",", " , "), {}),
     "blank lines": ("a.csv", "\n" + TABLE.replace("\n", "\n\n") + "\n \n", {}),
     "empty cells at the end": ("a.csv", TABLE.replace("\n", ",\n").replace("y,\n", "y\n"), {}),
+    "names as a comment": ("a.csv", "# " + TABLE, {}),
     "a delimiter at the end": ("a.csv", TABLE.replace(",", ";").replace("\n", ";\n"), {}),
     "no header": ("a.csv", BODY, {}),
     "no last line end": ("a.csv", TABLE[:-1], {}),

@@ -15,7 +15,7 @@ from ddl import evaluate, predict
 from ddl.checkpoint import Store
 from ddl.errors import ConfigError, UserError
 from ddl.output import SafeStream
-from ddl.run.predictions import Block, Predictions, write
+from ddl.run.predictions import ColumnGroup, Predictions, write
 from ddl.run.trained import choose_checkpoint
 from ddl.train.__main__ import main as train
 
@@ -189,7 +189,9 @@ def test_the_checkpoint_that_training_evaluated_at_its_end_is_the_default(tmp_pa
 
 def test_numbers_keep_their_digits_and_a_failed_write_leaves_the_old_file(tmp_path):
     values = np.array([0.1, np.nan, 1e-30], np.float32)
-    predictions = Predictions({"row": np.arange(1, 4), "p": Block(("a", "b"), np.stack([values, values], axis=1))})
+    predictions = Predictions(
+        {"row": np.arange(1, 4), "p": ColumnGroup(("a", "b"), np.stack([values, values], axis=1))}
+    )
     path = tmp_path / "p.jsonl"
     write(predictions, str(path), "jsonl")
     assert json.loads(path.read_text().splitlines()[0]) == {"row": 1, "p": {"a": 0.1, "b": 0.1}}
@@ -198,7 +200,7 @@ def test_numbers_keep_their_digits_and_a_failed_write_leaves_the_old_file(tmp_pa
     assert (tmp_path / "p.csv").read_text().splitlines()[1] == "1,0.1,0.1"
     before = path.read_bytes()
     with pytest.raises(IndexError):
-        write(Predictions({"row": np.arange(2), "odd": Block(("a", "b"), np.zeros(2))}), str(path), "csv")
+        write(Predictions({"row": np.arange(2), "odd": ColumnGroup(("a", "b"), np.zeros(2))}), str(path), "csv")
     assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "p.jsonl"]
 
 
