@@ -41,7 +41,7 @@ def _csv_table(
     shape: Sequence[int] | None = None,
 ) -> TableSource:
     named = [*_targets(request), *(features or request.table.columns), *request.table.drop, *request.table.types]
-    by_name = any(isinstance(one, str) and not one.strip("+- ").isdecimal() for one in named)
+    by_name = any(isinstance(one, str) and one != "none" and not one.strip("+- ").isdecimal() for one in named)
     open_reader = partial(
         csv_reader,
         header=True if by_name and header is None else header,
