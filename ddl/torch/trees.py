@@ -63,7 +63,7 @@ def unpacked(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return {unpacked(key, arrays): unpacked(one, arrays) for key, one in pairs}
         case {"counter": list(pairs)}:
             return Counter({unpacked(key, arrays): one for key, one in pairs})
-    raise ValueError(f"{sorted(value)} is no packed value")
+    raise ValueError(f"not a packed value: {value!r}")
 
 
 def _dtype(kind: str) -> torch.dtype:

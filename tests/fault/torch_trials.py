@@ -213,8 +213,10 @@ def main(count: int, seed: int, only: Sequence[int] = ()) -> int:
     rng, place, trials = np.random.default_rng(seed), Path(tempfile.mkdtemp(prefix="ddl-trials-")), []
     try:
         began, first = time.monotonic(), Launch(place / "calm", Trial(2, []))
-        if not first.run() or not (found := results(first.folder)):
-            raise SystemExit(f"the undisturbed run failed: {first.output}")
+        is_over, found = first.run(), results(first.folder)
+        if not is_over or not found:
+            state = "ended" if is_over else "did not end"
+            raise SystemExit(f"the undisturbed run {state} with results of ranks {sorted(found)}: {first.output}")
         calm_s = time.monotonic() - began
         for number in range(count):
             trial = draw(rng)

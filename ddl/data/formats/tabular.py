@@ -21,7 +21,6 @@ from ddl.errors import DataError
 from ddl.registry import instantiate
 
 TEXT, LABEL = "text", "label"
-NONE = "none"  # as the targets: there are none
 
 
 def open_csv(paths: Sequence[Path], request: Request) -> Source:
@@ -42,7 +41,7 @@ def _csv_table(
     shape: Sequence[int] | None = None,
 ) -> TableSource:
     named = [*_targets(request), *(features or request.table.columns), *request.table.drop, *request.table.types]
-    by_name = any(isinstance(one, str) and one != NONE and not one.strip("+- ").isdecimal() for one in named)
+    by_name = any(isinstance(one, str) and one != "none" and not one.strip("+- ").isdecimal() for one in named)
     open_reader = partial(
         csv_reader,
         header=True if by_name and header is None else header,
@@ -116,7 +115,7 @@ def _table(
         paths,
         open_reader,
         Asked(
-            targets=None if not targets else [] if targets == [NONE] else targets,
+            targets=None if not targets else [] if targets == ["none"] else targets,
             target_kind=target_kind or request.target_kind,
             dtype=request.dtype,
             like=request.like,

@@ -164,7 +164,7 @@ def test_no_folder_called_tilde_is_made_for_a_user_without_home(monkeypatch, tmp
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("ddl.data.tables.store.CACHED_FROM", 0)
     (tmp_path / "a.csv").write_text("a,y\n" + "1,0\n2,1\n" * 20)
     assert len(open_dataset("files", path="a.csv").train)
     assert not (tmp_path / "~").exists()
