@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddl.data.formats.files import Column, FileSource
+from ddl.data.formats.files import FileColumn, FileSource
 from ddl.data.formats.npy import first_bytes
 from ddl.data.formats.rows import MappedRows
 from ddl.data.source import Field, Source
@@ -32,7 +32,7 @@ def cifar(path: Path, record: int, classes: tuple[int, ...], dtype: np.dtype) ->
     if wrong.any():
         first = int(np.argmax(wrong))
         raise DataError(f"label {labels[first].max()} of {classes[-1]} classes: not this format", path, first * record)
-    image = Column(rows, Field((32, 32, 3), dtype), _chw_to_hwc)
+    image = FileColumn(rows, Field((32, 32, 3), dtype), _chw_to_hwc)
     return FileSource({"x": image}, labels[:, -1], [str(label) for label in range(classes[-1])])
 
 

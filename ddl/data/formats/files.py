@@ -18,7 +18,7 @@ from ddl.wording import named
 
 
 @dataclass(frozen=True)
-class Column:
+class FileColumn:
     """One field: the rows it is read from, and their conversion. ``convert`` works on (n, ...) as stored."""
 
     rows: Rows
@@ -31,7 +31,7 @@ class FileSource(Source):
 
     labels: class numbers (n,) that lie in memory, small as they are; they become the field "y"."""
 
-    def __init__(self, columns: Mapping[str, Column], labels: np.ndarray | None = None, names: Sequence[str] = ()):
+    def __init__(self, columns: Mapping[str, FileColumn], labels: np.ndarray | None = None, names: Sequence[str] = ()):
         self._columns, self._labels, self.names = dict(columns), labels, tuple(names)
         lengths = {name: column.rows.shape[0] for name, column in columns.items()}
         if labels is not None:
@@ -200,7 +200,7 @@ def pair(
         raise DataError(f"samples of shape {x.shape[1:]} cannot be reshaped to {sample}", x.path)
     if is_image and len(sample) == 2 and shape is None:
         sample = (*sample, 1)
-    columns = {"x": Column(x, Field(sample, delivered, size), same)}
+    columns = {"x": FileColumn(x, Field(sample, delivered, size), same)}
     if y is None:
         return FileSource(columns)
     if len(y.shape) == 1 and y.dtype.kind in "biu":
@@ -218,5 +218,5 @@ def pair(
         raise DataError(f"{y.shape[0]} targets for the {x.shape[0]} samples of {x.path}", y.path)
     # Whole numbers stay as they are until the kind of the target is decided (targets.py).
     kept = {"f": dtype, "U": y.dtype.newbyteorder("=")}.get(y.dtype.kind, np.dtype(np.int64))
-    columns["y"] = Column(y, Field(y.shape[1:] or (1,), kept), same)
+    columns["y"] = FileColumn(y, Field(y.shape[1:] or (1,), kept), same)
     return FileSource(columns)
