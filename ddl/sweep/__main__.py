@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def _job(job: Any, folder: Path) -> list[str]:
     return words_of(settings)
 
 
+@contextmanager
+def _ended_by_signals(sweep: Sweep) -> Iterator[None]:
+    """Signals that end programs end the trials of ``sweep`` first; HUP stays ignored where it was (nohup)."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: sweep.end()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         "ddl.sweep",
@@ -84,9 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, words = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     try:
         sweep = read(Path(arguments.file), words)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: sweep.end())
-        results = sweep.run(lambda line: print(line, flush=True))
+        with _ended_by_signals(sweep):
+            results = sweep.run(lambda line: print(line, flush=True))
     except ConfigError as error:
         complain("ddl.sweep", error)
         return error.exit_status
