@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 SPLIT = {"data.validation": 0.0, "data.test": 0.0}
 TOKENS = {"data.normalize": "auto"}
@@ -264,7 +265,7 @@ def _text(draw: Random, folder: Path, format: str) -> Case:
 
 
 def _images(draw: Random, folder: Path, format: str) -> Case:
-    what = draw.choice(["png", "idx", "cifar", "html"])
+    what = draw.choice(["png", "idx", "cifar", "html", "damaged png"])
     random = np.random.default_rng(draw.randrange(2**32))
     rows = draw.choice([60, 60, 10])
     labels = random.integers(0, 3, rows).astype(np.uint8)
@@ -272,9 +273,13 @@ def _images(draw: Random, folder: Path, format: str) -> Case:
     settings: dict[str, Any] = {"data.path": str(folder), "model.name": draw.choice(["cnn", "mlp"])}
     case = Case(f"images: {rows} as {what}; {settings['model.name']}", settings, is_plain=rows == 60)
     if what == "png":
+        for number, (label, image) in enumerate(zip(labels, pixels, strict=True)):
+            (folder / f"class {label}").mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / f"class {label}" / f"{number}.png")
+    elif what == "damaged png":
         (folder / "cats").mkdir()
         (folder / "cats" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + pixels.tobytes())
-        case.refused = "its format is not recognised"
+        case.refused = "not an image"
     elif what == "html":
         (folder / "train-images-idx3-ubyte").write_text("<html><body>not found</body></html>")
         case.refused = "IDX"
