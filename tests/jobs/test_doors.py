@@ -133,7 +133,8 @@ def test_parameters_that_do_not_match_are_rejected_or_reported(train):
 
 
 def test_training_ends_when_it_no_longer_helps(train):
-    ended = train("mlp", 2, *QUICK, "--train.epochs=200", "--train.patience=2", "--optim.schedule=constant")
+    words = ("--train.epochs=200", "--train.patience=2", "--optim.schedule=constant", "--metrics.console_every_s=60")
+    ended = train("mlp", 2, *QUICK, *words)
     summary, final = ended.summary, ended.summary["final"]
     assert summary["epochs"] < 200 and "2 evaluations" in summary["stopped_early"]
     assert summary["test"]["accuracy"] > 0.9
