@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial, wraps
 from typing import Any
@@ -75,6 +76,8 @@ def runs_compiled(x: Any) -> bool:
 def _numba_is_there() -> bool:
     global _available
     if _available is None:
+        # Numba's coloured errors would replace sys.stdout by colorama's, which prints an escape sequence at the end.
+        os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
         try:
             numba = importlib.import_module("numba")
             _available = not numba.config.DISABLE_JIT and compile_cache.prepare(numba)

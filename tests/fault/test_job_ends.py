@@ -47,7 +47,7 @@ def test_sys_exit_on_one_rank_without_tolerance_ends_the_job(jobs):
 
 def test_a_hang_without_tolerance_ends_the_job_if_a_limit_is_set(jobs):
     words = ("--fault.tolerance", "off", "--fault.hang_timeout_s", "2")
-    ended = jobs.run(*words, chaos="hang rank 1 at step 5", n=2)
+    ended = jobs.run(*words, chaos="hang rank 1 at step 5 point step.compute", n=2)
     assert ended.status not in (0, 75), ended.said
     notes = [json.loads(path.read_text()) for path in ended.folder.glob("notes/*/rank-1.json")]
     assert [(note["kind"], note["step"]) for note in notes] == [("hang", 5)]

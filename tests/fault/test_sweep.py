@@ -90,10 +90,8 @@ BOUND = "recover.reassign recovery.gather+*3 recovery.share+ recovery.gather+ re
 CHECKPOINT_FILE = "checkpoint.open+ checkpoint.write+ checkpoint.fsync+"
 PARTS = {
     "set-up": Part(
-        passed(
-            "job.gather+ job.barrier+ job.gather+ setup.claim setup.claim.done job.gather+ job.broadcast+*4 job.agree+"
-        )
-        + passed("setup.announce"),
+        passed("job.gather+ job.barrier+ job.gather+ setup.claim setup.claim.done job.gather+*2 job.broadcast+*4")
+        + passed("job.agree+ setup.announce"),
         None,
         leads=("setup.claim", "setup.claim.done", "setup.announce"),
     ),
