@@ -135,7 +135,7 @@ class TrainedModel:
         single = self._of_one(x)
         if single is not None:
             return self._each(single, meaning)[0]
-        if isinstance(x, np.ndarray) and len(x) <= MOST_AT_ONCE:
+        if isinstance(x, np.ndarray) and x.ndim and len(x) <= MOST_AT_ONCE:
             batch = {"x": self._array(x)}
             for transform in self._transforms:
                 batch = transform(batch, [slice(0, len(x))], [])
@@ -170,6 +170,8 @@ class TrainedModel:
     def _array(self, x: np.ndarray) -> np.ndarray:
         """Samples (rows, ...) as the model takes them, in a new array."""
         wanted = tuple(self._x.shape)
+        if "categories" in self.trained.known.fields:
+            raise UserError("an array lacks the categories that the model embeds: give samples as a dict of columns")
         if not x.ndim or x.shape[1:] != wanted:
             raise UserError(f"samples have the shape (rows, {', '.join(map(str, wanted))}), these are {x.shape}")
         if x.dtype.kind not in "biuf" or (self._x.dtype.kind in "iu" and x.dtype.kind == "f"):
@@ -187,6 +189,10 @@ class TrainedModel:
         if not names:
             raise UserError("the run was not trained on a table with named columns: give an array of samples")
         used = {name: columns[name] for name in names if name in columns}
+        if alone := [name for name, column in used.items() if isinstance(column, str) or np.ndim(column) == 0]:
+            raise UserError(
+                f"{listed(map(repr, alone), 'and')}: one value, where the other columns have one for each row"
+            )
         lengths = {name: len(column) for name, column in used.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"columns differ in length: {lengths}")
@@ -196,7 +202,7 @@ class TrainedModel:
             path = Path(folder, "table.csv")
             _write_cells(path, used)
             try:
-                source = self.trained.open_inputs(str(path), dialect=False)
+                source = self.trained.open_inputs(str(path), is_plain=True)
                 source.hold([range(len(source))])
                 fields: Any = source.gather(np.arange(len(source)))
                 return Arrays(**fields)
@@ -227,7 +233,7 @@ def _columns_of(x: Any) -> Mapping[str, Any] | None:
 
 
 def _write_cells(path: Path, columns: Mapping[str, Any]) -> None:
-    """A CSV file of these cells; None and NaN are missing."""
+    """A plain CSV file of these cells; None, NaN and empty texts are missing."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(columns)
@@ -235,5 +241,11 @@ def _write_cells(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def _cell(cell: Any) -> Any:
+    if isinstance(cell, np.datetime64):
+        cell = cell.astype("datetime64[us]")  # finer ones would become whole numbers
     cell = cell.item() if isinstance(cell, np.generic) else cell.as_py() if hasattr(cell, "as_py") else cell
-    return "" if cell is None or cell != cell else cell
+    # Not an empty cell: a row of nothing else would be a blank line. pandas' NA and NaT are missing by their names.
+    is_missing = (
+        cell is None or (isinstance(cell, float) and cell != cell) or (isinstance(cell, str) and not cell.strip())
+    )
+    return "NA" if is_missing else cell

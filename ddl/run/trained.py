@@ -37,6 +37,7 @@ from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.state import Progress, State
 
 T = TypeVar("T")
+PLAIN: Mapping[str, Any] = {"header": True, "delimiter": ",", "decimal": "."}  # options of a CSV file
 
 
 def together(group: Group, action: Callable[[], T]) -> T:
@@ -148,11 +149,11 @@ class Trained:
             raise ConfigError(f"run {str(self.folder)!r} has no {name} split")
         return source
 
-    def open_inputs(self, path: str, labelled: bool = False, targets: str = "", dialect: bool = True) -> Source:
+    def open_inputs(self, path: str, labelled: bool = False, targets: str = "", is_plain: bool = False) -> Source:
         """Samples from a file or folder, in any format that training reads, numbered as the training data were.
 
         labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
-        dialect: the file is written as the job's options say; otherwise it is plain CSV.
+        is_plain: the file is UTF-8 CSV with names, commas and decimal points, whatever the job's files are.
         Raises UserError if they do not match."""
         data = self.job.data
         is_file = data.source == "files"
@@ -162,10 +163,10 @@ class Trained:
             format=data.format if is_file else "auto",
             columns=columns,
             targets=targets,
-            options=data.options if is_file and dialect else {},
+            options=PLAIN if is_plain else data.options if is_file else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
-            table=table_settings(self.job),
+            table=replace(table_settings(self.job), **({"encoding": ""} if is_plain else {})),
             images=ImageSettings(damaged=data.damaged),
         )
         return inputs.open(path, self.known)
@@ -234,7 +235,12 @@ class Trained:
         start = own.start
         for batch in batches(source, own, self.job.data.batch_eval, self.transforms):
             stop = start + len(batch["x"])
-            yield {heading: names[start:stop], **self._answered(batch, raw, targets)}
+            answers = self._answered(batch, raw, targets)
+            if heading in answers:
+                raise ConfigError(
+                    f"the predictions have a column {heading!r} themselves: rename the column that names the samples"
+                )
+            yield {heading: names[start:stop], **answers}
             start = stop
 
     def _answered(self, batch: Mapping[str, np.ndarray], raw: bool, targets: bool) -> dict[str, Column | ColumnGroup]:
