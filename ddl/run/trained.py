@@ -21,8 +21,7 @@ from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.config.trust import OPENING, refuse_code
 from ddl.data import ImageSettings, Inputs, Known, Normalise, Source, compare
-from ddl.errors import CheckpointError, ConfigError, DataError, DdlError, UserError
-from ddl.metrics import read_summary
+from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers, Supervised
 from ddl.nn import Context
 from ddl.nn.metric import ConfusionMatrix
@@ -34,6 +33,7 @@ from ddl.run.resume import understand
 from ddl.train.build import knowledge_of, model_of
 from ddl.train.datasets import build_data, table_settings
 from ddl.train.evaluate import batches, evaluate, own_samples
+from ddl.train.initial import choose_checkpoint
 from ddl.train.state import Progress, State
 
 T = TypeVar("T")
@@ -352,26 +352,3 @@ def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np
             loss, weight = loss_of(slice(row, row + 1))
         found[row] = loss / weight if weight else 0.0
     return found
-
-
-def choose_checkpoint(folder: Path, asked: str, store: Store) -> tuple[Path | None, str]:
-    """(path, kind) of the checkpoint to use; the path None is the newest that can be read.
-
-    asked: "final", "newest", "best" or a checkpoint's folder. The final one is what training evaluated at its end,
-    according to summary.json: the best if it was restored. Without such a record it is the newest.
-    Raises CheckpointError if there is no best."""
-    if asked == "final":
-        try:
-            final = read_summary(folder).get("final")
-        except DataError:
-            final = None
-        is_best = isinstance(final, Mapping) and final.get("checkpoint") == "best"
-        asked = "best" if is_best and store.best() is not None else "newest"
-    if asked == "newest":
-        return None, asked
-    if asked == "best":
-        path = store.best()
-        if path is None:
-            raise CheckpointError("no checkpoint was evaluated, so none is the best")
-        return path, asked
-    return (Path(asked) if Path(asked).exists() else store.folder / asked), Path(asked).name
