@@ -15,6 +15,7 @@ import numpy as np
 
 from ddl.arrays import Arena, host
 from ddl.data import Arrays, Source
+from ddl.data.formats.files import Concat
 from ddl.errors import DataError, UserError
 from ddl.nn import Context
 from ddl.run.files import export, save
@@ -45,8 +46,9 @@ def load(
 class TrainedModel:
     """Answers samples as they were before training: normalisation, columns and words are those of the training data.
 
-    Samples are an array (rows, ...), or one sample; a dict of columns, or a table of pandas; a text, or several; or the
-    path of a file that training could read. Several threads may ask at once."""
+    Samples are an array (rows, ...), or one sample; a dict of columns, or a table of pandas; a text, or several; an
+    image of Pillow, or several; or the path of a file that training could read, or several paths. Several threads may
+    ask at once."""
 
     def __init__(self, trained: Trained):
         self.trained = trained
@@ -152,6 +154,8 @@ class TrainedModel:
             return [x] if self.trained.takes_text else None
         if isinstance(x, Mapping) and x and all(np.ndim(cell) == 0 for cell in x.values()):
             return {name: [cell] for name, cell in x.items()}
+        if hasattr(x, "getexif"):
+            return [x]
         is_array = hasattr(x, "shape") and hasattr(x, "dtype")
         return np.asarray(x)[None] if is_array and tuple(x.shape) == tuple(self._x.shape) else None
 
@@ -160,6 +164,11 @@ class TrainedModel:
             return x
         if isinstance(x, Path) or (isinstance(x, str) and not self.trained.takes_text):
             return self.trained.open_inputs(str(x))
+        if isinstance(x, list | tuple) and x and all(isinstance(one, Path) for one in x):
+            return Concat([self._source(one) for one in x])
+        shape_image = self.trained.known.shape_image
+        if isinstance(x, list | tuple) and shape_image is not None and all(hasattr(one, "getexif") for one in x):
+            x = [shape_image(one) for one in x]
         columns = _columns_of(x)
         if columns is not None:
             return self._table(columns)

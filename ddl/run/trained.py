@@ -155,7 +155,7 @@ class Trained:
         labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
         is_plain: the file is UTF-8 CSV with names, commas and decimal points, whatever the job's files are.
         Raises UserError if they do not match."""
-        data = self.job.data
+        data, table = self.job.data, table_settings(self.job)
         is_file = data.source == "files"
         # A job's file of targets belongs to its own samples; columns are named alike in another file.
         columns = data.targets if is_file and not Path(data.targets).is_absolute() else ""
@@ -166,7 +166,7 @@ class Trained:
             options=PLAIN if is_plain else data.options if is_file else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
-            table=replace(table_settings(self.job), **({"encoding": ""} if is_plain else {})),
+            table=replace(table, encoding="") if is_plain else table,
             images=ImageSettings(damaged=data.damaged),
         )
         return inputs.open(path, self.known)

@@ -108,3 +108,18 @@ def test_predictions_that_cannot_be_written_are_one_line(towns, tmp_path, capsys
     assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(UserError):
         model.export(f"file/{output}.safetensors")
+
+
+def test_images_of_pillow_and_several_paths_are_answered_as_their_files(tmp_path, rng):
+    pillow = pytest.importorskip("PIL.Image")
+    for place in range(24):
+        path = tmp_path / "images" / ["dark", "light"][place % 2] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (9, 8, 3)) + 100 * (place % 2)
+        pillow.fromarray(pixels.astype(np.uint8)).resize((16, 12)).save(path)
+    model = trained(tmp_path / "images", "--data.image_size=8")
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    wanted = model.outputs(tmp_path / "images")
+    np.testing.assert_allclose(model.outputs(paths), wanted, rtol=1e-5)
+    np.testing.assert_allclose(model.outputs([pillow.open(path) for path in paths]), wanted, rtol=1e-5)
+    assert np.allclose(model.outputs(pillow.open(paths[0])), wanted[0], rtol=1e-5)
