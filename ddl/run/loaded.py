@@ -46,9 +46,9 @@ def load(
 class TrainedModel:
     """Answers samples as they were before training: normalisation, columns and words are those of the training data.
 
-    Samples are an array (rows, ...), or one sample; a dict of columns, or a table of pandas; a text, or several; an
-    image of Pillow, or several; or the path of a file that training could read, or several paths. Several threads may
-    ask at once."""
+    Samples are an array (rows, ...), or one sample; a dict of columns, a list of dicts, or a table of pandas; a text, or
+    several; an image of Pillow, or several; or the path of a file that training could read, or several paths. Several
+    threads may ask at once."""
 
     def __init__(self, trained: Trained):
         self.trained = trained
@@ -234,9 +234,11 @@ class TrainedModel:
 
 
 def _columns_of(x: Any) -> Mapping[str, Any] | None:
-    """The columns of a dict, or of a table of pandas, polars or pyarrow; None for anything else."""
+    """The columns of a dict, of a list of dicts, or of a table of pandas, polars or pyarrow; None for anything else."""
     if isinstance(x, Mapping):
         return x
+    if isinstance(x, list | tuple) and x and all(isinstance(row, Mapping) for row in x):
+        return {name: [row.get(name) for row in x] for name in dict.fromkeys(name for row in x for name in row)}
     names = getattr(x, "column_names", None) or getattr(x, "columns", None)
     return None if names is None or isinstance(x, np.ndarray) else {str(name): list(x[name]) for name in names}
 

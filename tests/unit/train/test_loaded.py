@@ -45,6 +45,8 @@ def test_columns_in_memory_are_not_in_the_encoding_of_the_files(towns):
 def test_true_and_whole_floats_are_the_categories_that_files_spell_otherwise(towns):
     model, _ = towns
     written = model.predict({"city": ["Bern"] * 2, "code": ["8002", "8003"], "flag": ["true", "false"]})
+    rows = [{"city": "Bern", "code": "8002", "flag": "true"}, {"city": "Bern", "code": "8003", "flag": "false"}]
+    assert (model.predict(rows) == written).all()
     assert (model.predict({"city": ["Bern"] * 2, "code": [8002.0, 8003.0], "flag": [True, False]}) == written).all()
 
 
