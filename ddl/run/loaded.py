@@ -46,9 +46,9 @@ def load(
 class TrainedModel:
     """Answers samples as they were before training: normalisation, columns and words are those of the training data.
 
-    Samples are an array (rows, ...), or one sample; a dict of columns, a list of dicts, or a table of pandas; a text, or
-    several; an image of Pillow, or several; or the path of a file that training could read, or several paths. Several
-    threads may ask at once."""
+    Samples are an array (rows, ...), or one sample; a dict of columns, a list of dicts, or a table of pandas; a text,
+    or several; an image of Pillow, or several; or the path of a file that training could read, or several paths.
+    Several threads may ask at once."""
 
     def __init__(self, trained: Trained):
         self.trained = trained
