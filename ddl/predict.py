@@ -150,8 +150,9 @@ def _samples(trained: Trained, arguments: argparse.Namespace, group: Group) -> I
                 path.write_text("".join(" ".join(line.split()) + "\n" for line in arguments.text), "utf-8")
             elif trained.takes_text and not path.exists() and "*" not in path.name:
                 raise DataError("no such file; --text LINE takes a line of text itself", path)
-            source = trained.open_inputs(str(path))
-            return named_by(source, path, arguments.id, trained.job.data.encoding) if arguments.id else source
+            source, data = trained.open_inputs(str(path)), trained.job.data
+            delimiter = data.options.get("delimiter") if data.source == "files" else None
+            return named_by(source, path, arguments.id, data.encoding, delimiter) if arguments.id else source
 
         yield together(group, opened)
 

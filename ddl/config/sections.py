@@ -137,7 +137,9 @@ class ModelSettings:
     options: dict[str, Any] = setting({}, "further arguments of the model, by name")
     loss: str = setting("auto", 'a loss by name, or "package.module:Name"; auto: chosen from the model and the targets')
     metrics: tuple[str, ...] = setting(("auto",), "metrics by name; auto: chosen from the loss")
-    from_: str = setting("", "a run folder, checkpoint or state_dict (.pt) whose parameters training starts from")
+    from_: str = setting(
+        "", "a run folder (its final state), checkpoint or state_dict (.pt) whose parameters training starts from"
+    )
     freeze: tuple[str, ...] = setting((), 'patterns of parameter names that are not trained, such as "conv*"')
     strict: bool = setting(True, "with model.from: every parameter must exist there with the same shape")
 

@@ -26,7 +26,7 @@ from ddl.data.formats.labelled_text import (
     json_lines,
     plain_lines,
 )
-from ddl.data.formats.pixels import ImageSettings
+from ddl.data.formats.pixels import Form, ImageSettings, shaped
 from ddl.data.formats.webdataset import open_tars
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
@@ -100,6 +100,14 @@ class Known:
         texts = LabelledText(TextList([], [], ()), length=self.learned["length"], vocabulary=self.learned["vocabulary"])
         texts.recall(self.learned)
         return lambda text: texts.encode(text)[0]
+
+    @property
+    def shape_image(self) -> Callable[[Any], np.ndarray] | None:
+        """What turns an image of Pillow into x; None if the training data were no image files."""
+        if self.learned.get("kind") != "images":
+            return None
+        form = Form.from_json(self.learned)
+        return lambda image: shaped(image, form)
 
     @property
     def symbols(self) -> Any:

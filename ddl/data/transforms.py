@@ -175,6 +175,12 @@ class Mixup:
         _need(self.alpha > 0, "mixup", "alpha", self.alpha, "above 0")
 
     def for_fields(self, fields: Mapping[str, Field]) -> Mixup:
+        """Raises ConfigError for a table whose categories are embedded: two of them have no blend."""
+        if "categories" in fields:
+            raise ConfigError(
+                "mixup cannot blend embedded categories: set data.max_categories to their number, which makes them "
+                "one-hot, or leave mixup out"
+            )
         return self if self.classes else replace(self, classes=fields["y"].size if "y" in fields else None)
 
     def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,15 @@ def export(trained: Trained, path: str | Path, layout: str = "ddl") -> Path:
     Raises ConfigError if the model has no such form, or the file cannot be written."""
     path = Path(path)
     data = check_export(path, layout)(trained, layout)
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside = path.parent / f".{path.name}.tmp-{os.getpid()}"
     try:
         aside.write_bytes(data)
         os.replace(aside, path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it does not exist, or cannot
+            aside.unlink()
     return path
 
 

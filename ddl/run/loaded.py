@@ -15,6 +15,7 @@ import numpy as np
 
 from ddl.arrays import Arena, host
 from ddl.data import Arrays, Source
+from ddl.data.formats.files import Concat
 from ddl.errors import DataError, UserError
 from ddl.nn import Context
 from ddl.run.files import export, save
@@ -45,8 +46,9 @@ def load(
 class TrainedModel:
     """Answers samples as they were before training: normalisation, columns and words are those of the training data.
 
-    Samples are an array (rows, ...), or one sample; a dict of columns, or a table of pandas; a text, or several; or the
-    path of a file that training could read. Several threads may ask at once."""
+    Samples are an array (rows, ...), or one sample; a dict of columns, a list of dicts, or a table of pandas; a text,
+    or several; an image of Pillow, or several; or the path of a file that training could read, or several paths.
+    Several threads may ask at once."""
 
     def __init__(self, trained: Trained):
         self.trained = trained
@@ -135,7 +137,7 @@ class TrainedModel:
         single = self._of_one(x)
         if single is not None:
             return self._each(single, meaning)[0]
-        if isinstance(x, np.ndarray) and len(x) <= MOST_AT_ONCE:
+        if isinstance(x, np.ndarray) and x.ndim and len(x) <= MOST_AT_ONCE:
             batch = {"x": self._array(x)}
             for transform in self._transforms:
                 batch = transform(batch, [slice(0, len(x))], [])
@@ -152,6 +154,8 @@ class TrainedModel:
             return [x] if self.trained.takes_text else None
         if isinstance(x, Mapping) and x and all(np.ndim(cell) == 0 for cell in x.values()):
             return {name: [cell] for name, cell in x.items()}
+        if hasattr(x, "getexif"):
+            return [x]
         is_array = hasattr(x, "shape") and hasattr(x, "dtype")
         return np.asarray(x)[None] if is_array and tuple(x.shape) == tuple(self._x.shape) else None
 
@@ -160,6 +164,11 @@ class TrainedModel:
             return x
         if isinstance(x, Path) or (isinstance(x, str) and not self.trained.takes_text):
             return self.trained.open_inputs(str(x))
+        if isinstance(x, list | tuple) and x and all(isinstance(one, Path) for one in x):
+            return Concat([self._source(one) for one in x])
+        shape_image = self.trained.known.shape_image
+        if isinstance(x, list | tuple) and shape_image is not None and all(hasattr(one, "getexif") for one in x):
+            x = [shape_image(one) for one in x]
         columns = _columns_of(x)
         if columns is not None:
             return self._table(columns)
@@ -170,6 +179,8 @@ class TrainedModel:
     def _array(self, x: np.ndarray) -> np.ndarray:
         """Samples (rows, ...) as the model takes them, in a new array."""
         wanted = tuple(self._x.shape)
+        if "categories" in self.trained.known.fields:
+            raise UserError("an array lacks the categories that the model embeds: give samples as a dict of columns")
         if not x.ndim or x.shape[1:] != wanted:
             raise UserError(f"samples have the shape (rows, {', '.join(map(str, wanted))}), these are {x.shape}")
         if x.dtype.kind not in "biuf" or (self._x.dtype.kind in "iu" and x.dtype.kind == "f"):
@@ -187,6 +198,10 @@ class TrainedModel:
         if not names:
             raise UserError("the run was not trained on a table with named columns: give an array of samples")
         used = {name: columns[name] for name in names if name in columns}
+        if alone := [name for name, column in used.items() if isinstance(column, str) or np.ndim(column) == 0]:
+            raise UserError(
+                f"{listed(map(repr, alone), 'and')}: one value, where the other columns have one for each row"
+            )
         lengths = {name: len(column) for name, column in used.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"columns differ in length: {lengths}")
@@ -196,7 +211,7 @@ class TrainedModel:
             path = Path(folder, "table.csv")
             _write_cells(path, used)
             try:
-                source = self.trained.open_inputs(str(path), dialect=False)
+                source = self.trained.open_inputs(str(path), is_plain=True)
                 source.hold([range(len(source))])
                 fields: Any = source.gather(np.arange(len(source)))
                 return Arrays(**fields)
@@ -219,15 +234,17 @@ class TrainedModel:
 
 
 def _columns_of(x: Any) -> Mapping[str, Any] | None:
-    """The columns of a dict, or of a table of pandas, polars or pyarrow; None for anything else."""
+    """The columns of a dict, of a list of dicts, or of a table of pandas, polars or pyarrow; None for anything else."""
     if isinstance(x, Mapping):
         return x
+    if isinstance(x, list | tuple) and x and all(isinstance(row, Mapping) for row in x):
+        return {name: [row.get(name) for row in x] for name in dict.fromkeys(name for row in x for name in row)}
     names = getattr(x, "column_names", None) or getattr(x, "columns", None)
     return None if names is None or isinstance(x, np.ndarray) else {str(name): list(x[name]) for name in names}
 
 
 def _write_cells(path: Path, columns: Mapping[str, Any]) -> None:
-    """A CSV file of these cells; None and NaN are missing."""
+    """A plain CSV file of these cells; None, NaN and empty texts are missing."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(columns)
@@ -235,5 +252,11 @@ def _write_cells(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def _cell(cell: Any) -> Any:
+    if isinstance(cell, np.datetime64):
+        cell = cell.astype("datetime64[us]")  # finer ones would become whole numbers
     cell = cell.item() if isinstance(cell, np.generic) else cell.as_py() if hasattr(cell, "as_py") else cell
-    return "" if cell is None or cell != cell else cell
+    # Not an empty cell: a row of nothing else would be a blank line. pandas' NA and NaT are missing by their names.
+    is_missing = (
+        cell is None or (isinstance(cell, float) and cell != cell) or (isinstance(cell, str) and not cell.strip())
+    )
+    return "NA" if is_missing else cell

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -180,7 +181,7 @@ def write(predictions: Predictions, output: str, format: str) -> None:
         sys.stdout.flush()
         return
     path = Path(output)
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside = path.parent / f".{path.name}.tmp-{os.getpid()}"
     try:
         with open(aside, "wb") as file:
             if format in TEXT:
@@ -192,4 +193,5 @@ def write(predictions: Predictions, output: str, format: str) -> None:
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it does not exist, or cannot
+            aside.unlink()

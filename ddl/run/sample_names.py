@@ -24,10 +24,12 @@ class Named(Wrapper):
         return self._identifiers
 
 
-def named_by(source: Source, path: Path, column: str, encoding: str = "") -> Source:
-    """``source``, the samples of the file ``path``, named by this column of it. Raises ConfigError, DataError."""
+def named_by(source: Source, path: Path, column: str, encoding: str = "", delimiter: str | None = None) -> Source:
+    """``source``, the samples of the file ``path``, named by this column of it. encoding, delimiter: of text.
+
+    Raises ConfigError, DataError."""
     try:
-        values = column_of(path, column, encoding)
+        values = column_of(path, column, encoding, delimiter)
     except ConfigError as error:
         raise ConfigError(f"--id {column}: {error}") from error
     if len(values) != len(source):

@@ -21,8 +21,7 @@ from ddl.config import Job
 from ddl.config import read as read_config
 from ddl.config.trust import OPENING, refuse_code
 from ddl.data import ImageSettings, Inputs, Known, Normalise, Source, compare
-from ddl.errors import CheckpointError, ConfigError, DataError, DdlError, UserError
-from ddl.metrics import read_summary
+from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
 from ddl.models import Model, Numbers, Supervised
 from ddl.nn import Context
 from ddl.nn.metric import ConfusionMatrix
@@ -34,9 +33,11 @@ from ddl.run.resume import understand
 from ddl.train.build import knowledge_of, model_of
 from ddl.train.datasets import build_data, table_settings
 from ddl.train.evaluate import batches, evaluate, own_samples
+from ddl.train.initial import choose_checkpoint
 from ddl.train.state import Progress, State
 
 T = TypeVar("T")
+PLAIN: Mapping[str, Any] = {"header": True, "delimiter": ",", "decimal": "."}  # options of a CSV file
 
 
 def together(group: Group, action: Callable[[], T]) -> T:
@@ -148,13 +149,13 @@ class Trained:
             raise ConfigError(f"run {str(self.folder)!r} has no {name} split")
         return source
 
-    def open_inputs(self, path: str, labelled: bool = False, targets: str = "", dialect: bool = True) -> Source:
+    def open_inputs(self, path: str, labelled: bool = False, targets: str = "", is_plain: bool = False) -> Source:
         """Samples from a file or folder, in any format that training reads, numbered as the training data were.
 
         labelled: with their targets; targets: the file or columns that hold them, if they differ from the job's.
-        dialect: the file is written as the job's options say; otherwise it is plain CSV.
+        is_plain: the file is UTF-8 CSV with names, commas and decimal points, whatever the job's files are.
         Raises UserError if they do not match."""
-        data = self.job.data
+        data, table = self.job.data, table_settings(self.job)
         is_file = data.source == "files"
         # A job's file of targets belongs to its own samples; columns are named alike in another file.
         columns = data.targets if is_file and not Path(data.targets).is_absolute() else ""
@@ -162,10 +163,10 @@ class Trained:
             format=data.format if is_file else "auto",
             columns=columns,
             targets=targets,
-            options=data.options if is_file and dialect else {},
+            options=PLAIN if is_plain else data.options if is_file else {},
             is_labelled=labelled,
             dtype=self.job.train.dtype,
-            table=table_settings(self.job),
+            table=replace(table, encoding="") if is_plain else table,
             images=ImageSettings(damaged=data.damaged),
         )
         return inputs.open(path, self.known)
@@ -234,7 +235,12 @@ class Trained:
         start = own.start
         for batch in batches(source, own, self.job.data.batch_eval, self.transforms):
             stop = start + len(batch["x"])
-            yield {heading: names[start:stop], **self._answered(batch, raw, targets)}
+            answers = self._answered(batch, raw, targets)
+            if heading in answers:
+                raise ConfigError(
+                    f"the predictions have a column {heading!r} themselves: rename the column that names the samples"
+                )
+            yield {heading: names[start:stop], **answers}
             start = stop
 
     def _answered(self, batch: Mapping[str, np.ndarray], raw: bool, targets: bool) -> dict[str, Column | ColumnGroup]:
@@ -346,26 +352,3 @@ def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np
             loss, weight = loss_of(slice(row, row + 1))
         found[row] = loss / weight if weight else 0.0
     return found
-
-
-def choose_checkpoint(folder: Path, asked: str, store: Store) -> tuple[Path | None, str]:
-    """(path, kind) of the checkpoint to use; the path None is the newest that can be read.
-
-    asked: "final", "newest", "best" or a checkpoint's folder. The final one is what training evaluated at its end,
-    according to summary.json: the best if it was restored. Without such a record it is the newest.
-    Raises CheckpointError if there is no best."""
-    if asked == "final":
-        try:
-            final = read_summary(folder).get("final")
-        except DataError:
-            final = None
-        is_best = isinstance(final, Mapping) and final.get("checkpoint") == "best"
-        asked = "best" if is_best and store.best() is not None else "newest"
-    if asked == "newest":
-        return None, asked
-    if asked == "best":
-        path = store.best()
-        if path is None:
-            raise CheckpointError("no checkpoint was evaluated, so none is the best")
-        return path, asked
-    return (Path(asked) if Path(asked).exists() else store.folder / asked), Path(asked).name

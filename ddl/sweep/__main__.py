@@ -36,6 +36,9 @@ def read(path: Path, words: Sequence[str] = ()) -> Sweep:
     unknown = [name for name in tables if name not in ("sweep", "job", "space")]
     if unknown:
         raise ConfigError(f'{path} has [{unknown[0]}]; its tables are [sweep], [space] and [job], or job = "FILE"')
+    for name in ("sweep", "space"):
+        if not isinstance(tables.get(name, {}), Mapping):
+            raise ConfigError(f"{path}: {name} must be a table, [{name}]")
     options = tables.get("sweep", {})
     for name, value in options.items():
         if name not in OPTIONS:

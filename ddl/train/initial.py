@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from ddl.arrays import host
 from ddl.checkpoint import Store
 from ddl.config import Job
-from ddl.errors import CheckpointError, ConfigError
+from ddl.errors import CheckpointError, ConfigError, DataError
 from ddl.export.torch_layout import from_torch
+from ddl.metrics import read_summary
 from ddl.models import GAN, Model, Supervised
 from ddl.registry import resolve
 from ddl.train.state import State
@@ -78,10 +79,34 @@ def _saved_arrays(path: Path, model: Model, say: Callable[[str], None]) -> Mappi
         return _both(from_torch(model, named) if is_ours and layout != OWN_LAYOUT else named)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     is_store = folder.name == "checkpoints"
+    store = Store(folder if is_store else folder.parent, say=say)
     try:
-        return Store(folder if is_store else folder.parent, say=say).load(None if is_store else folder)[0]
+        return store.load(choose_checkpoint(folder.parent, "final", store)[0] if is_store else folder)[0]
     except CheckpointError as error:
         raise ConfigError(f"model.from = {str(path)!r}: {error}") from error
+
+
+def choose_checkpoint(folder: Path, asked: str, store: Store) -> tuple[Path | None, str]:
+    """(path, kind) of the checkpoint to use; the path None is the newest that can be read.
+
+    asked: "final", "newest", "best" or a checkpoint's folder. The final one is what training evaluated at its end,
+    according to summary.json: the best if it was restored. Without such a record it is the newest.
+    Raises CheckpointError if there is no best."""
+    if asked == "final":
+        try:
+            final = read_summary(folder).get("final")
+        except DataError:
+            final = None
+        is_best = isinstance(final, Mapping) and final.get("checkpoint") == "best"
+        asked = "best" if is_best and store.best() is not None else "newest"
+    if asked == "newest":
+        return None, asked
+    if asked == "best":
+        path = store.best()
+        if path is None:
+            raise CheckpointError("no checkpoint was evaluated, so none is the best")
+        return path, asked
+    return (Path(asked) if Path(asked).exists() else store.folder / asked), Path(asked).name
 
 
 def _both(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

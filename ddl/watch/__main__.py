@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between two looks")
     options = parser.parse_args(argv)
     try:
+        if not math.isfinite(options.every):
+            raise ConfigError(f"--every is {options.every}: it must be a finite number")
         run = RunView(newest_run(options.run))
     except ConfigError as error:
         refuse("ddl.watch", error)

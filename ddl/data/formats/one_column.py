@@ -19,12 +19,13 @@ from ddl.errors import ConfigError
 from ddl.wording import instead, listed
 
 
-def column_of(path: Path, name: str, encoding: str = "") -> Sequence[Any] | np.ndarray:
+def column_of(path: Path, name: str, encoding: str = "", delimiter: str | None = None) -> Sequence[Any] | np.ndarray:
     """The cells of the column ``name``, or the array of that name in an npz file. encoding: of text; "" for UTF-8.
+    delimiter: of CSV; None decides by the first records.
 
     Raises ConfigError if there is none, DataError if the file cannot be read."""
     readers: dict[str, Callable[[Path], Reader]] = {
-        "csv": partial(open_csv, header=True, encoding=encoding),
+        "csv": partial(open_csv, header=True, delimiter=delimiter, encoding=encoding),
         "jsonl": partial(open_json, encoding=encoding),
         "parquet": open_parquet,
         "arrow": open_arrow,

@@ -158,17 +158,29 @@ def _is_whole(format: str | None, stream: BinaryIO) -> bool:
 
 def decode(data: bytes, form: Form, name: str) -> np.ndarray:
     """The first frame of an encoded image as (height, width, channels) uint8. Raises DataError if it is damaged."""
-    image, operations = _pillow()
+    image, _ = _pillow()
     try:
         with image.open(BytesIO(data)) as opened:
-            is_turned = opened.getexif().get(ORIENTATION, 1) != 1
             if opened.format == "JPEG":  # decoding a half, a quarter or an eighth of the size is much faster
                 opened.draft(None, _draft_size(opened, form))
-            shown = operations.exif_transpose(opened) if is_turned else opened
-            pixels = _resized(_coloured(shown, form.channels), form)
-            return np.asarray(pixels, np.uint8).reshape(form.shape)
+            return _shaped(opened, form)
     except _errors() as error:
         raise DataError(_reason(error, data), name) from error
+
+
+def _shaped(opened: Any, form: Form) -> np.ndarray:
+    _, operations = _pillow()
+    is_turned = opened.getexif().get(ORIENTATION, 1) != 1
+    shown = operations.exif_transpose(opened) if is_turned else opened
+    return np.asarray(_resized(_coloured(shown, form.channels), form), np.uint8).reshape(form.shape)
+
+
+def shaped(opened: Any, form: Form) -> np.ndarray:
+    """An image of Pillow as ``decode`` returns it. Raises DataError if its pixels cannot be read."""
+    try:
+        return _shaped(opened, form)
+    except _errors() as error:
+        raise DataError(f"an image {_reason(error, b' ')}") from error
 
 
 def _draft_size(opened: Any, form: Form) -> tuple[int, int]:

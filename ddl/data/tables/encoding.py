@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ddl.data.tables.cells import is_integer
+
 MOST_EMBEDDED = 10_000  # categories of a column; rarer ones share a vector
 WORDS = 4  # a column whose texts have so many words on average is free text
 LEAST_ROWS = 20  # fewer distinct numbers prove no identifier
@@ -101,8 +103,11 @@ class Encoding:
 
     def numbers(self, texts: Sequence[str]) -> np.ndarray | None:
         """For each code of a file, whose ``texts`` they number, the category's number from 1; at the end a 0."""
+        if self.kind != "category":
+            return None
         places = {text: place for place, text in enumerate(self.categories, 1)}
-        return np.array([*(places.get(text, 0) for text in texts), 0]) if self.kind == "category" else None
+        alike = {_respelled(text): place for text, place in reversed(places.items())}
+        return np.array([*(places.get(text) or alike.get(_respelled(text), 0) for text in texts), 0])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,6 +124,14 @@ def _identifies(values: np.ndarray, name: str) -> bool:
     if len(values) < LEAST_ROWS or not IDENTIFIER.search(name):
         return False
     return bool((values == np.floor(values)).all()) and len(np.unique(values)) == len(values)
+
+
+def _respelled(text: str) -> str:
+    """The spelling that programs differ in: Python writes True, JSON true; pandas 8001.0 in a column that has gaps."""
+    if text in ("True", "TRUE", "False", "FALSE"):
+        return text.lower()
+    whole, _, zeros = text.partition(".")
+    return whole if zeros and not zeros.strip("0") and is_integer(whole) else text
 
 
 def _has_words(text: str) -> bool:

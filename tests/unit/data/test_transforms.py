@@ -107,6 +107,12 @@ def test_mixup_of_classes_0_and_1_as_values_and_of_data_without_targets():
     assert set(each(Mixup(1.0), {"x": np.eye(8)})) == {"x"}
 
 
+def test_mixup_refuses_categories_that_it_could_not_blend_with_the_rest():
+    fields = {"x": Field((2,), np.dtype("f4")), "categories": Field((1,), np.dtype("i8"), 40)}
+    with pytest.raises(ConfigError, match="max_categories"):
+        make_transforms(["mixup"], fields)
+
+
 @pytest.mark.parametrize("transform", [Shift(1), Flip(), Crop(1), Noise(), Mixup(0.4, 3)])
 def test_a_shards_draws_do_not_depend_on_its_company(transform):
     given = batch(5, 4, 1)

@@ -16,8 +16,8 @@ from ddl.checkpoint import Store
 from ddl.errors import ConfigError, UserError
 from ddl.output import SafeStream
 from ddl.run.predictions import ColumnGroup, Predictions, write
-from ddl.run.trained import choose_checkpoint
 from ddl.train.__main__ import main as train
+from ddl.train.initial import choose_checkpoint
 
 QUIET = ("--metrics.console_every_s=0", "--fault.tolerance=off", "--data.prefetch=0", "--train.epochs=6")
 

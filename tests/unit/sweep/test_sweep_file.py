@@ -56,6 +56,8 @@ def test_a_file_gives_space_job_and_options(tmp_path):
         ("[sweep]\nparallel = 9999\n[space]\noptim.lr = [0.1]", "more than the"),
         ("job = 'absent.toml'\n[space]\noptim.lr = [0.1]", "there is no job file"),
         ("[sweep", "is not TOML"),
+        ("sweep = 3", r"must be a table, \[sweep\]"),
+        ("space = 'optim.lr'", r"must be a table, \[space\]"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, text, words):

@@ -262,6 +262,15 @@ def test_a_trainer_resumes_from_another_and_a_users_loop_from_both():
     assert second.group is first.group is ddl.init() and ddl.size() == 1
 
 
+def test_a_run_starts_from_the_state_in_which_another_ended():
+    wrong = (X[:16], 1 - Y[:16])  # training makes the validation loss worse
+    first = trainer({"train.restore_best": "on"}, validation=wrong, optimizer=SGD(lr=0.5))
+    assert first.fit(epochs=3)["final"]["checkpoint"] == "best" and first.summary["best"]["epoch"] < 3
+    second = trainer({"model.from": str(first.folder)}, optimizer=SGD(lr=1e-9))
+    second.fit(steps=1)
+    assert all(np.allclose(value, second.params[name], atol=1e-6) for name, value in first.params.items())
+
+
 WHOLE = {
     "uint8": (40, 100),
     "uint16": (8000, 30000),
