@@ -128,8 +128,6 @@ class Trainer:
             optimizer, rules, schedule = translate(optimizer, model, schedule)
         elif hasattr(schedule, "step"):
             raise UserError("a scheduler sets the rates of its optimizer: give that as well, as optimizer")
-        if isinstance(optimizer, Whole) and optimizer.needs_validation and given["validation"] is None:
-            raise UserError("the schedule depends on the validation loss: give validation data")
         self.optimizer: Any = optimizer or Adam()
         self.rules, self.schedule = tuple(rules), schedule
         self._measured = takes_measurements(model)
@@ -147,6 +145,11 @@ class Trainer:
             **record(self, given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
+        if isinstance(optimizer, Whole) and optimizer.needs_validation:
+            if given["validation"] is None:
+                raise UserError("the schedule depends on the validation loss: give validation data")
+            if not self.job.train.evaluate_every:
+                raise UserError("the schedule depends on the validation loss, and train.evaluate_every is 0")
         kind = self.job.data.target_kind
         self._target = decide(as_source(given["train"]), loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)

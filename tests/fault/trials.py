@@ -268,9 +268,9 @@ def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
             fell = str(blow) in happened if blow.place else bool(blow.hit_at)
         if fell:
             trial.struck.append(blow)
+        elif blow.is_at_start:  # another blow may have ended the launch before
+            trial.missed += [blow] * (len(plan.blows) == 1)
         elif plan.must_finish and blow.is_scripted and blow.moment != "recovery" and blow.rank < plan.workers:
-            trial.missed.append(blow)
-        elif blow.is_at_start and len(plan.blows) == 1:
             trial.missed.append(blow)
     lost = {failure["rank"] for failure in summary.get("failures", [])}
     trial.lost = len(lost)

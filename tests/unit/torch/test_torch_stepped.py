@@ -17,7 +17,7 @@ import ddl.torch
 from ddl.arrays import Layout
 from ddl.comm.deaths import Death
 from ddl.data import Order
-from ddl.errors import ConfigError
+from ddl.errors import ConfigError, UserError
 
 STEPS, BATCH, SHARDS = 8, 12, 6
 
@@ -230,6 +230,15 @@ def test_a_search_for_a_learning_rate_tries_it_and_leaves_optimizer_and_schedule
         ends.append(net)
     assert_near(*ends)
     assert abs(found[2e-4] - found[1.0]) > 1e-2
+
+
+def test_a_plateau_without_evaluations_to_follow_is_refused(fresh, points):
+    for validation, every in ((None, 1), (0.0, 1), (0.2, 0)):
+        net = fresh(Net)
+        [optimizer] = as_list(OPTIMIZERS["Adamax"](net))
+        more = {"validation": validation, "settings": {"train.evaluate_every": every}}
+        with pytest.raises(UserError, match="depends on the validation loss"):
+            ddl.Trainer(net, points, optimizer=optimizer, schedule=SCHEDULERS["plateau"](optimizer), **more)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line(fresh, points, tmp_path):
