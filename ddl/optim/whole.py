@@ -26,5 +26,5 @@ class Whole(Protocol):
         ...
 
     def unscheduled(self) -> Whole:
-        """The same without schedules of its own: it takes the learning rates that it is given."""
+        """The same without its schedulers: it takes the learning rates that it is given."""
         ...
