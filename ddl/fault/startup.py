@@ -262,11 +262,11 @@ class Watcher:
         self.write()
 
     def kill_rank(self) -> None:
-        """End the rank, which is this process's parent, with a status that mpirun reports if it can."""
-        os.kill(self.pid, END_SIGNAL)
-        select.select([0], [], [], END_WAIT_S)  # until the end of file of a rank that is gone
-        if os.getppid() == self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+        """End the rank, if it is still this process's parent, with a status that mpirun reports if it can."""
+        for number in (END_SIGNAL, signal.SIGKILL):
+            if os.getppid() == self.pid:
+                os.kill(self.pid, number)
+                select.select([0], [], [], END_WAIT_S)  # until the end of file of a rank that is gone
 
     def write_summary(self, reason: str) -> None:
         """A summary of status "stopped", unless the folder holds that of a run that finished before."""

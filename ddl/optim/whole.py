@@ -17,8 +17,14 @@ class Whole(Protocol):
     needs_validation: its rate depends on the loss on the validation split."""
 
     lr: float
-    needs_validation: bool
+
+    @property
+    def needs_validation(self) -> bool: ...
 
     def over(self, layout: Layout, rules: Sequence[Rule], freeze: Sequence[str]) -> Groups:
         """For parameters with this layout; see ``Groups``."""
+        ...
+
+    def unscheduled(self) -> Whole:
+        """The same without its schedulers: it takes the learning rates that it is given."""
         ...

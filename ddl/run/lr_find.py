@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddl.arrays import Device
 from ddl.config import override
 from ddl.environment import job_size
 from ddl.errors import Diverged, UserError
 from ddl.fault import session
 from ddl.metrics import plots
+from ddl.optim import Whole
+from ddl.train.state import State
 
 if TYPE_CHECKING:
     from ddl.run.trainer import Trainer
@@ -78,11 +81,17 @@ def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> Learnin
         }
         probe.job = override(trainer.job, quiet)
         probe.validation = probe.test = None
+        if isinstance(trainer.optimizer, Whole):
+            probe.optimizer = trainer.optimizer.unscheduled()
         probe.callbacks = [lambda outcome: losses.append(float(outcome.loss))]
         probe.rates = rates
         probe._runner = None
-        with contextlib.suppress(Diverged):  # at the highest rates; the losses before that are what was asked for
-            probe.fit(steps=steps)
+        shown = trainer._state or State(trainer.model, (), trainer.job.train.dtype, trainer.job.run.seed, Device())
+        try:
+            with contextlib.suppress(Diverged):  # at the highest rates; the losses before that are what was asked for
+                probe.fit(steps=steps)
+        finally:
+            trainer.model.show(shown.params.views, shown.buffers)  # a module of PyTorch has been trained
         losses = probe.group.gather_objects(losses)[0]  # only the leader's callback was called
     return _smoothed(rates, np.array(losses))
 

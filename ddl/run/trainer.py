@@ -117,17 +117,17 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
     ):
         given = parts_of(data, {"validation": validation, "test": test}, seed)
-        if isinstance(optimizer, (list, tuple)) and not optimizer:
-            raise UserError("optimizer is an empty list")
-        translate = adapter_of(optimizer[0] if isinstance(optimizer, (list, tuple)) else optimizer, _OPTIMIZERS)
+        translate = adapter_of(optimizer, _OPTIMIZERS)  # what optax makes is a tuple, but not several optimizers
+        if translate is None and isinstance(optimizer, (list, tuple)):
+            translate = adapter_of(optimizer[0], _OPTIMIZERS) if optimizer else None
+            if translate is None:
+                raise UserError(f"optimizer = {optimizer!r:.60}: several are PyTorch's; for ddl's own there are rules")
         if translate is not None:
             if rules:
                 raise UserError("rules go with an optimizer of ddl: one of another framework has parameter groups")
             optimizer, rules, schedule = translate(optimizer, model, schedule)
         elif hasattr(schedule, "step"):
             raise UserError("a scheduler sets the rates of its optimizer: give that as well, as optimizer")
-        if isinstance(optimizer, Whole) and optimizer.needs_validation and validation is None:
-            raise UserError("the schedule depends on the validation loss: give validation data")
         self.optimizer: Any = optimizer or Adam()
         self.rules, self.schedule = tuple(rules), schedule
         self._measured = takes_measurements(model)
@@ -145,6 +145,11 @@ class Trainer:
             **record(self, given, model, loss, metrics),
         }
         self.job = override(Job(), {**known, **(settings or {})})
+        if isinstance(optimizer, Whole) and optimizer.needs_validation:
+            if given["validation"] is None:
+                raise UserError("the schedule depends on the validation loss: give validation data")
+            if not self.job.train.evaluate_every:
+                raise UserError("the schedule depends on the validation loss, and train.evaluate_every is 0")
         kind = self.job.data.target_kind
         self._target = decide(as_source(given["train"]), loss_name(loss), kind, measured=self._measured)
         self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)

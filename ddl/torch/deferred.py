@@ -113,6 +113,8 @@ class Sums:
     def sum(self, flats: Sequence[Tensor]) -> None:
         """flats: (length,) each, contiguous, of one type. Raises PeerLost; they are then undefined."""
         dtype, length = flats[0].dtype, sum(flat.numel() for flat in flats)
+        if not length:
+            return
         pieces = max(-(-length * flats[0].itemsize // PIECE_BYTES), 1)
         most = -(-length // pieces)
         shared = self._shared(most, dtype) if dtype in SUMMED_IN_NODE else None

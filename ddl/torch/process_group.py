@@ -223,6 +223,8 @@ class ProcessGroup(dist.ProcessGroup):
     def _reduce(self, tensor: torch.Tensor, operation: Any) -> None:
         """Reduce one tensor over the ranks, in place. Raises PeerLost; the tensor is then undefined."""
         group = self.steps.group
+        if not tensor.numel():
+            return
         if operation in (dist.ReduceOp.SUM, dist.ReduceOp.AVG) and tensor.dtype in SUMMED:
             flat = tensor.detach().contiguous().view(-1)
             sum_in_place(flat.numpy(), group)
@@ -258,6 +260,8 @@ def _assign(tensors: Sequence[torch.Tensor], results: Sequence[np.ndarray]) -> N
     """Copy arrays of bytes into tensors. Tensors of ranks that are lost, behind those of the others, become zeros."""
     with torch.no_grad():
         for number, tensor in enumerate(tensors):
+            if not tensor.numel():
+                continue  # NumPy gives arrays of no bytes no stride, and they cannot be of another type
             if number < len(results):
                 tensor.copy_(torch.from_numpy(results[number]).view(tensor.dtype).view(tensor.shape))
             else:

@@ -6,6 +6,7 @@ are translated instead (optimizers.py)."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +41,11 @@ class AsTheyAre:
                 raise ConfigError('ReduceLROnPlateau follows the validation loss, which should fall: mode="min"')
         self.rates = [[group.get("lr") for group in o.param_groups] for o in self.optimizers]
         self.lr = self.rate or 1.0  # before any schedule
-        self.needs_validation = any(isinstance(one, lr_scheduler.ReduceLROnPlateau) for one in self.schedulers)
+        self._begun = copy.deepcopy([one.state_dict() for one in (*self.optimizers, *self.schedulers)])
+
+    @property
+    def needs_validation(self) -> bool:
+        return any(isinstance(one, lr_scheduler.ReduceLROnPlateau) for one in self.schedulers)
 
     @property
     def kinds(self) -> list[str]:
@@ -56,7 +61,15 @@ class AsTheyAre:
         return self.rate / self.lr
 
     def over(self, layout: Layout, rules: Sequence[Rule], freeze: Sequence[str]) -> Stepped:
+        """All begin with the state that optimizers and schedulers had when they were given."""
+        for one, state in zip((*self.optimizers, *self.schedulers), self._begun):
+            one.load_state_dict(copy.deepcopy(state))
         return Stepped(layout, self, rules, freeze)
+
+    def unscheduled(self) -> AsTheyAre:
+        alone = copy.copy(self)
+        alone.schedulers = []
+        return alone
 
     def __repr__(self) -> str:
         return "; ".join(map(repr, self.optimizers))

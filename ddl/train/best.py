@@ -56,6 +56,8 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
         return message
     for flat in received:
         group.broadcast(flat, 0)
+    # Into private memory: ranks that share a replica, and did not receive all, still need the newest state.
+    work.state.leave()
     work.state.assign(received)
     _finish(progress, *message)
     return ""

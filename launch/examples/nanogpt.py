@@ -4,8 +4,9 @@
     python launch/examples/nanogpt.py
     mpirun --with-ft ulfm -n 2 python launch/examples/nanogpt.py --steps 2000
 
-About a minute on two cores; it prints the loss on files it has not seen, in bits per byte, beside the entropy of
-single bytes there (all that a model without memory could reach), and then a text that the model writes."""
+It prints the loss on files it has not seen, in bits per byte, beside the entropy of single bytes there (all that a
+model without memory could reach), and then a text that the model writes. On 2 ranks the default of 400 steps took 84 s
+of CPU time in all and reached 2.81 bits per byte, against an entropy of 4.51; the text is then still mostly spaces."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Random trials of a script's own loop around ddl.torch.State: scripts/torch_own_loop.py under a fault-tolerant mpirun.
 
-A trial is bad if the script hangs, if it leaves processes behind, or if a rank that was not struck does not come to the
-end, with the parameters, slots and counts of samples that an undisturbed run has. A rank that is lost before MPI has
-started ends the launch, and the script is then started again."""
+A trial is bad if the script hangs, if it leaves processes behind, if a rank that was not struck does not come to the
+end, with the parameters, slots and counts of samples that an undisturbed run has, or if a blow did not fall that no
+other can have prevented. A rank that is lost before MPI has started ends the launch, and the script is then started
+again."""
 
 from __future__ import annotations
 
@@ -75,13 +76,28 @@ class Trial:
     launches: int = 1
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def missed(self) -> list[Blow]:
+        """Blows that should have fallen: others may have ended the launch or its recovery, or moved the rank on to the
+        next step."""
+        if any(blow.moment in ("start-up", "any", "recovery") for blow in self.struck):
+            return []
+        steps = {blow.step + more for blow in self.struck for more in (-1, 0, 1)}
+        left = [blow for blow in self.blows if blow not in self.struck and blow.moment not in ("any", "recovery")]
+        return [blow for blow in left if blow.step not in steps]
+
     def __str__(self) -> str:
-        verdict = "ok" if not self.problems else "BAD " + "; ".join(self.problems)
+        verdict = verdict_of(self.problems, len(self.struck))
         blows = "; ".join(f"{blow}{'' if blow in self.struck else ' (missed)'}" for blow in self.blows)
         return (
             f"{self.ranks} ranks  {self.survivors} came to the end  {self.launches} launches  "
             f"{self.seconds:5.1f} s  {verdict}  [{blows}]"
         )
+
+
+def verdict_of(problems: Sequence[str], struck: int) -> str:
+    """struck: how many blows fell. A trial without any proves nothing."""
+    return "BAD " + "; ".join(problems) if problems else "ok" if struck else "NO BLOW FELL"
 
 
 def draw(rng: np.random.Generator) -> Trial:
@@ -190,6 +206,8 @@ def judge(trial: Trial, folder: Path, calm: Mapping[str, np.ndarray], calm_s: fl
         if not again.run():
             trial.problems.append(f"hung when started again: {again.output}")
         found, unharmed = results(again.folder), set(range(trial.ranks))
+    if trial.missed:
+        trial.problems.append("did not happen: " + "; ".join(map(str, trial.missed)))
     if missing := sorted(unharmed - set(found)):
         trial.problems.append(f"ranks {missing} did not come to the end")
     for rank, arrays in found.items():
@@ -230,7 +248,8 @@ def main(count: int, seed: int, only: Sequence[int] = ()) -> int:
         shutil.rmtree(place, ignore_errors=True)
     bad, blows = sum(bool(trial.problems) for trial in trials), [blow for trial in trials for blow in trial.struck]
     planned = sum(len(trial.blows) for trial in trials)
-    print(f"{len(trials)} trials: {bad} bad; {len(blows)} of {planned} blows fell")
+    spared = sum(not trial.struck for trial in trials)
+    print(f"{len(trials)} trials: {bad} bad, {spared} without a blow; {len(blows)} of {planned} blows fell")
     for name in ("act", "moment"):
         counts = sorted(Counter(getattr(blow, name) for blow in blows).items())
         print(f"by {name}: " + ", ".join(f"{value} {number}" for value, number in counts))

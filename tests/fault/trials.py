@@ -71,7 +71,7 @@ class Trial:
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        verdict = "ok" if not self.problems else "BAD " + "; ".join(self.problems)
+        verdict = torch_trials.verdict_of(self.problems, len(self.struck))
         blows = "; ".join(f"{blow}{'' if blow in self.struck else ' (missed)'}" for blow in self.plan.blows)
         spares = f"+{self.plan.spares}" if self.plan.spares else "  "
         ranks = f"{self.plan.workers}{spares} ranks"
@@ -268,6 +268,8 @@ def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:
             fell = str(blow) in happened if blow.place else bool(blow.hit_at)
         if fell:
             trial.struck.append(blow)
+        elif blow.is_at_start:  # another blow may have ended the launch before
+            trial.missed += [blow] * (len(plan.blows) == 1)
         elif plan.must_finish and blow.is_scripted and blow.moment != "recovery" and blow.rank < plan.workers:
             trial.missed.append(blow)
     lost = {failure["rank"] for failure in summary.get("failures", [])}
@@ -313,7 +315,8 @@ def summed_up(trials: Sequence[Trial]) -> str:
     """The last lines of the table."""
     blows = [blow for trial in trials for blow in trial.struck]
     bad, planned = sum(bool(trial.problems) for trial in trials), sum(len(trial.plan.blows) for trial in trials)
-    lines = [f"{len(trials)} trials: {bad} bad; {len(blows)} of {planned} blows fell"]
+    spared = sum(not trial.struck for trial in trials)
+    lines = [f"{len(trials)} trials: {bad} bad, {spared} without a blow; {len(blows)} of {planned} blows fell"]
     columns = {
         "launcher": [trial.plan.launcher for trial in trials],
         "launches": [str(trial.launches) for trial in trials],

@@ -41,6 +41,9 @@ def main() -> None:
     me, size = dist.get_rank(), dist.get_world_size()
     if where == "never":
         dist.barrier()
+        nothing = torch.zeros(0, dtype=torch.float64)
+        dist.broadcast(nothing, 0)
+        dist.all_reduce(nothing, op=dist.ReduceOp.MAX)
         received = torch.zeros(size)
         dist.all_to_all_single(received, 10.0 * torch.arange(size) + me)
         assert received.tolist() == [10.0 * me + rank for rank in range(size)]

@@ -98,6 +98,14 @@ def test_a_rank_that_takes_no_signal_is_ended_all_the_same(rank):
     assert waiting.returncode == -9
 
 
+def test_a_rank_that_has_ended_meanwhile_is_left_alone(rank):
+    waiting = rank(0, "send('joining')\ntime.sleep(60)")
+    assert "rank 1 did not start" in waiting.stderr.readline()
+    waiting.kill()
+    waiting.wait()
+    assert waiting.stderr.read() == ""
+
+
 def test_what_a_rank_does_is_announced_before_it_makes_progress(rank, tmp_path):
     rank(0, "time.sleep(0.6)\nsend('opening its data')\ntime.sleep(60)", timeout_s=60)
     path, end = tmp_path / "announcements" / "rank-0.json", time.monotonic() + 20

@@ -88,6 +88,8 @@ def test_a_resumed_run_ends_as_one_in_one_piece(tmp_path):
 def test_what_optax_cannot_do_here_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"goes with a ddl\.jax\.Model"):
         trainer(tmp_path, optax.sgd(0.1), "mlp")
+    with pytest.raises(ConfigError, match="cannot update the model's parameters"):
+        trainer(tmp_path, [optax.sgd(0.1), optax.sgd(0.2)])
     with pytest.raises(ConfigError, match=r"cannot update the model's parameters: .*value"):
         trainer(tmp_path, optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()))
     with pytest.raises(ConfigError, match="not functions by name"):

@@ -142,6 +142,7 @@ def test_tensors_of_several_pieces_are_summed_in_place(monkeypatch, size, dtype)
 
     def rank(group):
         sums, mine = Sums(group), [part.clone() for part in parts[group.rank]]
+        sums.sum([torch.empty(0, dtype=dtype)])
         sums.sum(mine)
         sums.sum(mine[1:])  # another length
         sums.sum(mine)

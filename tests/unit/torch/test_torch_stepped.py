@@ -17,7 +17,7 @@ import ddl.torch
 from ddl.arrays import Layout
 from ddl.comm.deaths import Death
 from ddl.data import Order
-from ddl.errors import ConfigError
+from ddl.errors import ConfigError, UserError
 
 STEPS, BATCH, SHARDS = 8, 12, 6
 
@@ -201,6 +201,44 @@ def test_a_plateau_of_the_validation_loss_lowers_the_rate_as_in_a_loop_of_pytorc
                 scheduler.step(float(F.cross_entropy(wanted(x[:20]), y[:20])))
     assert_near(net, wanted)
     assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"] < 0.02
+
+
+@pytest.mark.parametrize("kind", ["amsgrad", "the user's own"])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_search_for_a_learning_rate_tries_it_and_leaves_optimizer_and_scheduler_as_they_were(
+    fresh, points, tmp_path, kind, scheduled
+):
+    ends, found = [], {}
+    for searches in (False, True):
+        net = fresh(Net)
+        optimizers = as_list(OPTIMIZERS[kind](net))
+        settings = {"train.dtype": "float64", "metrics.console_every_s": 0, "run.dir": str(tmp_path / str(searches))}
+        schedule = [SCHEDULERS["milestones"](optimizers[0]), SCHEDULERS["plateau"](optimizers[0])]
+        run = ddl.Trainer(
+            ddl.torch.Model(net, F.cross_entropy),
+            points,
+            validation=0.2,
+            optimizer=optimizers,
+            schedule=schedule if scheduled else "constant",
+            global_batch=BATCH,
+            settings=settings,
+        )
+        if searches:
+            found = {highest: run.lr_find(1e-4, highest, 12).losses[-1] for highest in (2e-4, 1.0)}
+            assert run.optimizer.optimizers[0].param_groups[0]["lr"] == 1.0
+        run.fit(steps=8)
+        ends.append(net)
+    assert_near(*ends)
+    assert abs(found[2e-4] - found[1.0]) > 1e-2
+
+
+def test_a_plateau_without_evaluations_to_follow_is_refused(fresh, points):
+    for validation, every in ((None, 1), (0.0, 1), (0.2, 0)):
+        net = fresh(Net)
+        [optimizer] = as_list(OPTIMIZERS["Adamax"](net))
+        more = {"validation": validation, "settings": {"train.evaluate_every": every}}
+        with pytest.raises(UserError, match="depends on the validation loss"):
+            ddl.Trainer(net, points, optimizer=optimizer, schedule=SCHEDULERS["plateau"](optimizer), **more)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line(fresh, points, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,16 @@ def test_a_death_at_the_end_changes_nothing(rank, point, nth, whole_job):
     assert len({state.digest() for state in states}) == 1
     assert summary["parameters_sha256"] == states[0].parameters_digest()
     assert Store("runs/best/checkpoints").newest_step() == 16
+
+
+def test_two_deaths_while_ranks_that_share_a_replica_restore_the_best_leave_the_newest_checkpoint_whole(whole_job):
+    newest = lambda: Store("runs/best/checkpoints").load()[0]  # noqa: E731
+    ends(whole_job, restore_best=True, sharded="on")
+    wanted = newest()
+    shutil.rmtree("runs")
+    # Rank 1 has received all of the best state, rank 2 has not, when the leader dies; then rank 1 dies too.
+    deaths = (Death(0, 15, "job.broadcast.message"), Death(1, 5, "evaluate.batch"))
+    states, summary = ends(whole_job, restore_best=True, sharded="on", death=deaths)
+    assert len(states) == 1 and summary["final"]["checkpoint"] == "best"
+    for name, value in newest().items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-9, err_msg=name)
