@@ -40,7 +40,8 @@ def settings() -> Iterator[str]:
     from ddl.config.values import spell, types_of
 
     yield "# Settings\n"
-    yield "In a job file `name` is in its `[section]`. `--section.name` on the command line takes precedence."
+    yield "In a job file a setting is a line `name = value` below its `[section]`."
+    yield "`--section.name value` on the command line takes precedence."
     for section, kind in SECTIONS.items():
         yield f"\n## {section}\n\n{first_paragraph(kind)}\n"
         yield "| name | meaning | values | default |\n|---|---|---|---|"

@@ -122,7 +122,7 @@ def test_a_reader_that_has_ended_is_reported():
     [process] = readers._processes
     process.kill()
     process.join()
-    with pytest.raises(DataError, match=r"ended \(exit statuses \[-9\]\)"):
+    with pytest.raises(DataError, match=r"ended \(exit status -9\)"):
         readers.read([1], 0, 0)
 
 
