@@ -156,11 +156,13 @@ def described(names: Sequence[str], columns: Sequence[Encoding]) -> list[str]:
         found = zip(names, columns, strict=True)
         return ", ".join(name for name, column in found if column.kind == kind and column.is_embedded == embedded)
 
+    orders = {"mdy": " (month before day)", "dmy": " (day before month)"}
+    dates = [(name, column) for name, column in zip(names, columns, strict=True) if column.kind == "date"]
     missing = ", ".join(name for name, column in zip(names, columns, strict=True) if column.has_missing)
     lines = {
         "columns of categories, one-hot": of("category"),
         "columns of categories, embedded": of("category", embedded=True),
-        "columns of dates": of("date"),
+        "columns of dates": ", ".join(name + orders.get(column.order, "") for name, column in dates),
         "columns with missing cells, marked by an extra value": missing,
         'free text, left out (data.types makes it a "category")': of("text"),
         "left out, since every row has another one": of("identifier"),

@@ -63,6 +63,16 @@ def test_what_became_of_the_columns_is_stated(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("days", "order"),
+    [(["02/03/2020", "04/05/2021"], "month before day"), (["13/02/2020", "04/05/2021"], "day before month")],
+)
+def test_how_the_dates_of_a_column_are_read_is_stated(tmp_path, days, order):
+    rows = [row(i, since=days[i % 2]) for i in range(60)]
+    splits, _ = opened(write_csv(tmp_path / "a.csv", rows, HEAD))
+    assert f"columns of dates: since ({order})" in splits.train.notes
+
+
 def test_held_out_samples_teach_nothing(tmp_path):
     rows = [row(i, age=1000 if i >= 40 else i, city="Zug" if i >= 40 else CITIES[i % 3]) for i in range(60)]
     train = write_csv(tmp_path / "a.csv", [*rows[:40], row(7, age="")], HEAD)
