@@ -197,12 +197,7 @@ def _split(
     measured: bool,
 ) -> Splits:
     whole = parts["train"] if target is None else target.apply(parts["train"])
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise ConfigError(f"data.{name} = {fraction} is not a fraction of the samples")
-    rest = 1 - sum(fractions.values())
-    if rest <= 0:
-        raise ConfigError(f"validation and test take {1 - rest:.3g} of the samples: nothing is left to train on")
+    rest = _rest(fractions, "data.")
     indices = _indices(whole, [rest, *fractions.values()], stratify, seed)
     if not len(indices[0]):
         raise DataError(f"of {len(whole)} samples none is left to train on")
@@ -241,18 +236,24 @@ def split_by(source: Source, fractions: Mapping[str, float], seed: int) -> dict[
     """Parts "train" and those of ``fractions``, of a source that a script gives; classes keep their shares.
 
     Raises ConfigError for fractions that leave a part without samples."""
-    for name, fraction in fractions.items():
-        if not 0 < fraction < 1:
-            raise ConfigError(f"{name} = {fraction} is not a fraction of the samples")
-    rest = 1 - sum(fractions.values())
-    if rest <= 0:
-        raise ConfigError(f"validation and test take {1 - rest:.3g} of the samples: nothing is left to train on")
+    rest = _rest(fractions)
     indices = _indices(source, [rest, *fractions.values()], stratify=True, seed=seed)
     for (name, fraction), own in zip([("training", rest), *fractions.items()], indices, strict=True):
         if not len(own):
             raise ConfigError(f"{name}: {fraction:g} of {len(source)} samples is none")
     shared = Shared(source)
     return {name: Subset(shared, own) for name, own in zip(["train", *fractions], indices, strict=True)}
+
+
+def _rest(fractions: Mapping[str, float], prefix: str = "") -> float:
+    """The share of the samples that is left for training. Raises ConfigError if these are no fractions of them."""
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"{prefix}{name} = {fraction} is not a fraction of the samples")
+    rest = 1 - sum(fractions.values())
+    if rest <= 0:
+        raise ConfigError(f"validation and test take {1 - rest:.3g} of the samples: nothing is left to train on")
+    return rest
 
 
 def _indices(source: Source, fractions: Sequence[float], stratify: bool, seed: int) -> list[np.ndarray]:

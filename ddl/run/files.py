@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from ddl.config.folder import holds_run
 from ddl.data import Normalise
 from ddl.errors import CheckpointError, ConfigError
 from ddl.export.torch_layout import to_torch
+from ddl.run.whole_file import whole_file
 from ddl.train.initial import OWN_LAYOUT
 from ddl.wording import instead, listed
 
@@ -45,15 +44,8 @@ def export(trained: Trained, path: str | Path, layout: str = "ddl") -> Path:
     Raises ConfigError if the model has no such form, or the file cannot be written."""
     path = Path(path)
     data = check_export(path, layout)(trained, layout)
-    aside = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # it does not exist, or cannot
-            aside.unlink()
+    with whole_file(path) as file:
+        file.write(data)
     return path
 
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from ddl.data.tables.arrow_reader import arrow
 from ddl.errors import ConfigError
+from ddl.run.whole_file import whole_file
 from ddl.wording import instead, listed
 
 AT_ONCE = 4096  # rows that are turned into text at a time
@@ -126,14 +126,12 @@ def _to_jsonl(predictions: Predictions, file: TextIO) -> None:
 
 
 def _to_parquet(predictions: Predictions, file: BinaryIO) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("Parquet files need pyarrow (extra: arrow)") from error
+    pyarrow = arrow()
+    import pyarrow.parquet as parquet
+
     flat = predictions.flat()
     arrays = {name: values if values.ndim == 1 else values.tolist() for name, values in flat.items()}
-    pyarrow.parquet.write_table(pyarrow.table(arrays), file)
+    parquet.write_table(pyarrow.table(arrays), file)
 
 
 def _to_npz(predictions: Predictions, file: BinaryIO) -> None:
@@ -180,18 +178,9 @@ def write(predictions: Predictions, output: str, format: str) -> None:
         FORMATS[format](predictions, sys.stdout)
         sys.stdout.flush()
         return
-    path = Path(output)
-    aside = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    try:
-        with open(aside, "wb") as file:
-            if format in TEXT:
-                with io.TextIOWrapper(file, "utf-8", newline="") as text:
-                    FORMATS[format](predictions, text)
-            else:
-                FORMATS[format](predictions, file)
-        os.replace(aside, path)
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # it does not exist, or cannot
-            aside.unlink()
+    with whole_file(Path(output), "--output ") as file:
+        if format in TEXT:
+            with io.TextIOWrapper(file, "utf-8", newline="") as text:
+                FORMATS[format](predictions, text)
+        else:
+            FORMATS[format](predictions, file)
