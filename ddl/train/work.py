@@ -100,9 +100,10 @@ class Work(Recoverable):
                 "off" if task.model.synchronised else task.overlap,
                 task.tuning,
                 task.gpu,
+                task.wire,
             ),
             # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
-            Backward([*reversed(trained), *task.model.averages], task.model.by_rows),
+            Backward([*reversed(trained), *task.model.averages], task.model.by_rows, tuple(task.model.averages)),
             device=self.device,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
@@ -141,6 +142,9 @@ class Work(Recoverable):
             problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
         if total.substitute:
             problems.append(f"comm.algorithm is {task.algorithm}, but gradients are summed by {total.substitute}")
+        if task.wire != total.wire and group.size > 1:
+            why = "all ranks are on one node" if len(group.nodes) == 1 else "the ranks of a node cannot share memory"
+            problems.append(f"comm.wire is {task.wire}, but gradients travel as float32: {why}")
         if task.sharded == "on" and not total.replicas and group.size > 1:
             problems.append(
                 "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "
