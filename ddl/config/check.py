@@ -169,7 +169,9 @@ def _contradictions(job: Job) -> Iterator[str]:
             "least one sample from every shard"
         )
     share = train.global_batch // (data.shards if data.shards != "auto" else 1)
-    if train.accumulate > share:
+    if job.comm.sync == "local":
+        yield from _local(job)
+    elif train.accumulate > share:
         yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is {counted(share, 'sample')}"
     if job.comm.gpu_memory > 1:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
@@ -185,6 +187,13 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[optim] warmup_steps is {optim.warmup_steps}, more than [train] steps, which is {train.steps}"
     if optim.nesterov and optim.name != "momentum":
         yield f'[optim] nesterov is true, but the optimizer is "{optim.name}"; it belongs to momentum'
+
+
+def _local(job: Job) -> Iterator[str]:
+    if job.train.accumulate > 1:
+        yield f"[comm] sync is local, but [train] accumulate is {job.train.accumulate}: use inner_steps"
+    if job.optim.sharded == "on":
+        yield "[comm] sync is local, but [optim] sharded is on: ranks that update on their own cannot share a replica"
 
 
 def _wire(job: Job) -> Iterator[str]:

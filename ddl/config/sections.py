@@ -226,6 +226,16 @@ class CommSettings:
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
+    sync: Literal["step", "local"] = setting(
+        "step",
+        "when ranks sum: in each step; or local: each rank takes inner_steps steps on its own samples, then all apply "
+        "the mean of their changes (DiLoCo); results then depend on the number of ranks",
+    )
+    inner_steps: int = setting(
+        20, "with sync local: updates of each rank in a step, which takes that many global batches", least=1
+    )
+    outer_lr: float = setting(0.7, "with sync local: learning rate of the update by the mean change", above=0)
+    outer_momentum: float = setting(0.9, "with sync local: its Nesterov momentum; 0: none", least=0, below=1)
     wire: Literal["float32", "bfloat16", "float16", "int8"] = setting(
         "float32",
         "how float32 gradients travel between nodes; what a shorter form cuts off is added to the next step's gradient",
@@ -316,6 +326,16 @@ class Job:
         """``train.restore_best``, in which "auto" is decided."""
         setting = self.train.restore_best
         return setting == "on" or (setting == "auto" and self.train.patience > 0 and self.checkpoint.keep_best)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step: ``train.accumulate``, or with ``comm.sync = local`` each rank's own updates."""
+        return self.comm.inner_steps if self.comm.sync == "local" else self.train.accumulate
+
+    @property
+    def step_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.train.global_batch * (self.comm.inner_steps if self.comm.sync == "local" else 1)
 
 
 SECTIONS: dict[str, type] = {

@@ -96,6 +96,11 @@ class Groups:
         return tuple(dict.fromkeys(names))
 
     @property
+    def own_slots(self) -> tuple[str, ...]:
+        """The slots in which ranks differ."""
+        return ()
+
+    @property
     def frozen(self) -> bool:
         """Whether some parameters are never changed."""
         return any(part.optimizer is None for part in self.ranges)

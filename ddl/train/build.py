@@ -35,12 +35,13 @@ from ddl.errors import ConfigError
 from ddl.fault import startup
 from ddl.models import build as build_model
 from ddl.models.model import Model
-from ddl.optim import OPTIMIZERS, Groups, LearningRate, Optimizer, Rule, scaled_lr, schedule
+from ddl.optim import OPTIMIZERS, SGD, Groups, LearningRate, Momentum, Optimizer, Rule, scaled_lr, schedule
+from ddl.optim.local import Local
 from ddl.registry import resolve
 from ddl.train.datasets import build_data
 from ddl.train.initial import start_from
 from ddl.train.task import Task
-from ddl.wording import instead
+from ddl.wording import counted, instead
 
 LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model is convex
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
@@ -140,7 +141,13 @@ def augmentations(specs: Sequence[Any], fields: Mapping[str, Field], model: Mode
 
 def order_of(job: Job, samples: int, model: Model) -> Order:
     """The order of ``samples`` training samples."""
-    batch, least = job.train.global_batch, max(model.samples_per_shard * job.train.accumulate, 2)
+    batch, least = job.step_batch, max(model.samples_per_shard * job.micro_batches, 2)
+    if job.comm.sync == "local" and batch > samples:
+        most = max(samples // job.train.global_batch, 1)
+        raise ConfigError(
+            f"[comm] inner_steps is {job.comm.inner_steps}, so that a step takes {counted(batch, 'sample')}, and there "
+            f"are {samples}: it can be at most {most}"
+        )
     shards = auto_shards(batch, samples, least) if job.data.shards == "auto" else int(job.data.shards)
     return Order(samples, shards, batch, job.run.seed, job.data.shuffle)
 
@@ -153,9 +160,20 @@ def steps_of(job: Job, order: Order) -> int:
     return min(max(EPOCHS, needed), MOST_EPOCHS) * order.steps_per_epoch
 
 
+def _local(job: Job, inner: Groups, model: Model) -> Local:
+    """The optimizer of ``comm.sync = "local"``."""
+    if model.synchronised:
+        raise ConfigError("comm.sync is local, but batch norm is synchronised: ranks do not meet between two sums")
+    lr, momentum = job.comm.outer_lr, job.comm.outer_momentum
+    outer = Momentum(lr=lr, momentum=momentum, nesterov=True) if momentum else SGD(lr=lr)
+    return Local(inner, outer, job.comm.inner_steps)
+
+
 def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, Any], **objects: Any) -> Task:
     """A task made of objects and settings. objects: the Task's fields that are not plain settings."""
     resolve_algorithm(job.comm.algorithm)  # raises for an unknown name
+    if job.comm.sync == "local":
+        objects["optimizer"] = _local(job, objects["optimizer"], objects["model"])
     if job.optim.sharded == "on" and not objects["optimizer"].is_elementwise:
         raise ConfigError(
             'optim.sharded = "on", but the optimizer looks at whole layers: no rank can update a part alone'
@@ -166,15 +184,15 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     if model.on_host and job.comm.device == "gpu":
         raise ConfigError("comm.device is gpu, but the model computes on the CPU only")
     model.check(_first_samples(splits.train))
-    if model.synchronised and order.global_batch < 2 * job.train.accumulate:
+    if model.synchronised and order.global_batch < 2 * job.micro_batches:
         raise ConfigError(
             "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "
             "train.global_batch or a smaller train.accumulate"
         )
-    samples = order.global_batch // (order.shards * job.train.accumulate)
+    samples = order.global_batch // (order.shards * job.micro_batches)
     least = model.samples_per_shard
     if samples < least and order.shards > 1:
-        most = max(order.global_batch // (least * job.train.accumulate), 1)
+        most = max(order.global_batch // (least * job.micro_batches), 1)
         raise ConfigError(
             f"batch norm by shards needs {least} samples of each shard at a time, here are {samples}: use "
             f"{model.synchronised_by}, data.shards = {most} or a larger train.global_batch"
@@ -186,7 +204,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         order=order,
         dtype=job.train.dtype,
         seed=job.run.seed,
-        parts=job.train.accumulate,
+        parts=job.micro_batches,
         prefetch=job.data.prefetch,
         evaluate_rows=job.data.batch_eval,
         evaluate_every=job.train.evaluate_every,

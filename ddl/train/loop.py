@@ -390,7 +390,8 @@ class Loop(Program):
         """Ranks in the minority get the majority's state and are named; without a majority the job ends."""
         step, me, total = self.state.progress.step, self.group.me, self.work.total
         replica = me.node if total is not None and total.replicas else f"of rank {me.identity}"
-        different = compare(self.group, self.work, hardware(self.work.device), self.state.digest(), replica)
+        digest = self.state.digest(without=self.task.optimizer.own_slots)
+        different = compare(self.group, self.work, hardware(self.work.device), digest, replica)
         if different is None:
             raise EndJob(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if different and self.group.is_leader:

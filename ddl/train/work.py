@@ -17,7 +17,9 @@ from ddl.data import Loader, Normalise, Plan, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
 from ddl.fault.work import Recoverable
 from ddl.models.model import gradient_layout
+from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
+from ddl.train.local import LocalStep
 from ddl.train.services import Services
 from ddl.train.state import State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
@@ -108,7 +110,8 @@ class Work(Recoverable):
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
         )
-        self.step = Step(task, self.state, self.loader, shards, group, self.total, self.services)
+        kind = LocalStep if isinstance(task.optimizer, Local) else Step
+        self.step = kind(task, self.state, self.loader, shards, group, self.total, self.services)
         return None
 
     def count_waits(self) -> float:
