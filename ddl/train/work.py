@@ -19,7 +19,7 @@ from ddl.fault.work import Recoverable
 from ddl.models.model import gradient_layout
 from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.train.services import Services
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -36,7 +36,7 @@ class Work(Recoverable):
 
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
-    def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
+    def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
         self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
         self.plan = assign(task.order.shards, group.size)
         self.step: Step | None = None
