@@ -21,7 +21,7 @@ from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.train.local import LocalStep
 from ddl.train.services import Services
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -38,7 +38,7 @@ class Work(Recoverable):
 
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
-    def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
+    def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
         self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
         self.plan = assign(task.order.shards, group.size)
         self.step: Step | None = None
