@@ -26,7 +26,7 @@ from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
 from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
-from ddl.kernels.backend import is_compiled, use_compiled
+from ddl.kernels.backend import is_compiled, on_compilation_progress, use_compiled
 from ddl.metrics import Trace, merge
 from ddl.metrics.tensorboard import writer_class
 from ddl.output import print_past_launcher
@@ -103,6 +103,7 @@ class Runner:
         if self._limits()["hang_timeout_s"] and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
             self.heartbeat = start_companion(launched_rank(), **self._limits())
+            on_compilation_progress(self.heartbeat.progress)
         _survival()
         try:
             self._check_joined()
