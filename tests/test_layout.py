@@ -206,11 +206,6 @@ MANY_PARAMETERS = {
     "run/trainer.py: __init__",  # the front door: a job's settings as arguments, as in Keras
     "data/dataset.py: open_dataset",  # the front door of the data: one argument for each setting
     "data/dataset.py: _split",
-    "kernels/optim.py: adam",  # rules that are compiled: plain arrays and numbers
-    "kernels/optim.py: adamw",
-    "kernels/optim.py: nadam",
-    "kernels/optim.py: radam",
-    "kernels/optim.py: rmsprop",
     "launcher/supervisor.py: __init__",
 }
 
