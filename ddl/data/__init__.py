@@ -19,7 +19,7 @@ from ddl.data.source import Batch, Field, Source, as_source, drawing
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings as TableSettings
 from ddl.data.targets import KINDS, Target, decide
-from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
+from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform
 
 __all__ = [
     "FORMATS",
@@ -52,7 +52,6 @@ __all__ = [
     "TableSettings",
     "Target",
     "Transform",
-    "applies_in_evaluation",
     "as_array",
     "as_dtype",
     "as_known",
