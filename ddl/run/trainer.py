@@ -274,7 +274,9 @@ class Trainer:
 
     def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100) -> LearningRates:
         """Train for a few steps while the learning rate rises from ``lowest`` to ``highest``, on all ranks, and return
-        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are."""
+        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are.
+
+        For an optimizer of optax the rates are factors of its own: its rate times the suggestion is a good one."""
         return find(self, lowest, highest, steps)
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
