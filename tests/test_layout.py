@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors", "version", "environment", "reading", "registry", "wording"},
     "metrics": {"errors", "version", "jsonlines", "output", "reading", "wording"},
     "launcher": {"errors", "environment", "reading", "wording", "config", "metrics"},
-    "data": {"errors", "arrays", "jsonlines", "reading", "registry", "wording"},
+    "data": {"errors", "arrays", "jsonlines", "kernels", "reading", "registry", "wording"},
     "nn": {"errors", "arrays", "kernels"},
     "models": {"errors", "wording", "arrays", "kernels", "registry", "nn"},
     "export": {"errors", "kernels", "data", "nn", "models"},
