@@ -140,6 +140,13 @@ class ModelSettings:
     from_: str = setting(
         "", "a run folder (its final state), checkpoint or state_dict (.pt) whose parameters training starts from"
     )
+    teacher: str = setting(
+        "", "a run folder whose model, as its training ended, answers every training sample: the model learns from it"
+    )
+    teacher_temperature: float = setting(
+        2.0, "with model.teacher: both models' logits are divided by it before they are compared", above=0
+    )
+    teacher_alpha: float = setting(0.5, "with model.teacher: its share of the loss; the rest is the targets'", least=0)
     freeze: tuple[str, ...] = setting((), 'patterns of parameter names that are not trained, such as "conv*"')
     strict: bool = setting(True, "with model.from: every parameter must exist there with the same shape")
 
@@ -181,6 +188,18 @@ class OptimSettings:
         "ranks on the CPUs of a node share one replica, each updates a part of it; auto: if that is faster and the "
         "optimizer is elementwise; off: one replica per rank",
     )
+    prune: float = setting(
+        0.0, "share of the weights that become zero during training, the smallest ones; 0: none", least=0, below=1
+    )
+    prune_scope: Literal["global", "layer"] = setting(
+        "global", "global: that share of all weights together; layer: of each weight matrix"
+    )
+    prune_match: tuple[str, ...] = setting(
+        ("*",), "patterns of names of the parameters that are pruned, among those of two or more axes"
+    )
+    prune_begin: float = setting(0.1, "share of the steps after which pruning begins", least=0, below=1)
+    prune_end: float = setting(0.6, "share of the steps after which the share prune is reached", above=0)
+    prune_every: int = setting(10, "steps between two choices of the weights that become zero", least=1)
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"
     )

@@ -310,7 +310,7 @@ class Supervised(Measured):
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
         state = self._state(params, buffers)
-        ctx.data, ctx.categories = batch["x"], batch.get("categories")
+        ctx.data, ctx.categories, ctx.teacher = batch["x"], batch.get("categories"), batch.get("teacher")
         with ctx.span("forward"):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]

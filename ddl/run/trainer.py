@@ -324,7 +324,7 @@ class Trainer:
         order = order_of(job, len(self.data), self.model)
         total = steps_of(job, order)
         splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
-        groups = self._groups(job)
+        groups = self._groups(job, total)
         return assemble(
             job,
             splits,
@@ -341,9 +341,9 @@ class Trainer:
             **({} if self.initial is None else load_values(self.initial)),
         )
 
-    def _groups(self, job: Job) -> Groups:
+    def _groups(self, job: Job, total_steps: int) -> Groups:
         if isinstance(self.optimizer, str):
-            return build_groups(job, self.model)
+            return build_groups(job, self.model, total_steps)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
         freeze = [*job.model.freeze, *self.model.frozen]
         if isinstance(self.optimizer, Whole):

@@ -142,10 +142,14 @@ class Step:
                 if self.total.flushes:  # until the last commit all ranks of the node read this replica: it is in caches
                     flush(new[0], min(place.start, length), min(place.stop, length))
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
+            self.optimizer.prune_into(new, old, updates, places)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:
         """The squared norm of the gradients of trained parameters. squared_norm: of everything that was summed."""
-        return self.optimizer.squared_norm(gradient[: self.state.layout.length]) if self._norm_differs else squared_norm
+        if not self._norm_differs:
+            return squared_norm
+        progress = self.state.progress
+        return self.optimizer.squared_norm(gradient[: self.state.layout.length], progress.step - progress.skipped)
 
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
         """Write the summed gradients of this rank's shards to ``total.local``, and the sums of its header."""

@@ -81,11 +81,12 @@ class Work(Recoverable):
             every = {shard: sums for part in parts for shard, sums in part.items()}
             self.state.progress.normalise = combine(every, task.normalise, task.dtype).to_json()
         self.group, self.plan = group, plan
+        taught = [] if task.teacher is None else [task.teacher.after(self.transforms)]
         self.loader = Loader(
             task.train,
             task.order,
             shards,
-            transforms=[*self.transforms, *task.augment],
+            transforms=[*self.transforms, *task.augment, *taught],
             prefetch=task.prefetch,
             seed=task.seed,
             parts=task.parts,
