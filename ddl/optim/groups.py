@@ -4,6 +4,7 @@ The update rules are in the optimizers; the Layout maps names to slices."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -60,9 +61,20 @@ class Groups:
         for pattern in [*(rule.match for rule in rules), *no_decay, *freeze]:
             if not any(fnmatchcase(name, pattern) for name in layout.shapes):
                 raise ConfigError(f"no parameter matches {pattern!r}; there are {_listed(layout.shapes)}")
+        self._treatments = {name: self._treatment(name, rules, no_decay, freeze) for name in layout.shapes}
+        self.ranges = self._ranges()
+
+    def part(self, layout: Layout) -> Groups:
+        """The same optimizers for some of the parameters, in a layout of their own."""
+        made = copy.copy(self)
+        made.layout = layout
+        made.ranges = made._ranges()
+        return made
+
+    def _ranges(self) -> list[UpdateRange]:
         ranges: list[UpdateRange] = []
-        for name, place in layout.slices.items():
-            chosen, factor = self._treatment(name, rules, no_decay, freeze)
+        for name, place in self.layout.slices.items():
+            chosen, factor = self._treatments[name]
             last = ranges[-1] if ranges else None
             together = last is not None and (last.optimizer, last.lr_factor) == (chosen, factor)
             if last is not None and together and not (chosen is not None and chosen.layerwise):
@@ -70,7 +82,7 @@ class Groups:
                 ranges[-1] = UpdateRange(slice(last.place.start, place.stop), (*last.names, name), chosen, factor)
             else:
                 ranges.append(UpdateRange(place, (name,), chosen, factor))
-        self.ranges = ranges
+        return ranges
 
     def _treatment(
         self, name: str, rules: Sequence[Rule], no_decay: Sequence[str], freeze: Sequence[str]

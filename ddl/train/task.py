@@ -12,6 +12,7 @@ from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
 from ddl.optim import Groups, LearningRate
+from ddl.pipeline import Pipeline
 from ddl.registry import adapt
 
 
@@ -43,6 +44,7 @@ class Task:
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
     each rank has its own copy of them.
+    pipeline: how the model is cut into stages, if it is.
     settings: plain values that the checkpoint keeps beside the state."""
 
     model: Model
@@ -76,6 +78,7 @@ class Task:
     callbacks: Sequence[Callback] = ()
     initial: Callable[[Any], list[str]] | None = None
     initial_digest: str = ""
+    pipeline: Pipeline | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

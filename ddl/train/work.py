@@ -6,18 +6,20 @@ checkpoints."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from ddl.arrays import Device, host
 from ddl.comm import Group
-from ddl.data import Loader, Normalise, Plan, assign, combine, moments
+from ddl.data import Loader, Normalise, Plan, Source, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
-from ddl.fault.work import Recoverable
+from ddl.fault.work import Recoverable, received
 from ddl.models.model import gradient_layout
 from ddl.parallel import Backward, GradientSum, SumOptions
+from ddl.train.evaluate import evaluate
+from ddl.train.replicas import compare, hardware
 from ddl.train.services import Services
 from ddl.train.state import State
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
@@ -37,13 +39,17 @@ class Work(Recoverable):
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
     def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
-        self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
-        self.plan = assign(task.order.shards, group.size)
+        self.task, self.device, self.state, self.services = task, device, state, services
         self.step: Step | None = None
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.last: Outcome | None = None
         self.waited_s = 0.0  # in the sums of the epoch's steps, over all generations
+        self.begin(group)
+
+    def begin(self, group: Group) -> None:
+        """Use the group that training begins with, and its first plan."""
+        self.group, self.plan = group, assign(self.task.order.shards, group.size)
 
     def position(self) -> tuple[int, int]:
         return self.state.progress.position
@@ -56,16 +62,50 @@ class Work(Recoverable):
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
         self.state.take_over(arrays, meta["state"])
+        self._take_notes(meta)
+
+    def _take_notes(self, meta: dict[str, Any]) -> None:
         self.services.log.become(meta["log"])
         self.last = meta["last"]
+
+    # Before the first step, and for checkpoints.
+
+    def whole_state(self, is_leader: bool) -> State:
+        """Where the leader loads the state that training begins with."""
+        return self.state
+
+    def distribute(self, group: Group, whole: State) -> DdlError | None:
+        """Give all ranks the leader's state; returns on every rank why that is not possible. Raises PeerLost."""
+        meta, arrays = received(group, self, 0)
+        self.take_over(arrays, meta)
+        return None
+
+    def gather(self, group: Group, writers: Collection[int]) -> None:
+        """Before ``named``: the whole state is wanted on these ranks."""
+
+    def named(self) -> dict[str, np.ndarray]:
+        """The whole state, as ``State.to_named`` gives it; on ranks for which it was gathered."""
+        return self.state.to_named()
+
+    def digest(self) -> str:
+        """Of the whole model's parameters; "" if it is not known."""
+        return self.state.parameters_digest()
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         """Bind to a generation. If a rank cannot open one of its shards, every rank returns its error."""
         self.detach()
-        task, shards = self.task, plan.shards_of(group.rank)
-        if task.model.synchronised and group.size > task.order.shards:
+        shards = plan.shards_of(group.rank)
+        problem = self._open(group, plan, shards, group.size)
+        if problem is None:
+            self._bind(group, shards)
+        return problem
+
+    def _open(self, group: Group, plan: Plan, shards: Sequence[int], computing: int) -> DdlError | None:
+        """Open the shards that this rank reads. computing: how many ranks share all shards."""
+        task = self.task
+        if task.model.synchronised and computing > task.order.shards:
             return ConfigError(
-                f"synchronised batch norm needs work on every rank, and {group.size} ranks share "
+                f"synchronised batch norm needs work on every rank, and {computing} ranks share "
                 f"{counted(task.order.shards, 'shard')}: start fewer ranks, or set a larger train.global_batch"
             )
         problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
@@ -88,6 +128,12 @@ class Work(Recoverable):
             seed=task.seed,
             parts=task.parts,
         )
+        return None
+
+    def _bind(self, group: Group, shards: Sequence[int]) -> None:
+        """Make what sums and commits the steps."""
+        task, loader = self.task, self.loader
+        assert loader is not None
         layout = gradient_layout(task.model, task.dtype)
         trained = [name for name in layout.shapes if name not in task.model.averages]
         self.total = GradientSum(
@@ -107,8 +153,29 @@ class Work(Recoverable):
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
         )
-        self.step = Step(task, self.state, self.loader, shards, group, self.total, self.services)
-        return None
+        self.step = Step(task, self.state, loader, shards, group, self.total, self.services)
+
+    def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
+        """Loss and metrics over all of ``source``, on every rank; see ``evaluate``."""
+        task = self.task
+        return evaluate(
+            task.model,
+            self.state,
+            source,
+            self.group,
+            rows=task.evaluate_rows,
+            transforms=self.transforms,
+            beat=beat,
+        )
+
+    def compare(self) -> list[int] | None:
+        """The identities of ranks whose state differed; see ``replicas.compare``."""
+        replica = (
+            self.group.me.node
+            if self.total is not None and self.total.replicas
+            else f"of rank {self.group.me.identity}"
+        )
+        return compare(self.group, self, hardware(self.device), self.state.digest(), replica)
 
     def count_waits(self) -> float:
         """``waited_s`` including the newest steps."""
