@@ -59,6 +59,7 @@ def _errors(job: Job, ranks: int) -> Iterator[str]:
     yield from _missing_files(job)
     yield from _contradictions(job)
     yield from _smaller(job)
+    yield from _stages(job, ranks)
     yield from _ranks(job, ranks)
 
 
@@ -230,6 +231,43 @@ def _smaller(job: Job) -> Iterator[str]:
     for key in ("scope", "match", "begin", "end", "every"):
         if not optim.prune and getattr(optim, f"prune_{key}") != getattr(unpruned, f"prune_{key}"):
             yield f"[optim] prune_{key} is set, but prune is 0: nothing is pruned"
+
+
+def _stages(job: Job, ranks: int) -> Iterator[str]:
+    """What does not go with a network in stages."""
+    stages, cut = job.parallel.stages, job.parallel.cut
+    workers = ranks - job.fault.spares
+    if cut and len(cut) != stages - 1:
+        yield (
+            f"[parallel] cut names {counted(len(cut), 'layer')}, but stages is {stages}: it names the first layer of "
+            "every stage after the first"
+        )
+    if stages == 1:
+        return
+    if workers % stages or not workers:
+        spare = f", or keep fault.spares = {ranks % stages}" if ranks > stages and ranks % stages else ""
+        yield (
+            f"[parallel] stages is {stages}, but {counted(workers, 'rank')} can train: start a multiple of "
+            f"{stages}{spare}"
+        )
+    for name, value in (
+        ("optim.sharded", "on"),
+        ("comm.overlap", "on"),
+        ("comm.gpu", "direct"),
+        ("comm.device", "gpu"),
+        ("comm.sync", "local"),
+    ):
+        if _get(job, name) == value:
+            yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"
+    for name in ("optim.prune", "model.teacher", "comm.wire"):
+        value = _get(job, name)
+        if value and value != "float32":
+            yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"
+    if job.restores_best:
+        yield (
+            f"[parallel] stages is {stages}, which cannot restore the best state at the end yet: set [train] "
+            "restore_best off"
+        )
 
 
 def _started(ranks: int) -> str:

@@ -262,6 +262,21 @@ class CommSettings:
 
 
 @dataclass(frozen=True)
+class ParallelSettings:
+    """How the model is spread over ranks."""
+
+    stages: int = setting(
+        1,
+        "stages that the network is cut into, each held by other ranks; train.accumulate micro-batches of a step flow "
+        "through them. 1: every rank has the whole network",
+        least=1,
+    )
+    cut: tuple[str, ...] = setting(
+        (), "layers that the stages after the first begin with; none given: chosen by measured cost"
+    )
+
+
+@dataclass(frozen=True)
 class FaultSettings:
     """Fault tolerance: which failures training survives, and how."""
 
@@ -336,6 +351,7 @@ class Job:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     comm: CommSettings = field(default_factory=CommSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     fault: FaultSettings = field(default_factory=FaultSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -364,6 +380,7 @@ SECTIONS: dict[str, type] = {
     "optim": OptimSettings,
     "train": TrainSettings,
     "comm": CommSettings,
+    "parallel": ParallelSettings,
     "fault": FaultSettings,
     "checkpoint": CheckpointSettings,
     "metrics": MetricsSettings,

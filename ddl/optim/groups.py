@@ -4,6 +4,7 @@ The update rules are in the optimizers; the Layout maps names to slices."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -81,11 +82,27 @@ class Groups:
         for pattern in [*(rule.match for rule in rules), *no_decay, *freeze, *fine_tuning.begins]:
             if not any(fnmatchcase(name, pattern) for name in layout.shapes):
                 raise ConfigError(f"no parameter matches {pattern!r}; there are {_listed(layout.shapes)}")
-        ranges: list[UpdateRange] = []
-        for name, place in layout.slices.items():
+        self._treatments: dict[str, tuple[Optimizer | None, float, int]] = {}
+        for name in layout.shapes:
             chosen, factor = self._treatment(name, rules, no_decay, freeze)
-            factor *= fine_tuning.factors.get(name, 1.0)
             begin = max((b for p, b in fine_tuning.begins.items() if fnmatchcase(name, p)), default=0)
+            self._treatments[name] = chosen, factor * fine_tuning.factors.get(name, 1.0), begin
+        self.ranges = self._ranges()
+        whole = (part.optimizer for part in self.ranges if part.optimizer is not None and part.optimizer.layerwise)
+        if pruning is not None and (one := next(whole, None)):
+            raise ConfigError(f"pruning does not go with {type(one).__name__}, which scales by the norms of layers")
+
+    def part(self, layout: Layout) -> Groups:
+        """The same optimizers for some of the parameters, in a layout of their own."""
+        made = copy.copy(self)
+        made.layout = layout
+        made.ranges = made._ranges()
+        return made
+
+    def _ranges(self) -> list[UpdateRange]:
+        ranges: list[UpdateRange] = []
+        for name, place in self.layout.slices.items():
+            chosen, factor, begin = self._treatments[name]
             last = ranges[-1] if ranges else None
             together = last is not None and (last.optimizer, last.lr_factor, last.begin) == (chosen, factor, begin)
             if last is not None and together and not (chosen is not None and chosen.layerwise):
@@ -93,10 +110,7 @@ class Groups:
                 ranges[-1] = replace(last, place=slice(last.place.start, place.stop), names=(*last.names, name))
             else:
                 ranges.append(UpdateRange(place, (name,), chosen, factor, begin))
-        self.ranges = ranges
-        whole = next((part.optimizer for part in ranges if part.optimizer is not None and part.optimizer.layerwise), 0)
-        if pruning is not None and whole:
-            raise ConfigError(f"pruning does not go with {type(whole).__name__}, which scales by the norms of layers")
+        return ranges
 
     def _treatment(
         self, name: str, rules: Sequence[Rule], no_decay: Sequence[str], freeze: Sequence[str]

@@ -19,7 +19,7 @@ from ddl.train.task import Task
 
 # Sections whose settings decide what ranks compute or when they wait for each other, and their settings that may
 # differ: paths on local disks, where and how fast a rank computes, and what only the leader does or reads.
-_SECTIONS = ("data", "model", "optim", "train", "comm", "fault", "checkpoint")
+_SECTIONS = ("data", "model", "optim", "train", "comm", "parallel", "fault", "checkpoint")
 _FREE = (
     *("path", "targets", "prefetch", "batch_eval", "from_", "teacher", "compiled", "callbacks", "device", "tuning"),
     *("chaos", "resume"),

@@ -44,7 +44,7 @@ from ddl.metrics import (
     write_summary,
 )
 from ddl.train.services import Reporter
-from ddl.train.state import Progress, TrainingState
+from ddl.train.state import Progress
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
@@ -279,9 +279,15 @@ class RunLog(Reporter):
         return str(notes_of(self.folder, self.launch) / f"rank-{death.identity}.json")
 
     def end(
-        self, state: TrainingState, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+        self,
+        progress: Progress,
+        digest: str,
+        ranks: int,
+        samples_per_s: float,
+        status: str,
+        failure: DdlError | None = None,
     ) -> DdlError | None:
-        progress, order = state.progress, self.task.order
+        order = self.task.order
         wall = time.time() - self.began
         early = 0
         if self.folder is not None and progress.step - self.first_step <= 1:
@@ -309,7 +315,7 @@ class RunLog(Reporter):
             stopped_early=_why_early(self.task, progress) if status == "finished" else "",
             samples=self._samples_of(progress),
             failures=self.failures,
-            parameters_sha256=state.parameters_digest(),
+            parameters_sha256=digest,
             samples_per_s=samples_per_s,
             wall_s=round(wall, 3),
             versions=versions(),

@@ -40,6 +40,7 @@ from ddl.run.sinks import open_sinks
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
 from ddl.train.signals import Signals, StepRequest
+from ddl.train.staged import first_state
 from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
@@ -193,7 +194,7 @@ class Runner:
             return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
         try:
-            where, problem = device("cpu" if task.model.on_host else self.job.comm.device, local), None
+            where, problem = device("cpu" if task.model.on_host or task.pipeline else self.job.comm.device, local), None
         except LookupError as error:
             where, problem = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
         problem = self._settled(problem)
@@ -201,7 +202,7 @@ class Runner:
             return self._refuse(problem)
         neighbours = sum(member.node == self.group.me.node for member in self.group.members)
         limit_memory(where, ranks_on(where, neighbours), self.job.comm.gpu_memory)
-        state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, where, task.optimizer.own)
+        state = first_state(task, where)
         if self.job.metrics.trace:
             self._open_trace()
         log = self.log = RunLog(task, lambda: open_sinks(self.job, log, self._say), self._say, self.job.metrics.jsonl)

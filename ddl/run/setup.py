@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from math import prod
 from textwrap import shorten
 
 from ddl.comm import Group, unconnected
@@ -15,7 +16,6 @@ from ddl.config import Job
 from ddl.data import data_lines
 from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
-from ddl.fault.work import received
 from ddl.metrics import JobStarted, versions
 from ddl.models.blueprint import suited
 from ddl.optim.local import Local
@@ -32,10 +32,11 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
 
     setting: checkpoint.resume. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's
     state is then unchanged, and the survivors can repeat all of this."""
-    log, state, work = folder.log, loop.state, loop.work
+    log, work = folder.log, loop.work
     problem: DdlError | None = None
     folder.choose(group)
-    digests = group.gather_objects(state.parameters_digest())
+    digests = group.gather_objects(loop.state.parameters_digest())
+    state = work.whole_state(group.is_leader)
     if group.is_leader:
         try:
             assert folder.path is not None
@@ -60,10 +61,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
         except OSError as error:
             problem = ConfigError(f"run.dir = {str(folder.path)!r} cannot be used: {error}")
     problem = group.gather_objects(problem)[0]
-    if problem is None:
-        meta, arrays = received(group, work, 0)
-        work.take_over(arrays, meta)
-    return problem
+    return problem if problem is not None else work.distribute(group, state)
 
 
 def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
@@ -102,7 +100,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             hosts=hosts,
             device=str(loop.work.device),
             model=shorten(name, 60, placeholder=" ..."),
-            parameters=loop.state.layout.size,
+            parameters=sum(prod(shape) for shape, _ in task.model.params.values()),
             samples=task.order.samples,
             shards=task.order.shards,
             global_batch=task.order.global_batch,

@@ -364,6 +364,8 @@ class Trainer:
         """Raises UserError for a setting that an argument says already."""
         free = [*_READ, *(f"optim.{f.name}" for f in fields_of(OptimSettings) if isinstance(self.optimizer, str))]
         for name in settings:
+            if name.startswith("parallel."):
+                raise UserError(f"{name} is no setting of a Trainer yet: only `python -m ddl.train` trains in stages")
             if name in _ARGUMENTS or (name.startswith(("optim.", "model.")) and name not in free):
                 said_by = _ARGUMENTS.get(name, "model, loss, metrics, optimizer, rules")
                 raise UserError(f"{name} is no setting of a Trainer: its arguments say that ({said_by})")

@@ -36,6 +36,7 @@ from ddl.fault import startup
 from ddl.models.model import Model
 from ddl.optim import OPTIMIZERS, SGD, Groups, LearningRate, Momentum, Optimizer, Pruning, Rule, scaled_lr, schedule
 from ddl.optim.local import Local
+from ddl.pipeline import pipeline_of
 from ddl.registry import resolve
 from ddl.train.datasets import build_data
 from ddl.train.initial import start_from
@@ -172,7 +173,13 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
     if model.on_host and job.comm.device == "gpu":
         raise ConfigError("comm.device is gpu, but the model computes on the CPU only")
-    model.check(_first_samples(splits.train))
+    first = _first_samples(splits.train)
+    model.check(first)
+    pipeline = None
+    if job.parallel.stages > 1:
+        pipeline = pipeline_of(model, job.train.dtype, first, job.parallel.stages, job.parallel.cut)
+        if objects["optimizer"].own is not None:
+            raise ConfigError(f"parallel.stages is {job.parallel.stages}, but the optimizer keeps a state of its own")
     if model.synchronised and order.global_batch < 2 * job.micro_batches:
         raise ConfigError(
             "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "
@@ -210,6 +217,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         wire=job.comm.wire,
         sharded=job.optim.sharded,
         tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
+        pipeline=pipeline,
         settings={
             "shards": order.shards,
             "samples": order.samples,

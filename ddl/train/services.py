@@ -13,7 +13,7 @@ from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
-from ddl.train.state import Progress, TrainingState
+from ddl.train.state import Progress
 from ddl.train.step import Outcome
 
 
@@ -60,9 +60,15 @@ class Reporter:
         """Report the deaths and the recovery; called on every rank."""
 
     def end(
-        self, state: TrainingState, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+        self,
+        progress: Progress,
+        digest: str,
+        ranks: int,
+        samples_per_s: float,
+        status: str,
+        failure: DdlError | None = None,
     ) -> DdlError | None:
-        """Write the summary. ranks: at the end. Returns why the job has failed, or None."""
+        """Write the summary. digest: of the parameters. ranks: at the end. Returns why the job has failed, or None."""
         return None
 
     def close(self) -> None:

@@ -145,21 +145,26 @@ class TrainingState:
         own: OwnState | None = None,
     ):
         self.device, self._own = device, own
-        self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
-        average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
-        kept = model.kept
         self.progress = Progress()
         self._coming: Replica | None = None  # where the next one is prepared
         self._is_guest = False  # in memory of a node that has been left
+        self._slots, self._seed = slots, seed
+        self.hold(model, dtype)
+
+    def hold(self, model: Model, dtype: np.dtype | str) -> None:
+        """Allocate the arrays of ``model`` with their initial values, instead of those of the model held so far."""
+        device, kept = self.device, model.kept
+        self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
+        average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
         with device.activate():
             params = FlatBuffer(self.layout, xp=device.xp)
             self.replica = Replica(
-                params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in slots}
+                params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in self._slots}
             )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
             self._kept = {name: device.array(np.array(one.initial)) for name, one in kept.items()}
             self.buffers = Views({**self.averages.views, **self._kept})
-            for name, value in initial_values(model, seed).items():
+            for name, value in initial_values(model, self._seed).items():
                 self.params[name][...] = device.array(value)
             for name, average in model.averages.items():
                 self.averages[name][...] = device.array(np.asarray(average.initial))

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,14 +115,24 @@ class Step:
         self.group.probe("step.sum")
         began = time.perf_counter()
         with self.span("sum"):
-            summed = self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
+            summed = self._sum()
         self.waited_s += time.perf_counter() - began
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
         bad = {} if finite else self._find_bad_shards(step, epoch, step_in_epoch)
         self.beat(step, "update")
         self.group.probe("step.commit")
         with self.span("update"):
-            return self._commit(step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
+            return self._conclude(
+                partial(self._commit, step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
+            )
+
+    def _conclude(self, commit: Callable[[], Outcome]) -> Outcome:
+        """The sum's closing barrier has returned: every rank can commit."""
+        return commit()
+
+    def _sum(self) -> Total:
+        """The sums over all ranks; where a replica is shared, its next version is prepared meanwhile."""
+        return self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
 
     def _prepare(self, places: Sequence[slice], summed: Total) -> None:
         """Compute this rank's share of the replica that the commit will switch to, unless the step is skipped."""

@@ -12,6 +12,7 @@ from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
 from ddl.optim import Groups, LearningRate
+from ddl.pipeline import Pipeline
 from ddl.registry import adapt
 
 
@@ -52,6 +53,7 @@ class Task:
     teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher, whoever adds them.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
     each rank has its own copy of them.
+    pipeline: how the model is cut into stages, if it is.
     settings: plain values that the checkpoint keeps beside the state."""
 
     model: Model
@@ -88,6 +90,7 @@ class Task:
     teacher_digest: str = ""
     initial: Callable[[Any], list[str]] | None = None
     initial_digest: str = ""
+    pipeline: Pipeline | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -6,20 +6,22 @@ checkpoints."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from ddl.arrays import Device, host
 from ddl.comm import Group
-from ddl.data import Loader, Normalise, Plan, assign, combine, moments
+from ddl.data import Loader, Normalise, Plan, Source, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
-from ddl.fault.work import Recoverable
+from ddl.fault.work import Recoverable, received
 from ddl.models.model import gradient_layout
 from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
+from ddl.train.evaluate import evaluate
 from ddl.train.local import LocalStep
+from ddl.train.replicas import compare, hardware
 from ddl.train.services import Services
 from ddl.train.state import TrainingState
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
@@ -39,13 +41,17 @@ class Work(Recoverable):
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
     def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
-        self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
-        self.plan = assign(task.order.shards, group.size)
+        self.task, self.device, self.state, self.services = task, device, state, services
         self.step: Step | None = None
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.last: Outcome | None = None
         self.waited_s = 0.0  # in the sums of the epoch's steps, over all generations
+        self.begin(group)
+
+    def begin(self, group: Group) -> None:
+        """Use the group that training begins with, and its first plan."""
+        self.group, self.plan = group, assign(self.task.order.shards, group.size)
 
     def position(self) -> tuple[int, int]:
         return self.state.progress.position
@@ -58,16 +64,50 @@ class Work(Recoverable):
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
         self.state.take_over(arrays, meta["state"])
+        self._take_notes(meta)
+
+    def _take_notes(self, meta: dict[str, Any]) -> None:
         self.services.log.become(meta["log"])
         self.last = meta["last"]
+
+    # Before the first step, and for checkpoints.
+
+    def whole_state(self, is_leader: bool) -> TrainingState:
+        """Where the leader loads the state that training begins with."""
+        return self.state
+
+    def distribute(self, group: Group, whole: TrainingState) -> DdlError | None:
+        """Give all ranks the leader's state; returns on every rank why that is not possible. Raises PeerLost."""
+        meta, arrays = received(group, self, 0)
+        self.take_over(arrays, meta)
+        return None
+
+    def gather(self, group: Group, writers: Collection[int]) -> None:
+        """Before ``named``: the whole state is wanted on these ranks."""
+
+    def named(self) -> dict[str, np.ndarray]:
+        """The whole state, as ``TrainingState.to_named`` gives it; on ranks for which it was gathered."""
+        return self.state.to_named()
+
+    def digest(self) -> str:
+        """Of the whole model's parameters; "" if it is not known."""
+        return self.state.parameters_digest()
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         """Bind to a generation. If a rank cannot open one of its shards, every rank returns its error."""
         self.detach()
-        task, shards = self.task, plan.shards_of(group.rank)
-        if task.model.synchronised and group.size > task.order.shards:
+        shards = plan.shards_of(group.rank)
+        problem = self._open(group, plan, shards, group.size)
+        if problem is None:
+            self._bind(group, shards)
+        return problem
+
+    def _open(self, group: Group, plan: Plan, shards: Sequence[int], computing: int) -> DdlError | None:
+        """Open the shards that this rank reads. computing: how many ranks share all shards."""
+        task = self.task
+        if task.model.synchronised and computing > task.order.shards:
             return ConfigError(
-                f"synchronised batch norm needs work on every rank, and {group.size} ranks share "
+                f"synchronised batch norm needs work on every rank, and {computing} ranks share "
                 f"{counted(task.order.shards, 'shard')}: start fewer ranks, or set a larger train.global_batch"
             )
         problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
@@ -91,6 +131,12 @@ class Work(Recoverable):
             seed=task.seed,
             parts=task.parts,
         )
+        return None
+
+    def _bind(self, group: Group, shards: Sequence[int]) -> None:
+        """Make what sums and commits the steps."""
+        task, loader = self.task, self.loader
+        assert loader is not None
         layout = gradient_layout(task.model, task.dtype)
         trained = [name for name in layout.shapes if name not in task.model.averages]
         self.total = GradientSum(
@@ -112,8 +158,30 @@ class Work(Recoverable):
             span=self.services.span,
         )
         kind = LocalStep if isinstance(task.optimizer, Local) else Step
-        self.step = kind(task, self.state, self.loader, shards, group, self.total, self.services)
-        return None
+        self.step = kind(task, self.state, loader, shards, group, self.total, self.services)
+
+    def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
+        """Loss and metrics over all of ``source``, on every rank; see ``evaluate``."""
+        task = self.task
+        return evaluate(
+            task.model,
+            self.state,
+            source,
+            self.group,
+            rows=task.evaluate_rows,
+            transforms=self.transforms,
+            beat=beat,
+        )
+
+    def compare(self) -> list[int] | None:
+        """The identities of ranks whose state differed; see ``replicas.compare``."""
+        replica = (
+            self.group.me.node
+            if self.total is not None and self.total.replicas
+            else f"of rank {self.group.me.identity}"
+        )
+        digest = self.state.digest(without=self.task.optimizer.own_slots)
+        return compare(self.group, self, hardware(self.device), digest, replica)
 
     def count_waits(self) -> float:
         """``waited_s`` including the newest steps."""

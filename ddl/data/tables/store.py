@@ -39,11 +39,11 @@ class Share(Protocol):
         ...
 
     def end(self, part: int, found: Mapping[str, Any]) -> None:
-        """The rows are written; ``found``, as JSON, goes to ``Work.conclude`` of every process."""
+        """The rows are written; ``found``, as JSON, goes to ``Conversion.conclude`` of every process."""
         ...
 
 
-class Work(Protocol):
+class Conversion(Protocol):
     """A table to be converted, see convert.py."""
 
     def convert(self, share: Share) -> int: ...
@@ -82,7 +82,7 @@ class RowStore:
                 yield found
 
 
-def make(paths: Sequence[Path], key: Mapping[str, Any], work: Work) -> RowStore:
+def make(paths: Sequence[Path], key: Mapping[str, Any], work: Conversion) -> RowStore:
     """The converted table of ``paths``. key: everything else that its rows depend on."""
     stats = [path.stat() for path in paths]
     folder = _cache() if sum(stat.st_size for stat in stats) >= CACHED_FROM else None
@@ -117,7 +117,7 @@ class _All:
         self.found.append(found)
 
 
-def _alone(work: Work) -> RowStore:
+def _alone(work: Conversion) -> RowStore:
     schema = None
     while schema is None:
         share = _All()
@@ -184,7 +184,7 @@ class _Some:
             file.close()
 
 
-def _together(place: Path, work: Work) -> None:
+def _together(place: Path, work: Conversion) -> None:
     """Convert the table with all processes that want it now, into a folder aside, and rename that."""
     aside, began = place.with_name(f"{place.name}.part"), time.monotonic()
     with open(place.with_name(f"{place.name}.lock"), "w") as users:

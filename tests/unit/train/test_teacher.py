@@ -13,7 +13,7 @@ from ddl.errors import ConfigError
 from ddl.train.__main__ import main as train
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 QUIET = ("--metrics.console_every_s=0", "--fault.tolerance=off", "--data.prefetch=0", "--train.dtype=float64")
 
@@ -59,7 +59,7 @@ def test_augmented_samples_are_answered_as_they_were_augmented(teacher):
 def test_two_ranks_learn_what_one_learns(teacher):
     def learned(group):
         task = student(teacher, data__shards=4)
-        loop = Loop(task, group, Device(), State(task.model, task.optimizer.slots, task.dtype, 0, Device()))
+        loop = Loop(task, group, Device(), TrainingState(task.model, task.optimizer.slots, task.dtype, 0, Device()))
         assert loop.train() is None
         loop.close()
         return np.array(loop.state.params.flat)
