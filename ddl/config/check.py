@@ -197,7 +197,7 @@ def _local(job: Job) -> Iterator[str]:
     if job.train.accumulate > 1:
         yield f"[comm] sync is local, but [train] accumulate is {job.train.accumulate}: use inner_steps"
     if job.optim.sharded == "on":
-        yield "[comm] sync is local, but [optim] sharded is on: ranks that update on their own cannot share a replica"
+        yield "[comm] sync is local, but [optim] sharded is on: ranks that update apart cannot share a replica"
     if job.optim.prune:
         yield f"[comm] sync is local, but [optim] prune is {job.optim.prune}: ranks would prune their own copies apart"
 

@@ -247,7 +247,7 @@ class CommSettings:
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
     sync: Literal["step", "local"] = setting(
         "step",
-        "when ranks sum: in each step; or local: each rank takes inner_steps steps on its own samples, then all apply "
+        "when ranks sum: in each step; or local: each rank takes inner_steps steps without the others, then all apply "
         "the mean of their changes (DiLoCo); results then depend on the number of ranks",
     )
     inner_steps: int = setting(

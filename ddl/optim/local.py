@@ -1,6 +1,6 @@
-"""Local updates: each rank takes several steps on its own between two sums, and all apply the mean of their changes.
+"""Local updates: each rank takes several steps without the others, then all ranks apply the mean of their changes.
 
-``Local`` holds both optimizers. The steps that a rank takes on its own are in ddl/train/local.py."""
+``Local`` holds both optimizers. The steps between two sums are in ddl/train/local.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Local(Groups):
 
     inner: the job's optimizer, which each rank runs ``inner_steps`` times in each step. outer: an optimizer with its
     own, constant lr. Douillard et al., DiLoCo, 2023: AdamW inside, SGD with Nesterov momentum outside.
-    Raises ConfigError for an inner optimizer that keeps state of its own."""
+    Raises ConfigError for an inner optimizer that keeps state beside its slots."""
 
     def __init__(self, inner: Groups, outer: Optimizer, inner_steps: int):
         if inner.own is not None:

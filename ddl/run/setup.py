@@ -78,7 +78,7 @@ def _sync_lines(task: Task) -> list[str]:
         return []
     updates = counted(task.parts, "update")
     return [
-        f"comm.sync is local: {updates} of each rank on its own in a step; the result depends on the number of ranks"
+        f"comm.sync is local: {updates} of each rank in a step; the result depends on the number of ranks"
     ]
 
 

@@ -46,7 +46,7 @@ class LocalStep(Step):
                 own = gradient.flat[:length]
                 squared_norm = self.inner.squared_norm(own) if self.inner_clip else 0.0
                 scale, _ = gradient_scale(squared_norm, weight, self.inner_clip)
-                with np.errstate(all="ignore"):  # the sum shows what is not finite, and skips the step
+                with np.errstate(all="ignore"):  # after a sum that is not finite the step is skipped
                     self.inner.update(self._copy.flat, own, self._slots, lr, updates + part, scale)
             local.flat[length:] += gradient.flat[length:]
         local.flat[:length] = (state.params.flat - self._copy.flat) * header[WEIGHT]

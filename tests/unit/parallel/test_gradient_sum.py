@@ -207,7 +207,7 @@ def test_nodes_of_different_sizes_compute_the_same_norm(nodes):
 @pytest.mark.parametrize("overlap", ["on", "off"])
 @pytest.mark.parametrize("wire", ["bfloat16", "float16", "int8"])
 def test_compressed_between_nodes_the_sums_are_nearly_right_on_average_right_and_equal(nodes, overlap, wire):
-    """b2 stands for an average of the model, which is never rounded."""
+    """b2 is not a gradient but an average of the model, which is never rounded."""
 
     def work(group):
         options = SumOptions(overlap=overlap, bucket_mib=1e-4, wire=wire)

@@ -1,4 +1,4 @@
-"""comm.sync = local: each rank updates on its own for a while, then all apply the mean of their changes."""
+"""comm.sync = local: each rank makes several updates, then all apply the mean of their changes."""
 
 import numpy as np
 import pytest
