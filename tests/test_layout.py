@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors", "version", "environment", "reading", "registry", "wording"},
     "metrics": {"errors", "version", "jsonlines", "output", "reading", "wording"},
     "launcher": {"errors", "environment", "reading", "wording", "config", "metrics"},
-    "data": {"errors", "arrays", "jsonlines", "reading", "registry", "wording"},
+    "data": {"errors", "arrays", "jsonlines", "kernels", "reading", "registry", "wording"},
     "nn": {"errors", "arrays", "kernels"},
     "models": {"errors", "wording", "arrays", "kernels", "registry", "nn"},
     "export": {"errors", "kernels", "data", "nn", "models"},
@@ -207,11 +207,6 @@ MANY_PARAMETERS = {
     "run/trainer.py: __init__",  # the front door: a job's settings as arguments, as in Keras
     "data/dataset.py: open_dataset",  # the front door of the data: one argument for each setting
     "data/dataset.py: _split",
-    "kernels/optim.py: adam",  # rules that are compiled: plain arrays and numbers
-    "kernels/optim.py: adamw",
-    "kernels/optim.py: nadam",
-    "kernels/optim.py: radam",
-    "kernels/optim.py: rmsprop",
     "launcher/supervisor.py: __init__",
 }
 

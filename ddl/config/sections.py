@@ -140,6 +140,13 @@ class ModelSettings:
     from_: str = setting(
         "", "a run folder (its final state), checkpoint or state_dict (.pt) whose parameters training starts from"
     )
+    teacher: str = setting(
+        "", "a run folder whose model, as its training ended, answers every training sample: the model learns from it"
+    )
+    teacher_temperature: float = setting(
+        2.0, "with model.teacher: both models' logits are divided by it before they are compared", above=0
+    )
+    teacher_alpha: float = setting(0.5, "with model.teacher: its share of the loss; the rest is the targets'", least=0)
     freeze: tuple[str, ...] = setting((), 'patterns of parameter names that are not trained, such as "conv*"')
     strict: bool = setting(True, "with model.from: every parameter must exist there with the same shape")
 
@@ -181,6 +188,18 @@ class OptimSettings:
         "ranks on the CPUs of a node share one replica, each updates a part of it; auto: if that is faster and the "
         "optimizer is elementwise; off: one replica per rank",
     )
+    prune: float = setting(
+        0.0, "share of the weights that become zero during training, the smallest ones; 0: none", least=0, below=1
+    )
+    prune_scope: Literal["global", "layer"] = setting(
+        "global", "global: that share of all weights together; layer: of each weight matrix"
+    )
+    prune_match: tuple[str, ...] = setting(
+        ("*",), "patterns of names of the parameters that are pruned, among those of two or more axes"
+    )
+    prune_begin: float = setting(0.1, "share of the steps after which pruning begins", least=0, below=1)
+    prune_end: float = setting(0.6, "share of the steps after which the share prune is reached", above=0)
+    prune_every: int = setting(10, "steps between two choices of the weights that become zero", least=1)
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"
     )
@@ -226,6 +245,20 @@ class CommSettings:
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
+    sync: Literal["step", "local"] = setting(
+        "step",
+        "when ranks sum: in each step; or local: each rank takes inner_steps steps without the others, then all apply "
+        "the mean of their changes (DiLoCo); results then depend on the number of ranks",
+    )
+    inner_steps: int = setting(
+        20, "with sync local: updates of each rank in a step, which takes that many global batches", least=1
+    )
+    outer_lr: float = setting(0.7, "with sync local: learning rate of the update by the mean change", above=0)
+    outer_momentum: float = setting(0.9, "with sync local: its Nesterov momentum; 0: none", least=0, below=1)
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = setting(
+        "float32",
+        "how float32 gradients travel between nodes; what a shorter form cuts off is added to the next step's gradient",
+    )
 
 
 @dataclass(frozen=True)
@@ -328,6 +361,16 @@ class Job:
         """``train.restore_best``, in which "auto" is decided."""
         setting = self.train.restore_best
         return setting == "on" or (setting == "auto" and self.train.patience > 0 and self.checkpoint.keep_best)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step: ``train.accumulate``, or with ``comm.sync = local`` each rank's own updates."""
+        return self.comm.inner_steps if self.comm.sync == "local" else self.train.accumulate
+
+    @property
+    def step_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.train.global_batch * (self.comm.inner_steps if self.comm.sync == "local" else 1)
 
 
 SECTIONS: dict[str, type] = {

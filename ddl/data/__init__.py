@@ -15,11 +15,11 @@ from ddl.data.memory import Arrays, Shared, Subset, as_array, as_dtype, labels_o
 from ddl.data.normalise import Normalise, can_normalise, combine, moments, needs_precision
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
-from ddl.data.source import Batch, Field, Source, as_source, drawing
+from ddl.data.source import Batch, Field, Source, Wrapper, as_source, drawing
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings as TableSettings
 from ddl.data.targets import KINDS, Target, decide
-from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
+from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform
 
 __all__ = [
     "FORMATS",
@@ -52,6 +52,7 @@ __all__ = [
     "TableSettings",
     "Target",
     "Transform",
+    "Wrapper",
     "applies_in_evaluation",
     "as_array",
     "as_dtype",

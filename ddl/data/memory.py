@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ddl.data.held import runs
+from ddl.data.held import merged, runs
 from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
 from ddl.registry import tensor_as_array
@@ -129,8 +129,7 @@ class Shared:
             if self._wanted.get(holder) == ranges:
                 return
             self._wanted[holder] = ranges
-            numbers = [np.arange(r.start, r.stop) for wanted in self._wanted.values() for r in wanted]
-            self.source.hold(runs(np.concatenate(numbers)) if numbers else [])
+            self.source.hold(merged(*self._wanted.values()))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         with self._lock:

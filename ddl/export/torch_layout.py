@@ -15,7 +15,7 @@ import numpy as np
 
 from ddl import nn
 from ddl.errors import ConfigError
-from ddl.models import GAN, Model, Supervised
+from ddl.models import Model
 from ddl.models.transformer import Decoder
 from ddl.nn.layer import Shape
 
@@ -91,13 +91,10 @@ def _joined(path: str, name: str) -> str:
 
 def _parts(model: Model) -> list[Part]:
     """The layers with parameters, in their order."""
-    if isinstance(model, GAN):
-        of_generator = _walk(model.generator, (model.noise,), "generator")
-        return [*of_generator, *_walk(model.discriminator, model.shape, "discriminator")]
-    if not isinstance(model, Supervised):
+    if not model.networks:
         kind = type(model)
         raise ConfigError(f"{kind.__module__}.{kind.__name__} has no layers of ddl.nn to be laid out as PyTorch's")
-    return _walk(model.network, tuple(model.shape), "")
+    return [part for scope, (network, shape) in model.networks.items() for part in _walk(network, shape, scope)]
 
 
 def _walk(network: Any, shape: Shape, scope: str) -> list[Part]:

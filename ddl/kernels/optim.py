@@ -1,9 +1,10 @@
 """Elementwise optimizer rules, each written once, and the passes that apply them to flat arrays.
 
 A rule is a function of one parameter ``p``, its gradient ``g``, the slots and the constants; it updates p and the slots
-and returns them. Its body is valid for NumPy blocks (in place), for Numba scalars (optim_numba.py) and, since it holds
-only assignments, conditions, arithmetic and np.sqrt, as C for CuPy (optim_cupy.py). All three keep the order of
-operations, so NumPy and Numba give the same bits. ``g * scale`` is the mean gradient, ``decay`` the L2 weight decay."""
+and returns them. It begins by naming its slots, if it has some, and its constants. The body is valid for NumPy blocks
+(in place), for Numba scalars (optim_numba.py) and, since it holds only assignments, conditions, arithmetic and np.sqrt,
+as C for CuPy (optim_cupy.py). All three keep the order of operations, so NumPy and Numba give the same bits.
+``g * scale`` is the mean gradient, ``decay`` the L2 weight decay."""
 
 from __future__ import annotations
 
@@ -15,14 +16,15 @@ import numpy as np
 from ddl.arrays.namespace import Array, namespace_of
 from ddl.kernels.backend import runs_compiled
 
-UpdateRule = Callable[..., Any]
+UpdateRule = Callable[[Any, Any, Any, Any], tuple[Any, ...]]
 
 # Elements per block in the NumPy pass: parameters, gradient, two slots and the temporaries of one block (32 KiB each in
 # float32) stay in a core's L2 cache through all the operations of a rule.
 BLOCK = 8192
 
 
-def sgd(p, g, scale, decay, lr):
+def sgd(p, g, slots, constants):
+    scale, decay, lr = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -30,7 +32,9 @@ def sgd(p, g, scale, decay, lr):
     return (p,)
 
 
-def momentum(p, g, trace, scale, decay, lr, mu, nesterov):
+def momentum(p, g, slots, constants):
+    (trace,) = slots
+    scale, decay, lr, mu, nesterov = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -43,7 +47,9 @@ def momentum(p, g, trace, scale, decay, lr, mu, nesterov):
     return p, trace
 
 
-def adam(p, g, mean, square, scale, decay, lr, keep1, add1, keep2, add2, unbias, eps):
+def adam(p, g, slots, constants):
+    mean, square = slots
+    scale, decay, lr, keep1, add1, keep2, add2, unbias, eps = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -55,7 +61,9 @@ def adam(p, g, mean, square, scale, decay, lr, keep1, add1, keep2, add2, unbias,
     return p, mean, square
 
 
-def adamw(p, g, mean, square, scale, kept, lr, keep1, add1, keep2, add2, unbias, eps):
+def adamw(p, g, slots, constants):
+    mean, square = slots
+    scale, kept, lr, keep1, add1, keep2, add2, unbias, eps = constants
     d = g * scale
     mean *= keep1
     mean += d * add1
@@ -66,7 +74,9 @@ def adamw(p, g, mean, square, scale, kept, lr, keep1, add1, keep2, add2, unbias,
     return p, mean, square
 
 
-def nadam(p, g, mean, square, scale, decay, of_gradient, of_mean, keep1, add1, keep2, add2, unbias, eps):
+def nadam(p, g, slots, constants):
+    mean, square = slots
+    scale, decay, of_gradient, of_mean, keep1, add1, keep2, add2, unbias, eps = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -78,7 +88,9 @@ def nadam(p, g, mean, square, scale, decay, of_gradient, of_mean, keep1, add1, k
     return p, mean, square
 
 
-def radam(p, g, mean, square, scale, decay, plain, rectified, keep1, add1, keep2, add2, eps):
+def radam(p, g, slots, constants):
+    mean, square = slots
+    scale, decay, plain, rectified, keep1, add1, keep2, add2, eps = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -90,7 +102,9 @@ def radam(p, g, mean, square, scale, decay, plain, rectified, keep1, add1, keep2
     return p, mean, square
 
 
-def rmsprop(p, g, square, scale, decay, lr, keep, add, eps):
+def rmsprop(p, g, slots, constants):
+    (square,) = slots
+    scale, decay, lr, keep, add, eps = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -100,7 +114,9 @@ def rmsprop(p, g, square, scale, decay, lr, keep, add, eps):
     return p, square
 
 
-def adagrad(p, g, square, scale, decay, lr, eps):
+def adagrad(p, g, slots, constants):
+    (square,) = slots
+    scale, decay, lr, eps = constants
     d = g * scale
     if decay != 0:
         d += p * decay
@@ -123,7 +139,7 @@ def apply(rule: UpdateRule, state: Sequence[Array], grads: Array, constants: Seq
     else:
         for start in range(0, len(grads), BLOCK):
             p, *slots = (x[start : start + BLOCK] for x in state)
-            rule(p, grads[start : start + BLOCK], *slots, *constants)
+            rule(p, grads[start : start + BLOCK], slots, constants)
 
 
 def apply_into(

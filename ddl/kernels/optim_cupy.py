@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from ddl.kernels.cupy_kernels import Fused
@@ -14,14 +15,24 @@ from ddl.kernels.cupy_kernels import Fused
 @cache
 def kernel(rule: Callable[..., Any], arrays: int) -> Fused:
     """kernel(grads, *constants, *state) updates ``state``: the parameters and the slots, ``arrays`` of them."""
-    p, g, *others = inspect.signature(rule).parameters
-    slots, constants = others[: arrays - 1], others[arrays - 1 :]
     function = ast.parse(inspect.getsource(rule)).body[0]
     assert isinstance(function, ast.FunctionDef)
-    code = " ".join(map(_c, function.body[:-1]))  # the last statement returns what has been changed
+    # The first statements name the slots and the constants; the last one returns what has been changed.
+    head, body = function.body[: 1 + (arrays > 1)], function.body[1 + (arrays > 1) : -1]
+    *slots, constants = map(_names, head)
+    read, changed = ["g", *constants], ["p", *chain(*slots)]
     return Fused(
-        rule.__name__, ", ".join(f"T {x}" for x in [g, *constants]), ", ".join(f"T {x}" for x in [p, *slots]), code
+        rule.__name__,
+        ", ".join(f"T {name}" for name in read),
+        ", ".join(f"T {name}" for name in changed),
+        " ".join(map(_c, body)),
     )
+
+
+def _names(statement: ast.stmt) -> list[str]:
+    """The names that an assignment gives."""
+    assert isinstance(statement, ast.Assign)
+    return [node.id for node in ast.walk(statement.targets[0]) if isinstance(node, ast.Name)]
 
 
 def _c(statement: ast.stmt) -> str:

@@ -23,11 +23,11 @@ def loop(rule: Callable[..., Any], arrays: int, into: bool) -> Callable[..., Non
     old = [f"x{k}" for k in range(arrays)]
     new = [f"y{k}" for k in range(arrays)] if into else old
     elements = [f"{x}[i]" for x in old]
+    slots = "".join(f"{x}, " for x in elements[1:])
     source = (
         f"def {name}(constants, g, {', '.join(old + new if into else old)}):\n"
         f"    for i in range(g.size):\n"
-        f"        {''.join(f'{y}[i], ' for y in new)} = rule({elements[0]}, g[i], "
-        f"{''.join(f'{x}, ' for x in elements[1:])}*constants)\n"
+        f"        {''.join(f'{y}[i], ' for y in new)} = rule({elements[0]}, g[i], ({slots}), constants)\n"
     )
     scope = {"__name__": __name__, "rule": njit(error_model="numpy")(rule)}
     # Numba keeps compiled code on disk by the file and name of a function, and drops it when that file changes.

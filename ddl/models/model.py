@@ -5,8 +5,8 @@ ddl/nn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
-from ddl.nn.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss
+from ddl.nn.losses import MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Loss
 from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
@@ -125,6 +125,32 @@ class Model:
         return "values"
 
     @property
+    def is_least_squares(self) -> bool:
+        """Whether the loss is the mean squared error of "y", so that always predicting the mean of the targets gives
+        their variance; default: no."""
+        return False
+
+    @property
+    def networks(self) -> Mapping[str, tuple[Layer, Shape]]:
+        """scope of its parameters -> (network of ``ddl.nn``, shape of one sample of its input), first the one whose
+        output ``predict`` returns, so that weights can be exported; default: none, as in another framework's model."""
+        return {}
+
+    def also_measuring(self, metric: Metric) -> Model:
+        """The same model with one more metric, if it is not there yet; default: the model as it is."""
+        return self
+
+    def losses(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> np.ndarray:
+        """The loss of each sample of a batch: (rows,) float64."""
+
+        def of_sample(row: slice) -> tuple[float, float]:
+            ctx.segments = [slice(0, 1)]
+            one = {name: values[row] for name, values in batch.items()}
+            return self.loss_and_gradients(params, buffers, one, None, ctx)[:2]
+
+        return _each_loss(len(batch["x"]), of_sample, ctx)
+
+    @property
     def samples_per_shard(self) -> int:
         """The fewest samples that a shard needs in a micro-batch of training; default: none."""
         return 0
@@ -142,6 +168,16 @@ class Model:
     def sample(self, params: Views, buffers: Views, count: int, seed: int = 0) -> Array:
         """``count`` new samples (count, *shape); the same seed draws the same ones. Raises ConfigError by default."""
         raise ConfigError("this model draws no samples")
+
+
+def _each_loss(rows: int, of_sample: Callable[[slice], tuple[float, float]], ctx: Context) -> np.ndarray:
+    """of_sample: (loss, weight) of one row."""
+    found = np.empty(rows)
+    for row in range(rows):
+        with ctx.frame():
+            loss, weight = of_sample(slice(row, row + 1))
+        found[row] = loss / weight if weight else 0.0
+    return found
 
 
 def initial_values(model: Model, seed: int) -> dict[str, np.ndarray]:
@@ -244,6 +280,22 @@ class Supervised(Measured):
         is_of_classes = isinstance(self.loss, CrossEntropy | Distillation)
         return "logits" if is_of_classes else "binary_logits" if self.targets_are_values else "values"
 
+    @property
+    def is_least_squares(self) -> bool:
+        return type(self.loss) is MSE and self.target == "y"
+
+    @property
+    def networks(self) -> Mapping[str, tuple[Layer, Shape]]:
+        return {"": (self.network, tuple(self.shape))}
+
+    def also_measuring(self, metric: Metric) -> Model:
+        is_there = any(one.name == metric.name for one in self.metrics)
+        return self if is_there else replace(self, metrics=[*self.metrics, metric])
+
+    def losses(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> np.ndarray:
+        outputs, targets = self.predict(params, buffers, batch, ctx)["output"], batch[self.target]
+        return _each_loss(len(outputs), lambda row: self.loss.forward(outputs[row], targets[row], ctx)[:2], ctx)
+
     def _state(self, params: Views, buffers: Views) -> Views:
         """Parameters and averages in one set of views, cached because training passes the same ones at every step."""
         if not self.averages:
@@ -258,7 +310,7 @@ class Supervised(Measured):
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
         state = self._state(params, buffers)
-        ctx.data, ctx.categories = batch["x"], batch.get("categories")
+        ctx.data, ctx.categories, ctx.teacher = batch["x"], batch.get("categories"), batch.get("teacher")
         with ctx.span("forward"):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]

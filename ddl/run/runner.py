@@ -26,7 +26,7 @@ from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
 from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
-from ddl.kernels.backend import is_compiled, use_compiled
+from ddl.kernels.backend import is_compiled, on_compilation_progress, use_compiled
 from ddl.metrics import Trace, merge
 from ddl.metrics.tensorboard import writer_class
 from ddl.output import print_past_launcher
@@ -41,7 +41,7 @@ from ddl.train.build import build_task
 from ddl.train.loop import Loop
 from ddl.train.signals import Signals, StepRequest
 from ddl.train.staged import first_state
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 
@@ -80,7 +80,8 @@ class Runner:
         self._in_script = in_script
         self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
         self._running: Group | None = before.group if before is not None else None
-        self.group: Group
+        self.group: Group  # once ``has_started``
+        self.has_started = False
         self.failure: DdlError | None = None
         self.loop: Loop | None = None
         self.log: RunLog | None = None
@@ -95,11 +96,6 @@ class Runner:
         """How often the supervisor still starts all ranks again because one was lost; None without a supervisor."""
         return int(os.environ[REGAINS_VARIABLE]) if REGAINS_VARIABLE in os.environ else None
 
-    @property
-    def has_started(self) -> bool:
-        """Whether this process has joined a group."""
-        return hasattr(self, "group")
-
     def run(self) -> int:
         job = self.job
         if self._running is None:
@@ -108,11 +104,13 @@ class Runner:
         if self._limits()["hang_timeout_s"] and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
             self.heartbeat = start_companion(launched_rank(), **self._limits())
+            on_compilation_progress(self.heartbeat.progress)
         _survival()
         try:
             self._check_joined()
             with startup.meeting(job.fault.startup_timeout_s, job.run.dir) if self._running is None else nullcontext():
                 self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
+            self.has_started = True
         except UserError as error:
             return self._refuse(error)
         if self.heartbeat is not None:
@@ -275,7 +273,7 @@ class Runner:
         act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
-    def _recovery_settings(self, state: State) -> RecoverySettings:
+    def _recovery_settings(self, state: TrainingState) -> RecoverySettings:
         folder = self.folder
         assert folder is not None
         return RecoverySettings(

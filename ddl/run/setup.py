@@ -18,10 +18,12 @@ from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.metrics import JobStarted, versions
 from ddl.models.blueprint import suited
+from ddl.optim.local import Local
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
+from ddl.train.task import Task
 from ddl.wording import counted, numbered
 
 
@@ -71,6 +73,15 @@ def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
     return "mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json"
 
 
+def _sync_lines(task: Task) -> list[str]:
+    if not isinstance(task.optimizer, Local):
+        return []
+    updates = counted(task.parts, "update")
+    return [
+        f"comm.sync is local: {updates} of each rank in a step; the result depends on the number of ranks"
+    ]
+
+
 def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
     """Report the start of this launch, on the leader. survival: why a rank's death is survived, or not."""
     task, group = loop.task, loop.group
@@ -99,7 +110,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             tolerance=f"{survived} ({survival})",
             status=_trusted_status(),
             versions=versions(library_version()),
-            data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
+            data=[*data_lines(task.settings.get("knowledge", {}).get("data", {})), *_sync_lines(task)],
         )
     )
     if len(group.members) == 1 and (line := unconnected()):

@@ -51,7 +51,7 @@ from ddl.train.build import (
 )
 from ddl.train.evaluate import evaluate
 from ddl.train.initial import load_values
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 from ddl.wording import counted
 
@@ -160,7 +160,7 @@ class Trainer:
         self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
-        self._loaded: State | None = None
+        self._loaded: TrainingState | None = None
         self.rates: Sequence[float] | None = None  # of each step, in place of optimizer and schedule
 
     def __repr__(self) -> str:
@@ -263,7 +263,7 @@ class Trainer:
 
         Raises ConfigError if they are not those of this model; nothing is changed then."""
         arrays, progress = read_arrays(Path(run), checkpoint, self.model)
-        state = State(self.model, (), self.job.train.dtype, self.job.run.seed, Device())
+        state = TrainingState(self.model, (), self.job.train.dtype, self.job.run.seed, Device())
         try:
             state.load_named(arrays)
         except ValueError as error:
@@ -274,7 +274,9 @@ class Trainer:
 
     def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100) -> LearningRates:
         """Train for a few steps while the learning rate rises from ``lowest`` to ``highest``, on all ranks, and return
-        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are."""
+        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are.
+
+        For an optimizer of optax the rates are factors of its own: its rate times the suggestion is a good one."""
         return find(self, lowest, highest, steps)
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
@@ -308,12 +310,12 @@ class Trainer:
         return next(iter(outputs_of(self.model, state, batch, self.job.run.seed).values()))
 
     @property
-    def _state(self) -> State | None:
+    def _state(self) -> TrainingState | None:
         loop = self._runner.loop if self._runner is not None else None
         return loop.state if loop is not None else self._loaded
 
     @property
-    def _current(self) -> State:
+    def _current(self) -> TrainingState:
         if self._state is None:
             raise DdlError("there are no parameters before fit() or load()")
         return self._state
@@ -322,7 +324,7 @@ class Trainer:
         order = order_of(job, len(self.data), self.model)
         total = steps_of(job, order)
         splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
-        groups = self._groups(job)
+        groups = self._groups(job, total)
         return assemble(
             job,
             splits,
@@ -339,9 +341,9 @@ class Trainer:
             **({} if self.initial is None else load_values(self.initial)),
         )
 
-    def _groups(self, job: Job) -> Groups:
+    def _groups(self, job: Job, total_steps: int) -> Groups:
         if isinstance(self.optimizer, str):
-            return build_groups(job, self.model)
+            return build_groups(job, self.model, total_steps)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
         freeze = [*job.model.freeze, *self.model.frozen]
         if isinstance(self.optimizer, Whole):

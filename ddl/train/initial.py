@@ -18,9 +18,9 @@ from ddl.config import Job
 from ddl.errors import CheckpointError, ConfigError, DataError
 from ddl.export.torch_layout import from_torch
 from ddl.metrics import read_summary
-from ddl.models import GAN, Model, Supervised
+from ddl.models import Model
 from ddl.registry import resolve
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.wording import instead
 
 # Files of weights of other frameworks: suffix -> what reads one.
@@ -72,11 +72,10 @@ def _saved_arrays(path: Path, model: Model, say: Callable[[str], None]) -> Mappi
     """The arrays, below "params/" and "averages/", of a run, a checkpoint or a file of weights."""
     if path.suffix in WEIGHTS:
         named = resolve(WEIGHTS[path.suffix], {}, "weights")(path)
-        return _both(from_torch(model, named) if isinstance(model, Supervised | GAN) else named)
+        return _both(from_torch(model, named) if model.networks else named)
     if path.suffix == ".safetensors":
         named, layout = _read_safetensors(path)
-        is_ours = isinstance(model, Supervised | GAN)
-        return _both(from_torch(model, named) if is_ours and layout != OWN_LAYOUT else named)
+        return _both(from_torch(model, named) if model.networks and layout != OWN_LAYOUT else named)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     is_store = folder.name == "checkpoints"
     store = Store(folder if is_store else folder.parent, say=say)
@@ -129,7 +128,7 @@ def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Its ``initial`` sets parameters and averages to given arrays; the others keep their initial values.
     It raises ConfigError for a name or shape that the model does not have."""
 
-    def load(state: State) -> list[str]:
+    def load(state: TrainingState) -> list[str]:
         views = {**state.params.views, **state.buffers}
         for name, value in values.items():
             if name not in views:

@@ -23,7 +23,7 @@ from ddl.pipeline.grid import IDLE
 from ddl.train.evaluate import batches, rows_of
 from ddl.train.services import Services
 from ddl.train.staged_step import StagedStep
-from ddl.train.state import Progress, State
+from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Outcome, Step
 from ddl.train.task import Task
 from ddl.train.work import Work, tried
@@ -34,10 +34,10 @@ def work_of(task: Task) -> type[Work]:
     return Work if task.pipeline is None else StagedWork
 
 
-def first_state(task: Task, device: Device) -> State:
+def first_state(task: Task, device: Device) -> TrainingState:
     """The state of a rank before set-up: the initial one, or where there are stages none yet."""
     model = task.model if task.pipeline is None else task.pipeline.stage(task.pipeline.first_cut(), IDLE)
-    return State(model, task.optimizer.slots, task.dtype, task.seed, device, task.optimizer.own)
+    return TrainingState(model, task.optimizer.slots, task.dtype, task.seed, device, task.optimizer.own)
 
 
 class StagedWork(Work):
@@ -49,7 +49,7 @@ class StagedWork(Work):
     column: Group  # the ranks of this rank's stage
     stage_task: Task
 
-    def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
+    def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
         assert task.pipeline is not None
         self.pipeline, self.parts = task.pipeline, task.pipeline.stages
         self.cut: Cut | None = None
@@ -83,12 +83,16 @@ class StagedWork(Work):
 
     # Before the first step.
 
-    def whole_state(self, is_leader: bool) -> State:
+    def whole_state(self, is_leader: bool) -> TrainingState:
         """On the leader a state of the whole model, in memory only until it has been distributed."""
         task = self.task
-        return State(task.model, task.optimizer.slots, task.dtype, task.seed, Device()) if is_leader else self.state
+        return (
+            TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+            if is_leader
+            else self.state
+        )
 
-    def distribute(self, group: Group, whole: State) -> DdlError | None:
+    def distribute(self, group: Group, whole: TrainingState) -> DdlError | None:
         if group.size < self.parts:
             return Stop(f"{counted(group.size, 'rank')} cannot hold {counted(self.parts, 'stage')}")
         chosen: tuple[Cut | None, DdlError | None] = self.cut, None
@@ -146,7 +150,7 @@ class StagedWork(Work):
     def _take_progress(self, meta: Mapping[str, Any]) -> None:
         self.state.progress.become(Progress.from_json(meta["progress"]))
 
-    # A stage's arrays, in the order of ``State.flat_arrays``.
+    # A stage's arrays, in the order of ``TrainingState.flat_arrays``.
 
     def _layouts(self, stage: Stage) -> list[tuple[str, Layout]]:
         """(what precedes the names in a checkpoint, layout) of each flat array."""

@@ -22,7 +22,7 @@ from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
 from ddl.optim import gradient_scale
 from ddl.parallel import GradientSum, Total
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Step:
     def __init__(
         self,
         task: Task,
-        state: State,
+        state: TrainingState,
         loader: Loader,
         shards: Sequence[int],
         group: Group,
@@ -153,10 +153,14 @@ class Step:
                 if self.total.flushes:  # until the last commit all ranks of the node read this replica: it is in caches
                     flush(new[0], min(place.start, length), min(place.stop, length))
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
+            self.optimizer.prune_into(new, old, updates, places)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:
         """The squared norm of the gradients of trained parameters. squared_norm: of everything that was summed."""
-        return self.optimizer.squared_norm(gradient[: self.state.layout.length]) if self._norm_differs else squared_norm
+        if not self._norm_differs:
+            return squared_norm
+        progress = self.state.progress
+        return self.optimizer.squared_norm(gradient[: self.state.layout.length], progress.step - progress.skipped)
 
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
         """Write the summed gradients of this rank's shards to ``total.local``, and the sums of its header."""
@@ -164,27 +168,10 @@ class Step:
         if not self.shards:  # more ranks than shards: this one only takes part in the sum
             self._clear(local)
             return
+        announce = self.total.announce if self.parts == 1 else None
         for part in range(self.parts):
-            self.beat(step, "load")
-            self.group.probe("step.load")
-            with self.span("load"):
-                batch, segments = self.loader.batch(epoch, step_in_epoch, part)
-            rows = segments[-1].stop if segments else 0
-            last = part == self.parts - 1
             target = local if part == 0 else self._scratch_buffer()
-            if rows == 0 and not self.synchronised:
-                self._clear(target)
-            else:
-                self.beat(step, "compute")
-                self.group.probe("step.compute")
-                with self.span("compute"):
-                    announce = self.total.announce if last and self.parts == 1 else None
-                    loss, weight, sums = self._gradients(batch, segments, self.shards, step, part, target, announce)
-                header[WEIGHT] += weight
-                header[LOSS] += loss
-                header[SAMPLES] += rows
-                for place, name in enumerate(self.metrics, FIXED):
-                    header[place] += float(sums[name])
+            self._micro_batch(step, epoch, step_in_epoch, part, header, target, announce=announce)
             if part > 0:
                 local.flat += target.flat
                 written, more = local.views.zero_outside, target.views.zero_outside
@@ -193,6 +180,38 @@ class Step:
                         written[name] = np.concatenate([host(written[name]), host(more[name])])
                     else:
                         del written[name]
+
+    def _micro_batch(
+        self,
+        step: int,
+        epoch: int,
+        step_in_epoch: int,
+        part: int,
+        header: np.ndarray,
+        target: FlatBuffer,
+        params: FlatBuffer | None = None,
+        announce=None,
+    ) -> None:
+        """Write the summed gradients of one micro-batch to ``target`` and add to the sums of ``header``.
+
+        params: default: the committed parameters."""
+        self.beat(step, "load")
+        self.group.probe("step.load")
+        with self.span("load"):
+            batch, segments = self.loader.batch(epoch, step_in_epoch, part)
+        rows = segments[-1].stop if segments else 0
+        if rows == 0 and not self.synchronised:
+            self._clear(target)
+            return
+        self.beat(step, "compute")
+        self.group.probe("step.compute")
+        with self.span("compute"):
+            loss, weight, sums = self._gradients(batch, segments, self.shards, step, part, target, params, announce)
+        header[WEIGHT] += weight
+        header[LOSS] += loss
+        header[SAMPLES] += rows
+        for place, name in enumerate(self.metrics, FIXED):
+            header[place] += float(sums[name])
 
     def _clear(self, target: FlatBuffer) -> None:
         """Zero all gradients."""
@@ -205,7 +224,8 @@ class Step:
         self.group.native_allreduce(total)
         return self.state.device.array(total)
 
-    def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
+    def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, params=None, announce=None):
+        params = params or self.state.params
         ctx, written, announced = self.context, target.views.zero_outside, set()
 
         def on_complete(names: Sequence[str | TouchedRows]) -> None:
@@ -220,7 +240,7 @@ class Step:
         ctx.begin(segments, shards, step, part, on_complete)
         if self.state.device.is_gpu:
             batch = {name: self.state.device.array(value) for name, value in batch.items()}
-        result = self.model.loss_and_gradients(self.state.params.views, self.state.buffers, batch, target.views, ctx)
+        result = self.model.loss_and_gradients(params.views, self.state.buffers, batch, target.views, ctx)
         for name in written.keys() - announced:  # their rows are unknown in this step, so they travel as a whole
             del written[name]
         return result

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
@@ -32,6 +32,14 @@ class Callback:
         """After training has finished."""
 
 
+class Teaches(Protocol):
+    """A model that answers training samples, for another one that learns from it (teacher.py)."""
+
+    def after(self, transforms: Sequence[Transform]) -> Transform:
+        """The transform that adds its answers to a batch that went through ``transforms`` and augmentation."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """model ... order: what is trained, on which data, in which order. total_steps: where training ends.
@@ -42,6 +50,7 @@ class Task:
     restore_best: training ends with the state of the best validation loss, not with the newest.
     check_every: steps between comparisons of replicas (0: never).
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
+    teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher, whoever adds them.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
     each rank has its own copy of them.
     pipeline: how the model is cut into stages, if it is.
@@ -73,9 +82,12 @@ class Task:
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
     gpu: Literal["auto", "direct", "staged"] = "auto"
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     sharded: Literal["auto", "on", "off"] = "auto"
     tuning: Tuning | None = None
     callbacks: Sequence[Callback] = ()
+    teacher: Teaches | None = None
+    teacher_digest: str = ""
     initial: Callable[[Any], list[str]] | None = None
     initial_digest: str = ""
     pipeline: Pipeline | None = None

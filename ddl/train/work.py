@@ -17,11 +17,13 @@ from ddl.data import Loader, Normalise, Plan, Source, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
 from ddl.fault.work import Recoverable, received
 from ddl.models.model import gradient_layout
+from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.train.evaluate import evaluate
+from ddl.train.local import LocalStep
 from ddl.train.replicas import compare, hardware
 from ddl.train.services import Services
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -38,7 +40,7 @@ class Work(Recoverable):
 
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
-    def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
+    def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
         self.task, self.device, self.state, self.services = task, device, state, services
         self.step: Step | None = None
         self.loader: Loader | None = None
@@ -70,11 +72,11 @@ class Work(Recoverable):
 
     # Before the first step, and for checkpoints.
 
-    def whole_state(self, is_leader: bool) -> State:
+    def whole_state(self, is_leader: bool) -> TrainingState:
         """Where the leader loads the state that training begins with."""
         return self.state
 
-    def distribute(self, group: Group, whole: State) -> DdlError | None:
+    def distribute(self, group: Group, whole: TrainingState) -> DdlError | None:
         """Give all ranks the leader's state; returns on every rank why that is not possible. Raises PeerLost."""
         meta, arrays = received(group, self, 0)
         self.take_over(arrays, meta)
@@ -84,7 +86,7 @@ class Work(Recoverable):
         """Before ``named``: the whole state is wanted on these ranks."""
 
     def named(self) -> dict[str, np.ndarray]:
-        """The whole state, as ``State.to_named`` gives it; on ranks for which it was gathered."""
+        """The whole state, as ``TrainingState.to_named`` gives it; on ranks for which it was gathered."""
         return self.state.to_named()
 
     def digest(self) -> str:
@@ -119,11 +121,12 @@ class Work(Recoverable):
             every = {shard: sums for part in parts for shard, sums in part.items()}
             self.state.progress.normalise = combine(every, task.normalise, task.dtype).to_json()
         self.group, self.plan = group, plan
+        taught = [] if task.teacher is None else [task.teacher.after(self.transforms)]
         self.loader = Loader(
             task.train,
             task.order,
             shards,
-            transforms=[*self.transforms, *task.augment],
+            transforms=[*self.transforms, *task.augment, *taught],
             prefetch=task.prefetch,
             seed=task.seed,
             parts=task.parts,
@@ -146,14 +149,16 @@ class Work(Recoverable):
                 "off" if task.model.synchronised else task.overlap,
                 task.tuning,
                 task.gpu,
+                task.wire,
             ),
             # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
-            Backward([*reversed(trained), *task.model.averages], task.model.by_rows),
+            Backward([*reversed(trained), *task.model.averages], task.model.by_rows, tuple(task.model.averages)),
             device=self.device,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
         )
-        self.step = Step(task, self.state, loader, shards, group, self.total, self.services)
+        kind = LocalStep if isinstance(task.optimizer, Local) else Step
+        self.step = kind(task, self.state, loader, shards, group, self.total, self.services)
 
     def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
         """Loss and metrics over all of ``source``, on every rank; see ``evaluate``."""
@@ -175,7 +180,8 @@ class Work(Recoverable):
             if self.total is not None and self.total.replicas
             else f"of rank {self.group.me.identity}"
         )
-        return compare(self.group, self, hardware(self.device), self.state.digest(), replica)
+        digest = self.state.digest(without=self.task.optimizer.own_slots)
+        return compare(self.group, self, hardware(self.device), digest, replica)
 
     def count_waits(self) -> float:
         """``waited_s`` including the newest steps."""
@@ -208,6 +214,9 @@ class Work(Recoverable):
             problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
         if total.substitute:
             problems.append(f"comm.algorithm is {task.algorithm}, but gradients are summed by {total.substitute}")
+        if task.wire != total.wire and group.size > 1:
+            why = "all ranks are on one node" if len(group.nodes) == 1 else "the ranks of a node cannot share memory"
+            problems.append(f"comm.wire is {task.wire}, but gradients travel as float32: {why}")
         if task.sharded == "on" and not total.replicas and group.size > 1:
             problems.append(
                 "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "

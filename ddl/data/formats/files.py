@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.data.formats.rows import Rows, StreamedRows
+from ddl.data.held import Ranges, merged
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
 from ddl.wording import named
@@ -131,10 +133,10 @@ class Concat(Source):
             source.recall(learned)
 
     def hold(self, ranges: Sequence[range]) -> None:
-        for place, source in enumerate(self.sources):
-            low, high = int(self._edges[place]), int(self._edges[place + 1])
-            cut = [range(max(r.start, low) - low, min(r.stop, high) - low) for r in ranges]
-            source.hold([r for r in cut if len(r)])
+        held = merged(ranges)
+        for source, (low, high) in zip(self.sources, pairwise(self._edges.tolist()), strict=True):
+            own = held.within(low, high)
+            source.hold(Ranges(own.starts - low, own.stops - low))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.empty((len(indices), *f.shape), f.dtype) for name, f in self._fields.items()}

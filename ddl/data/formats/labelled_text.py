@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from ddl.data.formats.text_lines import LineIndex, blank_note, clean
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
 from ddl.data.tables.cells import canonical
-from ddl.data.tables.records import Reader
+from ddl.data.tables.records import Cells, Reader
 from ddl.errors import DataError
 from ddl.wording import instead
 
@@ -138,7 +138,7 @@ class ReaderTexts:
                     raise DataError(f"no column {name!r}; {hint}", reader.path)
             at, last = reader.names.index(names[0]), reader.names.index(names[-1])
             for block in reader.blocks():
-                cells = [_as_texts(block.columns[place]) for place in (at, last)]
+                cells = [_as_texts(block.cells(place)) for place in (at, last)]
                 yield from zip(*cells, block.numbers, strict=True)
 
     def read(self, rows: np.ndarray) -> Iterator[tuple[str, int]]:
@@ -157,7 +157,7 @@ class ReaderTexts:
         self.names, self._code = names, {name: place for place, name in enumerate(names)}
 
 
-def _as_texts(cells: Any) -> Sequence[str]:
+def _as_texts(cells: Cells) -> Iterable[str]:
     return [canonical(repr(v)) for v in cells.tolist()] if isinstance(cells, np.ndarray) else cells
 
 

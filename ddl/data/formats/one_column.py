@@ -44,6 +44,6 @@ def column_of(path: Path, name: str, encoding: str = "", delimiter: str | None =
     if name not in reader.names:
         raise ConfigError(f"{path.name} has no such column; {instead(name, reader.names, 'it has')}")
     at = reader.names.index(name)
-    cells = [cell for block in reader.blocks() for cell in block.columns[at]]
+    cells = [cell for block in reader.blocks() for cell in block.cells(at)]
     is_whole = all(isinstance(cell, float) and cell.is_integer() for cell in cells)
     return [int(cell) for cell in cells] if is_whole else cells

@@ -7,14 +7,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.data.tables.columns import Cells
-from ddl.data.tables.records import Block, Reader
+from ddl.data.tables.records import Block, Cells, Reader, Texts
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
 
@@ -30,27 +30,26 @@ class JsonReader(Reader):
 
     def blocks(self) -> Iterator[Block]:
         known = dict.fromkeys(self.names)
+        usual = {name for place, name in enumerate(self.names) if place not in self.refused}
         records = _objects(self.path, self.encoding, self.problems)
         while part := list(islice(records, self.rows_at_once())):
             for number, record in part:
                 for name in record.keys() - known.keys():
                     self.later.setdefault(name, number)
-            numbers = [number for number, _ in part]
-            columns = [self._cells([record.get(name) for _, record in part], name, numbers) for name in known]
-            yield Block(columns, numbers)
+                for name in (name for name, value in record.items() if type(value) is list and name in usual):
+                    self.problems.append((number, f"a list in column {name!r}"))
+            yield Block([number for number, _ in part], partial(self._cells, part))
         for name, number in self.later.items():
             self.notes.append(f"{self.path.name}: key {name!r} first occurs in line {number}: left out")
 
-    def _cells(self, values: list[Any], name: str, numbers: list[int]) -> Cells:
+    def _cells(self, part: list[tuple[int, dict[str, Any]]], place: int) -> Cells:
+        values = [record.get(self.names[place]) for _, record in part]
         kinds = set(map(type, values))
         if kinds == {int} and all(abs(value) < 2**53 for value in values):
             return np.array(values, np.int64)
         if kinds <= {int, float}:
             return np.array(values, np.float64)
-        if list in kinds and self.names.index(name) not in self.refused:
-            wrong = [number for number, value in zip(numbers, values, strict=True) if isinstance(value, list)]
-            self.problems += [(number, f"a list in column {name!r}") for number in wrong]
-        return [value if type(value) is str else _text(value) for value in values]
+        return Texts.of([value if type(value) is str else _text(value) for value in values])
 
 
 def _text(value: Any) -> str:

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[3] / "ddl"
 ALLOWED = {
     # The protocol, and its implementations for PyTorch modules and JAX functions.
     "Model": {"models/model.py", "torch/model.py", "jax/model.py"},
-    # What a commit saves: of a user's own loop, of one in PyTorch, and of training.
-    "State": {"elastic/state.py", "torch/state.py", "train/state.py"},
+    # What a commit saves: of a loop that calls ddl.elastic, and of one in PyTorch.
+    "State": {"elastic/state.py", "torch/state.py"},
 }
 
 

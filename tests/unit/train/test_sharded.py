@@ -14,12 +14,12 @@ from ddl.config import Job, override
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
 from ddl.models import build as build_model
-from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Rule
+from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Pruning, Rule
 from ddl.parallel import reducer, sums
 from ddl.train import step
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 ROWS, SHARDS, BATCH, STEPS = 26, 6, 12, 7
@@ -34,7 +34,9 @@ def embedding():
     return nn.Sequential(nn.Embedding(40, 4), nn.TokenMean(), nn.Dense(3))
 
 
-def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoiled=(), said=None, **changes):
+def train(
+    group, sharded="on", *, network=dense, optimizer=None, rules=(), pruning=None, spoiled=(), said=None, **changes
+):
     """The loop of a short training, left open. spoiled: samples that are not finite. said: takes what it warns of."""
     dtype = changes.setdefault("dtype", "float32")
     random = generator(4, "test")
@@ -51,13 +53,13 @@ def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoil
         validation=None,
         test=None,
         order=Order(ROWS, SHARDS, BATCH, 2),
-        optimizer=Groups(layout, optimizer or Adam(lr=0.01), rules),
+        optimizer=Groups(layout, optimizer or Adam(lr=0.01), rules, pruning=pruning and pruning(layout)),
         lr=lambda step: 0.01 / (1 + step),
         prefetch=0,
         sharded=sharded,
         **{"total_steps": STEPS, **changes},
     )
-    loop = Loop(task, group, Device(), State(model, task.optimizer.slots, dtype, 0, Device()))
+    loop = Loop(task, group, Device(), TrainingState(model, task.optimizer.slots, dtype, 0, Device()))
     if said is not None:
         loop.log.warn = said.append
     failure = loop.train()
@@ -228,14 +230,14 @@ def test_an_optimizer_with_its_own_update_keeps_it_and_is_not_sharded():
 @pytest.mark.parametrize("steps", [1, 2])
 def test_slots_that_no_update_writes_are_kept(steps, monkeypatch):
     """A job may resume from a state in which parameters that are frozen now were trained."""
-    first = State.__init__
+    first = TrainingState.__init__
 
     def trained_before(self, *arguments):
         first(self, *arguments)
         for slot in self.slots.values():
             slot[...] = 0.5
 
-    monkeypatch.setattr(State, "__init__", trained_before)
+    monkeypatch.setattr(TrainingState, "__init__", trained_before)
     shared, own = both(3, rules=[Rule("dense1*", frozen=True)], total_steps=steps)
     assert_same(shared, own)
     assert (bits(shared[0])["mean/dense1.weight"] == 0.5).all()
@@ -278,3 +280,16 @@ def test_a_rank_flushes_only_its_own_share_of_the_next_replica(monkeypatch, flus
     )
     times = (STEPS - 1) // 2  # a replica; the first step knows of nothing yet
     assert {replica: sorted(cuts) for replica, cuts in steps.items()} == dict.fromkeys((0, 1), sorted(shares * times))
+
+
+def weights_pruned(layout):
+    places = [layout.slices[name] for name, shape in layout.shapes.items() if len(shape) > 1]
+    return Pruning(0.6, places, begin=1, end=4, every=2)
+
+
+def test_pruned_weights_are_zero_on_every_rank():
+    shared, own = both(3, pruning=weights_pruned)
+    assert_same(shared, own)
+    saved = bits(shared[1])
+    zeros = [not saved[f"params/{name}"][saved[f"pruned/{name}"] != 0].any() for name in shared[1].state.layout.shapes]
+    assert all(zeros) and sum((saved[name] != 0).sum() for name in saved if name.startswith("pruned/")) == 46
