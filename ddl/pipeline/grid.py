@@ -10,10 +10,11 @@ IDLE = -1
 
 @dataclass(frozen=True)
 class Grid:
-    """ranks: by replica and stage. Workers that are not in it are idle: they hold no stage and compute nothing."""
+    """ranks: by replica and stage. standbys: (rank, stage) of the workers that are left over. They compute nothing, but
+    hold a stage and commit its steps, so that they can take a dead rank's place."""
 
     ranks: tuple[tuple[int, ...], ...]
-    workers: int
+    standbys: tuple[tuple[int, int], ...] = ()
 
     @property
     def replicas(self) -> int:
@@ -25,27 +26,26 @@ class Grid:
         return [chain[0] for chain in self.ranks]
 
     def place(self, rank: int) -> tuple[int, int]:
-        """(replica, stage) of a rank; (IDLE, IDLE) if it has none."""
+        """(replica, stage) of a rank; the replica of a standby is IDLE, and the stage of a rank that has none."""
         for replica, chain in enumerate(self.ranks):
             if rank in chain:
                 return replica, chain.index(rank)
-        return IDLE, IDLE
+        return IDLE, dict(self.standbys).get(rank, IDLE)
 
-    def column(self, stage: int) -> list[int]:
-        """The ranks that hold ``stage``, by replica."""
+    def computing(self, stage: int) -> list[int]:
+        """The ranks that compute ``stage``, by replica."""
         return [chain[stage] for chain in self.ranks]
 
-    @property
-    def idle(self) -> list[int]:
-        return [rank for rank in range(self.workers) if self.place(rank) == (IDLE, IDLE)]
+    def column(self, stage: int) -> list[int]:
+        """The ranks that hold ``stage``: those that compute it first."""
+        return [*self.computing(stage), *(rank for rank, held in self.standbys if held == stage)]
 
 
 def first_grid(workers: int, stages: int) -> Grid:
     """Neighbouring ranks make a replica: ranks of one node, which are numbered together, exchange activations."""
-    return Grid(
-        tuple(tuple(range(at, at + stages)) for at in range(0, workers - workers % stages, stages)),
-        workers,
-    )
+    replicas = workers // stages
+    chains = tuple(tuple(range(at * stages, (at + 1) * stages)) for at in range(replicas))
+    return Grid(chains, tuple((rank, rank % stages) for rank in range(replicas * stages, workers)))
 
 
 def regrid(held: Sequence[int], stages: int) -> Grid:
@@ -54,11 +54,15 @@ def regrid(held: Sequence[int], stages: int) -> Grid:
     held: by rank, the stage that it holds now; IDLE if none. Every stage is held by a rank."""
     replicas = len(held) // stages
     columns: list[list[int]] = [[rank for rank, one in enumerate(held) if one == stage] for stage in range(stages)]
-    spare = [rank for rank, stage in enumerate(held) if stage == IDLE]
+    free = [rank for rank, stage in enumerate(held) if stage == IDLE]
     for column in columns:
-        spare += column[replicas:]
+        free += column[replicas:]
         del column[replicas:]
     for column in columns:
         while len(column) < replicas:
-            column.append(spare.pop(0))
-    return Grid(tuple(tuple(column[replica] for column in columns) for replica in range(replicas)), len(held))
+            column.append(free.pop(0))
+    chains = tuple(tuple(column[replica] for column in columns) for replica in range(replicas))
+    # What is left over are fewer ranks than stages: each keeps its stage, or takes one that no other stands by for.
+    kept = {rank: held[rank] for rank in free if held[rank] != IDLE}
+    others = iter([*(stage for stage in range(stages) if stage not in kept.values()), *range(stages)])
+    return Grid(chains, tuple((rank, kept[rank] if rank in kept else next(others)) for rank in sorted(free)))

@@ -27,7 +27,7 @@ from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Outcome, Step
 from ddl.train.task import Task
 from ddl.train.work import Work, tried
-from ddl.wording import counted, numbered
+from ddl.wording import counted
 
 
 def work_of(task: Task) -> type[Work]:
@@ -54,7 +54,7 @@ class StagedWork(Work):
         self.pipeline, self.parts = task.pipeline, task.pipeline.stages
         self.cut: Cut | None = None
         self.stage = self.pipeline.stage(self.pipeline.first_cut(), IDLE)
-        self.grid = Grid((), 0)
+        self.grid = Grid(())
         self._whole: dict[str, np.ndarray] = {}
         self._pending: Callable[[], Outcome] | None = None
         super().__init__(task, group, device, state, services)
@@ -65,9 +65,9 @@ class StagedWork(Work):
 
     @property
     def chain(self) -> Sequence[int]:
-        """The ranks of this rank's replica, by stage; itself if it is idle."""
+        """The ranks of this rank's replica, by stage; empty on a standby."""
         replica, _ = self.grid.place(self.group.rank)
-        return self.grid.ranks[replica] if replica != IDLE else [self.group.rank]
+        return self.grid.ranks[replica] if replica != IDLE else ()
 
     def meta(self) -> dict[str, Any]:
         return {**super().meta(), "cut": self.cut}
@@ -226,7 +226,7 @@ class StagedWork(Work):
         grid, arrays = regrid(before, self.parts), None
         for rank in range(group.size):
             number = grid.place(rank)[1]
-            if number in (IDLE, before[rank]):
+            if number == before[rank]:
                 continue
             source = before.index(number)
             if group.rank == source:
@@ -249,7 +249,7 @@ class StagedWork(Work):
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         self.detach()
         self.group, stage = group, self.stage
-        shards = plan.shards_of(self.chain[0]) if stage.number != IDLE else []
+        shards = plan.shards_of(self.chain[0]) if self.chain else []
         reads = shards if stage.is_first or stage.is_last else []
         problem = self._open(group, plan, reads, self.grid.replicas)
         if problem is None:
@@ -257,8 +257,8 @@ class StagedWork(Work):
         return problem
 
     def _bind(self, group: Group, shards: Sequence[int]) -> None:
-        task, number = self.task, self.stage.number
-        self.column = Column(group, self.grid.column(number) if number != IDLE else [group.rank])
+        task = self.task
+        self.column = Column(group, self.grid.column(self.stage.number))
         layout = gradient_layout(self.stage, task.dtype)
         trained = [name for name in layout.shapes if name not in self.stage.averages]
         self.stage_task = replace(task, model=self.stage, optimizer=task.optimizer.part(self.state.layout))
@@ -274,13 +274,12 @@ class StagedWork(Work):
         self.step = StagedStep(self, shards)
 
     def substitutes(self) -> list[str]:
-        idle = self.grid.idle
-        if not idle:
-            return []
-        identities = [self.group.members[rank].identity for rank in idle]
+        standbys, members = self.grid.standbys, self.group.members
         return [
-            f"{numbered('rank', identities)} {'is' if len(idle) == 1 else 'are'} idle: {self.grid.workers} ranks make "
-            f"{counted(self.grid.replicas, 'replica')} of {counted(self.parts, 'stage')}"
+            f"rank {members[rank].identity} computes nothing, since {counted(self.group.size, 'rank')} make "
+            f"{counted(self.grid.replicas, 'replica')} of {counted(self.parts, 'stage')}; it stands by with stage "
+            f"{stage + 1}"
+            for rank, stage in standbys
         ]
 
     def compare(self) -> list[int] | None:
@@ -293,7 +292,7 @@ class StagedWork(Work):
     def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
         task, stage = self.task, self.stage
         sums, problem = _Evaluation(self, source, beat), None
-        if stage.number != IDLE:
+        if self.chain:
             context = Context(seed=task.seed)
             flow = Flow(self.group, self.chain, stage, 1, self.device, lambda: context)
             params = stage.views(flow.borrow(self.state.params.views), self.state.buffers)
@@ -331,7 +330,7 @@ class _Evaluation:
         self._counts = [min(rows, part.stop - at) for at in range(part.start, part.stop, rows)]
         self.count = len(self._counts)
         self.loss, self.weight, self.sums = 0.0, 0.0, dict[str, Any]()
-        self._reads = work.stage.is_first or work.stage.is_last
+        self._reads = bool(work.chain) and (work.stage.is_first or work.stage.is_last)
         if self._reads:
             own = range(part.start, part.stop)
             source.hold([own])

@@ -13,7 +13,7 @@ import numpy as np
 from ddl.arrays import Array, FlatBuffer, Views
 from ddl.nn.context import Context
 from ddl.parallel import Total
-from ddl.pipeline import Flow
+from ddl.pipeline import Column, Flow
 from ddl.train.step import FIXED, LOSS, SAMPLES, WEIGHT, Outcome, Step
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class StagedStep(Step):
         super().__init__(work.stage_task, work.state, work.loader, shards, work.group, work.total, work.services)
         self.work, self.stage, self.column = work, work.stage, work.column
         self.seed = work.task.seed
+        self.twins = Column(work.group, work.grid.computing(self.stage.number)) if work.chain else None
         self.flow = Flow(work.group, work.chain, self.stage, self.parts, work.device, self._context) if shards else None
         self._trained_norm = math.nan
         borrowed = self.stage.of_borrowed
@@ -46,7 +47,8 @@ class StagedStep(Step):
 
     def _sum_over_ranks(self, x: Array) -> Array:
         total = np.ascontiguousarray(x)
-        self.column.native_allreduce(total)
+        assert self.twins is not None
+        self.twins.native_allreduce(total)
         return total
 
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
