@@ -215,6 +215,9 @@ class TrainSettings:
         "passes over the training samples; auto: 20, and for files as many as make 600 steps, up to 300",
     )
     steps: int = setting(0, "number of steps, overriding epochs; 0: epochs decides", least=0)
+    balance: Literal["off", "auto"] = setting(
+        "off", "auto: shards move to the ranks that compute faster; the batches and their order stay the same"
+    )
     accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end", least=0)
