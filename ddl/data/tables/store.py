@@ -106,6 +106,7 @@ def _convert(folder: Path, work: Work, note: str) -> None:
                 work.convert(share)
             if (schema := work.conclude(share.found(parts))) is not None:
                 break
+    assert schema is not None
     files = [share.name(part, "rows") for part in range(parts)]
     size = sum(file.stat().st_size for file in files) / 2**20
     notes = [*schema["notes"], note.format(f"{time.monotonic() - began:.0f}", f"{size:,.0f}")]
