@@ -143,7 +143,7 @@ class _Rows:
         return not any(map(str.strip, self.texts(at)))
 
     def irregular(self, width: int) -> list[int]:
-        """The rows that have not ``width`` cells, but for an empty one behind them, and those that may be blank."""
+        """The rows that have not ``width`` cells and perhaps an empty one behind them, and rows that may be blank."""
         counts, last = np.diff(self.first), self.first[1:] - 1
         is_odd = counts != width
         if width == 1:

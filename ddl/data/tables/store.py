@@ -40,7 +40,7 @@ class Work(Protocol):
 
 class RowStore:
     """(rows, columns) float64 in the files of a folder, one after another, and their schema: what convert.py learned.
-    Its "numbers" are, for each file and column of categories, those that replace the file's own."""
+    Its "numbers" replace, for each file and column of categories, the numbers in the file."""
 
     def __init__(self, folder: Path):
         self.schema = json.loads((folder / "schema.json").read_text())
@@ -116,8 +116,8 @@ def _convert(folder: Path, work: Work, note: str) -> None:
 
 
 class Share:
-    """The parts of a table that this process converts: those that no other one has begun. Each is a file of ``folder``,
-    and a lock that ends with its process: another one then converts the part."""
+    """The parts of a table that this process converts: each that no other one has begun. A part is a file of ``folder``
+    and a lock, which ends with its process: another one then converts the part."""
 
     def __init__(self, folder: Path, attempt: int):
         self._folder, self._attempt, self._waits = folder, attempt, True
