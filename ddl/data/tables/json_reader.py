@@ -46,7 +46,7 @@ class JsonReader(Reader):
     def _cells(self, part: list[tuple[int, dict[str, Any]]], place: int) -> Cells:
         values = [record.get(self.names[place]) for _, record in part]
         kinds = set(map(type, values))
-        if kinds == {int} and all(abs(value) < 2**53 for value in values):
+        if kinds == {int} and all(abs(value or 0) < 2**53 for value in values):
             return np.array(values, np.int64)
         if kinds <= {int, float}:
             return np.array(values, np.float64)

@@ -5,6 +5,7 @@ convert.py makes the rows, roles.py decides which columns are used, encoding.py 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -260,7 +261,9 @@ class TableSource(Source):
 
     def _rows_of(self, held: Held, columns: Sequence[int]) -> np.ndarray:
         """Some columns of these rows."""
-        found, filled = np.empty((len(held), len(columns))), 0
+        # Memory of its own: after it frees so large an array, malloc would keep later ones when they are freed.
+        memory = mmap.mmap(-1, max(8 * len(held) * len(columns), 8))
+        found, filled = np.frombuffer(memory, count=len(held) * len(columns)).reshape(len(held), len(columns)), 0
         for rows in self._store.pieces(held):
             found[filled : filled + len(rows)] = rows[:, columns]
             filled += len(rows)
