@@ -77,9 +77,7 @@ def _sync_lines(task: Task) -> list[str]:
     if not isinstance(task.optimizer, Local):
         return []
     updates = counted(task.parts, "update")
-    return [
-        f"comm.sync is local: {updates} of each rank in a step; the result depends on the number of ranks"
-    ]
+    return [f"comm.sync is local: {updates} of each rank in a step; the result depends on the number of ranks"]
 
 
 def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
