@@ -1,4 +1,4 @@
-"""The ranks that hold one stage, as a group of their own: gradients of a stage are summed over them alone.
+"""The ranks that hold one stage, as a group: gradients of a stage are summed over them alone.
 
 It uses only messages of the whole group, so that a death anywhere ends its calls as it ends the whole group's."""
 

@@ -37,7 +37,7 @@ class Grid:
         return [chain[stage] for chain in self.ranks]
 
     def column(self, stage: int) -> list[int]:
-        """The ranks that hold ``stage``: those that compute it first."""
+        """The ranks that hold ``stage``, standbys last."""
         return [*self.computing(stage), *(rank for rank, held in self.standbys if held == stage)]
 
 

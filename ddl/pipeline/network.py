@@ -1,4 +1,4 @@
-"""A network as parts in a row, and a stage: a run of these parts as a model of its own.
+"""A network as parts in a row, and a stage: a run of these parts as a model.
 
 cut.py decides where a stage begins, flow.py passes activations from one to the next."""
 

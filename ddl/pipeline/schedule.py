@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Act(Enum):
-    """One action of a stage. A swap sends and receives at once: two stages that both sent first would wait for ever."""
+    """One action of a stage. A swap sends and receives at once: two stages that both sent first would never return."""
 
     FORWARD = "forward"
     BACKWARD = "backward"

@@ -78,7 +78,7 @@ class StagedWork(Work):
 
     @staticmethod
     def _plan(by_replica: Plan, grid: Grid) -> Plan:
-        """A plan for replicas, as one for ranks: the first rank of a replica stands for all of it."""
+        """A plan for replicas, as one for ranks: the first rank of a replica has its shards."""
         return Plan(tuple(grid.heads[replica] for replica in by_replica.owners)) if grid.ranks else by_replica
 
     # Before the first step.
@@ -302,7 +302,7 @@ class StagedWork(Work):
                         flow.evaluate(params, sums, number)
                     else:
                         flow.skip(sums, number)
-                except UserError as error:  # the other stages go on, and learn it at the end
+                except UserError as error:  # the other stages continue, and learn it at the end
                     problem = error
                     flow.skip(sums, number, is_received=True)
         parts = self.group.gather_objects((sums.loss, sums.weight, sums.sums, problem))
