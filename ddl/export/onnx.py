@@ -15,6 +15,7 @@ from ddl.errors import ConfigError
 from ddl.export.graph import Graph
 from ddl.export.layers import below, converted
 from ddl.models import GAN, Model, Supervised
+from ddl.models.target_scale import DEVIATION, MEAN
 
 
 def onnx_model(
@@ -33,7 +34,8 @@ def onnx_model(
         raise ConfigError(
             f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do"
         )
-    dtype = np.promote_types(next(iter(arrays.values())).dtype, np.float32) if arrays else np.dtype(np.float32)
+    own = [value.dtype for name, value in arrays.items() if name in model.params]
+    dtype = np.promote_types(own[0], np.float32) if own else np.dtype(np.float32)
     graph = Graph(dtype)
     is_gan = isinstance(model, GAN)
     name, value = ("noise", "noise") if is_gan else ("x", "x")
@@ -51,7 +53,11 @@ def onnx_model(
     if normalise is not None and (is_gan or model.reconstructs):
         scaled = graph.add("Mul", output, graph.constant(np.asarray(normalise.scale)))
         output = graph.add("Add", scaled, graph.constant(np.asarray(normalise.mean)))
-    outputs = {"output": (dtype, of_output)}
+    of_values = dtype
+    if isinstance(model, Supervised) and model.scales_targets:
+        of_values = np.promote_types(dtype, model.precision)
+        output = _in_units(graph, output, dtype, of_values, arrays)
+    outputs = {"output": (of_values, of_output)}
     graph.nodes.append(_renamed(graph, output, "output"))
     if model.output_kind != "values":
         settings = {"axis": -1} if model.output_kind == "logits" else {}
@@ -61,6 +67,16 @@ def onnx_model(
     about = {"labels": json.dumps(list(labels))} if labels else {}
     stored = dtype if is_gan else x.dtype
     return graph.model({name: (stored, shape)}, outputs, about)
+
+
+def _in_units(graph: Graph, output: str, kind: np.dtype, wanted: np.dtype, arrays: Mapping[str, np.ndarray]) -> str:
+    """Values in the units of the data; as the network computes them if it did not learn scaled ones."""
+    mean, deviation = arrays[MEAN], arrays[DEVIATION]
+    output = output if kind == wanted else graph.cast(output, wanted)
+    if (mean == 0).all() and (deviation == 1).all():
+        return output
+    scaled = graph.add("Mul", output, graph.constant(deviation, wanted))
+    return str(graph.add("Add", scaled, graph.constant(mean, wanted)))
 
 
 def _renamed(graph: Graph, value: str, name: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from ddl import nn
 from ddl.errors import ConfigError
 from ddl.models import GAN, Model, Supervised
+from ddl.models.target_scale import folded
 from ddl.models.transformer import Decoder
 from ddl.nn.layer import Shape
 
@@ -37,8 +38,13 @@ class Part:
 def to_torch(model: Model, arrays: Named, updates: int = 0) -> dict[str, np.ndarray]:
     """``arrays``, parameters and averages of ``model`` by ddl's names, as the state_dict of a PyTorch module has them.
 
-    updates: training steps so far. Raises ConfigError for a layer that PyTorch does not have."""
+    updates: training steps so far. A head that learned scaled targets becomes one that gives values in the units of
+    the data. Raises ConfigError for a layer that PyTorch does not have."""
     found: dict[str, np.ndarray] = {}
+    if isinstance(model, Supervised) and model.scales_targets and model.head is not None:
+        dtypes = {name: value.dtype for name, value in arrays.items()}
+        in_units = folded(model.head, model.spec.output, arrays)
+        arrays = {name: value.astype(dtypes[name], copy=False) for name, value in in_units.items()}
     for part in _parts(model):
         translation, own = _translation(part), _below(arrays, part.path)
         theirs = translation.to_torch(part, own)

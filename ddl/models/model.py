@@ -14,9 +14,10 @@ import numpy as np
 
 from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
+from ddl.models.target_scale import Scale, buffers_of, head_of, in_units, standardised
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
-from ddl.nn.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss
+from ddl.nn.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Huber, Loss
 from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
@@ -198,13 +199,16 @@ class Supervised(Measured):
     """A network trained on pairs: batch["x"] goes in, the loss compares the output with batch["y"].
 
     ``target`` names the field that the loss compares with; "x" makes an autoencoder.
-    ``shape`` is that of one sample of "x"."""
+    ``shape`` is that of one sample of "x". target_scale: mean and deviation of the targets, with which a model that
+    ``scales_targets`` starts; None: 0 and 1. precision: type of the targets, which predictions have at least."""
 
     network: Layer
     loss: Loss
     shape: Shape
     metrics: Sequence[Metric] = ()
     target: str = "y"
+    target_scale: Scale | None = None
+    precision: str = "float32"
     _states: list[tuple[Views, Views, Views]] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
@@ -218,6 +222,21 @@ class Supervised(Measured):
     @property
     def averages(self) -> Mapping[str, Average]:
         return self.spec.averages
+
+    @cached_property
+    def head(self) -> str | None:
+        """The name of the dense layer that ends the network; None if another layer does."""
+        return head_of(self.network)
+
+    @cached_property
+    def scales_targets(self) -> bool:
+        """Whether the loss sees standardised targets (target_scale.py). A head that is not linear, and a loss of the
+        user's own, may rely on the targets as they are."""
+        return self.target == "y" and type(self.loss) in (MSE, MAE, Huber) and self.head is not None
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        return buffers_of(self.spec.output, self.target_scale) if self.scales_targets else {}
 
     @property
     def synchronised(self) -> bool:
@@ -262,7 +281,9 @@ class Supervised(Measured):
         with ctx.span("forward"):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
-        loss, weight, kept = self.loss.forward(outputs, targets, ctx)
+        loss, weight, kept = self.compare(buffers, outputs, targets, ctx)
+        if self.scales_targets and self.metrics and (not ctx.training or self.step_metrics):
+            outputs = in_units(buffers, outputs, np.dtype(self.precision))
         sums = self.measured(outputs, targets, loss, ctx.training)
         if grads is not None:
             with ctx.span("backward"):
@@ -270,10 +291,18 @@ class Supervised(Measured):
                     ctx.announce(names)
         return loss, weight, sums
 
-    def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
+    def compare(self, buffers: Views, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        """``loss.forward`` of what the network computes, and targets in the units of the data."""
+        return self.loss.forward(outputs, standardised(buffers, targets) if self.scales_targets else targets, ctx)
+
+    def outputs(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Array:
+        """What the network computes, which the loss compares."""
         ctx.categories = batch.get("categories")
-        outputs, _ = self.network.forward(self._state(params, buffers), batch["x"], ctx)
-        return {"output": outputs}
+        return self.network.forward(self._state(params, buffers), batch["x"], ctx)[0]
+
+    def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
+        outputs = self.outputs(params, buffers, batch, ctx)
+        return {"output": in_units(buffers, outputs, np.dtype(self.precision)) if self.scales_targets else outputs}
 
 
 def _step_names(metric: Metric) -> list[str]:

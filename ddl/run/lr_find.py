@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> Learnin
             "fault.skip_limit": steps + 1,
         }
         probe.job = override(trainer.job, quiet)
-        probe.validation = probe.test = None
+        probe._splits = replace(trainer._splits, validation=None, test=None)
         if isinstance(trainer.optimizer, Whole):
             probe.optimizer = trainer.optimizer.unscheduled()
         probe.callbacks = [lambda outcome: losses.append(float(outcome.loss))]

@@ -337,11 +337,11 @@ def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np
     context = Context(segments=[slice(0, rows)], shards=[0], arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
     views, buffers = state.params.views, state.buffers
-    outputs = None if not isinstance(model, Supervised) else model.predict(views, buffers, inputs, context)["output"]
+    outputs = model.outputs(views, buffers, inputs, context) if isinstance(model, Supervised) else None
 
     def loss_of(row: slice) -> tuple[float, float]:
         if isinstance(model, Supervised) and outputs is not None:
-            return model.loss.forward(outputs[row], inputs[model.target][row], context)[:2]
+            return model.compare(buffers, outputs[row], inputs[model.target][row], context)[:2]
         context.segments = [slice(0, 1)]
         one = {name: value[row] for name, value in inputs.items()}
         return model.loss_and_gradients(views, buffers, one, None, context)[:2]

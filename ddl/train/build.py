@@ -39,6 +39,7 @@ from ddl.optim import OPTIMIZERS, Groups, LearningRate, Optimizer, Rule, scaled_
 from ddl.registry import resolve
 from ddl.train.datasets import build_data
 from ddl.train.initial import start_from
+from ddl.train.targets import with_scaled_targets
 from ddl.train.task import Task
 from ddl.wording import instead
 
@@ -66,9 +67,11 @@ def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for an impossible job."""
     startup.doing("opening its data")
     splits = build_data(job)
-    knowledge = knowledge_of(job, splits)
+    options = model_options(job, splits)
     startup.doing("building its model")
-    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
+    model = model_of(job, splits.train.fields, options, splits.target)
+    model, splits, notes = with_scaled_targets(job, model, splits)
+    knowledge = knowledge_of(job, splits, notes, options)
     order = order_of(job, len(splits.train), model)
     total_steps = steps_of(job, order)
     groups = build_groups(job, model)
@@ -91,7 +94,7 @@ def build_task(job: Job) -> Task:
 def model_of(
     job: Job, fields: Mapping[str, Field], options: Mapping[str, Any], target: Target | None, network: Any = None
 ) -> Model:
-    """The job's model for data with these fields and this target. options: from ``knowledge_of``. network: instead of
+    """The job's model for data with these fields and this target. options: from ``model_options``. network: instead of
     the one that the job names."""
     return build_model(
         job.model.name if network is None else network,
@@ -104,17 +107,22 @@ def model_of(
     )
 
 
-def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
+def knowledge_of(
+    job: Job, splits: Splits, notes: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What was learned from the data before training, as JSON: a checkpoint keeps it, so that the model
-    can be made, and new samples read, where the data are gone."""
+    can be made, and new samples read, where the data are gone. notes: further lines for the banner. options: from
+    ``model_options``, if they are known."""
+    known = Known.of(splits.train, splits.names, splits.target).to_json()
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
         "data": {
-            **Known.of(splits.train, splits.names, splits.target).to_json(),
+            **known,
+            "notes": [*known["notes"], *notes],
             "fingerprint": fingerprint(splits.train),
         },
         "samples": {name: 0 if part is None else len(part) for name, part in parts.items()},
-        "options": _model_options(job, splits),
+        "options": model_options(job, splits) if options is None else options,
     }
 
 
@@ -222,7 +230,7 @@ def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
     return batch
 
 
-def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
+def model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
     Raises ConfigError if there are no classes to balance."""

@@ -19,6 +19,7 @@ from ddl.errors import CheckpointError, ConfigError, DataError
 from ddl.export.torch_layout import from_torch
 from ddl.metrics import read_summary
 from ddl.models import GAN, Model, Supervised
+from ddl.models.target_scale import DEVIATION, MEAN, folded, unfolded
 from ddl.registry import resolve
 from ddl.train.state import State
 from ddl.wording import instead
@@ -40,6 +41,8 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
         # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
         arrays = _saved_arrays(Path(job.model.from_), model, skipped.append)
+        if isinstance(model, Supervised) and model.scales_targets:
+            arrays = _with_scale(model, arrays, state)
         wrong, fitting = [], []
         for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
@@ -66,6 +69,28 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
         return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
+
+
+def _with_scale(model: Supervised, arrays: Mapping[str, np.ndarray], state: Any) -> dict[str, np.ndarray]:
+    """``arrays`` of a network that may have learned other targets, as those of a network with the scale in ``state``
+    that predicts the same; only with this scale where its head does not fit."""
+    own, head = {name: host(state.buffers[name]) for name in (MEAN, DEVIATION)}, model.head or ""
+    named = {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith(_OF_MODEL)}
+    found = {**arrays, **{f"averages/{name}": value for name, value in own.items()}}
+    scales = [named.get(name, absent) for name, absent in zip(own, (0.0, 1.0), strict=True)]
+    of_head = [f"{head}.weight", f"{head}.bias"]
+    if any(name not in named or named[name].shape != state.params.views[name].shape for name in of_head):
+        return found
+    if any(np.size(scale) not in (1, value.size) for scale, value in zip(scales, own.values(), strict=True)):
+        return found
+    if all(np.array_equal(scale, value) for scale, value in zip(scales, own.values(), strict=True)):
+        return found
+    shape = model.spec.output
+    converted = unfolded(head, shape, folded(head, shape, named), (own[MEAN], own[DEVIATION]))
+    return {**found, **{f"params/{name}": converted[name] for name in of_head}}
+
+
+_OF_MODEL = ("params/", "averages/")
 
 
 def _saved_arrays(path: Path, model: Model, say: Callable[[str], None]) -> Mapping[str, np.ndarray]:

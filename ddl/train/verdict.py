@@ -33,10 +33,12 @@ def doubt(task: Task, progress: Progress) -> str:
             f"{counted(task.early_steps, 'step')}; look at the targets, the features and optim.lr"
         )
     is_mse = isinstance(task.model, Supervised) and task.model.target == "y" and type(task.model.loss) is MSE
+    if is_mse and spread is not None and task.model.target_scale is not None:
+        spread = 1.0  # of scaled targets
     hopeless = 1 if progress.step >= MANY_STEPS else 10
     if is_mse and spread is not None and last > hopeless * spread and progress.step >= FEW_STEPS:
         return (
             f"little was learned: the training loss, {last:.4g}, is above that of always predicting the mean of the "
-            f"targets, {spread:.4g}; train longer, raise optim.lr, or scale the targets"
+            f"targets, {spread:.4g}; train longer, or raise optim.lr"
         )
     return ""
