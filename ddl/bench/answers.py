@@ -17,7 +17,7 @@ from ddl.run.loaded import TrainedModel
 from ddl.run.trained import Trained
 from ddl.train.build import build_data, knowledge_of, model_of
 from ddl.train.evaluate import evaluate
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 SETTINGS = {"model.name": "cnn", "data.normalize": "none"}
 
@@ -42,7 +42,7 @@ def main(seconds: float) -> int:
     splits = build_data(job)
     knowledge = knowledge_of(job, splits)
     model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
-    state = State(model, (), job.train.dtype, job.run.seed, Device())
+    state = TrainingState(model, (), job.train.dtype, job.run.seed, Device())
     trained = Trained(Path("digits"), job, model, state, {"knowledge": knowledge}, "initial parameters")
     loaded, source, group = TrainedModel(trained), as_dtype(digits(), job.train.dtype), threads.alone()
     x = digits().arrays["x"].astype(job.train.dtype)

@@ -25,7 +25,7 @@ from ddl.optim import Adam, Groups
 from ddl.run.log import RunLog
 from ddl.train.loop import Loop
 from ddl.train.services import Services
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 BLOCK_S = 0.25
@@ -88,7 +88,7 @@ def make_loop(
         lr=lambda step: 1e-3,
         total_steps=1 << 40,
     )
-    state = State(model, task.optimizer.slots, task.dtype, 0, device)
+    state = TrainingState(model, task.optimizer.slots, task.dtype, 0, device)
     log = RunLog(task)
     log.launch, log.folder, log.ranks_started = "bench", folder, group.size
     services = Services(log)

@@ -120,6 +120,7 @@ class Group(ABC):
     newest_identity: int = -1  # the highest identity of any earlier member
     is_over: bool = False  # a member has ended the job
     _is_ended: bool = False  # members may only shrink now
+    _scratch: np.ndarray | None = None
 
     @functools.cached_property
     def kept(self) -> dict[str, Any]:
@@ -128,10 +129,9 @@ class Group(ABC):
 
     def scratch(self, nbytes: int) -> np.ndarray:
         """(nbytes,) uint8, the same memory in every call: undefined content, for one user at a time."""
-        kept: np.ndarray | None = getattr(self, "_scratch", None)
-        if kept is None or kept.nbytes < nbytes:
-            kept = self._scratch = np.empty(nbytes, np.uint8)
-        return kept[:nbytes]
+        if self._scratch is None or self._scratch.nbytes < nbytes:
+            self._scratch = np.empty(nbytes, np.uint8)
+        return self._scratch[:nbytes]
 
     @property
     def is_leader(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.config.sections import SECTIONS, DataSettings, Job
-from ddl.environment import job_size
+from ddl.environment import job_size, ranks_on_node
 from ddl.errors import ConfigError
 from ddl.reading import braces
 from ddl.registry import QUALIFIED
@@ -173,6 +173,8 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is {counted(share, 'sample')}"
     if job.comm.gpu_memory > 1:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
+    if job.comm.wire != "float32":
+        yield from _wire(job)
     if job.fault.respawn and job.fault.spares:
         yield f"[fault] respawn is true and spares is {job.fault.spares}: use one or the other to replace lost ranks"
     if optim.lr != "auto" and optim.min_lr > optim.lr:
@@ -183,6 +185,16 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[optim] warmup_steps is {optim.warmup_steps}, more than [train] steps, which is {train.steps}"
     if optim.nesterov and optim.name != "momentum":
         yield f'[optim] nesterov is true, but the optimizer is "{optim.name}"; it belongs to momentum'
+
+
+def _wire(job: Job) -> Iterator[str]:
+    comm, named = job.comm, f"[comm] wire is {job.comm.wire}"
+    if job.train.dtype != "float32":
+        yield f"{named}, but [train] dtype is {job.train.dtype}: only float32 gradients are compressed"
+    if comm.algorithm not in ("auto", "hierarchical"):
+        yield f"{named}, but algorithm is {comm.algorithm}: gradients are compressed between nodes by hierarchical"
+    if comm.gpu == "direct":
+        yield f"{named}, but gpu is direct: MPI itself then sums, in float32; use staged"
 
 
 def _started(ranks: int) -> str:
@@ -196,6 +208,11 @@ def _ranks(job: Job, ranks: int) -> Iterator[str]:
         yield f"[fault] spares is {fault.spares}, but only {_started(ranks)}: there are no ranks left to train"
     if fault.min_ranks > max(workers, 1):
         yield f"[fault] min_ranks is {fault.min_ranks}, but only {counted(workers, 'rank')} can train"
+    if job.comm.wire != "float32" and ranks == ranks_on_node() and not _resumes(job):
+        yield (
+            f"[comm] wire is {job.comm.wire}, but {_started(ranks)} on one node: it compresses what travels between "
+            "nodes; leave it out"
+        )
     if shards != "auto" and shards < workers and not _resumes(job):
         yield f"[data] shards is {shards}, but {_started(workers)}: every rank needs a shard"
 

@@ -232,6 +232,10 @@ class CommSettings:
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = setting(
+        "float32",
+        "how float32 gradients travel between nodes; what a shorter form cuts off is added to the next step's gradient",
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings as TableSettings
 from ddl.data.target_moments import lost_in_cast, target_moments
 from ddl.data.targets import KINDS, Target, decide
-from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform, applies_in_evaluation
+from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform
 
 __all__ = [
     "FORMATS",
@@ -53,7 +53,6 @@ __all__ = [
     "TableSettings",
     "Target",
     "Transform",
-    "applies_in_evaluation",
     "as_array",
     "as_dtype",
     "as_known",

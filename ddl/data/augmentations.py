@@ -8,14 +8,14 @@ from typing import Any
 from ddl.data.source import Field
 from ddl.data.transforms import TRANSFORMS, Transform
 from ddl.errors import ConfigError
-from ddl.registry import QUALIFIED, instantiate, resolve
+from ddl.registry import QUALIFIED, adapt, instantiate, resolve
 
 
-def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields: Mapping[str, Field]) -> list[Any]:
+def make_transforms(
+    specs: Sequence[str | Mapping[str, Any] | Transform], fields: Mapping[str, Field]
+) -> list[Transform]:
     """Transforms from a job's list: "flip", "shift:2" (values in the order of its settings, by commas),
-    {"name": "shift", "pixels": 2}, "package.module:Name", or one that has been made.
-
-    A transform with a method ``for_fields`` is asked for one that suits the source's fields."""
+    {"name": "shift", "pixels": 2}, "package.module:Name", or one that has been made; each as it suits ``fields``."""
     made = []
     for spec in specs:
         transform: Any = spec
@@ -23,7 +23,7 @@ def make_transforms(specs: Sequence[str | Mapping[str, Any] | Transform], fields
             name, values, options = _parse(spec)
             builder = resolve(name, TRANSFORMS, "data.augment")
             transform = instantiate(builder, options, f"augmentation {name!r}", *values)
-        made.append(transform.for_fields(fields) if hasattr(transform, "for_fields") else transform)
+        made.append(adapt(transform, Transform).for_fields(fields))
     return made
 
 

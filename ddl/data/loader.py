@@ -14,6 +14,8 @@ import numpy as np
 from ddl.arrays import generator
 from ddl.data.order import Order, Table
 from ddl.data.source import Batch, Source, as_source, draw_for
+from ddl.data.transforms import Transform
+from ddl.registry import adapt
 
 CLOSE_DEADLINE_S = 5.0
 
@@ -75,10 +77,10 @@ class Loader:
         if len(source) != order.samples:
             raise ValueError(f"an order of {order.samples} samples for a source of {len(source)}")
         self.source, self.order, self.shards = as_source(source), order, list(shards)
-        self.transforms, self.seed, self.parts = list(transforms), seed, parts
+        self.transforms, self.seed, self.parts = [adapt(one, Transform) for one in transforms], seed, parts
         self.source.hold([order.shard_range(shard) for shard in self.shards])
         self._tables: dict[int, Table] = {}
-        cheap = self.source.is_cheap and all(getattr(t, "is_cheap", False) for t in self.transforms)
+        cheap = self.source.is_cheap and all(transform.is_cheap for transform in self.transforms)
         self.prefetch = 0 if cheap or self.source.stays_on_thread or not self.shards else prefetch
         self._slots: list[Slot] = []
         self._free: deque[int] = deque()  # numbers of unused slots

@@ -15,6 +15,7 @@ import numpy as np
 from ddl.data.held import runs
 from ddl.data.order import Order
 from ddl.data.source import Field, Source
+from ddl.data.transforms import Transform
 from ddl.errors import ConfigError, DataError
 from ddl.wording import listed
 
@@ -156,7 +157,7 @@ def _merge_all(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Normalise:
+class Normalise(Transform):
     """(x - mean) / scale, in place, by column (the last axis) or for all if there is one column.
 
     dtype: of the result. x of another floating dtype is normalised in float64 and then cast; None keeps x's own."""
@@ -164,7 +165,6 @@ class Normalise:
     mean: list[float]
     scale: list[float]
     dtype: str | None = None
-    training_only = False
     is_cheap = True
     _arrays: dict[Any, tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, init=False, repr=False, compare=False

@@ -1,18 +1,12 @@
-"""Transforms of batches: augmentation, and the protocol for a user's own transforms.
+"""Transforms of batches: augmentation, and the contract of a user's own transforms.
 
-normalise.py normalises by training statistics; loader.py calls the transforms.
-
-A transform is called as ``transform(batch, segments, generators)`` and returns a batch. batch: field ->
-(rows, ...), arrays that it may overwrite. segments: the rows of each shard. generators: one per segment,
-keyed by (seed, epoch, step, part, shard); every draw uses its segment's, so that it does not depend on
-ranks. A transform that also applies in evaluation sets ``training_only = False``; one that costs only a few
-microseconds sets ``is_cheap = True``."""
+normalise.py normalises by training statistics; loader.py calls the transforms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +18,22 @@ Segments = Sequence[slice]
 Generators = Sequence[np.random.Generator]
 
 
-class Transform(Protocol):
-    """See the head of this file; ``training_only`` and ``is_cheap`` may be left out."""
+class Transform:
+    """What changes each batch; only the call has no default. A class need not inherit from Transform.
 
-    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows: ...
+    A job's augmentations apply in training only, the normalisation in evaluation as well."""
 
+    is_cheap = False  # True: it takes only a few microseconds
 
-def applies_in_evaluation(transform: Transform) -> bool:
-    return not getattr(transform, "training_only", True)
+    def __call__(self, batch: Rows, segments: Segments, generators: Generators) -> Rows:
+        """Returns the batch. batch: field -> (rows, ...), arrays that it may overwrite. segments: the rows of each
+        shard. generators: one per segment, keyed by (seed, epoch, step, part, shard); every draw uses its segment's,
+        so that it does not depend on ranks."""
+        raise NotImplementedError
+
+    def for_fields(self, fields: Mapping[str, Field]) -> Transform:
+        """The transform that suits the fields of the data; default: this one. Raises ConfigError if none does."""
+        return self
 
 
 def _draw(
@@ -65,7 +67,7 @@ def _windows(x: np.ndarray, top: np.ndarray, left: np.ndarray, margin: int) -> n
 
 
 @dataclass(frozen=True)
-class Shift:
+class Shift(Transform):
     """Move each image by up to ``pixels`` up, down, left and right; zeros come in."""
 
     pixels: int = 1
@@ -89,7 +91,7 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(Transform):
     """Mirror each image left to right with ``probability``."""
 
     probability: float = 0.5
@@ -106,7 +108,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Crop:
+class Crop(Transform):
     """Cut a random window out of each image with ``padding`` zeros around it, of ``size`` (height, width).
 
     size: None keeps the image's own."""
@@ -141,7 +143,7 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Transform):
     """Add normal noise of standard deviation ``scale`` to x."""
 
     scale: float = 0.1
@@ -160,7 +162,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Mixup:
+class Mixup(Transform):
     """Blend each sample with another of its shard: x and targets by the same weight, from Beta(alpha, alpha).
 
     Class numbers become soft targets (rows, classes), which the cross-entropy takes; targets that are
@@ -208,7 +210,7 @@ class Mixup:
 
 
 @dataclass(frozen=True)
-class Blank:
+class Blank(Transform):
     """Replace each token of x by ``unknown`` with ``probability``; padding (0) stays.
 
     unknown: a token's number; that of text classification is 1."""

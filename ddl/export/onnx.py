@@ -14,7 +14,7 @@ from ddl.data import Field, Normalise
 from ddl.errors import ConfigError
 from ddl.export.graph import Graph
 from ddl.export.layers import below, converted
-from ddl.models import GAN, Model, Supervised
+from ddl.models import Model
 from ddl.models.target_scale import DEVIATION, MEAN
 
 
@@ -30,32 +30,28 @@ def onnx_model(
     arrays: its parameters and averages by name. x: the samples. Inputs: "x", or "noise" of a GAN, whose generator is
     exported. Outputs: "output", as ``ddl.predict --raw`` gives it, and "probabilities" where there are some. labels:
     recorded in the metadata. Raises ConfigError for a network of another framework or a layer without ONNX form."""
-    if type(model) not in (Supervised, GAN) or not isinstance(model, Supervised | GAN):
+    if not model.networks:
         raise ConfigError(
             f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do"
         )
     own = [value.dtype for name, value in arrays.items() if name in model.params]
     dtype = np.promote_types(own[0], np.float32) if own else np.dtype(np.float32)
     graph = Graph(dtype)
-    is_gan = isinstance(model, GAN)
-    name, value = ("noise", "noise") if is_gan else ("x", "x")
-    kind, shape = (dtype, (model.noise,)) if isinstance(model, GAN) else (x.dtype, tuple(x.shape))
-    if normalise is not None and not is_gan:
+    scope, (network, shape) = next(iter(model.networks.items()))
+    name = value = "noise" if model.generates else "x"
+    kind = dtype if model.generates else x.dtype
+    if normalise is not None and not model.generates:
         value, kind = _normalised(graph, value, kind, normalise)
     if kind.kind == "f" and kind != dtype:
         value = graph.cast(value, dtype)
-    if isinstance(model, GAN):
-        network, params = model.generator, below(arrays, "generator")
-    else:
-        network, params = model.network, dict(arrays)
-    output = converted(network, graph, params, value, shape)
+    output = converted(network, graph, below(arrays, scope) if scope else dict(arrays), value, shape)
     of_output = network.spec(shape).output
-    if normalise is not None and (is_gan or model.reconstructs):
+    if normalise is not None and (model.generates or model.reconstructs):
         scaled = graph.add("Mul", output, graph.constant(np.asarray(normalise.scale)))
         output = graph.add("Add", scaled, graph.constant(np.asarray(normalise.mean)))
     of_values = dtype
-    if isinstance(model, Supervised) and model.scales_targets:
-        of_values = np.promote_types(dtype, model.precision)
+    if model.target_scale is not None:
+        of_values = np.promote_types(dtype, model.target_scale.precision)
         output = _in_units(graph, output, dtype, of_values, arrays)
     outputs = {"output": (of_values, of_output)}
     graph.nodes.append(_renamed(graph, output, "output"))
@@ -65,7 +61,7 @@ def onnx_model(
         graph.nodes.append(_renamed(graph, shares, "probabilities"))
         outputs["probabilities"] = (dtype, of_output)
     about = {"labels": json.dumps(list(labels))} if labels else {}
-    stored = dtype if is_gan else x.dtype
+    stored = dtype if model.generates else x.dtype
     return graph.model({name: (stored, shape)}, outputs, about)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from ddl import nn
 from ddl.errors import ConfigError
-from ddl.models import GAN, Model, Supervised
-from ddl.models.target_scale import folded
+from ddl.models import Model
 from ddl.models.transformer import Decoder
 from ddl.nn.layer import Shape
 
@@ -41,10 +40,9 @@ def to_torch(model: Model, arrays: Named, updates: int = 0) -> dict[str, np.ndar
     updates: training steps so far. A head that learned scaled targets becomes one that gives values in the units of
     the data. Raises ConfigError for a layer that PyTorch does not have."""
     found: dict[str, np.ndarray] = {}
-    if isinstance(model, Supervised) and model.scales_targets and model.head is not None:
-        dtypes = {name: value.dtype for name, value in arrays.items()}
-        in_units = folded(model.head, model.spec.output, arrays)
-        arrays = {name: value.astype(dtypes[name], copy=False) for name, value in in_units.items()}
+    if model.target_scale is not None:
+        in_units = model.target_scale.folded(arrays)
+        arrays = {name: value.astype(arrays[name].dtype, copy=False) for name, value in in_units.items()}
     for part in _parts(model):
         translation, own = _translation(part), _below(arrays, part.path)
         theirs = translation.to_torch(part, own)
@@ -97,13 +95,10 @@ def _joined(path: str, name: str) -> str:
 
 def _parts(model: Model) -> list[Part]:
     """The layers with parameters, in their order."""
-    if isinstance(model, GAN):
-        of_generator = _walk(model.generator, (model.noise,), "generator")
-        return [*of_generator, *_walk(model.discriminator, model.shape, "discriminator")]
-    if not isinstance(model, Supervised):
+    if not model.networks:
         kind = type(model)
         raise ConfigError(f"{kind.__module__}.{kind.__name__} has no layers of ddl.nn to be laid out as PyTorch's")
-    return _walk(model.network, tuple(model.shape), "")
+    return [part for scope, (network, shape) in model.networks.items() for part in _walk(network, shape, scope)]
 
 
 def _walk(network: Any, shape: Shape, scope: str) -> list[Part]:

@@ -100,6 +100,10 @@ class GAN(Model):
         return True
 
     @property
+    def networks(self) -> Mapping[str, tuple[Layer, Shape]]:
+        return {"generator": (self.generator, (self.noise,)), "discriminator": (self.discriminator, self.shape)}
+
+    @property
     def samples_per_shard(self) -> int:
         return int(self.spec.samples_per_shard)
 

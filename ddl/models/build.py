@@ -20,7 +20,7 @@ from ddl.models.model import Loss, Model, Supervised
 from ddl.models.sequence import gru, lstm, rnn, text
 from ddl.models.transformer import transformer
 from ddl.models.zoo import autoencoder, cnn, linear, mlp
-from ddl.nn import Dropout, Embedding, Reshape, Residual, Sequential
+from ddl.nn import Dropout, Embedding, Layer, Reshape, Residual, Sequential
 from ddl.nn.context import Context
 from ddl.nn.losses import LOSSES, BinaryCrossEntropy, CrossEntropy
 from ddl.nn.metric import METRICS, BitsPerByte, Metric, OfChoices, OfFunction, Perplexity
@@ -144,7 +144,7 @@ def _is_model(thing: Any) -> bool:
 
 
 def _is_layer(thing: Any) -> bool:
-    return not inspect.isclass(thing) and all(hasattr(thing, part) for part in ("spec", "forward", "backward"))
+    return not inspect.isclass(thing) and isinstance(thing, Layer)
 
 
 def _problem(

@@ -45,7 +45,7 @@ def _layer(table: Any) -> Layer:
         inner = _named(table.get("layers", ()))
         return Sequential(**inner) if kind == "Sequential" else Residual(**inner)
     found = getattr(nn, kind, None)
-    if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "backward") and hasattr(found, "spec")):
+    if not (isinstance(found, type) and is_dataclass(found) and isinstance(found, Layer)):
         raise ConfigError(f"model.options.layers: ddl.nn has no layer called {kind!r}")
     made: Layer = instantiate(found, given, f"layer {kind!r}")
     return made
@@ -106,6 +106,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
-    if hasattr(value, "backward") and hasattr(value, "spec"):
+    if isinstance(value, Layer):
         return _table(value)
     raise _NotPlain

@@ -5,8 +5,8 @@ ddl/nn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
-from ddl.models.target_scale import Scale, buffers_of, head_of, in_units, standardised
+from ddl.models.target_scale import TargetScale, head_of
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
 from ddl.nn.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Huber, Loss
@@ -126,6 +126,41 @@ class Model:
         return "values"
 
     @property
+    def is_least_squares(self) -> bool:
+        """Whether the loss is the mean squared error of "y", so that always predicting the mean of the targets gives
+        their variance; default: no."""
+        return False
+
+    @property
+    def target_scale(self) -> TargetScale | None:
+        """How the model learns standardised targets; default: it learns them as they are."""
+        return None
+
+    def with_target_scale(self, mean: np.ndarray, deviation: np.ndarray) -> Model:
+        """The same model, whose ``target_scale`` begins with these numbers; default: the model as it is."""
+        return self
+
+    @property
+    def networks(self) -> Mapping[str, tuple[Layer, Shape]]:
+        """scope of its parameters -> (network of ``ddl.nn``, shape of one sample of its input), first the one whose
+        output ``predict`` returns, so that weights can be exported; default: none, as in another framework's model."""
+        return {}
+
+    def also_measuring(self, metric: Metric) -> Model:
+        """The same model with one more metric, if it is not there yet; default: the model as it is."""
+        return self
+
+    def losses(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> np.ndarray:
+        """The loss of each sample of a batch: (rows,) float64."""
+
+        def of_sample(row: slice) -> tuple[float, float]:
+            ctx.segments = [slice(0, 1)]
+            one = {name: values[row] for name, values in batch.items()}
+            return self.loss_and_gradients(params, buffers, one, None, ctx)[:2]
+
+        return _each_loss(len(batch["x"]), of_sample, ctx)
+
+    @property
     def samples_per_shard(self) -> int:
         """The fewest samples that a shard needs in a micro-batch of training; default: none."""
         return 0
@@ -143,6 +178,16 @@ class Model:
     def sample(self, params: Views, buffers: Views, count: int, seed: int = 0) -> Array:
         """``count`` new samples (count, *shape); the same seed draws the same ones. Raises ConfigError by default."""
         raise ConfigError("this model draws no samples")
+
+
+def _each_loss(rows: int, of_sample: Callable[[slice], tuple[float, float]], ctx: Context) -> np.ndarray:
+    """of_sample: (loss, weight) of one row."""
+    found = np.empty(rows)
+    for row in range(rows):
+        with ctx.frame():
+            loss, weight = of_sample(slice(row, row + 1))
+        found[row] = loss / weight if weight else 0.0
+    return found
 
 
 def initial_values(model: Model, seed: int) -> dict[str, np.ndarray]:
@@ -199,15 +244,15 @@ class Supervised(Measured):
     """A network trained on pairs: batch["x"] goes in, the loss compares the output with batch["y"].
 
     ``target`` names the field that the loss compares with; "x" makes an autoencoder.
-    ``shape`` is that of one sample of "x". target_scale: mean and deviation of the targets, with which a model that
-    ``scales_targets`` starts; None: 0 and 1. precision: type of the targets, which predictions have at least."""
+    ``shape`` is that of one sample of "x". scale: mean and deviation of the targets, where they are known.
+    precision: type of the targets."""
 
     network: Layer
     loss: Loss
     shape: Shape
     metrics: Sequence[Metric] = ()
     target: str = "y"
-    target_scale: Scale | None = None
+    scale: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     precision: str = "float32"
     _states: list[tuple[Views, Views, Views]] = field(default_factory=list, repr=False, compare=False)
 
@@ -224,19 +269,17 @@ class Supervised(Measured):
         return self.spec.averages
 
     @cached_property
-    def head(self) -> str | None:
-        """The name of the dense layer that ends the network; None if another layer does."""
-        return head_of(self.network)
+    def target_scale(self) -> TargetScale | None:  # type: ignore[override]
+        """A head that is not linear, and a loss of the user's own, may rely on the targets as they are."""
+        head = head_of(self.network) if self.target == "y" and type(self.loss) in (MSE, MAE, Huber) else None
+        return None if head is None else TargetScale(head, self.spec.output, self.precision, *self.scale)
 
-    @cached_property
-    def scales_targets(self) -> bool:
-        """Whether the loss sees standardised targets (target_scale.py). A head that is not linear, and a loss of the
-        user's own, may rely on the targets as they are."""
-        return self.target == "y" and type(self.loss) in (MSE, MAE, Huber) and self.head is not None
+    def with_target_scale(self, mean: np.ndarray, deviation: np.ndarray) -> Model:
+        return replace(self, scale=(mean, deviation))
 
     @property
     def kept(self) -> Mapping[str, Kept]:
-        return buffers_of(self.spec.output, self.target_scale) if self.scales_targets else {}
+        return {} if self.target_scale is None else self.target_scale.kept
 
     @property
     def synchronised(self) -> bool:
@@ -263,6 +306,22 @@ class Supervised(Measured):
         is_of_classes = isinstance(self.loss, CrossEntropy | Distillation)
         return "logits" if is_of_classes else "binary_logits" if self.targets_are_values else "values"
 
+    @property
+    def is_least_squares(self) -> bool:
+        return type(self.loss) is MSE and self.target == "y"
+
+    @property
+    def networks(self) -> Mapping[str, tuple[Layer, Shape]]:
+        return {"": (self.network, tuple(self.shape))}
+
+    def also_measuring(self, metric: Metric) -> Model:
+        is_there = any(one.name == metric.name for one in self.metrics)
+        return self if is_there else replace(self, metrics=[*self.metrics, metric])
+
+    def losses(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> np.ndarray:
+        outputs, targets = self._outputs(params, buffers, batch, ctx), batch[self.target]
+        return _each_loss(len(outputs), lambda row: self._compare(buffers, outputs[row], targets[row], ctx)[:2], ctx)
+
     def _state(self, params: Views, buffers: Views) -> Views:
         """Parameters and averages in one set of views, cached because training passes the same ones at every step."""
         if not self.averages:
@@ -281,9 +340,9 @@ class Supervised(Measured):
         with ctx.span("forward"):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
-        loss, weight, kept = self.compare(buffers, outputs, targets, ctx)
-        if self.scales_targets and self.metrics and (not ctx.training or self.step_metrics):
-            outputs = in_units(buffers, outputs, np.dtype(self.precision))
+        loss, weight, kept = self._compare(buffers, outputs, targets, ctx)
+        if self.metrics and (not ctx.training or self.step_metrics):
+            outputs = self._in_units(buffers, outputs)
         sums = self.measured(outputs, targets, loss, ctx.training)
         if grads is not None:
             with ctx.span("backward"):
@@ -291,18 +350,21 @@ class Supervised(Measured):
                     ctx.announce(names)
         return loss, weight, sums
 
-    def compare(self, buffers: Views, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+    def _compare(self, buffers: Views, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
         """``loss.forward`` of what the network computes, and targets in the units of the data."""
-        return self.loss.forward(outputs, standardised(buffers, targets) if self.scales_targets else targets, ctx)
+        scale = self.target_scale
+        return self.loss.forward(outputs, targets if scale is None else scale.standardised(buffers, targets), ctx)
 
-    def outputs(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Array:
+    def _in_units(self, buffers: Views, outputs: Array) -> Array:
+        return outputs if self.target_scale is None else self.target_scale.in_units(buffers, outputs)
+
+    def _outputs(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Array:
         """What the network computes, which the loss compares."""
         ctx.categories = batch.get("categories")
         return self.network.forward(self._state(params, buffers), batch["x"], ctx)[0]
 
     def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
-        outputs = self.outputs(params, buffers, batch, ctx)
-        return {"output": in_units(buffers, outputs, np.dtype(self.precision)) if self.scales_targets else outputs}
+        return {"output": self._in_units(buffers, self._outputs(params, buffers, batch, ctx))}
 
 
 def _step_names(metric: Metric) -> list[str]:

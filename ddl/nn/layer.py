@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class Spec:
     samples_per_shard: int = 0
 
 
+@runtime_checkable
 class Layer(Protocol):
     """A layer's three parts. Arrays have the batch axis first."""
 

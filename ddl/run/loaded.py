@@ -43,6 +43,12 @@ def load(
     return TrainedModel(Trained.open(run, checkpoint, None, say, trust, network))
 
 
+class _OfThread(threading.local):
+    """What each thread keeps for its answers."""
+
+    context: Context | None = None
+
+
 class TrainedModel:
     """Answers samples as they were before training: normalisation, columns and words are those of the training data.
 
@@ -54,7 +60,7 @@ class TrainedModel:
         self.trained = trained
         self._transforms = list(trained.transforms)
         self._x = trained.known.fields["x"]
-        self._threads = threading.local()
+        self._of_thread = _OfThread()
 
     def __repr__(self) -> str:
         trained, x = self.trained, self._x
@@ -84,8 +90,8 @@ class TrainedModel:
     @property
     def _outputs_per_sample(self) -> int:
         y = self.trained.known.fields.get("y")
-        spec = getattr(self.trained.model, "spec", None)
-        shape = spec.output if spec is not None else () if y is None else (y.size or 1,)
+        network, of_sample = next(iter(self.trained.model.networks.values()), (None, ()))
+        shape = network.spec(of_sample).output if network is not None else () if y is None else (y.size or 1,)
         return int(shape[-1]) if shape else 1
 
     def predict(self, x: Any) -> Any:
@@ -222,9 +228,9 @@ class TrainedModel:
         """The output for one transformed batch."""
         trained = self.trained
         rows, state = len(batch["x"]), trained.state
-        context = getattr(self._threads, "context", None)
+        context = self._of_thread.context
         if context is None:
-            context = self._threads.context = Context(seed=trained.job.run.seed, arena=Arena(state.device.xp))
+            context = self._of_thread.context = Context(seed=trained.job.run.seed, arena=Arena(state.device.xp))
         context.begin([slice(0, rows)], [0], 0)
         outputs = trained.model.predict(state.params.views, state.buffers, batch, context)
         output = np.array(host(next(iter(outputs.values()))))

@@ -44,7 +44,7 @@ from ddl.metrics import (
     write_summary,
 )
 from ddl.train.services import Reporter
-from ddl.train.state import Progress, State
+from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
@@ -279,7 +279,7 @@ class RunLog(Reporter):
         return str(notes_of(self.folder, self.launch) / f"rank-{death.identity}.json")
 
     def end(
-        self, state: State, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+        self, state: TrainingState, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
     ) -> DdlError | None:
         progress, order = state.progress, self.task.order
         wall = time.time() - self.began

@@ -20,7 +20,7 @@ from ddl.errors import Diverged, UserError
 from ddl.fault import session
 from ddl.metrics import plots
 from ddl.optim import Whole
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 if TYPE_CHECKING:
     from ddl.run.trainer import Trainer
@@ -86,7 +86,9 @@ def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> Learnin
         probe.callbacks = [lambda outcome: losses.append(float(outcome.loss))]
         probe.rates = rates
         probe._runner = None
-        shown = trainer._state or State(trainer.model, (), trainer.job.train.dtype, trainer.job.run.seed, Device())
+        shown = trainer._state or TrainingState(
+            trainer.model, (), trainer.job.train.dtype, trainer.job.run.seed, Device()
+        )
         try:
             with contextlib.suppress(Diverged):  # at the highest rates; the losses before that are what was asked for
                 probe.fit(steps=steps)

@@ -17,7 +17,7 @@ from ddl.data import Normalise
 from ddl.metrics import plots, read_lines
 from ddl.models import Model
 from ddl.nn import Context
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 if TYPE_CHECKING:
     from ddl.run.log import RunLog
@@ -76,7 +76,7 @@ def _draw(loop: Loop, folder: Path, theme: str, suffix: str) -> Iterator[Path]:
             yield plots.grid(pairs, path("reconstructions"), title=title, scale=scale, theme=theme)
 
 
-def samples(model: Model, state: State, count: int, seed: int) -> np.ndarray:
+def samples(model: Model, state: TrainingState, count: int, seed: int) -> np.ndarray:
     """``count`` samples that a generator draws, in the units of the data: (count, *shape)."""
     drawn = np.array(host(model.sample(state.params.views, state.buffers, count, seed)))
     return _undo(drawn, state.progress.normalise)

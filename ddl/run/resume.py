@@ -15,12 +15,12 @@ from ddl.data import Known, Normalise, compare
 from ddl.errors import CheckpointError, ConfigError
 from ddl.optim import resumed_span
 from ddl.reading import take
-from ddl.train.state import Progress, State
+from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Step
 from ddl.train.task import Task
 
 
-def resume(state: State, task: Task, setting: str, folder: Path, say: Callable[[str], None]) -> bool:
+def resume(state: TrainingState, task: Task, setting: str, folder: Path, say: Callable[[str], None]) -> bool:
     """Load the checkpoint to resume from into ``state``; False if training starts from the beginning.
 
     setting: checkpoint.resume. folder: the run's. say: called with a line about each checkpoint that was skipped.
@@ -79,7 +79,7 @@ def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Non
 
 
 def restore(
-    state: State,
+    state: TrainingState,
     arrays: dict[str, np.ndarray],
     meta: dict[str, Any],
     task: Task,

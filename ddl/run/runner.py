@@ -40,7 +40,7 @@ from ddl.run.sinks import open_sinks
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
 from ddl.train.signals import Signals, StepRequest
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 
@@ -79,7 +79,8 @@ class Runner:
         self._in_script = in_script
         self.heartbeat: Heartbeat | None = before.heartbeat if before is not None else None
         self._running: Group | None = before.group if before is not None else None
-        self.group: Group
+        self.group: Group  # once ``has_started``
+        self.has_started = False
         self.failure: DdlError | None = None
         self.loop: Loop | None = None
         self.log: RunLog | None = None
@@ -94,11 +95,6 @@ class Runner:
         """How often the supervisor still starts all ranks again because one was lost; None without a supervisor."""
         return int(os.environ[REGAINS_VARIABLE]) if REGAINS_VARIABLE in os.environ else None
 
-    @property
-    def has_started(self) -> bool:
-        """Whether this process has joined a group."""
-        return hasattr(self, "group")
-
     def run(self) -> int:
         job = self.job
         if self._running is None:
@@ -112,6 +108,7 @@ class Runner:
             self._check_joined()
             with startup.meeting(job.fault.startup_timeout_s, job.run.dir) if self._running is None else nullcontext():
                 self.group = self._running or mpi.start(job.fault.spares, job.fault.tolerance)
+            self.has_started = True
         except UserError as error:
             return self._refuse(error)
         if self.heartbeat is not None:
@@ -203,7 +200,7 @@ class Runner:
             return self._refuse(problem)
         neighbours = sum(member.node == self.group.me.node for member in self.group.members)
         limit_memory(where, ranks_on(where, neighbours), self.job.comm.gpu_memory)
-        state = State(task.model, task.optimizer.slots, task.dtype, task.seed, where, task.optimizer.own)
+        state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, where, task.optimizer.own)
         if self.job.metrics.trace:
             self._open_trace()
         log = self.log = RunLog(task, lambda: open_sinks(self.job, log, self._say), self._say, self.job.metrics.jsonl)
@@ -274,7 +271,7 @@ class Runner:
         act = inject.recorded_in(self.folder.notes) if self.folder is not None and known else inject.perform
         act(fault)
 
-    def _recovery_settings(self, state: State) -> RecoverySettings:
+    def _recovery_settings(self, state: TrainingState) -> RecoverySettings:
         folder = self.folder
         assert folder is not None
         return RecoverySettings(

@@ -22,7 +22,7 @@ from ddl.config import read as read_config
 from ddl.config.trust import OPENING, refuse_code
 from ddl.data import ImageSettings, Inputs, Known, Normalise, Source, compare
 from ddl.errors import CheckpointError, ConfigError, DdlError, UserError
-from ddl.models import Model, Numbers, Supervised
+from ddl.models import Model, Numbers
 from ddl.nn import Context
 from ddl.nn.metric import ConfusionMatrix
 from ddl.registry import UNNAMED
@@ -34,7 +34,7 @@ from ddl.train.build import knowledge_of, model_of
 from ddl.train.datasets import build_data, table_settings
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.initial import choose_checkpoint
-from ddl.train.state import Progress, State
+from ddl.train.state import Progress, TrainingState
 
 T = TypeVar("T")
 PLAIN: Mapping[str, Any] = {"header": True, "delimiter": ",", "decimal": "."}  # options of a CSV file
@@ -64,7 +64,9 @@ class Trained:
 
     meta: what the checkpoint keeps beside the arrays. checkpoint: which one it is, in words."""
 
-    def __init__(self, folder: Path, job: Job, model: Model, state: State, meta: Mapping[str, Any], checkpoint: str):
+    def __init__(
+        self, folder: Path, job: Job, model: Model, state: TrainingState, meta: Mapping[str, Any], checkpoint: str
+    ):
         self.folder, self.job, self.model, self.state, self.meta = folder, job, model, state, meta
         self.checkpoint = f"{checkpoint}, step {state.progress.step:,}"
         self.known = Known.from_json(meta["knowledge"]["data"])
@@ -173,9 +175,8 @@ class Trained:
 
     def evaluate(self, source: Source, group: Group) -> dict[str, Any]:
         """Loss and metrics over ``source``, the same on every rank; with the confusion matrix if there are classes."""
-        model, rows = self.model, self.job.data.batch_eval
-        if isinstance(model, Supervised) and self.has_classes and all(m.name != "confusion" for m in model.metrics):
-            model = replace(model, metrics=[*model.metrics, ConfusionMatrix()])
+        model = self.model.also_measuring(ConfusionMatrix()) if self.has_classes else self.model
+        rows = self.job.data.batch_eval
         return evaluate(model, self.state, source, group, rows=rows, transforms=self.transforms)
 
     @property
@@ -306,19 +307,21 @@ def _check_shapes(model: Model, arrays: Mapping[str, np.ndarray], what: str) -> 
             raise ConfigError(f"{what}: {name} was saved as {was}, its model needs {tuple(shape)}")
 
 
-def _state_of(model: Model, job: Job, arrays: Mapping[str, np.ndarray], device: Device, what: str) -> State:
+def _state_of(model: Model, job: Job, arrays: Mapping[str, np.ndarray], device: Device, what: str) -> TrainingState:
     """The parameters and averages of a checkpoint. Raises ConfigError if they are not those of ``model``."""
     wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
     _check_shapes(model, wanted, what)  # before memory is allocated, which may be any amount
     try:
-        state = State(model, (), job.train.dtype, job.run.seed, device)
+        state = TrainingState(model, (), job.train.dtype, job.run.seed, device)
         state.load_named(wanted)
     except (ValueError, MemoryError) as error:
         raise ConfigError(f"{what}: {error}") from error
     return state
 
 
-def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+def outputs_of(
+    model: Model, state: TrainingState, batch: Mapping[str, np.ndarray], seed: int = 0
+) -> dict[str, np.ndarray]:
     """The model's outputs on the host for one transformed batch; reconstructions of x are not normalised."""
     rows = len(next(iter(batch.values())))
     context = Context(segments=[slice(0, rows)], shards=[0], seed=seed, arena=Arena(state.device.xp))
@@ -331,24 +334,9 @@ def outputs_of(model: Model, state: State, batch: Mapping[str, np.ndarray], seed
     return found
 
 
-def losses_of(model: Model, state: State, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+def losses_of(model: Model, state: TrainingState, batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """The loss of each sample of one transformed batch: (rows,) float64."""
     rows = len(batch["x"])
     context = Context(segments=[slice(0, rows)], shards=[0], arena=Arena(state.device.xp))
     inputs = {name: state.device.array(value) for name, value in batch.items()}
-    views, buffers = state.params.views, state.buffers
-    outputs = model.outputs(views, buffers, inputs, context) if isinstance(model, Supervised) else None
-
-    def loss_of(row: slice) -> tuple[float, float]:
-        if isinstance(model, Supervised) and outputs is not None:
-            return model.compare(buffers, outputs[row], inputs[model.target][row], context)[:2]
-        context.segments = [slice(0, 1)]
-        one = {name: value[row] for name, value in inputs.items()}
-        return model.loss_and_gradients(views, buffers, one, None, context)[:2]
-
-    found = np.empty(rows)
-    for row in range(rows):
-        with context.frame():
-            loss, weight = loss_of(slice(row, row + 1))
-        found[row] = loss / weight if weight else 0.0
-    return found
+    return model.losses(state.params.views, state.buffers, inputs, context)

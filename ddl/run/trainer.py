@@ -51,7 +51,7 @@ from ddl.train.build import (
 )
 from ddl.train.evaluate import evaluate
 from ddl.train.initial import load_values
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.targets import with_scaled_targets
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -169,7 +169,7 @@ class Trainer:
         self._keep &= {name for name, field in self.data.fields.items() if field.dtype == np.float64}
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
-        self._loaded: State | None = None
+        self._loaded: TrainingState | None = None
         self.rates: Sequence[float] | None = None  # of each step, in place of optimizer and schedule
 
     def __repr__(self) -> str:
@@ -276,7 +276,7 @@ class Trainer:
 
         Raises ConfigError if they are not those of this model; nothing is changed then."""
         arrays, progress = read_arrays(Path(run), checkpoint, self.model)
-        state = State(self.model, (), self.job.train.dtype, self.job.run.seed, Device())
+        state = TrainingState(self.model, (), self.job.train.dtype, self.job.run.seed, Device())
         try:
             state.load_named(arrays)
         except ValueError as error:
@@ -321,12 +321,12 @@ class Trainer:
         return next(iter(outputs_of(self.model, state, batch, self.job.run.seed).values()))
 
     @property
-    def _state(self) -> State | None:
+    def _state(self) -> TrainingState | None:
         loop = self._runner.loop if self._runner is not None else None
         return loop.state if loop is not None else self._loaded
 
     @property
-    def _current(self) -> State:
+    def _current(self) -> TrainingState:
         if self._state is None:
             raise DdlError("there are no parameters before fit() or load()")
         return self._state

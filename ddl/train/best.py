@@ -14,7 +14,7 @@ from ddl.comm import Group
 from ddl.errors import CheckpointError, LeaseLost
 from ddl.reading import take
 from ddl.train.saving import Saving
-from ddl.train.state import Progress, State
+from ddl.train.state import Progress, TrainingState
 from ddl.train.work import Work
 
 
@@ -64,10 +64,10 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
 
 
 def _flat(work: Work, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """A checkpoint's arrays as ``State.flat_arrays`` orders them, on the host, without those that the optimizer keeps
-    for its next step. Raises ValueError if they do not fit."""
+    """A checkpoint's arrays on the host, in the order of ``TrainingState.flat_arrays``, without those that the
+    optimizer keeps for its next step. Raises ValueError if they do not fit."""
     task = work.task
-    state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+    state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     known = state.to_named()
     state.load_named({name: array for name, array in arrays.items() if name in known})
     return state.flat_arrays()

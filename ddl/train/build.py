@@ -207,6 +207,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         bucket_mib=job.comm.bucket_mib,
         overlap=job.comm.overlap,
         gpu=job.comm.gpu,
+        wire=job.comm.wire,
         sharded=job.optim.sharded,
         tuning=Tuning.load(job.comm.tuning) if job.comm.tuning else None,
         settings={

@@ -16,7 +16,7 @@ from ddl.data import Source, Transform
 from ddl.errors import UserError
 from ddl.models.model import Model
 from ddl.nn.context import Context
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 
 def own_samples(source: Source, group: Group) -> range:
@@ -48,7 +48,7 @@ def batches(source: Source, own: range, rows: int | str, transforms: Sequence[Tr
 
 def evaluate(
     model: Model,
-    state: State,
+    state: TrainingState,
     source: Source,
     group: Group,
     *,

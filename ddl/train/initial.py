@@ -18,10 +18,10 @@ from ddl.config import Job
 from ddl.errors import CheckpointError, ConfigError, DataError
 from ddl.export.torch_layout import from_torch
 from ddl.metrics import read_summary
-from ddl.models import GAN, Model, Supervised
-from ddl.models.target_scale import DEVIATION, MEAN, folded, unfolded
+from ddl.models import Model
+from ddl.models.target_scale import DEVIATION, MEAN, TargetScale
 from ddl.registry import resolve
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.wording import instead
 
 # Files of weights of other frameworks: suffix -> what reads one.
@@ -41,8 +41,8 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
         # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
         arrays = _saved_arrays(Path(job.model.from_), model, skipped.append)
-        if isinstance(model, Supervised) and model.scales_targets:
-            arrays = _with_scale(model, arrays, state)
+        if model.target_scale is not None:
+            arrays = _with_scale(model.target_scale, arrays, state)
         wrong, fitting = [], []
         for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
@@ -71,22 +71,18 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
     return take
 
 
-def _with_scale(model: Supervised, arrays: Mapping[str, np.ndarray], state: Any) -> dict[str, np.ndarray]:
-    """``arrays`` of a network that may have learned other targets, as those of a network with the scale in ``state``
-    that predicts the same; only with this scale where its head does not fit."""
-    own, head = {name: host(state.buffers[name]) for name in (MEAN, DEVIATION)}, model.head or ""
+def _with_scale(scale: TargetScale, arrays: Mapping[str, np.ndarray], state: Any) -> dict[str, np.ndarray]:
+    """``arrays`` of a network that may have learned targets of another scale, as those of a network with the scale in
+    ``state`` that predicts the same; only with this scale where its head does not fit."""
+    own = {name: host(state.buffers[name]) for name in (MEAN, DEVIATION)}
     named = {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith(_OF_MODEL)}
     found = {**arrays, **{f"averages/{name}": value for name, value in own.items()}}
-    scales = [named.get(name, absent) for name, absent in zip(own, (0.0, 1.0), strict=True)]
-    of_head = [f"{head}.weight", f"{head}.bias"]
-    if any(name not in named or named[name].shape != state.params.views[name].shape for name in of_head):
+    of_head = [f"{scale.head}.weight", f"{scale.head}.bias"]
+    fits = all(name in named and named[name].shape == state.params.views[name].shape for name in of_head)
+    is_same = all(name in named and np.array_equal(named[name], value) for name, value in own.items())
+    if is_same or not fits or any(named.get(name, value).shape != value.shape for name, value in own.items()):
         return found
-    if any(np.size(scale) not in (1, value.size) for scale, value in zip(scales, own.values(), strict=True)):
-        return found
-    if all(np.array_equal(scale, value) for scale, value in zip(scales, own.values(), strict=True)):
-        return found
-    shape = model.spec.output
-    converted = unfolded(head, shape, folded(head, shape, named), (own[MEAN], own[DEVIATION]))
+    converted = scale.unfolded(scale.folded(named), own[MEAN], own[DEVIATION])
     return {**found, **{f"params/{name}": converted[name] for name in of_head}}
 
 
@@ -97,11 +93,10 @@ def _saved_arrays(path: Path, model: Model, say: Callable[[str], None]) -> Mappi
     """The arrays, below "params/" and "averages/", of a run, a checkpoint or a file of weights."""
     if path.suffix in WEIGHTS:
         named = resolve(WEIGHTS[path.suffix], {}, "weights")(path)
-        return _both(from_torch(model, named) if isinstance(model, Supervised | GAN) else named)
+        return _both(from_torch(model, named) if model.networks else named)
     if path.suffix == ".safetensors":
         named, layout = _read_safetensors(path)
-        is_ours = isinstance(model, Supervised | GAN)
-        return _both(from_torch(model, named) if is_ours and layout != OWN_LAYOUT else named)
+        return _both(from_torch(model, named) if model.networks and layout != OWN_LAYOUT else named)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     is_store = folder.name == "checkpoints"
     store = Store(folder if is_store else folder.parent, say=say)
@@ -154,7 +149,7 @@ def load_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Its ``initial`` sets parameters and averages to given arrays; the others keep their initial values.
     It raises ConfigError for a name or shape that the model does not have."""
 
-    def load(state: State) -> list[str]:
+    def load(state: TrainingState) -> list[str]:
         views = {**state.params.views, **state.buffers}
         for name, value in values.items():
             if name not in views:

@@ -34,7 +34,7 @@ from ddl.train.replicas import compare, hardware
 from ddl.train.saving import Saving
 from ddl.train.services import Services
 from ddl.train.signals import StepRequest
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.work import Work
@@ -54,7 +54,7 @@ class Loop(Program):
         task: Task,
         group: Group,
         device: Device,
-        state: State,
+        state: TrainingState,
         services: Services | None = None,
         *,
         request: StepRequest | None = None,

@@ -13,7 +13,7 @@ from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
-from ddl.train.state import Progress, State
+from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Outcome
 
 
@@ -60,7 +60,7 @@ class Reporter:
         """Report the deaths and the recovery; called on every rank."""
 
     def end(
-        self, state: State, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+        self, state: TrainingState, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
     ) -> DdlError | None:
         """Write the summary. ranks: at the end. Returns why the job has failed, or None."""
         return None

@@ -126,7 +126,7 @@ class Replica:
         return [self.params.flat, *self.slots.values()]
 
 
-class State:
+class TrainingState:
     """Flat buffers on a device, and the progress. buffers: averages and other buffers of the model, by name.
 
     The replica is either in private memory, and an update overwrites it, or in memory shared by the ranks of a node

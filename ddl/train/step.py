@@ -21,7 +21,7 @@ from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
 from ddl.optim import gradient_scale
 from ddl.parallel import GradientSum, Total
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Step:
     def __init__(
         self,
         task: Task,
-        state: State,
+        state: TrainingState,
         loader: Loader,
         shards: Sequence[int],
         group: Group,

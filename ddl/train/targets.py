@@ -11,8 +11,7 @@ import numpy as np
 
 from ddl.config import Job
 from ddl.data import Field, Splits, as_dtype, target_moments
-from ddl.models import Model, Supervised
-from ddl.models.target_scale import Scale
+from ddl.models import Model
 
 FAR = 10  # deviations of 1 from 0, or times 1: where a network learns targets badly as they are
 MOST_SHOWN = 4  # columns
@@ -24,10 +23,11 @@ def with_scaled_targets(job: Job, model: Model, splits: Splits) -> tuple[Model, 
     y = splits.train.fields.get("y")
     if y is None or splits.target is None or splits.target.kind != "values":
         return model, splits, []
-    if isinstance(model, Supervised) and model.scales_targets and job.data.scale_targets:
-        scale = target_moments(splits.train)
-        model = replace(model, target_scale=scale)
-        return model, splits, [f"y: scaled to be learned ({_shown(scale)}): the loss is of scaled values, all else not"]
+    if model.target_scale is not None and job.data.scale_targets:
+        mean, deviation = target_moments(splits.train)
+        shown = _shown(mean, deviation)
+        line = f"y: learned as (y - mean) / deviation ({shown}); the loss is of these, all else in the data's units"
+        return model.with_target_scale(mean, deviation), splits, [line]
     dtypes = {name: f.dtype for name, f in splits.train.fields.items()}
     if dtypes["y"] == np.float64 and job.train.dtype != "float64":
         keep = {"x"} if dtypes["x"] == np.float64 else set()
@@ -45,16 +45,16 @@ def _warning(job: Job, model: Model, splits: Splits, y: Field) -> list[str]:
     if (np.abs(mean) < FAR).all() and ((deviation > 1 / FAR) & (deviation < FAR)).all():
         return []
     why = "data.scale_targets is false" if not job.data.scale_targets else _reason(model)
-    return [f"y: not scaled ({_shown((mean, deviation))}), because {why}: scale it in the data if the loss stays high"]
+    return [f"y: not scaled ({_shown(mean, deviation)}), because {why}: scale it in the data if the loss stays high"]
 
 
 def _reason(model: Model) -> str:
-    if not isinstance(model, Supervised):
-        return f"the model is a {type(model).__module__}.{type(model).__name__}"
-    return "the loss is your own" if model.head is not None else "the network does not end with a linear Dense layer"
+    if not model.networks:
+        return f"{type(model).__module__}.{type(model).__name__} computes its loss itself"
+    return "the network does not end with a linear Dense layer, or the loss is your own"
 
 
-def _shown(scale: Scale) -> str:
-    means, deviations = ([f"{value:.6g}" for value in values[:MOST_SHOWN]] for values in scale)
-    more = ", ..." if len(scale[0]) > MOST_SHOWN else ""
-    return f"mean {', '.join(means)}{more}; deviation {', '.join(deviations)}{more}"
+def _shown(mean: np.ndarray, deviation: np.ndarray) -> str:
+    parts = [", ".join(f"{value:.6g}" for value in values[:MOST_SHOWN]) for values in (mean, deviation)]
+    more = ", ..." if len(mean) > MOST_SHOWN else ""
+    return f"mean {parts[0]}{more}; deviation {parts[1]}{more}"

@@ -71,6 +71,7 @@ class Task:
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
     gpu: Literal["auto", "direct", "staged"] = "auto"
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     sharded: Literal["auto", "on", "off"] = "auto"
     tuning: Tuning | None = None
     callbacks: Sequence[Callback] = ()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ddl.models.model import Supervised
-from ddl.nn.losses import MSE
 from ddl.train.state import Progress
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -32,11 +30,12 @@ def doubt(task: Task, progress: Progress) -> str:
             f"nothing was learned: the training loss is {last:.4g} at the end and was {first:.4g} in the first "
             f"{counted(task.early_steps, 'step')}; look at the targets, the features and optim.lr"
         )
-    is_mse = isinstance(task.model, Supervised) and task.model.target == "y" and type(task.model.loss) is MSE
-    if is_mse and spread is not None and task.model.target_scale is not None:
+    scale = task.model.target_scale
+    if spread is not None and scale is not None and scale.mean is not None:
         spread = 1.0  # of scaled targets
     hopeless = 1 if progress.step >= MANY_STEPS else 10
-    if is_mse and spread is not None and last > hopeless * spread and progress.step >= FEW_STEPS:
+    far = spread is not None and last > hopeless * spread
+    if far and task.model.is_least_squares and progress.step >= FEW_STEPS:
         return (
             f"little was learned: the training loss, {last:.4g}, is above that of always predicting the mean of the "
             f"targets, {spread:.4g}; train longer, or raise optim.lr"

@@ -19,7 +19,7 @@ from ddl.fault.work import Recoverable
 from ddl.models.model import gradient_layout
 from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.train.services import Services
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -36,7 +36,7 @@ class Work(Recoverable):
 
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
-    def __init__(self, task: Task, group: Group, device: Device, state: State, services: Services):
+    def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
         self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
         self.plan = assign(task.order.shards, group.size)
         self.step: Step | None = None
@@ -100,9 +100,10 @@ class Work(Recoverable):
                 "off" if task.model.synchronised else task.overlap,
                 task.tuning,
                 task.gpu,
+                task.wire,
             ),
             # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
-            Backward([*reversed(trained), *task.model.averages], task.model.by_rows),
+            Backward([*reversed(trained), *task.model.averages], task.model.by_rows, tuple(task.model.averages)),
             device=self.device,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
@@ -141,6 +142,9 @@ class Work(Recoverable):
             problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
         if total.substitute:
             problems.append(f"comm.algorithm is {task.algorithm}, but gradients are summed by {total.substitute}")
+        if task.wire != total.wire and group.size > 1:
+            why = "all ranks are on one node" if len(group.nodes) == 1 else "the ranks of a node cannot share memory"
+            problems.append(f"comm.wire is {task.wire}, but gradients travel as float32: {why}")
         if task.sharded == "on" and not total.replicas and group.size > 1:
             problems.append(
                 "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "

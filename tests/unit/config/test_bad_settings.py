@@ -95,6 +95,15 @@ BAD_WORDS = {
     "a section for a setting": (["--model", "mlp"], r"model is a section of settings.*did you mean model.name\?"),
     "a name unlike any other": (["--comm.xyz", "1"], r"\[comm\] has no setting 'xyz'; it has algorithm, bucket_mib, "),
     "a run named like the folder above": (["--run.name", ".."], r'\[run\] name is "..": it must be a plain file name'),
+    "short gradients of another type": (
+        ["--comm.wire", "int8", "--train.dtype", "float64"],
+        r"\[comm\] wire is int8, but \[train\] dtype is float64",
+    ),
+    "short gradients on one node": (["--comm.wire", "int8"], r"wire is int8, but 1 rank was started on one node"),
+    "short gradients by an algorithm that has none": (
+        ["--comm.wire", "bfloat16", "--comm.algorithm", "ring"],
+        r"wire is bfloat16, but algorithm is ring",
+    ),
     "no rank needed": (["--fault.min_ranks", "0"], r"\[fault\] min_ranks is 0"),
 }
 BAD_FILES = {

@@ -11,9 +11,7 @@ from ddl.data import (
     Flip,
     Mixup,
     Noise,
-    Normalise,
     Shift,
-    applies_in_evaluation,
     class_weights,
     make_transforms,
     multiplicity,
@@ -148,11 +146,6 @@ def test_a_jobs_list_becomes_transforms():
         {"y": Field((), np.dtype(int), 4)},
     )
     assert made == [Flip(), Shift(2), Crop(1), Noise(0.5), Mixup(classes=4), Flip()]
-
-
-def test_only_normalisation_applies_in_evaluation():
-    assert applies_in_evaluation(Normalise([0.0], [1.0]))
-    assert not applies_in_evaluation(Flip())
 
 
 def test_class_weights_make_classes_count_equally():

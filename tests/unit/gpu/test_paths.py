@@ -25,7 +25,7 @@ from ddl.run import plots
 from ddl.run.trained import outputs_of
 from ddl.train.evaluate import evaluate
 from ddl.train.loop import Loop
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "table": (50, 4)})
@@ -148,7 +148,7 @@ def trained(group, shape, network, optimizer, on_gpu, poisoned=(), **changes):
         **changes,
     )
     where = device("auto", group.rank) if group.rank in on_gpu else Device()
-    loop = Loop(task, group, where, State(model, task.optimizer.slots, "float32", 0, where))
+    loop = Loop(task, group, where, TrainingState(model, task.optimizer.slots, "float32", 0, where))
     loop.start(group)
     try:
         problem = loop.train()
@@ -189,7 +189,7 @@ def test_evaluation_and_outputs_equal_those_of_the_cpu(cupy, name):
     source, model = samples_and_model(*NETWORKS[name])
     found = []
     for where in (Device(), Device(0)):
-        state = State(model, (), "float32", 0, where)
+        state = TrainingState(model, (), "float32", 0, where)
         figures = run_ranks(2, lambda g, s=state: evaluate(model, s, source, g, rows=5))[1]
         found.append((figures, outputs_of(model, state, source.gather(np.arange(4)))["output"]))
     (want, wanted), (got, outputs) = found
@@ -201,7 +201,7 @@ def test_pictures_equal_those_of_the_cpu(cupy):
     models = build("autoencoder", source.fields, options={"code": 2}), build("gan", source.fields)
     reconstructed, drawn = [], []
     for where in (Device(), Device(0)):
-        states = [State(model, (), "float32", 0, where) for model in models]
+        states = [TrainingState(model, (), "float32", 0, where) for model in models]
         loop = SimpleNamespace(task=SimpleNamespace(test=source), work=SimpleNamespace(transforms=()), state=states[0])
         reconstructed.append(plots._reconstructions(loop, models[0]))
         drawn.append(plots.samples(models[1], states[1], 3, seed=1))

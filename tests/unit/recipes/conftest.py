@@ -18,7 +18,7 @@ from ddl.run.log import RunLog
 from ddl.train.loop import Loop
 from ddl.train.services import Services
 from ddl.train.signals import StepRequest
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 SHARDS, BATCH, STEPS = 6, 15, 12
@@ -50,7 +50,7 @@ def _train(group, model=None, source=None, loss=None, optimizer=None, sinks=(), 
         algorithm=algorithm,
     )
     log = RunLog(task, lambda: sinks)
-    state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+    state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     loop = Loop(task, group, Device(), state, Services(log), request=StepRequest())
     if group.is_leader:
         log.lead()

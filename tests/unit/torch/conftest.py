@@ -20,7 +20,7 @@ from ddl.run.log import RunLog
 from ddl.train.loop import Loop
 from ddl.train.services import Services
 from ddl.train.signals import StepRequest
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 
@@ -47,7 +47,7 @@ def train_one(
     }
     built = Task(**{**settings, **own, **task})
     log = RunLog(built)
-    state = State(model, built.optimizer.slots, dtype, seed, Device(), built.optimizer.own)
+    state = TrainingState(model, built.optimizer.slots, dtype, seed, Device(), built.optimizer.own)
     loop = Loop(built, group, Device(), state, Services(log), request=StepRequest())
     if group.is_leader:
         log.lead()

@@ -18,7 +18,7 @@ import ddl.torch
 from ddl.arrays import Device, FlatBuffer
 from ddl.models import gradient_layout
 from ddl.nn import Context
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 ROWS, SHARDS = 24, 6
 
@@ -92,7 +92,7 @@ def gradient(kind, plan, fresh, step=3):
     per_shard, total, passes = ROWS // SHARDS, 0.0, []
     for shards in plan:
         model = ddl.torch.Model(fresh(kind), F.cross_entropy)
-        state = State(model, (), "float64", 0, Device())
+        state = TrainingState(model, (), "float64", 0, Device())
         grads = FlatBuffer(gradient_layout(model, "float64"))
         rows = np.concatenate([np.arange(s * per_shard, (s + 1) * per_shard) for s in shards])
         segments = [slice(i * per_shard, (i + 1) * per_shard) for i in range(len(shards))]

@@ -22,7 +22,7 @@ from ddl.data import Order
 from ddl.errors import ConfigError, DdlError, UserError
 from ddl.models import build
 from ddl.nn import Context
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 
 def mlp():
@@ -332,7 +332,7 @@ def test_a_module_may_compute_in_bfloat16(points):
     x, y = points
     model = ddl.torch.Model(Autocast(), "cross_entropy", ["accuracy"])
     model.check({"x": x[:4].astype(np.float32), "y": y[:4]})
-    state = State(model, (), "float32", 0, Device())
+    state = TrainingState(model, (), "float32", 0, Device())
     grads = FlatBuffer(ddl.models.gradient_layout(model, "float32"))
     ctx = Context(training=True)
     ctx.begin([slice(0, 24), slice(24, 48)], [0, 1], 0)

@@ -14,7 +14,7 @@ from ddl.arrays import Device
 from ddl.config import Job, override
 from ddl.errors import ConfigError
 from ddl.train.initial import start_from
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 
 def net():
@@ -24,7 +24,7 @@ def net():
 def started_from(path, **settings):
     """(messages, the state_dict of a new module) after ``model.from``."""
     model = ddl.torch.Model(net(), "cross_entropy")
-    state = State(model, (), "float32", 0, Device())
+    state = TrainingState(model, (), "float32", 0, Device())
     messages = start_from(override(Job(), {"model.from": str(path), **settings}), model)(state)
     model.show(state.params.views, state.buffers)
     return messages, model.module.state_dict()

@@ -21,7 +21,7 @@ from ddl.run.services import JobServices
 from ddl.run.setup import announce, set_up
 from ddl.train.loop import Loop
 from ddl.train.signals import StepRequest
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 
@@ -55,7 +55,7 @@ def job_of(settings: str) -> Job:
 def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False, keep_best=False, **changes):
     """One rank's job: (loop, failure). settings: of a job, by name; stop: a request to end; changes: of its task."""
     task = make_task(**changes)
-    state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+    state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     job = job_of(json.dumps(settings or {}))
     log = RunLog(task)
     folder = RunFolder(job, log, log.warn)

@@ -19,7 +19,7 @@ from ddl.nn import BatchNorm, Dense, Dropout, ReLU, Sequential
 from ddl.optim import Adam, Groups, Momentum
 from ddl.train.loop import Loop
 from ddl.train.signals import StepRequest
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 SAMPLES, SHARDS, BATCH = 50, 6, 16
@@ -56,7 +56,7 @@ def task(optimizer=None, steps=7, **changes):
 
 def train(group, make=task, recovery=None, **changes):
     work = make(**changes)
-    state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
+    state = TrainingState(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
     request = StepRequest()
     loop = Loop(work, group, Device(), state, request=request, recovery=recovery)
     try:
@@ -172,7 +172,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_job():
 def damaged(group, where):
     """A training in which the ranks ``where`` change a parameter after step 2."""
     work = task(check_every=4, steps=6)
-    state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
+    state = TrainingState(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
     loop = Loop(work, group, Device(), state)
     advance = loop.advance
 
@@ -207,7 +207,7 @@ def test_the_same_exception_twice_ends_the_job():
 def test_a_request_to_stop_ends_all_ranks_at_the_same_step():
     def stopping(group):
         work = task(steps=1000)
-        state = State(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
+        state = TrainingState(work.model, work.optimizer.slots, work.dtype, work.seed, Device())
         request = StepRequest()
 
         loop = Loop(work, group, Device(), state, request=request)

@@ -15,7 +15,7 @@ from ddl.checkpoint.memory import FOLDER_VARIABLE
 from ddl.comm.threads import run_ranks
 from ddl.run.resume import resume
 from ddl.train.__main__ import main as train
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 
 HERE = {"run.dir": "here"}
 
@@ -70,7 +70,7 @@ def test_a_copy_that_does_not_fit_is_passed_over_with_a_line(lost_disk, small_ta
         meta = {**meta, **order, what: not order[what] if what == "shuffle" else order[what] + 1}
     keep_in_memory(arrays, meta)
     task, said = small_task(settings=order), []
-    state = State(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+    state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     assert resume(state, task, "auto", Path("here"), said.append)
     assert state.progress.step == 4
     (line,) = said

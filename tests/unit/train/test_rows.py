@@ -16,7 +16,7 @@ from ddl.optim import Adam, Groups
 from ddl.parallel import reducer
 from ddl.parallel.sparse_rows import Touched
 from ddl.train.loop import Loop
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 WORDS = 400
@@ -60,7 +60,7 @@ def trained(group, network, *, steps=5, words=WORDS, **changes):
         callbacks=[outcomes.append],
         **{**defaults, **changes},
     )
-    state = State(model, task.optimizer.slots, "float32", 0, Device())
+    state = TrainingState(model, task.optimizer.slots, "float32", 0, Device())
     loop = Loop(task, group, Device(), state)
     try:
         problem = loop.train()

@@ -19,7 +19,7 @@ from ddl.parallel import reducer, sums
 from ddl.train import step
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 ROWS, SHARDS, BATCH, STEPS = 26, 6, 12, 7
@@ -57,7 +57,7 @@ def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoil
         sharded=sharded,
         **{"total_steps": STEPS, **changes},
     )
-    loop = Loop(task, group, Device(), State(model, task.optimizer.slots, dtype, 0, Device()))
+    loop = Loop(task, group, Device(), TrainingState(model, task.optimizer.slots, dtype, 0, Device()))
     if said is not None:
         loop.log.warn = said.append
     failure = loop.train()
@@ -228,14 +228,14 @@ def test_an_optimizer_with_its_own_update_keeps_it_and_is_not_sharded():
 @pytest.mark.parametrize("steps", [1, 2])
 def test_slots_that_no_update_writes_are_kept(steps, monkeypatch):
     """A job may resume from a state in which parameters that are frozen now were trained."""
-    first = State.__init__
+    first = TrainingState.__init__
 
     def trained_before(self, *arguments):
         first(self, *arguments)
         for slot in self.slots.values():
             slot[...] = 0.5
 
-    monkeypatch.setattr(State, "__init__", trained_before)
+    monkeypatch.setattr(TrainingState, "__init__", trained_before)
     shared, own = both(3, rules=[Rule("dense1*", frozen=True)], total_steps=steps)
     assert_same(shared, own)
     assert (bits(shared[0])["mean/dense1.weight"] == 0.5).all()

@@ -10,7 +10,7 @@ from ddl.data import Arrays, Order
 from ddl.models import build as build_model
 from ddl.optim import OPTIMIZERS, Groups
 from ddl.train.loop import Loop
-from ddl.train.state import State
+from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
 ROWS, SHARDS, BATCH = 26, 6, 13
@@ -103,7 +103,7 @@ def after_steps(group, inputs, network, optimizer, loss="cross_entropy", steps=3
         clip_norm=1.0,
         callbacks=[outcomes.append],
     )
-    state = State(model, task.optimizer.slots, "float32", 0, Device())
+    state = TrainingState(model, task.optimizer.slots, "float32", 0, Device())
     loop = Loop(task, group, Device(), state)
     try:
         assert loop.train() is None
