@@ -46,7 +46,9 @@ class TargetScale:
         }
 
     def standardised(self, buffers: Views, y: Array) -> Array:
-        """Targets as the loss sees them."""
+        """Targets as the loss sees them; as they are where there are no such buffers."""
+        if MEAN not in buffers:
+            return y
         dtype = wide(y) if y.dtype.kind == "f" else np.dtype(np.float64)
         shifted: Array = namespace_of(y).subtract(y, buffers[MEAN].astype(dtype), dtype=dtype)
         shifted /= buffers[DEVIATION].astype(dtype)
@@ -54,6 +56,8 @@ class TargetScale:
 
     def in_units(self, buffers: Views, outputs: Array) -> Array:
         """Outputs of the network in the units of the data."""
+        if MEAN not in buffers:
+            return outputs
         dtype = np.promote_types(wide(outputs), self.precision)
         scaled: Array = namespace_of(outputs).multiply(outputs, buffers[DEVIATION].astype(dtype), dtype=dtype)
         scaled += buffers[MEAN].astype(dtype)
