@@ -97,6 +97,12 @@ class DataSettings:
         "feature: mean 0 and deviation 1 of each feature or channel; all: of all values together; "
         "unit: the range 0 to 1",
     )
+    scale_targets: bool = setting(
+        True,
+        "targets that are values are learned as multiples of their deviation from their mean in the training split, by "
+        "networks of ddl with a linear last layer and the losses mse, mae and huber; the loss is in these units, "
+        "predictions and metrics are in those of the data",
+    )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
         "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"

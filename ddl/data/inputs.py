@@ -156,8 +156,8 @@ class Inputs:
         else:
             source = self._rows(path, known)
         is_measured = "x" in known.fields and known.fields["x"].dtype.kind == "f"
-        keep_x = "x" in known.fields and known.fields["x"].dtype == np.float64
-        source = as_dtype(source.exact() if keep_x else source, self.dtype, keep_x=keep_x, measured=is_measured)
+        keep = [name for name, f in known.fields.items() if f.dtype == np.float64]
+        source = as_dtype(source.exact() if keep else source, self.dtype, keep=keep, measured=is_measured)
         self._check(source, known, path)
         return source
 
