@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import gc
 import importlib
@@ -32,6 +33,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(10_000)
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of each file of the package, by its path in it, parsed once for all tests that read code."""
+    root = Path(__file__).parent.parent / "ddl"
+    paths = sorted(root.rglob("*.py"))
+    return {path.relative_to(root).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def _candidate(
 
 
 def rows(size: int, models: Sequence[str], seconds: float, threads: int, mpirun: str = "") -> Iterator[dict[str, Any]]:
-    """Four rows for each model: both of ours, against Adam and against Adam in one pass (fused)."""
+    """Four rows for each model: both ways of ddl, against Adam and against Adam in one pass (fused)."""
     for name in models:
         with tempfile.TemporaryDirectory(prefix="ddl-bench-") as folder:
             turns, rounds = Turns(f"{folder}/turns"), WARM_ROUNDS + max(8, round(seconds / BLOCK_S))

@@ -152,7 +152,8 @@ def open_dataset(
         elif name not in parts:
             fractions[name] = float(wanted or 0)
     lost = partial(lost_in_cast, target=target, dtype=dtype, x=normalize != "none", y=scale_targets)
-    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, lost, measured)
+    cut = _Cut(fractions, stratify, seed, oversample)
+    return _split(parts, target, cut, _Numbers(np.dtype(dtype), lost, measured))
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -187,20 +188,29 @@ def _only(opened: Any, path: str) -> Source:
     return opened
 
 
-def _split(
-    parts: dict[str, Source],
-    target: Target | None,
-    fractions: dict[str, float],
-    stratify: bool,
-    seed: int,
-    dtype: np.dtype,
-    strength: float,
-    lost: Callable[..., set[str]],
-    measured: bool,
-) -> Splits:
-    whole = parts["train"] if target is None else target.apply(parts["train"])
+@dataclass(frozen=True)
+class _Cut:
+    """How samples are divided. fractions: of them, by part; the rest is trained on, oversampled by ``strength``."""
+
+    fractions: dict[str, float]
+    stratify: bool
+    seed: int
+    strength: float
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What numbers become. dtype: of floating fields. lost: names of the fields that would lose digits in it."""
+
+    dtype: np.dtype
+    lost: Callable[..., set[str]]
+    measured: bool
+
+
+def _split(parts: dict[str, Source], target: Target | None, cut: _Cut, numbers: _Numbers) -> Splits:
+    whole, fractions = parts["train"] if target is None else target.apply(parts["train"]), cut.fractions
     rest = _rest(fractions, "data.")
-    indices = _indices(whole, [rest, *fractions.values()], stratify, seed)
+    indices = _indices(whole, [rest, *fractions.values()], cut.stratify, cut.seed)
     if not len(indices[0]):
         raise DataError(f"of {len(whole)} samples none is left to train on")
     for (name, fraction), own in zip(fractions.items(), indices[1:], strict=True):
@@ -213,21 +223,20 @@ def _split(
             if learned:
                 part.recall(learned)
             parts[name] = part if target is None else target.apply(part)
-    keep = lost(whole.exact(), measured=measured)
+    keep = numbers.lost(whole.exact(), measured=numbers.measured)
     if keep:
         whole, parts = whole.exact(), {name: part.exact() for name, part in parts.items() if name != "train"}
-    if strength:
+    if cut.strength:
         if not _has_classes(whole):
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
-        indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
+        indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], cut.seed, cut.strength)]
     names = whole.names
-    shared = Shared(as_dtype(whole, dtype, keep=keep, measured=measured))
-    made: dict[str, Source | None] = {
-        name: as_dtype(part, dtype, keep=keep, measured=measured) for name, part in parts.items() if name != "train"
-    }
+    cast = partial(as_dtype, dtype=numbers.dtype, keep=keep, measured=numbers.measured)
+    shared = Shared(cast(whole))
+    made: dict[str, Source | None] = {name: cast(part) for name, part in parts.items() if name != "train"}
     for name, own in zip(fractions, indices[1:], strict=True):
         made[name] = Subset(shared, own) if len(own) else None
-    is_all = len(indices[0]) == len(whole) and not strength
+    is_all = len(indices[0]) == len(whole) and not cut.strength
     train = shared.source if is_all else Subset(shared, indices[0])
     for name, other in made.items():
         if other is not None:

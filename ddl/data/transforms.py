@@ -1,4 +1,4 @@
-"""Transforms of batches: augmentation, and the contract of a user's own transforms.
+"""Transforms of batches: augmentation, and the contract that your own follow.
 
 normalise.py normalises by training statistics; loader.py calls the transforms."""
 

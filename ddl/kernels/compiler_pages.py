@@ -16,8 +16,8 @@ def drop_compiler_pages() -> None:
         return
     madvise = ctypes.CDLL(None).madvise
     for line in maps.read_text().splitlines():
-        addresses, permissions, *_, path = line.split(maxsplit=5)
         # Code is never written, so the file still holds it; relocated data would be lost.
-        if permissions == "r-xp" and Path(path).name.startswith("libllvmlite"):
+        if "/libllvmlite" in line and " r-xp " in line:
+            addresses = line.split()[0]
             start, stop = (int(address, 16) for address in addresses.split("-"))
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)

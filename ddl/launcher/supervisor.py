@@ -67,11 +67,10 @@ class Supervisor:
         deadline_s: float = 600.0,
         verbose: bool = False,
         mpirun: str | None = None,
-        program: Sequence[str] = (sys.executable, "-m", "ddl.train"),
     ):
         self.job, self.words, self.ranks, self.hosts = job, list(words), ranks, list(hosts)
         self.restarts, self.deadline_s, self.verbose = restarts, deadline_s, verbose
-        self.mpirun, self.program = mpirun or find_mpirun(), list(program)
+        self.mpirun = mpirun or find_mpirun()
         self.folder = run_folder(job).absolute()
         self.name = uuid.uuid4().hex[:8]
         self.asked = ""
@@ -181,7 +180,7 @@ class Supervisor:
                 words += ["--checkpoint.resume", "auto"]
         return command_line(
             self.mpirun,
-            [*self.program, *words],
+            [sys.executable, "-m", "ddl.train", *words],
             self.ranks,
             self.hosts,
             tolerant=self.job.fault.tolerance != "off",

@@ -119,7 +119,7 @@ def _made(found: Any, name: str, problem: Problem, options: Mapping[str, Any]) -
 def takes_measurements(model: Any) -> bool:
     """Whether whole numbers in "x" are measurements to ``model``, by name or as an object, and not tokens.
 
-    Of a network the first layer that looks at the values says so; False where that is a layer of the user's own."""
+    Of a network the first layer that looks at the values says so; False where the user wrote that layer."""
     if isinstance(model, str):
         return model in OF_MEASUREMENTS
     first = next((layer for layer in _parts(model) if not isinstance(layer, _OF_SHAPE)), None)

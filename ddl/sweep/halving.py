@@ -35,7 +35,7 @@ def rungs(first: int, factor: int, epochs: int) -> list[int]:
 def stops(trials: Sequence[Seen], at: Sequence[int], factor: int) -> list[int | None]:
     """Per trial, in the order of their numbers, the rung at which it stops; None: at none so far.
 
-    At a rung a trial continues if it is among the best 1/factor of those that reached it, rounded up. The decision
+    At a rung a trial continues if it is among the best 1/factor of the trials there, rounded up. The decision
     waits until every earlier trial has reached the rung, has stopped below it or is over."""
     decided: list[int | None] = []
     reached: list[list[float | None]] = []  # per earlier trial its metric at each rung that it reached; None: not yet

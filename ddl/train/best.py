@@ -64,8 +64,8 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
 
 
 def _flat(work: Work, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """A checkpoint's arrays on the host, in the order of ``TrainingState.flat_arrays``, without those that the
-    optimizer keeps for its next step. Raises ValueError if they do not fit."""
+    """A checkpoint's arrays on the host, in the order of ``TrainingState.flat_arrays``, without what the optimizer
+    keeps for its next step. Raises ValueError if they do not fit."""
     task = work.task
     state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
     known = state.to_named()

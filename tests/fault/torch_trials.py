@@ -111,7 +111,7 @@ def _blow(rng: np.random.Generator, rank: int, is_first: bool) -> Blow:
     act = str(rng.choice(ACTS))
     moment = str(rng.choice(["start-up", "any", *POINTS], p=[0.1, 0.15, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05]))
     if moment == "start-up":
-        # What a script does before it joins the others is its own affair: a stopped one is waited for, for 10 minutes.
+        # Before it joins the others a script may do anything: they wait 10 minutes for a stopped one.
         return Blow("kill" if act == "stop" else act, rank, moment, 0, str(rng.choice(STARTS)), 0)
     if moment == "any":
         return Blow(act, rank, moment, int(rng.integers(STEPS)), "after", float(rng.uniform(0, 60)))

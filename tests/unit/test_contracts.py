@@ -1,17 +1,7 @@
-"""What keeps the code easy to follow: one class per name, no probing for members, no model class special-cased."""
+"""Contracts are complete: no object is asked which members it has, and no model class is special."""
 
 import ast
-from collections import defaultdict
-from functools import cache
-from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2] / "ddl"
-
-# Classes that share their name, each for a reason.
-SAME_NAME = {
-    "Model": {"models/model.py", "torch/model.py", "jax/model.py"},  # the contract, and its adapters
-    "State": {"elastic/state.py", "torch/state.py"},  # the second is the first for a module and its optimizer
-}
 # Where an object may be asked which members it has: it belongs to the user, to another package or to the system.
 PROBES = {
     "registry.py",  # adapts objects of the user to a contract, and names type hints
@@ -22,7 +12,7 @@ PROBES = {
     "data/formats/image_labels.py",  # errors of the system
     "models/build.py",  # models, networks and metrics of the user
     "models/layers.py",  # names that may be no layer
-    "nn/metric.py",  # the name of the user's function
+    "nn/metric.py",  # the name of a function that the user wrote
     "metrics/jsonl.py",  # arrays of any package
     "run/loaded.py",  # samples of any package
     "run/record.py",  # optimizers of the user
@@ -38,37 +28,22 @@ PROBES = {
 }
 
 
-@cache
-def trees() -> dict[str, ast.Module]:
-    paths = sorted(PACKAGE.rglob("*.py"))
-    return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
-
-
 def calls(tree: ast.Module) -> list[ast.Call]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def test_no_two_classes_share_a_name():
-    found = defaultdict(set)
-    for name, tree in trees().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                found[node.name].add(name)
-    assert {name: files for name, files in found.items() if len(files) > 1} == SAME_NAME
-
-
-def test_only_foreign_objects_are_asked_which_members_they_have():
+def test_only_foreign_objects_are_asked_which_members_they_have(trees):
     def probes(call: ast.Call) -> bool:
         function = ast.unparse(call.func)
         return function == "hasattr" or (function == "getattr" and len(call.args) == 3)
 
-    assert {name for name, tree in trees().items() if any(map(probes, calls(tree)))} == PROBES
+    assert {name for name, tree in trees.items() if any(map(probes, calls(tree)))} == PROBES
 
 
-def test_no_kind_of_model_is_treated_specially_outside_its_room():
+def test_no_kind_of_model_is_treated_specially_outside_its_room(trees):
     kinds = {"Supervised", "GAN", "Measured"}
     found = set()
-    for name, tree in trees().items():
+    for name, tree in trees.items():
         for call in calls(tree):
             if ast.unparse(call.func) in ("isinstance", "issubclass", "type"):
                 found |= {name for node in ast.walk(call) if isinstance(node, ast.Name) and node.id in kinds}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.data.tables.records import Block, Cells, Reader, Texts
+from ddl.data.tables.records import Block, Cells, Reader, TextCells
 from ddl.errors import ConfigError, DataError
 
 PARQUET_MAGIC, ARROW_MAGIC, FEATHER_MAGIC = b"PAR1", b"ARROW1", b"FEA1"
@@ -70,7 +70,7 @@ class ArrowReader(Reader):
             if names is not None:
                 different = [None if one is None or one < 0 else names[one] for one in different]
             texts = ["" if one is None else str(one).lower() if isinstance(one, bool) else one for one in different]
-            return Texts(texts, codes)
+            return TextCells(texts, codes)
         column = column.dictionary_decode() if is_coded else column
         if types.is_date(kind) or types.is_timestamp(kind):
             micro = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())

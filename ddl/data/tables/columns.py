@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddl.data.tables.cells import MISSING, canonical, date, date_order, is_integer, is_number, number
-from ddl.data.tables.records import Cells, Texts
+from ddl.data.tables.records import Cells, TextCells
 from ddl.errors import ConfigError
 from ddl.kernels.table_cells import DECIMAL, OTHER
 from ddl.wording import instead
@@ -83,7 +83,7 @@ class TableColumn:
         if isinstance(cells, np.ndarray) and self.kind == "category":
             different, codes = np.unique(cells, return_inverse=True)
             texts = ["" if np.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in map(float, different)]
-            cells = Texts(texts, codes)
+            cells = TextCells(texts, codes)
         if isinstance(cells, np.ndarray):
             self.are_integers &= cells.dtype.kind == "i"
             values = cells.astype(np.float64, copy=False)
@@ -98,7 +98,7 @@ class TableColumn:
             self.distinct.update(np.unique(values[np.isfinite(values)]).tolist())
         return values, wrong
 
-    def _codes(self, cells: Texts, missing: frozenset[str]) -> tuple[np.ndarray, list[Wrong]]:
+    def _codes(self, cells: TextCells, missing: frozenset[str]) -> tuple[np.ndarray, list[Wrong]]:
         if self.kind == "text":
             return np.zeros(len(cells)), []
         numbers, strange = np.full(len(cells.different), np.nan), {}
@@ -113,13 +113,13 @@ class TableColumn:
             self.kind, self.texts = "text", {}
         return numbers[cells.codes], _wrong(cells, strange)
 
-    def _parsed(self, cells: Texts, missing: frozenset[str]) -> tuple[np.ndarray, list[Wrong]]:
+    def _parsed(self, cells: TextCells, missing: frozenset[str]) -> tuple[np.ndarray, list[Wrong]]:
         if self.kind == "number":
             values, written = cells.numbers(self.decimal)
             if missing is not MISSING:
                 written[np.isin(values, [float(mark) for mark in missing if is_number(mark)])] = OTHER
         else:
-            values, written = Texts.numbers(cells, self.decimal)
+            values, written = TextCells.numbers(cells, self.decimal)
         others = np.flatnonzero(written == OTHER)
         rest = cells.texts(others)
         found, strange = np.full(len(rest.different), np.nan), {}
@@ -162,7 +162,7 @@ class TableColumn:
         return None if numbers == list(range(len(numbers))) or self.kind == "text" else np.array(numbers, np.float64)
 
 
-def _wrong(cells: Texts, strange: Mapping[int, str]) -> list[Wrong]:
+def _wrong(cells: TextCells, strange: Mapping[int, str]) -> list[Wrong]:
     """The cells whose texts are among the ``strange`` ones."""
     if not strange:
         return []

@@ -17,7 +17,7 @@ ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextCells:
     """Cells of one column: the different texts, and which of them each cell is.
 
     csv_reader.py has cells of which some are read as numbers before they become texts."""
@@ -26,7 +26,7 @@ class Texts:
     codes: np.ndarray
 
     @classmethod
-    def of(cls, cells: Sequence[str]) -> Texts:
+    def of(cls, cells: Sequence[str]) -> TextCells:
         numbers: dict[str, int] = {}
         codes = [numbers.setdefault(cell, len(numbers)) for cell in cells]
         return cls(list(numbers), np.array(codes, np.int64))
@@ -41,12 +41,12 @@ class Texts:
         """(values, how each cell is written, see ddl/kernels/table_cells.py), where OTHER is a cell not read yet."""
         return np.full(len(self), np.nan), np.full(len(self), OTHER, np.uint8)
 
-    def texts(self, rows: np.ndarray | slice) -> Texts:
+    def texts(self, rows: np.ndarray | slice) -> TextCells:
         """Some of the cells."""
-        return Texts(self.different, self.codes[rows])
+        return TextCells(self.different, self.codes[rows])
 
 
-Cells = Texts | np.ndarray  # an array: whole numbers, or float64 with NaN where a cell is missing
+Cells = TextCells | np.ndarray  # an array: whole numbers, or float64 with NaN where a cell is missing
 
 
 @dataclass(frozen=True)

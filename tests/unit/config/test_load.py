@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -90,10 +88,7 @@ def test_a_command_line_string_stays_a_string_where_only_one_is_allowed(text):
 
 def test_settings_do_not_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("DDL_TRAIN_OPTIM__LR", "0.5")
-    done = subprocess.run(
-        [sys.executable, "-c", "from ddl.config import Job, load; assert load([]) == Job()"], capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert load([]) == Job()
 
 
 def test_model_from_is_written_without_the_underscore_of_python(tmp_path, job_file):
@@ -247,15 +242,6 @@ def test_print_config_is_a_job_file(capsys, tmp_path):
     assert end.value.code == 0
     (tmp_path / "job.toml").write_text(capsys.readouterr().out)
     assert load([str(tmp_path / "job.toml")]).train.steps == 3
-
-
-def test_reading_settings_imports_neither_numpy_nor_mpi():
-    code = (
-        "import sys; from ddl.config import load, to_toml; to_toml(load([])); "
-        "print([m for m in ('numpy', 'mpi4py', 'numba', 'cupy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_toml_of_a_job_has_every_section():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -109,17 +107,3 @@ def test_the_report_ends_with_the_problems():
 )
 def test_a_process_that_was_meant_to_be_one_of_several_is_noticed(environment, said):
     assert unconnected(environment).startswith(said) and bool(unconnected(environment)) is bool(said)
-
-
-def test_the_same_command_run_beside_itself_is_noticed():
-    code = "import sys; from ddl.comm import unconnected; input(); print(unconnected({}))"
-    words = [sys.executable, "-c", code, "ddl.train"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    alone = subprocess.run(words, input="\n", stdout=subprocess.PIPE, text=True, check=True)
-    assert alone.stdout == "\n"
-    both = [subprocess.Popen(words, **pipes) for _ in range(2)]
-    both[0].stdin.write("\n")
-    both[0].stdin.flush()
-    assert "1 more of this command run beside it" in both[0].stdout.readline()
-    for process in both:
-        process.communicate("\n")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,28 +25,6 @@ def test_one_rank_has_the_node_for_itself(said):
 @pytest.mark.parametrize("name", VARIABLES)
 def test_settings_of_the_user_are_kept(name):
     assert share({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", name: "7"}) is None
-
-
-COUNT = """
-import ctypes
-paths = {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line and ".so" in line}
-for path in paths:
-    for name in ("scipy_openblas_get_num_threads64_", "openblas_get_num_threads64_", "openblas_get_num_threads"):
-        if hasattr(ctypes.CDLL(path), name):
-            print("threads", getattr(ctypes.CDLL(path), name)())
-"""
-
-
-@pytest.mark.skipif(CORES < 2, reason="one core: nothing to share")
-@pytest.mark.parametrize("imports", ["import ddl, numpy", "import numpy, ddl"])
-def test_blas_has_its_share_whether_numpy_or_ddl_comes_first(imports):
-    environ = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    environ |= {"OMPI_COMM_WORLD_LOCAL_SIZE": str(CORES), "PYTHONPATH": str(Path(__file__).parents[3])}
-    code = f"{imports}\n{COUNT}"
-    out = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
-    if "threads" not in out:
-        pytest.skip("NumPy's BLAS is not OpenBLAS")
-    assert set(out.split()) == {"threads", "1"}
 
 
 @pytest.mark.parametrize(

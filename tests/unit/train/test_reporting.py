@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ddl.comm.deaths import Death, Killed
 from ddl.comm.threads import run_ranks
+from ddl.data import Order
 from ddl.errors import Diverged, JobEnded, Stop
 from ddl.fault.recover import RecoverySettings
 
@@ -22,7 +24,8 @@ def events(kind):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_wherever_a_rank_dies_each_step_and_epoch_is_reported(rank, whole_job, tmp_path, monkeypatch):
-    passed = Counter[str]()
+    steps, passed = 3, Counter[str]()
+    short = partial(whole_job, settings=SETTINGS, total_steps=steps, order=Order(50, 6, 48, 1))  # two steps an epoch
 
     def probe_of(number):
         def probe(point):
@@ -30,7 +33,7 @@ def test_wherever_a_rank_dies_each_step_and_epoch_is_reported(rank, whole_job, t
 
         return probe
 
-    run_ranks(3, lambda g: whole_job(g, SETTINGS, total_steps=STEPS), probe=probe_of)
+    run_ranks(3, short, probe=probe_of)
     # With ranks as threads, a death inside a checkpoint would kill the writer thread instead.
     points = [point for point in passed if point.partition(".")[0] not in ("setup", "checkpoint")]
     deaths = [(point, count) for point in sorted(points) for count in range(1, passed[point] + 1)]
@@ -39,19 +42,14 @@ def test_wherever_a_rank_dies_each_step_and_epoch_is_reported(rank, whole_job, t
         here.mkdir()
         monkeypatch.chdir(here)
         heard = []
-        results = run_ranks(
-            3,
-            lambda g, h=heard: whole_job(
-                g, SETTINGS, total_steps=STEPS, callbacks=[lambda outcome: h.append(outcome.step)]
-            ),
-            death=Death(rank, count, point),
-        )
+        listening = partial(short, callbacks=[lambda outcome, h=heard: h.append(outcome.step)])
+        results = run_ranks(3, listening, death=Death(rank, count, point))
         assert isinstance(results[rank], Killed)
         where = (point, count)
-        assert sorted(set(heard)) == list(range(1, STEPS + 1)), where
-        assert heard == sorted(heard) and len(heard) <= STEPS + 1, where  # the last one before the death, again
-        assert [event["step"] for event in events("step")] == list(range(1, STEPS + 1)), where
-        assert [event["step"] for event in events("epoch")] == [PER_EPOCH, STEPS], where
+        assert sorted(set(heard)) == list(range(1, steps + 1)), where
+        assert heard == sorted(heard) and len(heard) <= steps + 1, where  # the last one before the death, again
+        assert [event["step"] for event in events("step")] == list(range(1, steps + 1)), where
+        assert [event["step"] for event in events("epoch")] == [2, steps], where
 
 
 def test_a_callback_in_which_the_leader_died_is_called_again_for_the_step(whole_job):

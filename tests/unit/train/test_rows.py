@@ -94,12 +94,25 @@ def both_ways(size, network, nodes=None, can_share=True, **how):
 few = Touched.is_sparse.fget
 
 
-@pytest.mark.parametrize("network", [text, two_layers, unscored, tied])
+NETWORKS = [text, two_layers, unscored, tied]
+RANKS = [
+    (1, None, True),
+    (2, None, True),
+    (3, None, True),
+    (2, None, False),
+    (2, [0, 1], True),
+    (4, [0, 0, 1, 1], True),
+]
+
+
 @pytest.mark.parametrize(
-    ("size", "nodes", "can_share"),
-    [(1, None, True), (2, None, True), (3, None, True), (2, None, False), (2, [0, 1], True), (4, [0, 0, 1, 1], True)],
+    ("network", "size", "nodes", "can_share", "overlap"),
+    [  # each network and each placement of ranks, with and without overlap by turns
+        (network, *ranks, ("on", "off")[(i + j) % 2])
+        for i, network in enumerate(NETWORKS)
+        for j, ranks in enumerate(RANKS)
+    ],
 )
-@pytest.mark.parametrize("overlap", ["on", "off"])
 def test_the_bits_equal_those_of_whole_tables(network, size, nodes, can_share, overlap):
     how = {"overlap": overlap, "bucket_mib": 1e-4}
     by_rows, whole, sparse = both_ways(size, network, nodes, can_share, **how)
