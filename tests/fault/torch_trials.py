@@ -104,10 +104,10 @@ def draw(rng: np.random.Generator) -> Trial:
     """2 to 4 ranks, and a blow for some of them, but not for all."""
     ranks = int(rng.integers(2, 5))
     victims = list(map(int, rng.permutation(ranks)))[: int(rng.integers(1, ranks))]
-    return Trial(ranks, [_blow(rng, rank, number == 0) for number, rank in enumerate(victims)])
+    return Trial(ranks, [_blow(rng, rank, ranks, number == 0) for number, rank in enumerate(victims)])
 
 
-def _blow(rng: np.random.Generator, rank: int, is_first: bool) -> Blow:
+def _blow(rng: np.random.Generator, rank: int, ranks: int, is_first: bool) -> Blow:
     act = str(rng.choice(ACTS))
     moment = str(rng.choice(["start-up", "any", *POINTS], p=[0.1, 0.15, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05]))
     if moment == "start-up":
@@ -120,6 +120,8 @@ def _blow(rng: np.random.Generator, rank: int, is_first: bool) -> Blow:
     if moment == "checkpoint" and rank != 0:
         moment = "evaluation"  # the leader writes
     place = str(rng.choice(list(POINTS[moment])))
+    if ranks == 2 and place.startswith(("job.barrier", "job.block")):
+        place = "job.native"  # two ranks sum by MPI, not in shared memory
     step = int(rng.choice(EVALUATED)) if moment in ("evaluation", "checkpoint") else int(rng.integers(1, STEPS))
     step = STEPS if moment == "end" else -1 if moment == "recovery" else step
     return Blow(act, rank, moment, step, place, int(rng.integers(1, POINTS[moment][place] + 1)))
