@@ -93,7 +93,7 @@ class Groups:
             raise ConfigError(f"pruning does not go with {type(one).__name__}, which scales by the norms of layers")
 
     def part(self, layout: Layout) -> Groups:
-        """The same optimizers for some of the parameters, in a layout of their own."""
+        """The same optimizers for some of the parameters, in another layout."""
         made = copy.copy(self)
         made.layout = layout
         made.ranges = made._ranges()

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become zero as training goes on, and stay zero.
+"""Magnitude pruning: the smallest weights become zero while training continues, and stay zero.
 
 The share of zeros rises along a cubic from 0 to its final value (Zhu and Gupta, 2017). Which weights are zero is a slot
 of the optimizer, so checkpoints and recoveries keep it, and ranks that hold equal parameters choose equal weights."""
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ddl.arrays import Array, namespace_of
 
-SLOT = "pruned"  # 1 where a weight is zero for good, else 0
+SLOT = "pruned"  # 1 where a weight stays zero, else 0
 
 
 @dataclass(frozen=True)

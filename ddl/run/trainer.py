@@ -335,8 +335,7 @@ class Trainer:
 
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data), self.model)
-        total = steps_of(job, order)
-        groups = self._groups(job, total)
+        groups = self._groups(job, total := steps_of(job, order))
         return assemble(
             job,
             self._splits,
@@ -392,9 +391,7 @@ class Trainer:
     def _prepared(self, source: Source) -> Source:
         """``source`` in the job's type. Bytes are measurements if the model takes such, if they form rows and columns,
         or if they are to be normalised, else token numbers."""
-        source = as_source(source)
-        if self._target is not None:
-            source = self._target.apply(source)
+        source = as_source(source) if self._target is None else self._target.apply(as_source(source))
         x = source.fields.get("x")
         is_tokens = self.normalize == "none" and not self._measured
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and is_tokens:

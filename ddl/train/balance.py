@@ -1,4 +1,4 @@
-"""Work to whoever is fast: which shards move to which rank, from the seconds that each rank takes for its own.
+"""Work for fast ranks: which shards move to which rank, from the seconds that each rank takes for its own.
 
 Pure arithmetic, from times that all ranks have, so that all decide the same. work.py moves the shards."""
 

@@ -193,7 +193,9 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     if job.parallel.stages > 1:
         pipeline = pipeline_of(model, job.train.dtype, first, job.parallel.stages, job.parallel.cut)
         if objects["optimizer"].own is not None:
-            raise ConfigError(f"parallel.stages is {job.parallel.stages}, but the optimizer keeps a state of its own")
+            raise ConfigError(
+                f"parallel.stages is {job.parallel.stages}, but the optimizer keeps state beside its slots"
+            )
     if model.synchronised and order.global_batch < 2 * job.micro_batches:
         raise ConfigError(
             "synchronised batch norm needs at least 2 samples at a time: use LayerNorm, a larger "

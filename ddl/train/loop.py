@@ -289,12 +289,7 @@ class Loop(Program):
         identities = [member.identity for member in self.group.members]
         self.driver.recovery.owners = [identities[rank] for rank in moved.plan.owners]
         if self.group.is_leader:
-            new: dict[int, list[int]] = {}
-            for shard, (rank, old) in enumerate(zip(moved.plan.owners, moved.before.owners, strict=True)):
-                if rank != old:
-                    new.setdefault(identities[rank], []).append(shard)
-            seconds = {identities[rank]: float(own) for rank, own in enumerate(moved.seconds) if own == own}
-            self.log.moved(self.state.progress.step, new, seconds)
+            self.log.moved(self.state.progress.step, *moved.by_identity(identities))
 
     def _after_epoch(self) -> None:
         """The evaluation and the checkpoint of an epoch, if they are due and not yet done."""

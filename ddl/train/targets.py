@@ -1,4 +1,4 @@
-"""Targets that are values: which models learn them standardised, by which numbers, and what the user reads about it.
+"""Targets that are values: which models learn them standardised, the numbers for it, and what the user reads about it.
 
 How a model computes with the scale is in ddl/models/target_scale.py."""
 

@@ -43,6 +43,14 @@ class Moved(NamedTuple):
     before: Plan
     seconds: np.ndarray
 
+    def by_identity(self, identities: Sequence[int]) -> tuple[dict[int, list[int]], dict[int, float]]:
+        """(the shards that a rank got, the seconds of a rank that had shards), by identity."""
+        got: dict[int, list[int]] = {}
+        for shard, (new, old) in enumerate(zip(self.plan.owners, self.before.owners, strict=True)):
+            if new != old:
+                got.setdefault(identities[new], []).append(shard)
+        return got, {identities[rank]: float(own) for rank, own in enumerate(self.seconds) if own == own}
+
 
 class Work(Recoverable):
     """A task with its state on this rank, bound to a generation: its group, plan, loader, gradient sums and step.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl.data.tables.csv_head import Head, read_head
-from ddl.data.tables.records import Block, Reader, Texts
+from ddl.data.tables.records import Block, Reader, TextCells
 from ddl.data.tables.text import utf8_pieces
 from ddl.errors import DataError
 from ddl.kernels.table_cells import (
@@ -35,7 +35,7 @@ UNREADABLE = {
 
 
 @dataclass(frozen=True)
-class CsvCells(Texts):
+class CsvCells(TextCells):
     """The cells of one column within ``content``; starts, ends: see ddl/kernels/table_cells.py."""
 
     content: bytes
@@ -51,12 +51,12 @@ class CsvCells(Texts):
         parse_numbers(values, written, _bytes(self.content), self.starts, self.ends, ord(decimal), _powers())
         return values, written
 
-    def texts(self, rows: np.ndarray | slice) -> Texts:
+    def texts(self, rows: np.ndarray | slice) -> TextCells:
         starts, ends = (np.ascontiguousarray(each[rows]) for each in (self.starts, self.ends))
         codes, where = np.empty(len(starts), np.int32), np.empty(len(starts), np.int32)
         count = different_cells(_bytes(self.content), starts, ends, codes, where)
         found = zip(starts[where[:count]].tolist(), ends[where[:count]].tolist(), strict=True)
-        return Texts([_text(self.content, start, end) for start, end in found], codes)
+        return TextCells([_text(self.content, start, end) for start, end in found], codes)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts(slice(None)))

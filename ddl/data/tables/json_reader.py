@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.data.tables.records import Block, Cells, Reader, Texts
+from ddl.data.tables.records import Block, Cells, Reader, TextCells
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
 from ddl.wording import counted
@@ -50,7 +50,7 @@ class JsonReader(Reader):
             return np.array(values, np.int64)
         if kinds <= {int, float}:
             return np.array(values, np.float64)
-        return Texts.of([value if type(value) is str else _text(value) for value in values])
+        return TextCells.of([value if type(value) is str else _text(value) for value in values])
 
 
 def _text(value: Any) -> str:
@@ -118,7 +118,7 @@ class LineReader(Reader):
         with open_text(self.path, self.encoding) as file:
             lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip())
             while part := list(islice(lines, self.rows_at_once())):
-                yield Block([number for number, _ in part], lambda _: Texts.of([line for _, line in part]))
+                yield Block([number for number, _ in part], lambda _: TextCells.of([line for _, line in part]))
 
 
 def open_lines(path: Path, encoding: str = "") -> LineReader:

@@ -33,7 +33,7 @@ def makespan(stages, micros, forward_s=1.0, backward_s=2.0):
                     assert (sent, received) == (other, number)
                     clock[stage] = clock[stage + 1] = max(clock[stage], clock[stage + 1])
                     at[stage], at[stage + 1], moved = at[stage] + 1, at[stage + 1] + 1, True
-        assert moved, f"{stages} stages wait for each other for ever"
+        assert moved, f"{stages} stages wait for each other indefinitely"
     return max(clock)
 
 
