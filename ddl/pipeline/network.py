@@ -25,7 +25,7 @@ REPEATS = 3  # of a measured pass; the fastest counts, since others may have bee
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkPart:
     """A layer of the network. name: for the user. scope: precedes its parameters' names, as in the whole network."""
 
     name: str
@@ -64,7 +64,7 @@ class Pipeline:
 
     model: Supervised
     dtype: np.dtype
-    parts: Sequence[Part]
+    parts: Sequence[NetworkPart]
     joints: Sequence[Joint]
     stages: int
     given: Sequence[str] = ()
@@ -138,10 +138,10 @@ def pipeline_of(
     return made
 
 
-def _parts(network: Layer, shape: Shape, name: str = "", scope: str = "") -> Iterator[Part]:
+def _parts(network: Layer, shape: Shape, name: str = "", scope: str = "") -> Iterator[NetworkPart]:
     """The layers of ``network`` in order; chains are taken apart."""
     if not isinstance(network, Chain):
-        yield Part(name or type(network).__name__.lower(), network, scope, network.spec(shape))
+        yield NetworkPart(name or type(network).__name__.lower(), network, scope, network.spec(shape))
         return
     for link in network.links():
         for part in _parts(link.layer, shape, _below(name, link.name), _below(scope, link.scope)):
@@ -153,7 +153,7 @@ def _below(scope: str, name: str) -> str:
     return ".".join(word for word in (scope, name) if word)
 
 
-def _joints(parts: Sequence[Part], dtype: np.dtype, batch: Mapping[str, Array]) -> list[Joint]:
+def _joints(parts: Sequence[NetworkPart], dtype: np.dtype, batch: Mapping[str, Array]) -> list[Joint]:
     """Pass a few samples through the parts, with parameters that are zero: one part's exist at a time."""
     context, joints, has_params = Context(training=True), [], False
     x = _first(context, batch, [slice(0, len(batch["x"]))])
@@ -173,7 +173,7 @@ def _first(context: Context, batch: Mapping[str, Array], segments: list[slice]) 
     return batch["x"]
 
 
-def _values(part: Part, dtype: np.dtype, random: bool = False) -> Views:
+def _values(part: NetworkPart, dtype: np.dtype, random: bool = False) -> Views:
     """Arrays for the parameters and averages of one part: zero, or as training starts with them."""
     arrays = {name: np.zeros(shape, dtype) for name, (shape, _) in part.params.items()}
     arrays |= {name: np.zeros(one.shape, dtype) for name, one in part.averages.items()}
