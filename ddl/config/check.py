@@ -256,6 +256,7 @@ def _stages(job: Job, ranks: int) -> Iterator[str]:
         ("comm.gpu", "direct"),
         ("comm.device", "gpu"),
         ("comm.sync", "local"),
+        ("train.balance", "auto"),
     ):
         if _get(job, name) == value:
             yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"

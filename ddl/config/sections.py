@@ -97,6 +97,12 @@ class DataSettings:
         "feature: mean 0 and deviation 1 of each feature or channel; all: of all values together; "
         "unit: the range 0 to 1",
     )
+    scale_targets: bool = setting(
+        True,
+        "targets that are values are learned as multiples of their deviation from their mean in the training split, by "
+        "networks of ddl with a linear last layer and the losses mse, mae and huber; the loss is in these units, "
+        "predictions and metrics are in those of the data",
+    )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
         "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
@@ -215,6 +221,9 @@ class TrainSettings:
         "passes over the training samples; auto: 20, and for files as many as make 600 steps, up to 300",
     )
     steps: int = setting(0, "number of steps, overriding epochs; 0: epochs decides", least=0)
+    balance: Literal["off", "auto"] = setting(
+        "off", "auto: shards move to the ranks that compute faster; the batches and their order stay the same"
+    )
     accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end", least=0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from ddl.data.formats.detect import Request, columns_of, open_files
 from ddl.data.formats.pixels import ImageSettings
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
-from ddl.data.normalise import needs_precision
 from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings
+from ddl.data.target_moments import lost_in_cast
 from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
 from ddl.errors import ConfigError, DataError
 from ddl.registry import adapter_of, instantiate, resolve
@@ -88,6 +89,7 @@ def open_dataset(
     measured: bool = False,
     images: ImageSettings | None = None,
     table: Settings | None = None,
+    scale_targets: bool = False,
 ) -> Splits:
     """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
@@ -98,7 +100,7 @@ def open_dataset(
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
     normalisation would lose it. measured: whole numbers in x are measurements, not tokens. table: settings of tables.
-    images: how images become samples.
+    images: how images become samples. scale_targets: the same for y, where it holds values.
 
     Raises ConfigError for an impossible request and DataError for an invalid file."""
     if target_kind not in KINDS:
@@ -149,8 +151,8 @@ def open_dataset(
             parts[name] = _only(open_files(wanted, format, request), wanted)
         elif name not in parts:
             fractions[name] = float(wanted or 0)
-    exact = normalize != "none"
-    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, exact, measured)
+    lost = partial(lost_in_cast, target=target, dtype=dtype, x=normalize != "none", y=scale_targets)
+    return _split(parts, target, fractions, stratify, seed, np.dtype(dtype), oversample, lost, measured)
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -193,7 +195,7 @@ def _split(
     seed: int,
     dtype: np.dtype,
     strength: float,
-    exact: bool,
+    lost: Callable[..., set[str]],
     measured: bool,
 ) -> Splits:
     whole = parts["train"] if target is None else target.apply(parts["train"])
@@ -211,16 +213,17 @@ def _split(
             if learned:
                 part.recall(learned)
             parts[name] = part if target is None else target.apply(part)
-    if keep_x := exact and needs_precision(whole.exact(), measured):
+    keep = lost(whole.exact(), measured=measured)
+    if keep:
         whole, parts = whole.exact(), {name: part.exact() for name, part in parts.items() if name != "train"}
     if strength:
         if not _has_classes(whole):
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], seed, strength)]
     names = whole.names
-    shared = Shared(as_dtype(whole, dtype, keep_x=keep_x, measured=measured))
+    shared = Shared(as_dtype(whole, dtype, keep=keep, measured=measured))
     made: dict[str, Source | None] = {
-        name: as_dtype(part, dtype, keep_x=keep_x, measured=measured) for name, part in parts.items() if name != "train"
+        name: as_dtype(part, dtype, keep=keep, measured=measured) for name, part in parts.items() if name != "train"
     }
     for name, own in zip(fractions, indices[1:], strict=True):
         made[name] = Subset(shared, own) if len(own) else None

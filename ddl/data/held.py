@@ -52,7 +52,7 @@ def runs(numbers: np.ndarray) -> Ranges:
 
 
 def merged(*several: Sequence[range]) -> Ranges:
-    """All these ranges, which may come in any order; those that touch or overlap become one."""
+    """All these ranges, which may come in any order; ranges that touch or overlap become one."""
     known = [one if isinstance(one, Ranges) else Ranges(*_edges(one)) for one in several]
     starts, stops = (np.concatenate([np.zeros(0, np.int64), *each]) for each in
                      ([one.starts for one in known], [one.stops for one in known]))  # fmt: skip

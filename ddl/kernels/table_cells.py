@@ -25,7 +25,7 @@ def bytes_kernel(plain: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if is_compiled():
             return getattr(importlib.import_module("ddl.kernels.table_cells_numba"), plain.__name__)(*arguments)
-        return plain(*(memoryview(one) if isinstance(one, np.ndarray) else one for one in arguments))
+        return plain(*(one.data if isinstance(one, np.ndarray) else one for one in arguments))
 
     call.plain = plain  # type: ignore[attr-defined]
     return call

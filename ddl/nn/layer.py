@@ -46,10 +46,13 @@ class Average:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A buffer other than an average, in its own dtype: a table that never changes, or a counter of updates."""
+    """A buffer other than an average, in its own dtype: a table that never changes, or a counter of updates.
+
+    absent: its value in checkpoints of before there was such a buffer; None: it must be there."""
 
     initial: np.ndarray
     counts: bool = False
+    absent: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from ddl.metrics import (
     RankFailed,
     Recovered,
     Samples,
+    ShardsMoved,
     Sink,
     StepDone,
     Summary,
@@ -224,6 +225,9 @@ class RunLog(Reporter):
             self._ledger.close()
             self._ledger = None
             self.warn(f"ledger.jsonl is no longer written, so its audit will miss steps: {error}")
+
+    def moved(self, step: int, moved: Mapping[int, Sequence[int]], seconds: Mapping[int, float]) -> None:
+        self.emit(ShardsMoved(step, moved, seconds))
 
     def missed(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         if outcome.step > self._reported:

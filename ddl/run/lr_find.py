@@ -87,7 +87,7 @@ def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> Learnin
             "fault.skip_limit": steps + 1,
         }
         probe.job = override(trainer.job, quiet)
-        probe.validation = probe.test = None
+        probe._splits = replace(trainer._splits, validation=None, test=None)
         if isinstance(trainer.optimizer, Whole):
             probe.optimizer = trainer.optimizer.unscheduled()
         probe.callbacks = [lambda outcome: losses.append(float(outcome.loss))]

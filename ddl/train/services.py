@@ -4,7 +4,7 @@ The base classes do nothing, which suits tests and benchmarks; ddl/run implement
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -46,6 +46,9 @@ class Reporter:
 
     def step(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         """Report a committed step. owners: shard -> identity of the rank that computed it."""
+
+    def moved(self, step: int, moved: Mapping[int, Sequence[int]], seconds: Mapping[int, float]) -> None:
+        """Report that shards have moved to faster ranks; see ``ShardsMoved``."""
 
     def missed(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         """Report the step unless an earlier leader has done so."""

@@ -163,6 +163,7 @@ class TrainingState:
             )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
             self._kept = {name: device.array(np.array(one.initial)) for name, one in kept.items()}
+            self._absent = {f"averages/{n}": one.absent for n, one in kept.items() if one.absent is not None}
             self.buffers = Views({**self.averages.views, **self._kept})
             for name, value in initial_values(model, self._seed).items():
                 self.params[name][...] = device.array(value)
@@ -267,7 +268,7 @@ class TrainingState:
         if (self._own is None) != (of_optimizer is None):
             raise ValueError("it was made with an optimizer of another kind")
         of_own = {name: value for name, value in named.items() if self._own is not None and name not in targets}
-        named = {name: value for name, value in named.items() if name not in of_own}
+        named = {**self._absent, **{name: value for name, value in named.items() if name not in of_own}}
         if set(named) != set(targets):
             lacking, surplus = sorted(set(targets) - set(named)), sorted(set(named) - set(targets))
             raise ValueError(f"the saved state lacks {lacking[:3]} and has the unknown {surplus[:3]}")

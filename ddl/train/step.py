@@ -84,6 +84,8 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
+        # In which each rank computed the newest step; they travel behind the header. Empty without ``train.balance``.
+        self.seconds = np.zeros(group.size if task.balance and group.size > 1 else 0)
         self.waited_s = 0.0  # in the sums of the steps: for other ranks, for messages and for the additions
         # The sum also contains averages, which are not gradients, and gradients of frozen parameters.
         self._averages = dict(model.averages)
@@ -110,10 +112,14 @@ class Step:
         header = self.total.header
         header[:] = 0
         header[STOP], header[CHECKPOINT], header[LEASE_LOST] = stop, checkpoint, lease_lost
+        began = time.perf_counter()
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
-        began = time.perf_counter()
+        computed, began = time.perf_counter() - began, time.perf_counter()
+        common = len(header) - len(self.seconds)
+        if len(self.seconds):
+            header[common + self.group.rank] = computed
         with self.span("sum"):
             summed = self._sum()
         self.waited_s += time.perf_counter() - began
@@ -121,9 +127,11 @@ class Step:
         bad = {} if finite else self._find_bad_shards(step, epoch, step_in_epoch)
         self.beat(step, "update")
         self.group.probe("step.commit")
+        sums = summed.header[:common]
+        self.seconds[:] = summed.header[common:]
         with self.span("update"):
             return self._conclude(
-                partial(self._commit, step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
+                partial(self._commit, step, epoch, summed.gradient, sums, summed.squared_norm, bad, not finite)
             )
 
     def _conclude(self, commit: Callable[[], Outcome]) -> Outcome:

@@ -48,7 +48,7 @@ class Task:
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
     restore_best: training ends with the state of the best validation loss, not with the newest.
-    check_every: steps between comparisons of replicas (0: never).
+    check_every: steps between comparisons of replicas (0: never). balance: shards move to faster ranks.
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
     teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher, whoever adds them.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
@@ -77,6 +77,7 @@ class Task:
     restore_best: bool = False
     skip_limit: int = 10
     check_every: int = 0
+    balance: bool = False
     resume_schedule: Literal["rescale", "restart", "hold"] = "rescale"
     algorithm: str = "auto"
     bucket_mib: float = 4.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ddl.fault.work import Recoverable, received
 from ddl.models.model import gradient_layout
 from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
+from ddl.train.balance import Balancer
 from ddl.train.evaluate import evaluate
 from ddl.train.local import LocalStep
 from ddl.train.replicas import compare, hardware
@@ -35,6 +36,14 @@ QUIET_S = 2.0  # a communication thread may need so long to leave MPI after this
 SHARDED_BYTES, SHARDED_RANKS = 1 << 20, 3
 
 
+class Moved(NamedTuple):
+    """Shards that have moved from plan ``before`` to ``plan``. seconds: of each rank for one of its shards."""
+
+    plan: Plan
+    before: Plan
+    seconds: np.ndarray
+
+
 class Work(Recoverable):
     """A task with its state on this rank, bound to a generation: its group, plan, loader, gradient sums and step.
 
@@ -46,6 +55,7 @@ class Work(Recoverable):
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.last: Outcome | None = None
+        self.balancer: Balancer | None = None
         self.waited_s = 0.0  # in the sums of the epoch's steps, over all generations
         self.begin(group)
 
@@ -159,11 +169,12 @@ class Work(Recoverable):
         task, loader = self.task, self.loader
         assert loader is not None
         layout = gradient_layout(task.model, task.dtype)
+        self.balancer = Balancer(group.size) if task.balance and group.size > 1 else None
         trained = [name for name in layout.shapes if name not in task.model.averages]
         self.total = GradientSum(
             group,
             layout,
-            Step.header_length(task.model),
+            Step.header_length(task.model) + (group.size if self.balancer else 0),
             SumOptions(
                 task.algorithm,
                 task.bucket_mib,
@@ -180,6 +191,27 @@ class Work(Recoverable):
         )
         kind = LocalStep if isinstance(task.optimizer, Local) else Step
         self.step = kind(task, self.state, loader, shards, group, self.total, self.services)
+
+    def rebalance(self) -> tuple[Moved | None, DdlError | None]:
+        """After a step: move shards to faster ranks, if that pays. Returns what moved, or why shards cannot be opened;
+        the same on all ranks."""
+        step, before, order = self.step, self.plan, self.task.order
+        if self.balancer is None or step is None:
+            return None, None
+        samples = order.step_samples((self.state.progress.step - 1) % order.steps_per_epoch)
+        if samples < min(order.global_batch, order.samples):
+            return None, None  # the last step of an epoch may be a few samples
+        plan = self.balancer.next(self.plan, step.seconds)
+        if plan is None:
+            return None, None
+        assert self.loader is not None
+        shards = plan.shards_of(self.group.rank)
+        self.loader.close()
+        problem = self._open(self.group, plan, shards, self.group.size)
+        if problem is not None:
+            return None, problem
+        step.loader, step.shards = self.loader, shards
+        return Moved(plan, before, self.balancer.seconds), None
 
     def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
         """Loss and metrics over all of ``source``, on every rank; see ``evaluate``."""

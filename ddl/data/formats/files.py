@@ -69,11 +69,12 @@ class FileSource(Source):
         return batch
 
     def exact(self) -> Source:
-        x = self._columns["x"]
-        if x.rows.dtype != np.float64 or x.field.dtype.kind != "f":
-            return self
-        wide = replace(x, field=replace(x.field, dtype=np.dtype(np.float64)))
-        return FileSource({**self._columns, "x": wide}, self._labels, self.names)
+        wide = {
+            name: replace(column, field=replace(column.field, dtype=np.dtype(np.float64)))
+            for name, column in self._columns.items()
+            if column.rows.dtype == np.float64 and column.field.dtype.kind == "f"
+        }
+        return FileSource({**self._columns, **wide}, self._labels, self.names) if wide else self
 
     def targets(self) -> np.ndarray | None:
         if self._labels is not None:

@@ -126,7 +126,7 @@ class _Conversion:
                 column.decide(cells if isinstance(cells, np.ndarray) else cells.texts(slice(reader.rows_at_once())))
 
     def conclude(self, parts: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-        """The schema of the parts together; None if columns have got other kinds, by which all are to be converted
+        """The schema of the parts together; None if columns have got other kinds and all are to be converted
         again. Raises DataError for all problems."""
         columns, problems = [column.fresh() for column in self.columns], copy(self.problems)
         problems.found, skipped, layout = list(problems.found), 0, []

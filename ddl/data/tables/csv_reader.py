@@ -36,30 +36,34 @@ UNREADABLE = {
 
 @dataclass(frozen=True)
 class CsvCells(Texts):
-    """The cells of one column within the bytes ``data``; starts, ends: see ddl/kernels/table_cells.py."""
+    """The cells of one column within ``content``; starts, ends: see ddl/kernels/table_cells.py."""
 
-    data: np.ndarray
+    content: bytes
     starts: np.ndarray
     ends: np.ndarray
 
     @classmethod
-    def at(cls, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> CsvCells:
-        return cls((), starts, data, starts, ends)
+    def at(cls, content: bytes, starts: np.ndarray, ends: np.ndarray) -> CsvCells:
+        return cls((), starts, content, starts, ends)
 
     def numbers(self, decimal: str) -> tuple[np.ndarray, np.ndarray]:
         values, written = np.empty(len(self)), np.empty(len(self), np.uint8)
-        parse_numbers(values, written, self.data, self.starts, self.ends, ord(decimal), _powers())
+        parse_numbers(values, written, _bytes(self.content), self.starts, self.ends, ord(decimal), _powers())
         return values, written
 
     def texts(self, rows: np.ndarray | slice) -> Texts:
         starts, ends = (np.ascontiguousarray(each[rows]) for each in (self.starts, self.ends))
         codes, where = np.empty(len(starts), np.int32), np.empty(len(starts), np.int32)
-        count = different_cells(self.data, starts, ends, codes, where)
+        count = different_cells(_bytes(self.content), starts, ends, codes, where)
         found = zip(starts[where[:count]].tolist(), ends[where[:count]].tolist(), strict=True)
-        return Texts([_text(self.data, start, end) for start, end in found], codes)
+        return Texts([_text(self.content, start, end) for start, end in found], codes)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts(slice(None)))
+
+
+def _bytes(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, np.uint8)
 
 
 @cache
@@ -67,9 +71,8 @@ def _powers() -> np.ndarray:
     return powers_of_five()
 
 
-def _text(data: np.ndarray, start: int, end: int) -> str:
-    text = data[start : end if end >= 0 else -1 - end].tobytes().decode()
-    return text if end >= 0 else text.replace('""', '"')
+def _text(content: bytes, start: int, end: int) -> str:
+    return content[start:end].decode() if end >= 0 else content[start : -1 - end].decode().replace('""', '"')
 
 
 @dataclass
@@ -88,10 +91,9 @@ class CsvReader(Reader):
             rest += piece
             if len(rest) < wanted and not is_end:
                 continue
-            data = np.frombuffer(rest, np.uint8)
-            starts, ends, first, lines = (np.empty(len(data) + 2, np.int32) for _ in range(4))
-            count, used, passed, how = split_cells(data, is_end, delimiter, starts, ends, first, lines)
-            rows = _Rows(data, starts, ends, first[: count + 1])
+            starts, ends, first, lines = (np.empty(len(rest) + 2, np.int32) for _ in range(4))
+            count, used, passed, how = split_cells(_bytes(rest), is_end, delimiter, starts, ends, first, lines)
+            rows = _Rows(rest, starts, ends, first[: count + 1])
             begin = 0
             if is_header:
                 begin = next((at + 1 for at in range(count) if not rows.is_blank(at)), count)
@@ -127,27 +129,27 @@ class CsvReader(Reader):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of the bytes ``data``, as ``split_cells`` gives them."""
+    """Rows of ``content``, as ``split_cells`` gives them."""
 
-    data: np.ndarray
+    content: bytes
     starts: np.ndarray
     ends: np.ndarray
     first: np.ndarray
 
     def texts(self, at: int) -> list[str]:
-        return [_text(self.data, self.starts[cell], self.ends[cell]) for cell in range(*self.first[at : at + 2])]
+        return [_text(self.content, self.starts[cell], self.ends[cell]) for cell in range(*self.first[at : at + 2])]
 
     def is_blank(self, at: int) -> bool:
         return not any(map(str.strip, self.texts(at)))
 
     def irregular(self, width: int) -> list[int]:
-        """The rows that have not ``width`` cells, but for an empty one behind them, and those that may be blank."""
+        """The rows that have not ``width`` cells and perhaps an empty one behind them, and rows that may be blank."""
         counts, last = np.diff(self.first), self.first[1:] - 1
         is_odd = counts != width
         if width == 1:
             cells = np.minimum(self.first[:-1], max(self.first[-1] - 1, 0))
             starts = self.starts[cells]
-            begins = self.data[np.minimum(starts, len(self.data) - 1)]
+            begins = _bytes(self.content)[np.minimum(starts, len(self.content) - 1)]
             is_odd |= (starts == self.ends[cells]) | (begins <= 32) | (begins >= 128)
         else:
             is_odd &= (counts != width + 1) | (self.starts[last] != self.ends[last])
@@ -155,7 +157,7 @@ class _Rows:
 
     def cells(self, first: np.ndarray, place: int) -> CsvCells:
         """The cells at ``place`` of the rows whose first cells these are."""
-        return CsvCells.at(self.data, self.starts[first + place], self.ends[first + place])
+        return CsvCells.at(self.content, self.starts[first + place], self.ends[first + place])
 
 
 def open_csv(

@@ -17,6 +17,7 @@ import numpy as np
 from ddl.data.tables.records import Block, Cells, Reader, Texts
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
+from ddl.wording import counted
 
 NAMED_BY = 1000  # objects whose keys are the columns
 
@@ -31,7 +32,7 @@ class JsonReader(Reader):
     def blocks(self) -> Iterator[Block]:
         known = dict.fromkeys(self.names)
         usual = {name for place, name in enumerate(self.names) if place not in self.refused}
-        records = _objects(self.path, self.encoding, self.problems)
+        records = _objects(self.path, self.encoding, self.problems, self.notes)
         while part := list(islice(records, self.rows_at_once())):
             for number, record in part:
                 for name in record.keys() - known.keys():
@@ -45,7 +46,7 @@ class JsonReader(Reader):
     def _cells(self, part: list[tuple[int, dict[str, Any]]], place: int) -> Cells:
         values = [record.get(self.names[place]) for _, record in part]
         kinds = set(map(type, values))
-        if kinds == {int} and all(abs(value) < 2**53 for value in values):
+        if kinds == {int} and all(abs(value or 0) < 2**53 for value in values):
             return np.array(values, np.int64)
         if kinds <= {int, float}:
             return np.array(values, np.float64)
@@ -58,11 +59,16 @@ def _text(value: Any) -> str:
     return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _objects(path: Path, encoding: str, problems: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(
+    path: Path, encoding: str, problems: list[tuple[int, str]], notes: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    blank = pending = 0
     with open_text(path, encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
+                pending += 1
                 continue
+            blank, pending = blank + pending, 0
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -75,6 +81,8 @@ def _objects(path: Path, encoding: str, problems: list[tuple[int, str]]) -> Iter
                 problems.append((number, what))
                 continue
             yield number, dict(_flat(record))
+    if blank:
+        notes.append(f"{path.name}: {counted(blank, 'blank line')} skipped")
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -89,7 +97,7 @@ def open_json(path: Path, encoding: str = "") -> JsonReader:
     names: dict[str, None] = {}
     lists: dict[str, None] = {}
     problems: list[tuple[int, str]] = []
-    for _, record in islice(_objects(path, encoding, problems), NAMED_BY):
+    for _, record in islice(_objects(path, encoding, problems, []), NAMED_BY):
         names.update(dict.fromkeys(record))
         lists.update(dict.fromkeys(name for name, value in record.items() if isinstance(value, list)))
     if not names:
@@ -98,3 +106,20 @@ def open_json(path: Path, encoding: str = "") -> JsonReader:
     columns = list(names)
     refused = {columns.index(name): "lists" for name in lists}
     return JsonReader(path, columns, refused=refused, encoding=encoding)
+
+
+@dataclass
+class LineReader(Reader):
+    """A text in each line, in the column "text"; blank lines are skipped."""
+
+    encoding: str = ""
+
+    def blocks(self) -> Iterator[Block]:
+        with open_text(self.path, self.encoding) as file:
+            lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip())
+            while part := list(islice(lines, self.rows_at_once())):
+                yield Block([number for number, _ in part], lambda _: Texts.of([line for _, line in part]))
+
+
+def open_lines(path: Path, encoding: str = "") -> LineReader:
+    return LineReader(path, ["text"], is_named=False, encoding=encoding)

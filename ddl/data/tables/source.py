@@ -5,6 +5,7 @@ convert.py makes the rows, roles.py decides which columns are used, encoding.py 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ class TableSource(Source):
 
     def __init__(self, paths: Sequence[Path], store: RowStore, use: Roles, like: Mapping[str, Any], asked: Asked):
         self.paths, self._store, self._use, self._asked, self._like = list(paths), store, use, asked, like
-        self._dtype = self._x_dtype = np.dtype(asked.dtype)
+        self._dtype = np.dtype(asked.dtype)
         self._columns: list[Mapping[str, Any]] = list(store.schema["columns"])
         self.notes: Sequence[str] = (*store.schema["notes"], *use.left_out)
         self._described: list[str] = []
@@ -216,7 +217,7 @@ class TableSource(Source):
         shape = (width,) if self._asked.shape is None else tuple(self._asked.shape)
         if self.encoding is not None and math.prod(shape) != width:
             raise DataError(f"{width} features cannot be reshaped to {shape}", self.paths[0])
-        fields = {"x": Field(shape, self._x_dtype)}
+        fields = {"x": Field(shape, self._dtype)}
         if embedded:
             count = sum(1 + len(one.categories) for one in embedded)
             fields["categories"] = Field((len(embedded),), np.dtype(np.int64), count)
@@ -231,7 +232,7 @@ class TableSource(Source):
 
     def exact(self) -> TableSource:
         other = copy(self)
-        other._x_dtype = np.dtype(np.float64)
+        other._dtype = np.dtype(np.float64)
         other._number(self.names)
         return other
 
@@ -260,7 +261,9 @@ class TableSource(Source):
 
     def _rows_of(self, held: Held, columns: Sequence[int]) -> np.ndarray:
         """Some columns of these rows."""
-        found, filled = np.empty((len(held), len(columns))), 0
+        # Memory of its own: after it frees so large an array, malloc would keep later ones when they are freed.
+        memory = mmap.mmap(-1, max(8 * len(held) * len(columns), 8))
+        found, filled = np.frombuffer(memory, count=len(held) * len(columns)).reshape(len(held), len(columns)), 0
         for rows in self._store.pieces(held):
             found[filled : filled + len(rows)] = rows[:, columns]
             filled += len(rows)

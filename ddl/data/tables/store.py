@@ -1,6 +1,5 @@
-"""Rows of float64 in files: what a table is converted to. Small tables go to files that have no name and vanish with
-the process; a large one is converted once on each node, by all processes that open it, and stays in the user's cache
-folder.
+"""Rows of float64 in files: what a table is converted to. The files of a small table vanish with the process; a large
+one is converted once on each node, by all processes that open it, and stays in the user's cache folder.
 
 convert.py writes the rows; source.py reads those of a rank's shards."""
 
@@ -31,18 +30,6 @@ POLL_S = 0.1
 VERSION = 2
 
 
-class Share(Protocol):
-    """The parts of a table that this process converts."""
-
-    def begin(self, part: int) -> IO[bytes] | None:
-        """A file for the rows of a part; None if another process converts it."""
-        ...
-
-    def end(self, part: int, found: Mapping[str, Any]) -> None:
-        """The rows are written; ``found``, as JSON, goes to ``Conversion.conclude`` of every process."""
-        ...
-
-
 class Conversion(Protocol):
     """A table to be converted, see convert.py."""
 
@@ -52,14 +39,16 @@ class Conversion(Protocol):
 
 
 class RowStore:
-    """(rows, columns) float64 in ``files``, one after another. schema: what convert.py learned, as JSON. Its "numbers"
-    are, for each file and column of categories, those that replace the file's own."""
+    """(rows, columns) float64 in the files of a folder, one after another, and their schema: what convert.py learned.
+    Its "numbers" replace, for each file and column of categories, the numbers in the file."""
 
-    def __init__(self, files: Sequence[IO[bytes]], schema: Mapping[str, Any]):
-        self._files, self.columns, self.schema = list(files), schema["width"], schema
-        sizes = [os.fstat(file.fileno()).st_size // (8 * max(self.columns, 1)) for file in files]
+    def __init__(self, folder: Path):
+        self.schema = json.loads((folder / "schema.json").read_text())
+        self.columns: int = self.schema["width"]
+        self._files = [open(folder / name, "rb") for name in self.schema["files"]]  # noqa: SIM115
+        sizes = [os.fstat(file.fileno()).st_size // (8 * max(self.columns, 1)) for file in self._files]
         self._edges = np.cumsum([0, *sizes]).tolist()
-        self.rows = self._edges[-1]
+        self.rows: int = self._edges[-1]
 
     def pieces(self, held: Held) -> Iterator[np.ndarray]:
         """The held rows, (n, columns), a few MiB of a file at a time; nothing of them stays in memory."""
@@ -95,40 +84,40 @@ def make(paths: Sequence[Path], key: Mapping[str, Any], work: Conversion) -> Row
         if not (place / "schema.json").exists():
             _together(place, work)
         os.utime(place)
-        schema = json.loads((place / "schema.json").read_text())
-        return RowStore([open(place / name, "rb") for name in schema["files"]], schema)
+        return RowStore(place)
     except OSError:
         return _alone(work)  # no space, or a file system without locks
 
 
-class _All:
-    """All parts, in files without a name."""
-
-    def __init__(self) -> None:
-        self.files: list[IO[bytes]] = []
-        self.found: list[Mapping[str, Any]] = []
-
-    def begin(self, part: int) -> IO[bytes] | None:
-        self.files.append(tempfile.TemporaryFile())  # noqa: SIM115
-        return self.files[-1]
-
-    def end(self, part: int, found: Mapping[str, Any]) -> None:
-        self.files[-1].flush()
-        self.found.append(found)
-
-
 def _alone(work: Conversion) -> RowStore:
-    schema = None
-    while schema is None:
-        share = _All()
-        work.convert(share)
-        schema = work.conclude(share.found)
-    return RowStore(share.files, json.loads(json.dumps(schema)))
+    with tempfile.TemporaryDirectory(prefix="ddl-table-") as folder:
+        _convert(Path(folder), work, "")
+        return RowStore(Path(folder))
 
 
-class _Some:
-    """The parts that no other process has begun. Each is one file of ``folder``, and a lock that ends with its process:
-    another one then converts the part."""
+def _convert(folder: Path, work: Conversion, note: str) -> None:
+    """Convert the table into ``folder`` with the other processes that do. note: for the banner, about {} seconds and {}
+    MiB."""
+    began = time.monotonic()
+    for attempt in count():
+        with contextlib.closing(Share(folder, attempt)) as share:
+            parts = work.convert(share)
+            while not share.wait(parts):
+                work.convert(share)
+            if (schema := work.conclude(share.found(parts))) is not None:
+                break
+    assert schema is not None
+    files = [share.name(part, "rows") for part in range(parts)]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    notes = [*schema["notes"], note.format(f"{time.monotonic() - began:.0f}", f"{size:,.0f}")]
+    _publish(
+        folder / "schema.json", {**schema, "files": [file.name for file in files], "notes": list(filter(None, notes))}
+    )
+
+
+class Share:
+    """The parts of a table that this process converts: each that no other one has begun. A part is a file of ``folder``
+    and a lock, which ends with its process: another one then converts the part."""
 
     def __init__(self, folder: Path, attempt: int):
         self._folder, self._attempt, self._waits = folder, attempt, True
@@ -138,6 +127,7 @@ class _Some:
         return self._folder / f"{self._attempt}-{part}.{suffix}"
 
     def begin(self, part: int) -> IO[bytes] | None:
+        """A file for the rows of a part; None if another process converts it."""
         if self.name(part, "json").exists():
             return None
         lock = open(self.name(part, "lock"), "w")  # noqa: SIM115
@@ -148,6 +138,7 @@ class _Some:
         return self._open[1]
 
     def end(self, part: int, found: Mapping[str, Any]) -> None:
+        """The rows are written; ``found``, as JSON, goes to ``Conversion.conclude`` of every process."""
         lock, rows = self._open
         rows.close()
         os.rename(rows.name, self.name(part, "rows"))
@@ -193,26 +184,12 @@ def _together(place: Path, work: Conversion) -> None:
                 raise OSError("another process does not release the table")
             time.sleep(POLL_S)
         try:
-            if (place / "schema.json").exists():
-                return
-            shutil.rmtree(place, ignore_errors=True)
-            aside.mkdir(exist_ok=True)
-            schema = None
-            for attempt in count():
-                with contextlib.closing(_Some(aside, attempt)) as share:
-                    parts = work.convert(share)
-                    while not share.wait(parts):
-                        work.convert(share)
-                    schema = work.conclude(share.found(parts))
-                if schema is not None:
-                    break
-            files = [share.name(part, "rows") for part in range(parts)]
-            size = sum(file.stat().st_size for file in files) / 2**20
-            line = f"converted in {time.monotonic() - began:.0f} s, once, into {place} ({size:,.0f} MiB)"
-            schema = {**schema, "files": [file.name for file in files], "notes": [*schema["notes"], line]}
-            _publish(aside / "schema.json", schema)
-            os.rename(aside, place)
-            _tidy(place, schema["files"])
+            if not (place / "schema.json").exists():
+                shutil.rmtree(place, ignore_errors=True)
+                aside.mkdir(exist_ok=True)
+                _convert(aside, work, f"converted in {{}} s, once, into {place} ({{}} MiB)")
+                os.rename(aside, place)
+                _tidy(place)
         except OSError:
             if not (place / "schema.json").exists():
                 raise  # else another process was faster
@@ -221,10 +198,11 @@ def _together(place: Path, work: Conversion) -> None:
                 shutil.rmtree(aside, ignore_errors=True)
 
 
-def _tidy(place: Path, rows: Sequence[str]) -> None:
+def _tidy(place: Path) -> None:
     """Remove what is left of the conversion, and tables that have not been used for long."""
+    used = (*json.loads((place / "schema.json").read_text())["files"], "schema.json")
     for path in place.iterdir():
-        if path.name not in (*rows, "schema.json"):
+        if path.name not in used:
             path.unlink(missing_ok=True)
     for other in place.parent.iterdir():
         if time.time() - other.stat().st_mtime > KEPT_S:
