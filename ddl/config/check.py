@@ -264,11 +264,6 @@ def _stages(job: Job, ranks: int) -> Iterator[str]:
         value = _get(job, name)
         if value and value != "float32":
             yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"
-    if job.restores_best:
-        yield (
-            f"[parallel] stages is {stages}, which cannot restore the best state at the end yet: set [train] "
-            "restore_best off"
-        )
 
 
 def _started(ranks: int) -> str:

@@ -1,7 +1,6 @@
 """The sections of a job: every setting with its type, default and meaning.
 
-load.py reads them from a file and the command line; check.py rejects incompatible ones.
-The names are public: job files and scripts use them."""
+load.py reads them from files and the command line; check.py rejects incompatible ones. Their names are public."""
 
 from __future__ import annotations
 

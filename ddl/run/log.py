@@ -291,9 +291,7 @@ class RunLog(Reporter):
         status: str,
         failure: DdlError | None = None,
     ) -> DdlError | None:
-        order = self.task.order
-        wall = time.time() - self.began
-        early = 0
+        order, wall, early = self.task.order, time.time() - self.began, 0
         if self.folder is not None and progress.step - self.first_step <= 1:
             # A stop that nothing but a signal explains.
             early = early_stops(self.folder) + (status == "stopped" and failure is None and not self.failures)

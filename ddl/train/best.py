@@ -5,16 +5,16 @@ loop.py decides when; saving.py writes and reads the checkpoints."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ddl.arrays import Device
 from ddl.comm import Group
 from ddl.errors import CheckpointError, LeaseLost
 from ddl.reading import take
 from ddl.train.saving import Saving
-from ddl.train.state import Progress, TrainingState
+from ddl.train.state import Progress
 from ddl.train.work import Work
 
 
@@ -37,8 +37,7 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
     if progress.best_step == progress.step:
         _finish(progress, progress.step, {})
         return ""
-    common = len(work.state.flat_arrays()) - len(work.state.meta()["arrays"])
-    received = [np.array(flat) for flat in work.flat_arrays()[:common]]
+    found: Callable[[int], list[np.ndarray]] | None = None
     message: str | tuple[int, dict[str, Any]] = ""
     if group.is_leader:
         try:
@@ -46,7 +45,7 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
             arrays, meta = saving.best(-progress.best)
             before = Progress.from_json(take(meta, "progress", dict))
             take(before.results, "validation", dict)
-            received, message = _flat(work, arrays), (before.step, before.results)
+            found, message = work.taken_from(arrays), (before.step, before.results)
         except (CheckpointError, ValueError) as error:
             message = str(error)
         except LeaseLost:  # saving has noted it, and the job ends for it
@@ -54,23 +53,9 @@ def restore_best(work: Work, group: Group, saving: Saving) -> str:
     message = group.gather_objects(message)[0]
     if isinstance(message, str):
         return message
-    for flat in received:
-        group.broadcast(flat, 0)
-    # Into private memory: ranks that share a replica, and did not receive all, still need the newest state.
-    work.state.leave()
-    work.state.assign(received)
-    _finish(progress, *message)
+    step, results = message
+    work.replace(group, found, lambda: _finish(progress, step, results))
     return ""
-
-
-def _flat(work: Work, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """A checkpoint's arrays on the host, in the order of ``TrainingState.flat_arrays``, without what the optimizer
-    keeps for its next step. Raises ValueError if they do not fit."""
-    task = work.task
-    state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
-    known = state.to_named()
-    state.load_named({name: array for name, array in arrays.items() if name in known})
-    return state.flat_arrays()
 
 
 def _finish(progress: Progress, step: int, results: dict[str, Any]) -> None:

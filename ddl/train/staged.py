@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,12 @@ from ddl.train.evaluate import batches, rows_of
 from ddl.train.services import Services
 from ddl.train.staged_step import StagedStep
 from ddl.train.state import Progress, TrainingState
-from ddl.train.step import Outcome, Step
+from ddl.train.step import Step
 from ddl.train.task import Task
 from ddl.train.work import Work, tried
 from ddl.wording import counted
+
+T = TypeVar("T")
 
 
 def work_of(task: Task) -> type[Work]:
@@ -56,7 +58,7 @@ class StagedWork(Work):
         self.stage = self.pipeline.stage(self.pipeline.first_cut(), IDLE)
         self.grid = Grid(())
         self._whole: dict[str, np.ndarray] = {}
-        self._pending: Callable[[], Outcome] | None = None
+        self._pending: Callable[[], Any] | None = None
         super().__init__(task, group, device, state, services)
 
     @property
@@ -104,7 +106,9 @@ class StagedWork(Work):
             return problem
         assert self.cut is not None and meta is not None
         self.begin(group)
-        self._spread(group, whole.to_named() if group.is_leader else {})
+        named = whole.to_named() if group.is_leader else {}
+        found = (lambda number: self._flat(self._stage(number), named)) if group.is_leader else None
+        self._hold(self.grid.place(group.rank)[1], self._dealt(group, found))
         self._take_progress(meta["state"])
         self._take_notes(meta)
         return None
@@ -123,20 +127,37 @@ class StagedWork(Work):
         problem = tried(measure)
         return (found[0] if found else None), problem
 
-    def _spread(self, group: Group, named: Mapping[str, np.ndarray]) -> None:
-        """The leader sends every rank its stage's arrays. named: the whole state, on the leader."""
+    def _dealt(self, group: Group, found: Callable[[int], list[np.ndarray]] | None) -> list[np.ndarray]:
+        """This rank's stage's arrays, from the leader. found: a stage's, on the leader."""
         mine: list[np.ndarray] = []
         for number in range(self.parts):
-            stage = self._stage(number)
-            arrays = self._flat(stage, named) if group.is_leader else []
+            arrays = [] if found is None else found(number)
             for rank in self.grid.column(number):
                 if rank == 0:
-                    mine = arrays if group.is_leader else mine
-                elif group.is_leader:
+                    mine = arrays if found is not None else mine
+                elif found is not None:
                     _send(group, arrays, rank)
                 elif rank == group.rank:
-                    mine = _receive(group, self._empty(stage), 0)
-        self._hold(self.grid.place(group.rank)[1], mine)
+                    mine = _receive(group, self._empty(self._stage(number)), 0)
+        return mine
+
+    def taken_from(self, named: Mapping[str, np.ndarray]) -> Callable[[int], list[np.ndarray]]:
+        for number in range(self.parts):
+            for kind, layout in self._layouts(self._stage(number)):
+                for name, shape in layout.shapes.items():
+                    if f"{kind}/{name}" not in named or named[f"{kind}/{name}"].shape != shape:
+                        raise ValueError(f"it has no {kind}/{name} of shape {shape}")
+        self._whole = dict(named)
+        return lambda number: self._flat(self._stage(number), named)
+
+    def replace(self, group: Group, found: Callable[[int], list[np.ndarray]] | None, then: Callable[[], None]) -> None:
+        mine = self._dealt(group, found)
+
+        def assign() -> None:
+            self.state.assign(mine)
+            then()
+
+        self.commit(assign)
 
     def _stage(self, number: int) -> Stage:
         return self.pipeline.stage(self.cut or self.pipeline.first_cut(), number)
@@ -201,24 +222,21 @@ class StagedWork(Work):
 
     # Failures.
 
-    def commit(self, commit: Callable[[], Outcome]) -> Outcome:
-        """Commit a step that every rank can commit once this barrier has returned on one of them. If it has on another
-        rank when this one loses a peer, this one commits as well, in ``level``."""
+    def commit(self, commit: Callable[[], T]) -> T:
+        """Change the state in a way that every rank can, once this barrier has returned on one of them. If it has on
+        another rank when this one loses a peer, this one changes its state as well, in ``level``."""
         self._pending = commit
         self.group.barrier()
-        outcome, self._pending = commit(), None
-        return outcome
+        result, self._pending = commit(), None
+        return result
 
     def level(self, group: Group, is_newest: Sequence[bool], root: int) -> None:
         """Every rank that is behind commits what it has summed; then ranks without a stage, or with one that too many
         hold, receive another from a rank that holds it."""
         pending, self._pending = self._pending, None
         if pending is not None and not is_newest[group.rank]:
-            meta = group.gather_objects(None)[root]
-            if meta["state"]["progress"]["step"] > self.state.progress.step:
-                pending()
-        else:
-            meta = group.gather_objects(self.meta() if group.rank == root else None)[root]
+            pending()
+        meta = group.gather_objects(self.meta() if group.rank == root else None)[root]
         self.cut = meta["cut"]
         held = group.gather_objects((self.part, self.state.progress.step))
         assert all(number == IDLE or step == meta["state"]["progress"]["step"] for number, step in held), held

@@ -50,7 +50,7 @@ class Task:
     restore_best: training ends with the state of the best validation loss, not with the newest.
     check_every: steps between comparisons of replicas (0: never). balance: shards move to faster ranks.
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
-    teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher, whichever rank adds them.
+    teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher, on every rank.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
     each rank has its own copy of them.
     pipeline: how the model is cut into stages, if it is.

@@ -6,7 +6,7 @@ checkpoints."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +106,27 @@ class Work(Recoverable):
     def named(self) -> dict[str, np.ndarray]:
         """The whole state, as ``TrainingState.to_named`` gives it; on ranks for which it was gathered."""
         return self.state.to_named()
+
+    def taken_from(self, named: Mapping[str, np.ndarray]) -> Callable[[int], list[np.ndarray]]:
+        """For ``replace``, on the leader: a part's arrays, as ``flat_arrays`` orders them, from those of a checkpoint,
+        without those that the optimizer keeps for its next step. Raises ValueError if they do not fit."""
+        task = self.task
+        state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+        known = state.to_named()
+        state.load_named({name: array for name, array in named.items() if name in known})
+        return lambda part: state.flat_arrays()
+
+    def replace(self, group: Group, found: Callable[[int], list[np.ndarray]] | None, then: Callable[[], None]) -> None:
+        """Replace the state of all ranks with the leader's ``found``, then call ``then``. Raises PeerLost, which
+        changes nothing."""
+        common = len(self.state.flat_arrays()) - len(self.state.meta()["arrays"])
+        received = found(0) if found is not None else [np.array(flat) for flat in self.flat_arrays()[:common]]
+        for flat in received:
+            group.broadcast(flat, 0)
+        # Into private memory: ranks that share a replica, and did not receive all, still need the newest state.
+        self.state.leave()
+        self.state.assign(received)
+        then()
 
     def digest(self) -> str:
         """Of the whole model's parameters; "" if it is not known."""

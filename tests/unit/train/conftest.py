@@ -15,17 +15,18 @@ from ddl.fault.recover import survive
 from ddl.models import MLP
 from ddl.models import build as build_model
 from ddl.optim import Adam, Groups
+from ddl.pipeline import pipeline_of
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.services import JobServices
 from ddl.run.setup import announce, set_up
 from ddl.train.loop import Loop
 from ddl.train.signals import StepRequest
-from ddl.train.state import TrainingState
+from ddl.train.staged import first_state
 from ddl.train.task import Task
 
 
-def make_task(network=None, **changes) -> Task:
+def make_task(network=None, stages=1, **changes) -> Task:
     random = np.random.default_rng(3)
     x = random.normal(size=(50, 5))
     source = Arrays(x, (x[:, 0] > 0).astype(np.int64))
@@ -43,6 +44,8 @@ def make_task(network=None, **changes) -> Task:
         "dtype": "float64",
         "prefetch": 0,
     }
+    if stages > 1:
+        defaults["pipeline"] = pipeline_of(model, "float64", {"x": x[:4]}, stages)
     return Task(**{**defaults, **changes})
 
 
@@ -55,7 +58,7 @@ def job_of(settings: str) -> Job:
 def train_whole(group, settings=None, recovery=None, stop=False, all_ranks=False, keep_best=False, **changes):
     """One rank's job: (loop, failure). settings: of a job, by name; stop: a request to end; changes: of its task."""
     task = make_task(**changes)
-    state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, Device())
+    state = first_state(task, Device())
     job = job_of(json.dumps(settings or {}))
     log = RunLog(task)
     folder = RunFolder(job, log, log.warn)

@@ -296,7 +296,7 @@ def test_the_end_is_evaluated_even_if_it_is_not_the_end_of_an_epoch():
 
 
 def test_ranks_of_other_hardware_follow_the_leader(monkeypatch):
-    from ddl.train import loop as room
+    from ddl.train import work as room
 
     kinds = iter(range(1000))
     monkeypatch.setattr(room, "hardware", lambda device: str(next(kinds)))
