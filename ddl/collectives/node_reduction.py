@@ -75,7 +75,7 @@ class MultiNodeReduction(NodeReduction):
 
     def reduce(self, number: int) -> float:
         part, compressed = self.parts[number], self._compressed.get(number)
-        between = compressed and compressed.run
+        between = None if compressed is None else compressed.run
         self._ring_lanes.carry(self.result[part], lambda cut: self.add(_within(part, cut)), between)
         return math.nan
 

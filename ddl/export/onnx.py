@@ -32,10 +32,10 @@ def onnx_model(
     "probabilities" where there are some. labels: recorded in the metadata. Raises ConfigError for a network of another
     framework or a layer without ONNX form."""
     if not model.networks:
-        kind = f"{type(model).__module__}.{type(model).__name__}"
+        its_class = f"{type(model).__module__}.{type(model).__name__}"
         instead = "torch.onnx.export(module, x, FILE) writes the module, which Trainer.load or model.from has filled"
-        hint = f"; {instead}" if kind.startswith("ddl.torch.") else ""
-        raise ConfigError(f"{kind} has no ONNX form: only networks of ddl.nn do{hint}")
+        hint = f"; {instead}" if its_class.startswith("ddl.torch.") else ""
+        raise ConfigError(f"{its_class} has no ONNX form: only networks of ddl.nn do{hint}")
     own = [value.dtype for name, value in arrays.items() if name in model.params]
     dtype = np.promote_types(own[0], np.float32) if own else np.dtype(np.float32)
     graph = Graph(dtype)

@@ -13,7 +13,7 @@ _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 _LOW = np.uint64(0xFFFFFFFF)
 _ONE, _TOP = np.uint64(1), np.uint64(63)
 
-split_cells = njit(**_options)(table_cells.split_cells.plain)
+split_cells = njit(**_options)(table_cells.split_cells.plain)  # type: ignore[attr-defined]
 
 
 @njit(**_options)

@@ -266,10 +266,10 @@ def model_options(job: Job, splits: Splits) -> dict[str, Any]:
         if is_perceptron and target is not None and target.kind == "values" and len(splits.train) >= MANY_SAMPLES:
             return {"dropout": DROPOUT_OF_VALUES, **job.model.options}
         return job.model.options
-    target = splits.train.fields.get("y")
-    if target is None or target.shape != () or target.dtype.kind not in "iu":
+    y = splits.train.fields.get("y")
+    if y is None or y.shape != () or y.dtype.kind not in "iu":
         raise ConfigError('class_weights = "balanced" needs classes: the targets are none, or values')
-    weights = class_weights(labels_of(splits.train), target.size)
+    weights = class_weights(labels_of(splits.train), y.size)
     return {**job.model.options, "loss": {**of_loss, "class_weights": weights.tolist()}}
 
 

@@ -33,7 +33,7 @@ def with_scaled_targets(job: Job, model: Model, splits: Splits) -> tuple[Model, 
         keep = {"x"} if dtypes["x"] == np.float64 else set()
         parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
         cast = {name: part and as_dtype(part, job.train.dtype, keep=keep) for name, part in parts.items()}
-        splits = replace(splits, **cast)
+        splits = replace(splits, **cast)  # type: ignore[arg-type]
     return model, splits, _warning(job, model, splits, y)
 
 

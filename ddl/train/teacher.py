@@ -25,6 +25,7 @@ from ddl.models import Model, Supervised
 from ddl.nn import Context
 from ddl.nn.losses import CrossEntropy, Taught
 from ddl.nn.metric import BitsPerByte, Perplexity
+from ddl.registry import adapt
 from ddl.train.initial import choose_checkpoint
 from ddl.train.saved import model_of, state_of, understand
 from ddl.train.state import Progress, TrainingState
@@ -66,7 +67,7 @@ class Teacher:
             batch[FIELD] = self.answers(batch, transforms)
             return batch
 
-        return teach
+        return adapt(teach, Transform)
 
     def taught(self, student: Supervised, temperature: float, alpha: float) -> Supervised:
         """``student`` with a loss that also takes the teacher's answers."""
