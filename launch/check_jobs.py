@@ -203,6 +203,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Figure]]] = {
     "autoencoder": ("autoencoder", (), principal_components),
     "autoencoder_conv": ("autoencoder_conv", (), principal_components),
     "gan": ("gan", (), ten_digits),
+    "stages": ("stages", (), at_least("accuracy", 0.97)),
 }
 
 
@@ -213,6 +214,8 @@ def train(row: str, ranks: int, seed: int, folder: Path) -> float:
     job, words, _ = ROWS[row]
     known = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     command = [find_mpirun(), "-n", str(ranks), "--map-by", ":oversubscribe", sys.executable, "-m", "ddl.train"]
+    if row == "stages" and ranks % 2:
+        words = (*words, "--parallel.stages=1")  # the same network whole
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     began = time.monotonic()
     fixed = [f"--run.dir={folder}", f"--run.seed={seed}", "--metrics.console_every_s=0"]

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors", "version", "environment", "reading", "registry", "wording"},
     "metrics": {"errors", "version", "jsonlines", "output", "reading", "wording"},
     "launcher": {"errors", "environment", "reading", "wording", "config", "metrics"},
-    "data": {"errors", "arrays", "jsonlines", "reading", "registry", "wording"},
+    "data": {"errors", "arrays", "jsonlines", "kernels", "reading", "registry", "wording"},
     "nn": {"errors", "arrays", "kernels"},
     "models": {"errors", "wording", "arrays", "kernels", "registry", "nn"},
     "export": {"errors", "kernels", "data", "nn", "models"},
@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "comm": {"errors", "environment", "arrays"},
     "collectives": {"errors", "wording", "registry", "arrays", "kernels", "comm"},
     "parallel": {"errors", "arrays", "kernels", "comm", "collectives"},
+    "pipeline": {"errors", "wording", "arrays", "nn", "models", "comm", "collectives"},
     "checkpoint": {"errors", "arrays", "reading"},
     "fault": {"errors", "environment", "reading", "wording", "arrays", "data", "comm", "checkpoint"},
     "train": {
@@ -56,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
             "models",
             "export",
         ),
-        *("optim", "comm", "collectives", "parallel", "checkpoint", "fault"),
+        *("optim", "comm", "collectives", "parallel", "pipeline", "checkpoint", "fault"),
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}

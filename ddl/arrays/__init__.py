@@ -6,7 +6,7 @@ from ddl.arrays import aligned
 from ddl.arrays.arena import Arena
 from ddl.arrays.flat import FlatBuffer, Layout, Views
 from ddl.arrays.namespace import Array, Device, device, host, namespace_of
-from ddl.arrays.partition import partition
+from ddl.arrays.partition import partition, partition_slice
 from ddl.arrays.random import generator
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "host",
     "namespace_of",
     "partition",
+    "partition_slice",
 ]

@@ -1,6 +1,6 @@
 """``python -m ddl.bench NAME``: measures, prints a table or JSON lines, and draws or saves the rows if asked to.
 
-It starts mpirun itself. The measurements are defined in allreduce.py, step.py, scaling.py and recovery.py."""
+It starts mpirun itself. Each measurement is defined in the file that has its name."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ BENCHES = {
     "scaling": ("2", ("on",)),
     "torch-ddp": ("2", ()),
     "recovery": ("2,4", ()),
+    "pipeline": ("2,3,4", ("on",)),
 }
 PEERS = {"allreduce": ("gloo",), "step": ("torch_ddp", "torch_ddp_fused"), "recovery": ("torchrun",)}
 
@@ -40,7 +41,10 @@ def parser() -> Parser:
     )
     made.add_argument("bench", choices=[*BENCHES, "answers", "gpu"])
     made.add_argument(
-        "--ranks", default="", metavar="N[,N]", help="rank counts (allreduce, recovery: 2,4; otherwise: 2)"
+        "--ranks",
+        default="",
+        metavar="N[,N]",
+        help="rank counts (allreduce, recovery: 2,4; pipeline: 2,3,4; otherwise: 2)",
     )
     made.add_argument("--sizes", default="", metavar="BYTES[,BYTES]", help="allreduce: 1 KiB to 256 MiB")
     made.add_argument(

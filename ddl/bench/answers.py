@@ -15,8 +15,9 @@ from ddl.config import Job, override
 from ddl.data import as_dtype, digits
 from ddl.run.loaded import TrainedModel
 from ddl.run.trained import Trained
-from ddl.train.build import build_data, knowledge_of, model_of
+from ddl.train.build import build_data, knowledge_of
 from ddl.train.evaluate import evaluate
+from ddl.train.saved import model_of
 from ddl.train.state import TrainingState
 
 SETTINGS = {"model.name": "cnn", "data.normalize": "none"}

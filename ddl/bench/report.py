@@ -47,6 +47,8 @@ def row_text(row: Mapping[str, Any]) -> str:
         notes.append(f"costs {row['cost_us']:.0f} us ({low:.0f} to {high:.0f}), {row['cost_share']:.1%} of a step")
     if "ceiling" in row:
         notes.append(f"ceiling {row['ceiling']:.2f}; resident {row['resident_mib']:.0f} MiB ({row['above_mib']:+.0f})")
+    if "idle" in row:
+        notes.append(f"idle {row['idle']:.1%}, by the schedule {row['ideal_idle']:.1%}")
     if "samples_per_s" in row:
         notes.append(f"{row['samples_per_s']:.0f} samples/s")
     if "shares" in row:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddl.bench import allreduce, scaling, step, tolerance
+from ddl.bench import allreduce, pipeline, scaling, step, tolerance
 from ddl.bench.measure import Row
 from ddl.comm import mpi
 from ddl.environment import launched_rank
@@ -44,6 +44,8 @@ def rows(options: dict[str, Any], group: Any, folder: Path, heartbeat: Any, sett
     beat = nobody_listens if heartbeat is None else heartbeat.beat
     if options["bench"] == "allreduce":
         return allreduce.rows(group, options["sizes"], peers, seconds, store, settings, ask)
+    if options["bench"] == "pipeline":
+        return pipeline.rows(group, seconds, beat, settings)
     if options["bench"] == "scaling":
         return scaling.rows(group, folder, options["models"], seconds, beat, settings)
     if options["bench"] == "torch-ddp":

@@ -65,6 +65,14 @@ class _Arrays:
     changed_ns: int
 
 
+def _is_linked(path: Path, other: Path) -> bool:
+    """Whether the arrays of two checkpoints are one file."""
+    try:
+        return (path / ARRAYS).samefile(other / ARRAYS)
+    except OSError:
+        return False
+
+
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
@@ -243,7 +251,9 @@ class Store:
             self.lease.check()
         usable = [entry.path for entry in self.entries() if not entry.problem]
         best = self.best() if self.keep_best else None
-        for path in sorted(usable[:-1], key=lambda path: path == best):
+        # Without one that has the newest one's arrays, nothing would be freed.
+        older = [path for path in usable[:-1] if not _is_linked(path, usable[-1])]
+        for path in sorted(older, key=lambda path: path == best):
             with contextlib.suppress(OSError):
                 self._delete(path)
                 self.say(f"checkpoint {path.name} was deleted, to make room for the last one")

@@ -31,10 +31,14 @@ class Lanes:
         """This rank's lane of an array of ``size`` elements; None for a rank without one."""
         return runs(size, self.count, itemsize)[self.me] if self.peers else None
 
-    def carry(self, result: Array, add: Callable[[slice], object]) -> None:
-        """Sum ``result`` of this node over all nodes, in place. add: writes the node's sum to a slice of ``result``."""
+    def carry(
+        self, result: Array, add: Callable[[slice], object], between: Callable[[Array], None] | None = None
+    ) -> None:
+        """Sum ``result`` of this node over all nodes, in place. add: writes the node's sum to a slice of ``result``.
+
+        between: sums this rank's lane over the nodes; default: by a ring."""
         lane = self.lane(result.size, result.itemsize)
-        if self.coincide and lane is not None:
+        if self.coincide and lane is not None and between is None:
             start = lane.start
             ring.allreduce(
                 result[lane],
@@ -44,8 +48,11 @@ class Lanes:
             )
             return
         add(runs(result.size, self.locals, result.itemsize)[self.me])
-        self.group.node_barrier()
-        if lane is not None:
+        if not self.coincide:
+            self.group.node_barrier()
+        if lane is not None and between is not None:
+            between(result[lane])
+        elif lane is not None:
             ring.allreduce(result[lane], self.group, self.peers)
 
 

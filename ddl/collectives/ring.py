@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddl.arrays import Array, partition
+from ddl.arrays import Array, partition, partition_slice
 from ddl.comm import EAGER_BYTES, Group
 from ddl.comm.group import check_contiguous
 
@@ -74,7 +74,7 @@ class _Ring(NamedTuple):
         longest = max(s.stop - s.start for s in self.slices) * flat.itemsize
         segments = max(1, -(-longest // SEGMENT_BYTES))
         ahead = min(AHEAD, segments)
-        cuts = [_cut(s, segments) for s in self.slices]
+        cuts = [partition_slice(s, segments) for s in self.slices]
         widest = max(cut.stop - cut.start for row in cuts for cut in row)
         scratch = self.group.scratch(ahead * widest * flat.itemsize).view(flat.dtype).reshape(ahead, widest)
         outgoing = [cut for step in steps for cut in cuts[step.outgoing % count]]
@@ -103,7 +103,3 @@ class _Ring(NamedTuple):
             prepare(number)
         after, before = self.ranks[(self.position + 1) % count], self.ranks[(self.position - 1) % count]
         self.group.stream([flat[cut] for cut in outgoing], after, incoming, before, arrived, ahead)
-
-
-def _cut(part: slice, parts: int) -> list[slice]:
-    return [slice(part.start + s.start, part.start + s.stop) for s in partition(part.stop - part.start, parts)]

@@ -7,10 +7,12 @@ without agreement of the others therefore kills itself with SIGKILL. mpi.py has 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
@@ -42,7 +44,7 @@ def flush() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process now with ``status``; only after all members have agreed on the end."""
+    """End this process now with ``status``; only after all members have agreed on the end, or when none is left."""
     flush()
     _real_exit(status)
 
@@ -53,6 +55,36 @@ def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def crash_as_last(is_last: Callable[[], bool], message: str, status: int) -> Iterator[None]:
+    """If native code crashes in this block and ``is_last()``, end this process with ``status``, not by the signal.
+
+    mpirun's status is 0 where signals ended all ranks. But it reports no rank that exits with a status to the
+    others, so a rank that is not the last must die of the signal."""
+    library, before = ctypes.CDLL(None), ctypes.create_string_buffer(256)  # as large as any struct sigaction
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.sigaction.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+    def restore() -> None:
+        library.sigaction(signal.SIGSEGV, before, None)
+
+    def crashed(number: int) -> None:
+        restore()
+        if is_last():
+            print(message, file=sys.stderr)
+            leave(status)
+        os.kill(os.getpid(), number)  # takes effect when this returns
+
+    # Python's own handlers would run after the call of native code has returned, which it never does.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(crashed)
+    library.sigaction(signal.SIGSEGV, None, before)
+    library.signal(signal.SIGSEGV, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        restore()
 
 
 def report_every_exit(last_words: Callable[[], None]) -> None:

@@ -17,12 +17,18 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ddl.arrays import Array
-from ddl.comm import checked, device_memory, preflight, shared_memory
+from ddl.comm import checked, device_memory, ending, preflight, shared_memory
 from ddl.comm.group import Group, Member, NodeMemory, Probe, check_contiguous, kill_points, no_probe
 from ddl.comm.library import reports_deaths
-from ddl.errors import CommError, PeerLost
+from ddl.comm.topology import start_time
+from ddl.errors import EX_TEMPFAIL, CommError, PeerLost
 
 SPARE_POLL_S = 0.02
+CRASH_S = 2.0  # ranks that are notified of the same death crash within milliseconds, on a busy machine within a second
+NONE_IS_LEFT = (
+    "ddl: MPI crashed on every rank that was left, since one died while they formed a new group; the newest checkpoint "
+    "is intact: start the job again"
+)
 RELEASE_TAG = 7
 _abandoned: list[tuple[Any, ...]] = []  # unfinished requests of earlier generations, with their arrays
 
@@ -298,8 +304,23 @@ class MpiGroup(Group):
         return reports_deaths(self._mpi) and preflight.library_is_tolerant()
 
     def _next(self, workers: int) -> Group:
-        smaller = self._everyone.Shrink()
-        return sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
+        # Open MPI 5.0.11 crashes in a member that is notified of another one's death while it makes a communicator
+        # (ompi_comm_revoke_local uses collectives that are not there yet): a death in Shrink may end all of them.
+        with ending.crash_as_last(self._is_last, NONE_IS_LEFT, EX_TEMPFAIL):
+            smaller = self._everyone.Shrink()
+            return sealed(self._mpi, smaller, self._me, workers, self.generation + 1, self.tolerant, self.probe)
+
+    def _is_last(self) -> bool:
+        """Whether all other members end within a moment, those of a lower rank first. False if that cannot be seen."""
+        deadline = time.monotonic() + CRASH_S
+        others = [member for member in self.members if member.identity != self.me.identity]
+        if any(member.node != self.me.node for member in others):
+            return False
+        while left := [member for member in others if start_time(member.pid) == member.started]:
+            if left[0].identity < self.me.identity or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def close(self) -> None:
         for memory in self._memory:

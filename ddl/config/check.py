@@ -14,8 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ddl.config.sections import SECTIONS, DataSettings, Job
-from ddl.environment import job_size
+from ddl.config.sections import SECTIONS, DataSettings, Job, ModelSettings, OptimSettings
+from ddl.environment import job_size, ranks_on_node
 from ddl.errors import ConfigError
 from ddl.reading import braces
 from ddl.registry import QUALIFIED
@@ -23,6 +23,7 @@ from ddl.wording import counted
 
 FRACTIONS = ("data.validation", "data.test")
 TABLE_SETTINGS = ("columns", "drop", "types", "max_categories", "encoding", "missing", "missing_targets")
+LAYERWISE = ("lars", "lamb")  # optimizers
 FILES = ("data.path", "data.validation", "data.test", "comm.tuning")
 
 
@@ -57,6 +58,8 @@ def _errors(job: Job, ranks: int) -> Iterator[str]:
     yield from _single_values(job)
     yield from _missing_files(job)
     yield from _contradictions(job)
+    yield from _smaller(job)
+    yield from _stages(job, ranks)
     yield from _ranks(job, ranks)
 
 
@@ -117,8 +120,9 @@ def _missing_files(job: Job) -> Iterator[str]:
             absent = [one for one in braces(value) if not glob.glob(one) and not os.path.exists(one)]
             if absent:
                 yield f"{_label(name)}: there is no {absent[0]}"
-    if job.model.from_ and not os.path.exists(job.model.from_):
-        yield f"[model] from: there is no {job.model.from_}"
+    for key, path in (("from", job.model.from_), ("teacher", job.model.teacher)):
+        if path and not os.path.exists(path):
+            yield f"[model] {key}: there is no {path}"
     if job.checkpoint.resume not in ("auto", "none") and not os.path.exists(job.checkpoint.resume):
         yield f"[checkpoint] resume: there is no {job.checkpoint.resume}; it is auto, none or a checkpoint's path"
     if job.train.dtype == "float16" and job.optim.name not in ("sgd", "momentum"):
@@ -169,10 +173,14 @@ def _contradictions(job: Job) -> Iterator[str]:
             "least one sample from every shard"
         )
     share = train.global_batch // (data.shards if data.shards != "auto" else 1)
-    if train.accumulate > share:
+    if job.comm.sync == "local":
+        yield from _local(job)
+    elif train.accumulate > share:
         yield f"[train] accumulate is {train.accumulate}, but a shard's share of a step is {counted(share, 'sample')}"
     if job.comm.gpu_memory > 1:
         yield f"[comm] gpu_memory is {job.comm.gpu_memory}, more than all of it"
+    if job.comm.wire != "float32":
+        yield from _wire(job)
     if job.fault.respawn and job.fault.spares:
         yield f"[fault] respawn is true and spares is {job.fault.spares}: use one or the other to replace lost ranks"
     if optim.lr != "auto" and optim.min_lr > optim.lr:
@@ -183,6 +191,84 @@ def _contradictions(job: Job) -> Iterator[str]:
         yield f"[optim] warmup_steps is {optim.warmup_steps}, more than [train] steps, which is {train.steps}"
     if optim.nesterov and optim.name != "momentum":
         yield f'[optim] nesterov is true, but the optimizer is "{optim.name}"; it belongs to momentum'
+
+
+def _local(job: Job) -> Iterator[str]:
+    if job.train.accumulate > 1:
+        yield f"[comm] sync is local, but [train] accumulate is {job.train.accumulate}: use inner_steps"
+    if job.optim.sharded == "on":
+        yield "[comm] sync is local, but [optim] sharded is on: ranks that update apart cannot share a replica"
+    if job.optim.prune:
+        yield f"[comm] sync is local, but [optim] prune is {job.optim.prune}: ranks would prune their own copies apart"
+
+
+def _wire(job: Job) -> Iterator[str]:
+    comm, named = job.comm, f"[comm] wire is {job.comm.wire}"
+    if job.train.dtype != "float32":
+        yield f"{named}, but [train] dtype is {job.train.dtype}: only float32 gradients are compressed"
+    if comm.algorithm not in ("auto", "hierarchical"):
+        yield f"{named}, but algorithm is {comm.algorithm}: gradients are compressed between nodes by hierarchical"
+    if comm.gpu == "direct":
+        yield f"{named}, but gpu is direct: MPI itself then sums, in float32; use staged"
+
+
+def _smaller(job: Job) -> Iterator[str]:
+    """Settings that make models smaller, or start from another model."""
+    model, defaults = job.model, ModelSettings()
+    if model.teacher_alpha > 1:
+        yield f"[model] teacher_alpha is {model.teacher_alpha}: the teacher's share of the loss is from 0 to 1"
+    for key in ("teacher_temperature", "teacher_alpha"):
+        if not model.teacher and getattr(model, key) != getattr(defaults, key):
+            yield f"[model] {key} is set, but teacher is not: it says how much is learned from that run"
+    optim, unpruned = job.optim, OptimSettings()
+    if optim.prune:
+        names = [optim.name, *(str(group.get("name", "")) for group in optim.groups)]
+        for name in (name for name in names if name in LAYERWISE):
+            yield f"[optim] prune is {optim.prune}, but name is {name}, which scales its steps by the norms of layers"
+        if not optim.prune_begin < optim.prune_end <= 1:
+            begin, end = optim.prune_begin, optim.prune_end
+            yield f"[optim] prune_end is {end}: it must be above prune_begin, which is {begin}, and at most 1"
+    for key in ("scope", "match", "begin", "end", "every"):
+        if not optim.prune and getattr(optim, f"prune_{key}") != getattr(unpruned, f"prune_{key}"):
+            yield f"[optim] prune_{key} is set, but prune is 0: nothing is pruned"
+
+
+def _stages(job: Job, ranks: int) -> Iterator[str]:
+    """What does not go with a network in stages."""
+    stages, cut = job.parallel.stages, job.parallel.cut
+    workers = ranks - job.fault.spares
+    if cut and len(cut) != stages - 1:
+        yield (
+            f"[parallel] cut names {counted(len(cut), 'layer')}, but stages is {stages}: it names the first layer of "
+            "every stage after the first"
+        )
+    if stages == 1:
+        return
+    if workers % stages or not workers:
+        spare = f", or keep fault.spares = {ranks % stages}" if ranks > stages and ranks % stages else ""
+        yield (
+            f"[parallel] stages is {stages}, but {counted(workers, 'rank')} can train: start a multiple of "
+            f"{stages}{spare}"
+        )
+    for name, value in (
+        ("optim.sharded", "on"),
+        ("comm.overlap", "on"),
+        ("comm.gpu", "direct"),
+        ("comm.device", "gpu"),
+        ("comm.sync", "local"),
+        ("train.balance", "auto"),
+    ):
+        if _get(job, name) == value:
+            yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"
+    for name in ("optim.prune", "model.teacher", "comm.wire"):
+        value = _get(job, name)
+        if value and value != "float32":
+            yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"
+    if job.restores_best:
+        yield (
+            f"[parallel] stages is {stages}, which cannot restore the best state at the end yet: set [train] "
+            "restore_best off"
+        )
 
 
 def _started(ranks: int) -> str:
@@ -196,6 +282,11 @@ def _ranks(job: Job, ranks: int) -> Iterator[str]:
         yield f"[fault] spares is {fault.spares}, but only {_started(ranks)}: there are no ranks left to train"
     if fault.min_ranks > max(workers, 1):
         yield f"[fault] min_ranks is {fault.min_ranks}, but only {counted(workers, 'rank')} can train"
+    if job.comm.wire != "float32" and ranks == ranks_on_node() and not _resumes(job):
+        yield (
+            f"[comm] wire is {job.comm.wire}, but {_started(ranks)} on one node: it compresses what travels between "
+            "nodes; leave it out"
+        )
     if shards != "auto" and shards < workers and not _resumes(job):
         yield f"[data] shards is {shards}, but {_started(workers)}: every rank needs a shard"
 

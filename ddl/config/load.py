@@ -30,7 +30,15 @@ from ddl.version import __version__
 from ddl.wording import closest
 
 _DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # word processors turn -- into these
-INPUT_PATHS = ("data.path", "data.targets", "data.validation", "data.test", "model.from", "comm.tuning")
+INPUT_PATHS = (
+    "data.path",
+    "data.targets",
+    "data.validation",
+    "data.test",
+    "model.from",
+    "model.teacher",
+    "comm.tuning",
+)
 OUTPUT_PATHS = ("run.dir", "metrics.trace")
 _USAGE = "usage: python -m {} [job.toml] [--section.key value ...]"
 _ABOUT = """Trains a model on all ranks that mpirun started; without a job file, a small CNN on the bundled handwritten

@@ -97,6 +97,12 @@ class DataSettings:
         "feature: mean 0 and deviation 1 of each feature or channel; all: of all values together; "
         "unit: the range 0 to 1",
     )
+    scale_targets: bool = setting(
+        True,
+        "targets that are values are learned as multiples of their deviation from their mean in the training split, by "
+        "networks of ddl with a linear last layer and the losses mse, mae and huber; the loss is in these units, "
+        "predictions and metrics are in those of the data",
+    )
     augment: tuple[str, ...] = setting((), 'augmentations in order, such as "shift:1", or "package.module:Name"')
     shards: int | Literal["auto"] = setting(
         "auto", "shards the samples are cut into, fixed for the life of the job; auto: from batch and dataset only"
@@ -140,6 +146,13 @@ class ModelSettings:
     from_: str = setting(
         "", "a run folder (its final state), checkpoint or state_dict (.pt) whose parameters training starts from"
     )
+    teacher: str = setting(
+        "", "a run folder whose model, as its training ended, answers every training sample: the model learns from it"
+    )
+    teacher_temperature: float = setting(
+        2.0, "with model.teacher: both models' logits are divided by it before they are compared", above=0
+    )
+    teacher_alpha: float = setting(0.5, "with model.teacher: its share of the loss; the rest is the targets'", least=0)
     freeze: tuple[str, ...] = setting((), 'patterns of parameter names that are not trained, such as "conv*"')
     strict: bool = setting(True, "with model.from: every parameter must exist there with the same shape")
 
@@ -181,6 +194,18 @@ class OptimSettings:
         "ranks on the CPUs of a node share one replica, each updates a part of it; auto: if that is faster and the "
         "optimizer is elementwise; off: one replica per rank",
     )
+    prune: float = setting(
+        0.0, "share of the weights that become zero during training, the smallest ones; 0: none", least=0, below=1
+    )
+    prune_scope: Literal["global", "layer"] = setting(
+        "global", "global: that share of all weights together; layer: of each weight matrix"
+    )
+    prune_match: tuple[str, ...] = setting(
+        ("*",), "patterns of names of the parameters that are pruned, among those of two or more axes"
+    )
+    prune_begin: float = setting(0.1, "share of the steps after which pruning begins", least=0, below=1)
+    prune_end: float = setting(0.6, "share of the steps after which the share prune is reached", above=0)
+    prune_every: int = setting(10, "steps between two choices of the weights that become zero", least=1)
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"
     )
@@ -196,6 +221,9 @@ class TrainSettings:
         "passes over the training samples; auto: 20, and for files as many as make 600 steps, up to 300",
     )
     steps: int = setting(0, "number of steps, overriding epochs; 0: epochs decides", least=0)
+    balance: Literal["off", "auto"] = setting(
+        "off", "auto: shards move to the ranks that compute faster; the batches and their order stay the same"
+    )
     accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end", least=0)
@@ -226,6 +254,35 @@ class CommSettings:
     )
     gpu_memory: float = setting(0.9, "largest share of a GPU's memory that all ranks on it take together", above=0)
     tuning: str = setting("", "a tuning table measured by ddl.bench allreduce")
+    sync: Literal["step", "local"] = setting(
+        "step",
+        "when ranks sum: in each step; or local: each rank takes inner_steps steps without the others, then all apply "
+        "the mean of their changes (DiLoCo); results then depend on the number of ranks",
+    )
+    inner_steps: int = setting(
+        20, "with sync local: updates of each rank in a step, which takes that many global batches", least=1
+    )
+    outer_lr: float = setting(0.7, "with sync local: learning rate of the update by the mean change", above=0)
+    outer_momentum: float = setting(0.9, "with sync local: its Nesterov momentum; 0: none", least=0, below=1)
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = setting(
+        "float32",
+        "how float32 gradients travel between nodes; what a shorter form cuts off is added to the next step's gradient",
+    )
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """How the model is spread over ranks."""
+
+    stages: int = setting(
+        1,
+        "stages that the network is cut into, each held by other ranks; train.accumulate micro-batches of a step flow "
+        "through them. 1: every rank has the whole network",
+        least=1,
+    )
+    cut: tuple[str, ...] = setting(
+        (), "layers that the stages after the first begin with; none given: chosen by measured cost"
+    )
 
 
 @dataclass(frozen=True)
@@ -303,6 +360,7 @@ class Job:
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     comm: CommSettings = field(default_factory=CommSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     fault: FaultSettings = field(default_factory=FaultSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -313,6 +371,16 @@ class Job:
         setting = self.train.restore_best
         return setting == "on" or (setting == "auto" and self.train.patience > 0 and self.checkpoint.keep_best)
 
+    @property
+    def micro_batches(self) -> int:
+        """Of a step: ``train.accumulate``, or with ``comm.sync = local`` each rank's own updates."""
+        return self.comm.inner_steps if self.comm.sync == "local" else self.train.accumulate
+
+    @property
+    def step_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.train.global_batch * (self.comm.inner_steps if self.comm.sync == "local" else 1)
+
 
 SECTIONS: dict[str, type] = {
     "run": RunSettings,
@@ -321,6 +389,7 @@ SECTIONS: dict[str, type] = {
     "optim": OptimSettings,
     "train": TrainSettings,
     "comm": CommSettings,
+    "parallel": ParallelSettings,
     "fault": FaultSettings,
     "checkpoint": CheckpointSettings,
     "metrics": MetricsSettings,

@@ -12,12 +12,13 @@ from ddl.data.inputs import Inputs, Known, data_lines
 from ddl.data.ledger import Audit, Ledger, Record, Start, audit
 from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_array, as_dtype, labels_of
-from ddl.data.normalise import Normalise, can_normalise, combine, moments, needs_precision
+from ddl.data.normalise import Normalise, can_normalise, combine, moments
 from ddl.data.order import Order
 from ddl.data.shards import Plan, assign, auto_shards, reassign
-from ddl.data.source import Batch, Field, Source, as_source, drawing
+from ddl.data.source import Batch, Field, Source, Wrapper, as_source, drawing
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings as TableSettings
+from ddl.data.target_moments import lost_in_cast, target_moments
 from ddl.data.targets import KINDS, Target, decide
 from ddl.data.transforms import Blank, Crop, Flip, Mixup, Noise, Shift, Transform
 
@@ -52,6 +53,8 @@ __all__ = [
     "TableSettings",
     "Target",
     "Transform",
+    "Wrapper",
+    "applies_in_evaluation",
     "as_array",
     "as_dtype",
     "as_known",
@@ -70,10 +73,10 @@ __all__ = [
     "drawing",
     "fingerprint",
     "labels_of",
+    "lost_in_cast",
     "make_transforms",
     "moments",
     "multiplicity",
-    "needs_precision",
     "open_dataset",
     "oversample",
     "random_split",
@@ -81,4 +84,5 @@ __all__ = [
     "sequential_split",
     "split_by",
     "stratified_split",
+    "target_moments",
 ]

@@ -17,10 +17,10 @@ from ddl.data.formats.detect import Request, columns_of, open_files
 from ddl.data.formats.pixels import ImageSettings
 from ddl.data.generated import diabetes, linear, stdlib_lines, stdlib_text
 from ddl.data.memory import Shared, Subset, as_dtype, labels_of
-from ddl.data.normalise import needs_precision
 from ddl.data.source import Source, as_source
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings
+from ddl.data.target_moments import lost_in_cast
 from ddl.data.targets import BINARY, CROSS_ENTROPY, KINDS, OF_VALUES, Target, decide
 from ddl.errors import ConfigError, DataError
 from ddl.registry import adapter_of, instantiate, resolve
@@ -89,6 +89,7 @@ def open_dataset(
     measured: bool = False,
     images: ImageSettings | None = None,
     table: Settings | None = None,
+    scale_targets: bool = False,
 ) -> Splits:
     """Open a dataset; only headers (and for text files an index) are read before a source's ``hold`` is called.
 
@@ -99,7 +100,7 @@ def open_dataset(
     floating fields. oversample: see balance.py. options: further arguments of the source or format.
     target_kind, loss, classes: see targets.decide. normalize: unless "none", x stays in float64 if a cast before
     normalisation would lose it. measured: whole numbers in x are measurements, not tokens. table: settings of tables.
-    images: how images become samples.
+    images: how images become samples. scale_targets: the same for y, where it holds values.
 
     Raises ConfigError for an impossible request and DataError for an invalid file."""
     if target_kind not in KINDS:
@@ -150,8 +151,9 @@ def open_dataset(
             parts[name] = _only(open_files(wanted, format, request), wanted)
         elif name not in parts:
             fractions[name] = float(wanted or 0)
+    lost = partial(lost_in_cast, target=target, dtype=dtype, x=normalize != "none", y=scale_targets)
     cut = _Cut(fractions, stratify, seed, oversample)
-    return _split(parts, target, cut, _Numbers(np.dtype(dtype), normalize != "none", measured))
+    return _split(parts, target, cut, _Numbers(np.dtype(dtype), lost, measured))
 
 
 def _open(source: str, path: str, format: str, request: Request) -> Any:
@@ -198,10 +200,10 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What numbers become. dtype: of floating fields. exact: x may need its precision, for normalisation."""
+    """What numbers become. dtype: of floating fields. lost: which fields a cast to it would spoil."""
 
     dtype: np.dtype
-    exact: bool
+    lost: Callable[..., set[str]]
     measured: bool
 
 
@@ -221,14 +223,15 @@ def _split(parts: dict[str, Source], target: Target | None, cut: _Cut, numbers: 
             if learned:
                 part.recall(learned)
             parts[name] = part if target is None else target.apply(part)
-    if keep_x := numbers.exact and needs_precision(whole.exact(), numbers.measured):
+    keep = numbers.lost(whole.exact(), measured=numbers.measured)
+    if keep:
         whole, parts = whole.exact(), {name: part.exact() for name, part in parts.items() if name != "train"}
     if cut.strength:
         if not _has_classes(whole):
             raise ConfigError("data.oversample needs classes: the targets are none, or values")
         indices[0] = indices[0][oversampled(labels_of(whole)[indices[0]], cut.seed, cut.strength)]
     names = whole.names
-    cast = partial(as_dtype, dtype=numbers.dtype, keep_x=keep_x, measured=numbers.measured)
+    cast = partial(as_dtype, dtype=numbers.dtype, keep=keep, measured=numbers.measured)
     shared = Shared(cast(whole))
     made: dict[str, Source | None] = {name: cast(part) for name, part in parts.items() if name != "train"}
     for name, own in zip(fractions, indices[1:], strict=True):

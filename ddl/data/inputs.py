@@ -17,27 +17,18 @@ from ddl.data.formats.detect import SUFFIXES, TABLES, Request, detect, expand, o
 from ddl.data.formats.files import Concat, pair
 from ddl.data.formats.image_files import Tree, loose, walk
 from ddl.data.formats.image_source import Images, LooseFiles
-from ddl.data.formats.labelled_text import (
-    LabelledText,
-    ReaderTexts,
-    TextList,
-    Texts,
-    csv_lines,
-    json_lines,
-    plain_lines,
-)
+from ddl.data.formats.labelled_text import LabelledText, TextList, Texts
 from ddl.data.formats.pixels import Form, ImageSettings, shaped
+from ddl.data.formats.tabular import reader_of, texts_of
 from ddl.data.formats.webdataset import open_tars
 from ddl.data.memory import as_dtype
 from ddl.data.source import Field, Source, as_source
-from ddl.data.tables.arrow_reader import open_arrow, open_parquet
 from ddl.data.tables.roles import Settings
 from ddl.data.targets import Target
 from ddl.errors import DataError
 from ddl.reading import take
 from ddl.wording import listed
 
-OF_ARROW = [suffix for suffix, format in SUFFIXES.items() if format in ("parquet", "arrow")]
 HOW = ("header", "delimiter", "decimal")  # options of CSV files that say how they are written
 
 
@@ -165,8 +156,8 @@ class Inputs:
         else:
             source = self._rows(path, known)
         is_measured = "x" in known.fields and known.fields["x"].dtype.kind == "f"
-        keep_x = "x" in known.fields and known.fields["x"].dtype == np.float64
-        source = as_dtype(source.exact() if keep_x else source, self.dtype, keep_x=keep_x, measured=is_measured)
+        keep = [name for name, f in known.fields.items() if f.dtype == np.float64]
+        source = as_dtype(source.exact() if keep else source, self.dtype, keep=keep, measured=is_measured)
         self._check(source, known, path)
         return source
 
@@ -190,26 +181,14 @@ class Inputs:
 
     def _texts(self, path: str, known: Known) -> Source:
         paths = expand(path)
-        if paths[0].suffix.lower() in OF_ARROW:
-            label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
-            opener = open_parquet if SUFFIXES[paths[0].suffix.lower()] == "parquet" else open_arrow
-            readers = [opener(one) for one in paths]
-            return self._of_texts(ReaderTexts(readers, self.options.get("text", "text"), label), known)
-        if len(paths) > 1:
-            raise DataError(f"{len(paths)} files of texts: join them into one", path)
         format = SUFFIXES.get(paths[0].suffix.lower(), self.format)
-        key = self.options.get("text", "text")
-        label = (self.targets or self.columns or self.options.get("label", "label")) if self.is_labelled else None
-        lines: Texts
-        if format == "jsonl":
-            lines = json_lines(paths[0], key, label)
-        elif format == "csv":
-            lines = csv_lines(paths[0], key, label, self.options.get("delimiter", ","))
-        elif label is not None:
+        if self.is_labelled and format not in TABLES:
             raise DataError("texts without classes: .jsonl or .csv files have both", path)
-        else:
-            lines = plain_lines(paths[0])
-        return self._of_texts(lines, known)
+        open_reader = reader_of(
+            format if format in TABLES else "text", self.table.encoding, self.options.get("delimiter")
+        )
+        readers, targets = [open_reader(one) for one in paths], self.targets or self.columns
+        return self._of_texts(texts_of(readers, self.options, targets, is_labelled=self.is_labelled), known)
 
     def _of_texts(self, lines: Texts, known: Known) -> Source:
         source = LabelledText(lines, length=known.learned["length"], vocabulary=known.learned["vocabulary"])

@@ -5,7 +5,7 @@ split.py chooses the parts of a dataset."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ddl.data.held import runs
+from ddl.data.held import merged, runs
 from ddl.data.source import Field, Source, Wrapper, as_source
 from ddl.errors import DataError
 from ddl.registry import tensor_as_array
@@ -129,8 +129,7 @@ class Shared:
             if self._wanted.get(holder) == ranges:
                 return
             self._wanted[holder] = ranges
-            numbers = [np.arange(r.start, r.stop) for wanted in self._wanted.values() for r in wanted]
-            self.source.hold(runs(np.concatenate(numbers)) if numbers else [])
+            self.source.hold(merged(*self._wanted.values()))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         with self._lock:
@@ -202,9 +201,8 @@ class Cast(Wrapper):
         return {name: value.astype(self._fields[name].dtype, copy=False) for name, value in batch.items()}
 
 
-def _delivered(name: str, field: Field, dtype: np.dtype, keep_x: bool, measured: bool) -> np.dtype:
+def _delivered(name: str, field: Field, dtype: np.dtype, is_kept: bool, measured: bool) -> np.dtype:
     """The dtype of a field, see ``as_dtype``."""
-    is_kept = name == "x" and keep_x
     if field.dtype.kind == "f":
         return field.dtype if is_kept else dtype
     is_image = field.dtype == np.uint8 and len(field.shape) > 0
@@ -216,19 +214,19 @@ def _delivered(name: str, field: Field, dtype: np.dtype, keep_x: bool, measured:
 CONVERTED_AT_ONCE = 64 * 2**20  # bytes
 
 
-def as_dtype(source: Source, dtype: np.dtype | str, *, keep_x: bool = False, measured: bool = False) -> Source:
+def as_dtype(source: Source, dtype: np.dtype | str, *, keep: Collection[str] = (), measured: bool = False) -> Source:
     """``source`` with its floating fields (and images of bytes) as ``dtype``; itself if they are so already.
 
-    keep_x: leave "x" as it is. It is normalised in float64 then (normalise.py). measured: whole numbers in "x" are
+    keep: fields that stay as they are: they are scaled in float64 (normalise.py). measured: whole numbers in "x" are
     measurements, not tokens, and are cast as well.
 
     Small arrays in memory are converted once, others as they are gathered."""
     source, wanted = as_source(source), np.dtype(dtype)
-    dtypes = {name: _delivered(name, f, wanted, keep_x, measured) for name, f in source.fields.items()}
+    dtypes = {name: _delivered(name, f, wanted, name in keep, measured) for name, f in source.fields.items()}
     if all(f.dtype == dtypes[name] for name, f in source.fields.items()):
         return source
     if isinstance(source, Subset):
-        return Subset(as_dtype(source.source, wanted, keep_x=keep_x, measured=measured), source.indices)
+        return Subset(as_dtype(source.source, wanted, keep=keep, measured=measured), source.indices)
     cast = Cast(source, dtypes)
     if not isinstance(source, Arrays):
         return cast

@@ -27,7 +27,7 @@ KINDS = ("feature", "all", "unit")
 COUNT, MEAN, SQUARES, LEAST, MOST, BAD = range(6)
 
 
-def _columns(shape: tuple[int, ...]) -> int:
+def columns_of(shape: tuple[int, ...]) -> int:
     """Number of statistics: one per feature of a vector, one per channel of an image, else one for all."""
     return shape[-1] if len(shape) in (1, 3) else 1
 
@@ -50,15 +50,22 @@ def needs_precision(source: Source, measured: bool = False) -> bool:
     last = count - 1 if source.reads_from_start else len(source) - 1
     rows = np.unique(np.linspace(0, last, count).astype(np.int64))
     source.hold(runs(rows))
-    x = source.gather(rows)["x"].astype(np.float64).reshape(-1, _columns(field.shape))
+    x = source.gather(rows)["x"].astype(np.float64).reshape(-1, columns_of(field.shape))
     source.hold([])
+    return is_lost(x, np.float32)
+
+
+def is_lost(x: np.ndarray, dtype: np.dtype | type | str) -> bool:
+    """Whether a cast of x (rows, columns) to ``dtype`` would lose the differences in some column."""
+    limits = np.finfo(dtype)
     x = x[np.isfinite(x).all(axis=1)]
     largest = np.abs(x).max(axis=0, initial=0)
-    if ((largest > FLOAT32.max) | ((largest > 0) & (largest < FLOAT32.tiny))).any():
+    if ((largest > limits.max) | ((largest > 0) & (largest < limits.tiny))).any():
         return True
     deviation = x.std(axis=0) if len(x) else np.zeros(1)
     varies = deviation > 1e-12 * largest
-    return bool((largest[varies] > MOST_OFFSET * deviation[varies]).any())
+    most = MOST_OFFSET * float(FLOAT32.eps / limits.eps)
+    return bool((largest[varies] > most * deviation[varies]).any())
 
 
 def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np.ndarray]:
@@ -69,7 +76,7 @@ def moments(source: Source, order: Order, shards: Sequence[int]) -> dict[int, np
     if not can_normalise(source.fields["x"]):
         raise ConfigError(f"x is of {source.fields['x'].dtype}, numbers of tokens: set data.normalize to none")
     source.hold([order.shard_range(shard) for shard in shards])
-    columns = _columns(source.fields["x"].shape)
+    columns = columns_of(source.fields["x"].shape)
     piece = min(PIECE, max(PIECE_NUMBERS // max(prod(source.fields["x"].shape), 1), 1))
     found = {}
     for shard in shards:

@@ -102,7 +102,7 @@ class Source:
         """Apply the numbering of classes and words recorded in ``learned``. Raises DataError for unknown ones."""
 
     def exact(self) -> Source:
-        """The source with "x" in float64 if the stored numbers have more precision than the delivered ones."""
+        """The source with its numbers in float64 where the stored ones have more precision than the delivered ones."""
         return self
 
     def targets(self) -> np.ndarray | None:

@@ -28,11 +28,13 @@ def library() -> Any:
 
 class Graph:
     """Values are known by name. dtype: of the parameters. mask: (rows, time) booleans, the value that is False where a
-    sequence is padding, as in ``ddl.nn.Context``; None where there is no padding."""
+    sequence is padding, as in ``ddl.nn.Context``; None where there is no padding. inputs: those of the network beside
+    its first, name -> (dtype, shape of a sample)."""
 
     def __init__(self, dtype: np.dtype):
         self._onnx = library()
         self.dtype, self.mask = dtype, None  # type: tuple[np.dtype, str | None]
+        self.inputs: dict[str, tuple[Any, tuple[int, ...]]] = {}
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self._count = 0

@@ -206,6 +206,13 @@ def _embedding(layer: nn.Embedding, graph: Graph, params: Arrays, x: str, shape:
     return graph.add("Gather", graph.constant(params["weight"]), x, axis=0)
 
 
+@of(nn.WithCategories)
+def _with_categories(layer: nn.WithCategories, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
+    graph.inputs["categories"] = (np.int64, (layer.columns,))
+    vectors = graph.add("Gather", graph.constant(params["weight"]), "categories", axis=0)
+    return graph.add("Concat", x, graph.reshape(vectors, -1, layer.columns * layer.width), axis=1)
+
+
 @of(nn.PositionalEmbedding)
 def _positions(layer: nn.PositionalEmbedding, graph: Graph, params: Arrays, x: str, shape: Shape) -> str:
     table = params["weight"][: shape[0]] if layer.kind == "learned" else _waves(*shape)

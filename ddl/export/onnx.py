@@ -15,6 +15,7 @@ from ddl.errors import ConfigError
 from ddl.export.graph import Graph
 from ddl.export.layers import below, converted
 from ddl.models import Model
+from ddl.models.target_scale import DEVIATION, MEAN
 
 
 def onnx_model(
@@ -26,14 +27,17 @@ def onnx_model(
 ) -> Any:
     """The ModelProto of ``model``, checked; its number of rows is free.
 
-    arrays: its parameters and averages by name. x: the samples. Inputs: "x", or "noise" of a GAN, whose generator is
-    exported. Outputs: "output", as ``ddl.predict --raw`` gives it, and "probabilities" where there are some. labels:
-    recorded in the metadata. Raises ConfigError for a network of another framework or a layer without ONNX form."""
+    arrays: its parameters and buffers by name. x: the samples. Inputs: "x", or "noise" of a GAN, whose generator is
+    exported, and "categories" where the network embeds some. Outputs: "output", as ``ddl.predict --raw`` gives it, and
+    "probabilities" where there are some. labels: recorded in the metadata. Raises ConfigError for a network of another
+    framework or a layer without ONNX form."""
     if not model.networks:
-        raise ConfigError(
-            f"{type(model).__module__}.{type(model).__name__} has no ONNX form: only networks of ddl.nn do"
-        )
-    dtype = np.promote_types(next(iter(arrays.values())).dtype, np.float32) if arrays else np.dtype(np.float32)
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        instead = "torch.onnx.export(module, x, FILE) writes the module, which Trainer.load or model.from has filled"
+        hint = f"; {instead}" if kind.startswith("ddl.torch.") else ""
+        raise ConfigError(f"{kind} has no ONNX form: only networks of ddl.nn do{hint}")
+    own = [value.dtype for name, value in arrays.items() if name in model.params]
+    dtype = np.promote_types(own[0], np.float32) if own else np.dtype(np.float32)
     graph = Graph(dtype)
     scope, (network, shape) = next(iter(model.networks.items()))
     name = value = "noise" if model.generates else "x"
@@ -47,7 +51,11 @@ def onnx_model(
     if normalise is not None and (model.generates or model.reconstructs):
         scaled = graph.add("Mul", output, graph.constant(np.asarray(normalise.scale)))
         output = graph.add("Add", scaled, graph.constant(np.asarray(normalise.mean)))
-    outputs = {"output": (dtype, of_output)}
+    of_values = dtype
+    if model.target_scale is not None:
+        of_values = np.promote_types(dtype, model.target_scale.precision)
+        output = _in_units(graph, output, dtype, of_values, arrays)
+    outputs = {"output": (of_values, of_output)}
     graph.nodes.append(_renamed(graph, output, "output"))
     if model.output_kind != "values":
         settings = {"axis": -1} if model.output_kind == "logits" else {}
@@ -56,7 +64,17 @@ def onnx_model(
         outputs["probabilities"] = (dtype, of_output)
     about = {"labels": json.dumps(list(labels))} if labels else {}
     stored = dtype if model.generates else x.dtype
-    return graph.model({name: (stored, shape)}, outputs, about)
+    return graph.model({name: (stored, shape), **graph.inputs}, outputs, about)
+
+
+def _in_units(graph: Graph, output: str, kind: np.dtype, wanted: np.dtype, arrays: Mapping[str, np.ndarray]) -> str:
+    """Values in the units of the data; as the network computes them if it did not learn scaled ones."""
+    mean, deviation = arrays.get(MEAN, np.zeros(1)), arrays.get(DEVIATION, np.ones(1))
+    output = output if kind == wanted else graph.cast(output, wanted)
+    if (mean == 0).all() and (deviation == 1).all():
+        return output
+    scaled = graph.add("Mul", output, graph.constant(deviation, wanted))
+    return str(graph.add("Add", scaled, graph.constant(mean, wanted)))
 
 
 def _renamed(graph: Graph, value: str, name: str) -> Any:

@@ -37,8 +37,12 @@ class Part:
 def to_torch(model: Model, arrays: Named, updates: int = 0) -> dict[str, np.ndarray]:
     """``arrays``, parameters and averages of ``model`` by ddl's names, as the state_dict of a PyTorch module has them.
 
-    updates: training steps so far. Raises ConfigError for a layer that PyTorch does not have."""
+    updates: training steps so far. A head that learned scaled targets becomes one that gives values in the units of
+    the data. Raises ConfigError for a layer that PyTorch does not have."""
     found: dict[str, np.ndarray] = {}
+    if model.target_scale is not None:
+        in_units = model.target_scale.folded(arrays)
+        arrays = {name: value.astype(arrays[name].dtype, copy=False) for name, value in in_units.items()}
     for part in _parts(model):
         translation, own = _translation(part), _below(arrays, part.path)
         theirs = translation.to_torch(part, own)

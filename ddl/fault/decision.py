@@ -15,6 +15,7 @@ _NUMBER = re.compile(r"\d+")
 class Action(Enum):
     CONTINUE = "continue"  # take over the shards of the dead ranks and keep training
     LEAVE = "leave"  # the other side of a partition may be training: status 75, write nothing
+    RESTART = "restart"  # no survivor holds a part of the state: status 75, without a checkpoint
     STOP = "stop"  # too few ranks are left: status 75, after a checkpoint
     FAIL = "fail"  # the job itself is broken: status 1, with the cause
 
@@ -54,7 +55,8 @@ class Situation:
     confirmed: dead ranks whose end a survivor has observed. committed: the newest committed step.
     deaths: of this failure; history: earlier ones of this launch. leaving: alive, but about to end because of an
     exception that is among ``deaths``. without_death: recoveries in a row at this step, this one included, in which no
-    rank had died although a call had failed; calls: the calls that failed this time."""
+    rank had died although a call had failed; calls: the calls that failed this time. lost_parts: parts of the
+    state that are held by no survivor that stays."""
 
     last: Sequence[int]
     alive: Collection[int]
@@ -66,6 +68,7 @@ class Situation:
     leaving: Collection[int] = ()
     without_death: int = 0
     calls: Sequence[FailedCall] = ()
+    lost_parts: Sequence[int] = ()
 
 
 def has_quorum(last: Sequence[int], alive: Collection[int], confirmed: Collection[int]) -> bool:
@@ -107,10 +110,10 @@ def repeated_death(deaths: Sequence[RankDeath], history: Sequence[RankDeath]) ->
 
 
 def fatal_death(now: Situation) -> RankDeath | None:
-    """The death that makes it pointless to continue: repeated, or an exception raised by all ranks that are left or
-    before the first commit."""
+    """The death that makes it pointless to continue: repeated, or an exception raised by all ranks that are left, or
+    before the first commit, or on the last rank that held a part of the state."""
     repeated = repeated_death(now.deaths, now.history)
-    if repeated is None and (now.committed == 0 or set(now.alive) <= set(now.leaving)):
+    if repeated is None and (now.committed == 0 or now.lost_parts or set(now.alive) <= set(now.leaving)):
         return next((death for death in now.deaths if death.kind == "exception"), None)
     return repeated
 
@@ -122,6 +125,8 @@ def decide(now: Situation) -> Action:
     # An MPI error without a death may be a network error that does not return; at the second one it will.
     if fatal_death(now) is not None or now.without_death > 1:
         return Action.FAIL
+    if now.lost_parts:
+        return Action.RESTART
     if len(now.alive) - len(now.leaving) < now.minimum:
         return Action.STOP
     return Action.CONTINUE

@@ -16,11 +16,11 @@ from typing import Any
 
 from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
-from ddl.data import Plan, reassign
+from ddl.data import Plan
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
-from ddl.fault.work import Recoverable, received
-from ddl.wording import counted, listed
+from ddl.fault.work import Recoverable
+from ddl.wording import counted, listed, numbered
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class _Ballot:
     raised: RankDeath | None
     failure: DdlError | None
     has_state: bool
+    part: int  # of the state
     history: tuple[RankDeath, ...]
     call: FailedCall | None
     without_death: tuple[tuple[int, int], int]
@@ -249,6 +250,7 @@ class Recovery:
                 raised=self.raised,
                 failure=self.failure,
                 has_state=self.has_state,
+                part=self.work.part,
                 history=tuple(self.history),
                 call=call,
                 without_death=self._without_death,
@@ -283,6 +285,7 @@ class Recovery:
             leaving=[death.identity for death in raised],
             without_death=repeats,
             calls=calls,
+            lost_parts=sorted(set(range(self.work.parts)) - {b.part for b in holders if b.raised is None}),
         )
         lap("agree")
         action = decide(now)
@@ -293,6 +296,8 @@ class Recovery:
             refusal = self.failure or refusal
         report = Report(group.generation, list(deaths), sorted(alive), newest[0], refusal=refusal)
         report.without_death = newest, repeats
+        if now.lost_parts:
+            self.has_state = False  # what is left is of no use to anyone
         if refusal is not None and (action is not Action.STOP or self.failure is not None):
             return report
         if self.raised is not None:
@@ -347,6 +352,9 @@ class Recovery:
             return UserCodeError(
                 f"rank {death.identity} raised {death.error} at step {death.step}{again}", death.traceback
             )
+        if action is Action.RESTART:
+            held = f"{numbered('stage', [part + 1 for part in now.lost_parts])} of the model"
+            return Stop(f"no rank is left that holds {held}: restart from the newest checkpoint")
         if action is Action.STOP:
             left = len(now.alive) - len(now.leaving)
             return Stop(
@@ -356,20 +364,15 @@ class Recovery:
 
     def _level(self, group: Group, ballots: Sequence[_Ballot], newest: tuple[int, int], leader: int) -> None:
         """Broadcast the newest state from the lowest survivor that has it; ranks that are behind load it."""
-        if all(ballot.has_state and ballot.position == newest for ballot in ballots):
-            return
-        meta, arrays = received(group, self.work, leader)
-        mine = ballots[group.rank]
-        if not (mine.has_state and mine.position == newest):
-            self.work.take_over(arrays, meta)
-            self.has_state = True
+        self.work.level(group, [ballot.has_state and ballot.position == newest for ballot in ballots], leader)
+        self.has_state = True
 
     def _reassign(self, group: Group, last: Group, leader: int, report: Report) -> None:
         owners = group.gather_objects(self.owners if group.rank == leader else None)[leader]
         rank_of = {member.identity: rank for rank, member in enumerate(group.members)}
         old_rank = {identity: place for place, identity in enumerate(dict.fromkeys(owners))}
         new_rank = {old_rank[i]: rank_of[i] for i in old_rank if i in rank_of and rank_of[i] < group.size}
-        plan = reassign(Plan(tuple(old_rank[i] for i in owners)), new_rank, group.size)
+        plan = self.work.reassign(Plan(tuple(old_rank[i] for i in owners)), new_rank, group)
         report.refusal = self.work.attach(group, plan)
         now = [group.members[rank].identity for rank in plan.owners]
         for shard, (old, new) in enumerate(zip(owners, now, strict=True)):

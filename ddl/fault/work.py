@@ -4,13 +4,14 @@ Training (train/loop.py) and ``ddl.elastic`` implement it; driver.py and recover
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddl.comm import Group
-from ddl.data import Plan
+from ddl.data import Plan, reassign
 from ddl.errors import DdlError
 from ddl.fault.decision import RankDeath
 
@@ -26,7 +27,16 @@ class EndJob(Exception):
 
 
 class Recoverable:
-    """Replicated state, and what binds it to a generation."""
+    """Replicated state, and what binds it to a generation.
+
+    parts: of the state, numbered from 0. Every rank holds all of it (one part), or each rank one of them."""
+
+    parts: int = 1
+
+    @property
+    def part(self) -> int:
+        """The part that this rank holds; below 0 if none."""
+        return 0
 
     def position(self) -> tuple[int, int]:
         """(committed step, stage). After a failure every survivor gets the state with the largest position."""
@@ -43,6 +53,18 @@ class Recoverable:
     def take_over(self, arrays: list[np.ndarray], meta: Any) -> None:
         """Replace the whole state with another rank's. Must not communicate: either all of it changes or nothing."""
         raise NotImplementedError
+
+    def level(self, group: Group, is_newest: Sequence[bool], root: int) -> None:
+        """Give every worker the newest state. is_newest: by rank, whether it has that; root: the first that does."""
+        if all(is_newest):
+            return
+        meta, arrays = received(group, self, root)
+        if not is_newest[group.rank]:
+            self.take_over(arrays, meta)
+
+    def reassign(self, plan: Plan, new_rank: Mapping[int, int], group: Group) -> Plan:
+        """The plan of a new generation; arguments as for ``ddl.data.reassign``."""
+        return reassign(plan, new_rank, group.size)
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         """Bind to a new generation: open this rank's shards and allocate its buffers. May raise PeerLost.

@@ -53,6 +53,7 @@ class Optax(Optimizer):
     update the model's parameters from their gradients alone."""
 
     lr = 1.0
+    has_own_rate = True
 
     def __init__(self, transformation: Any, model: Model):
         self._transformation, self._model = transformation, model

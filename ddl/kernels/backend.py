@@ -25,6 +25,8 @@ LINE = 64  # bytes of a cache line, and of the vectors that compiled loops are w
 _wanted = "auto"
 _available: bool | None = None
 _notify: Callable[[], None] | None = None  # of ``on_compilation``
+_progress: Callable[[], None] | None = None  # of ``on_compilation_progress``
+_listens = False
 
 
 def use_compiled(mode: str) -> None:
@@ -48,24 +50,38 @@ def on_compilation(notify: Callable[[], None]) -> None:
     """Call ``notify`` once, from any thread, when Numba begins to compile a kernel that its cache lacks. It replaces
     the one of an earlier call."""
     global _notify
-    if not is_compiled():
-        return
-    is_first, _notify = _notify is None, notify
-    if not is_first:
+    _notify = notify
+    _listen()
+
+
+def on_compilation_progress(progress: Callable[[], None]) -> None:
+    """Call ``progress``, from any thread, whenever Numba begins or ends to compile a kernel: on a slow machine all of
+    them take minutes. It replaces the one of an earlier call."""
+    global _progress
+    _progress = progress
+    _listen()
+
+
+def _listen() -> None:
+    global _listens
+    if _listens or not is_compiled():
         return
     event = importlib.import_module("numba.core.event")
 
     class Listener(event.Listener):  # type: ignore[name-defined, misc]
         def on_start(self, _: Any) -> None:
             global _notify
-            assert _notify is not None
-            once, _notify = _notify, lambda: None
-            once()
+            once, _notify = _notify, None
+            if once is not None:
+                once()
+            self.on_end(_)
 
         def on_end(self, _: Any) -> None:
-            """Nothing: other kernels follow."""
+            if _progress is not None:
+                _progress()
 
     event.register("numba:compile", Listener())
+    _listens = True
 
 
 def runs_compiled(x: Any) -> bool:

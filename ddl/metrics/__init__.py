@@ -13,6 +13,7 @@ from ddl.metrics.events import (
     Noted,
     RankFailed,
     Recovered,
+    ShardsMoved,
     StepDone,
     Warned,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "RankFailed",
     "Recovered",
     "Samples",
+    "ShardsMoved",
     "Sink",
     "StepDone",
     "Summary",

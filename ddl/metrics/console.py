@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TextIO
@@ -23,6 +23,7 @@ from ddl.metrics.events import (
     Noted,
     RankFailed,
     Recovered,
+    ShardsMoved,
     StepDone,
     Warned,
 )
@@ -111,6 +112,8 @@ class Console:
             self._line(f"lost rank {event.rank} on {event.host} at step {event.step} ({event.how}{where}){what}{note}")
         elif isinstance(event, Recovered):
             self._line(recovery(event))
+        elif isinstance(event, ShardsMoved):
+            self._line(balance(event))
         elif isinstance(event, FirstStep):
             self._line(f"first step after the recovery: {1000 * event.seconds:.0f} ms")
         elif isinstance(event, Finished):
@@ -263,10 +266,23 @@ def epoch_line(event: EpochDone, epochs: int = 0, columns: int = 0) -> str:
     return whole if not columns or len(whole) <= columns else "\n    ".join(parts)
 
 
-def recovery(event: Recovered) -> str:
-    moved = "; ".join(
-        f"shard{'' if len(shards) == 1 else 's'} {_runs(shards)} to rank {rank}" for rank, shards in event.moved.items()
+def _moves(moved: Mapping[int, Sequence[int]]) -> str:
+    return "; ".join(
+        f"shard{'' if len(shards) == 1 else 's'} {_runs(shards)} to rank {rank}" for rank, shards in moved.items()
     )
+
+
+def balance(event: ShardsMoved) -> str:
+    slowest, fastest = (choose(event.seconds, key=event.seconds.__getitem__) for choose in (max, min))
+    times = event.seconds[slowest] / event.seconds[fastest]
+    return (
+        f"{_moves(event.moved)} after step {event.step}: rank {slowest} takes {times:.1f} times as long for a shard as "
+        f"rank {fastest}"
+    )
+
+
+def recovery(event: Recovered) -> str:
+    moved = _moves(event.moved)
     phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items())
     ranks = len(event.ranks)
     parts = [

@@ -127,6 +127,17 @@ class Recovered(Event):
 
 
 @dataclass(frozen=True)
+class ShardsMoved(Event):
+    """After ``step`` shards moved to ranks that compute faster (``train.balance``). moved: rank -> shards that it got;
+    seconds: rank -> seconds in which it computed one of its shards before."""
+
+    kind: ClassVar[str] = "balance"
+    step: int
+    moved: Mapping[int, Sequence[int]]
+    seconds: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class FirstStep(Event):
     """The first step of a generation of survivors is committed, so many seconds after its recovery."""
 

@@ -259,15 +259,20 @@ def grid(
 
 
 def learning_rates(
-    rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path, theme: str = "light"
+    rates: Sequence[float],
+    losses: Sequence[float],
+    suggestion: float,
+    path: Path,
+    name: str = "learning rate",
+    theme: str = "light",
 ) -> Path:
-    """Plot the loss over the learning rate of a search, and its suggestion."""
+    """Plot the loss over the learning rate of a search, and its suggestion. name: what the rates are."""
     look = THEMES[theme]
     figure, (axis,) = _figure(1, 1, look, 7.0, 4.0)
     axis.plot(rates, losses, color=look.first)
     axis.axvline(suggestion, color=look.second, linestyle="--", label=f"suggestion {suggestion:.2g}")
     axis.set_xscale("log")
-    axis.set_xlabel("learning rate")
+    axis.set_xlabel(name)
     axis.set_ylabel("loss (smoothed)")
     axis.set_title("Search for a learning rate", fontsize=10)
     axis.legend(frameon=False, labelcolor=look.text)

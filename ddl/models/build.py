@@ -178,7 +178,8 @@ def _supervised(
         else chosen
     )
     made_metrics = [_fitting(_metric(metric), made_loss) for metric in of_metrics]
-    model = Supervised(blueprint.network, made_loss, problem.shape, made_metrics, blueprint.target)
+    precision = np.promote_types(target.dtype, np.float32).str if target.dtype.kind == "f" else "float32"
+    model = Supervised(blueprint.network, made_loss, problem.shape, made_metrics, blueprint.target, precision=precision)
     _check_sizes(model, name)
     output, wanted = model.spec.output, problem.outputs if blueprint.target == "y" else tuple(target.shape)
     ours = _name_of(chosen)

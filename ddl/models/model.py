@@ -14,9 +14,10 @@ import numpy as np
 
 from ddl.arrays import Array, Layout, Views, generator
 from ddl.errors import ConfigError
+from ddl.models.target_scale import TargetScale, head_of
 from ddl.nn.context import Context
 from ddl.nn.layer import Average, Initialiser, Kept, Layer, Shape
-from ddl.nn.losses import MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Loss
+from ddl.nn.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Distillation, Huber, Loss
 from ddl.nn.metric import Metric
 
 Batch = Mapping[str, Array]  # field name -> (rows, ...): "x" and, if there is one, "y"
@@ -131,6 +132,15 @@ class Model:
         return False
 
     @property
+    def target_scale(self) -> TargetScale | None:
+        """How the model learns standardised targets; default: it learns them as they are."""
+        return None
+
+    def with_target_scale(self, mean: np.ndarray, deviation: np.ndarray) -> Model:
+        """The same model, whose ``target_scale`` begins with these numbers; default: the model as it is."""
+        return self
+
+    @property
     def networks(self) -> Mapping[str, tuple[Layer, Shape]]:
         """scope of its parameters -> (network of ``ddl.nn``, shape of one sample of its input), first the one whose
         output ``predict`` returns, so that weights can be exported; default: none, as in another framework's model."""
@@ -234,13 +244,16 @@ class Supervised(Measured):
     """A network trained on pairs: batch["x"] goes in, the loss compares the output with batch["y"].
 
     ``target`` names the field that the loss compares with; "x" makes an autoencoder.
-    ``shape`` is that of one sample of "x"."""
+    ``shape`` is that of one sample of "x". scale: mean and deviation of the targets, where they are known.
+    precision: type of the targets."""
 
     network: Layer
     loss: Loss
     shape: Shape
     metrics: Sequence[Metric] = ()
     target: str = "y"
+    scale: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    precision: str = "float32"
     _states: list[tuple[Views, Views, Views]] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
@@ -254,6 +267,19 @@ class Supervised(Measured):
     @property
     def averages(self) -> Mapping[str, Average]:
         return self.spec.averages
+
+    @cached_property
+    def target_scale(self) -> TargetScale | None:  # type: ignore[override]
+        """A head that is not linear, and a loss that the user wrote, may rely on the targets as they are."""
+        head = head_of(self.network) if self.target == "y" and type(self.loss) in (MSE, MAE, Huber) else None
+        return None if head is None else TargetScale(head, self.spec.output, self.precision, *self.scale)
+
+    def with_target_scale(self, mean: np.ndarray, deviation: np.ndarray) -> Model:
+        return replace(self, scale=(mean, deviation))
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        return {} if self.target_scale is None else self.target_scale.kept
 
     @property
     def synchronised(self) -> bool:
@@ -293,8 +319,8 @@ class Supervised(Measured):
         return self if is_there else replace(self, metrics=[*self.metrics, metric])
 
     def losses(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> np.ndarray:
-        outputs, targets = self.predict(params, buffers, batch, ctx)["output"], batch[self.target]
-        return _each_loss(len(outputs), lambda row: self.loss.forward(outputs[row], targets[row], ctx)[:2], ctx)
+        outputs, targets = self._outputs(params, buffers, batch, ctx), batch[self.target]
+        return _each_loss(len(outputs), lambda row: self._compare(buffers, outputs[row], targets[row], ctx)[:2], ctx)
 
     def _state(self, params: Views, buffers: Views) -> Views:
         """Parameters and averages in one set of views, cached because training passes the same ones at every step."""
@@ -310,11 +336,13 @@ class Supervised(Measured):
         self, params: Views, buffers: Views, batch: Batch, grads: Views | None, ctx: Context
     ) -> tuple[float, float, Sums]:
         state = self._state(params, buffers)
-        ctx.data, ctx.categories = batch["x"], batch.get("categories")
+        ctx.data, ctx.categories, ctx.teacher = batch["x"], batch.get("categories"), batch.get("teacher")
         with ctx.span("forward"):
             outputs, cache = self.network.forward(state, batch["x"], ctx)
         targets = batch[self.target]
-        loss, weight, kept = self.loss.forward(outputs, targets, ctx)
+        loss, weight, kept = self._compare(buffers, outputs, targets, ctx)
+        if self.metrics and (not ctx.training or self.step_metrics):
+            outputs = self._in_units(buffers, outputs)
         sums = self.measured(outputs, targets, loss, ctx.training)
         if grads is not None:
             with ctx.span("backward"):
@@ -322,10 +350,21 @@ class Supervised(Measured):
                     ctx.announce(names)
         return loss, weight, sums
 
-    def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
+    def _compare(self, buffers: Views, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        """``loss.forward`` of what the network computes, and targets in the units of the data."""
+        scale = self.target_scale
+        return self.loss.forward(outputs, targets if scale is None else scale.standardised(buffers, targets), ctx)
+
+    def _in_units(self, buffers: Views, outputs: Array) -> Array:
+        return outputs if self.target_scale is None else self.target_scale.in_units(buffers, outputs)
+
+    def _outputs(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Array:
+        """What the network computes, which the loss compares."""
         ctx.categories = batch.get("categories")
-        outputs, _ = self.network.forward(self._state(params, buffers), batch["x"], ctx)
-        return {"output": outputs}
+        return self.network.forward(self._state(params, buffers), batch["x"], ctx)[0]
+
+    def predict(self, params: Views, buffers: Views, batch: Batch, ctx: Context) -> Mapping[str, Array]:
+        return {"output": self._in_units(buffers, self._outputs(params, buffers, batch, ctx))}
 
 
 def _step_names(metric: Metric) -> list[str]:

@@ -4,6 +4,7 @@ Attention is in nn/attention.py; generate.py draws text from a trained decoder."
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from ddl.nn import (
     TokenMean,
 )
 from ddl.nn.context import Context
-from ddl.nn.layer import Backward, Layer, Shape, Spec, merged, prefixed
+from ddl.nn.layer import Backward, Chain, Layer, Link, Shape, Spec, merged, prefixed
 
 
 def transformer(
@@ -82,7 +83,39 @@ def block(width: int, heads: int, dropout: float, causal: bool, rotary: bool) ->
 
 
 @dataclass(frozen=True)
-class Decoder:
+class TiedScores:
+    """Vectors (rows, length, width) -> scores of tokens, by the matrix that embeds the tokens."""
+
+    vocabulary: int
+    name: str  # of the matrix
+
+    def spec(self, shape: Shape) -> Spec:
+        inner = Embedding(self.vocabulary, shape[-1]).spec(shape[:-1])
+        return Spec((*shape[:-1], self.vocabulary), {self.name: inner.params["weight"]})
+
+    def forward(self, params: Views, x: Array, ctx: Context) -> tuple[Array, Any]:
+        weight = params[self.name]
+        # Embeddings of standard deviation 1/sqrt(width) make scores of order 1 of a normalised hidden vector.
+        out = ctx.empty((*x.shape[:-1], self.vocabulary), weight.dtype)
+        namespace_of(x).matmul(_rows(x), weight.T, out=_rows(out))
+        return out, (x, ctx)
+
+    def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
+        dx = self.slopes(params, cache, dy, grads[self.name])
+        yield (self.name,)
+        return dx
+
+    def slopes(self, params: Views, cache: Any, dy: Array, into: Array) -> Array:
+        """The gradient of the vectors; that of the matrix goes ``into`` an array."""
+        (x, ctx), xp = cache, namespace_of(dy)
+        xp.matmul(_rows(dy).T, _rows(x), out=into)
+        dx = ctx.empty(x.shape, x.dtype)
+        xp.matmul(_rows(dy), params[self.name], out=_rows(dx))
+        return dx
+
+
+@dataclass(frozen=True)
+class Decoder(Chain):
     """Tokens (rows, length) -> scores of the next token (rows, length, vocabulary).
 
     tied: the embedding's matrix scores the tokens as well, so its gradient has two parts."""
@@ -100,6 +133,14 @@ class Decoder:
     def scores(self) -> Layer:
         return Dense(self.vocabulary)
 
+    @property
+    def tied_scores(self) -> TiedScores:
+        return TiedScores(self.vocabulary, "embedding.weight")
+
+    def links(self) -> Sequence[Link]:
+        scores = Link("scores", self.tied_scores, "") if self.tied else Link("scores", self.scores, "scores")
+        return [Link("embedding", self.embedding, "embedding"), Link("trunk", self.trunk, "trunk"), scores]
+
     def spec(self, shape: Shape) -> Spec:
         embedded = self.embedding.spec(shape)
         if self.tied:  # the scores' part of its gradient fills all rows
@@ -114,26 +155,20 @@ class Decoder:
         hidden, of_trunk = self.trunk.forward(params.at("trunk"), embedded, ctx)
         if not self.tied:
             out, of_scores = self.scores.forward(params.at("scores"), hidden, ctx)
-            return out, (of_embedding, of_trunk, of_scores, ctx)
-        weight = params["embedding.weight"]
-        # Embeddings of standard deviation 1/sqrt(width) make scores of order 1 of a normalised hidden vector.
-        out = ctx.empty((*x.shape, self.vocabulary), weight.dtype)
-        namespace_of(x).matmul(_rows(hidden), weight.T, out=_rows(out))
-        return out, (of_embedding, of_trunk, hidden, ctx)
+        else:
+            out, of_scores = self.tied_scores.forward(params, hidden, ctx)
+        return out, (of_embedding, of_trunk, of_scores, ctx)
 
     def backward(self, params: Views, grads: Views, cache: Any, dy: Array) -> Backward:
-        of_embedding, of_trunk, last, ctx = cache
+        of_embedding, of_trunk, of_scores, ctx = cache
         if not self.tied:
-            scores = self.scores.backward(params.at("scores"), grads.at("scores"), last, dy)
+            scores = self.scores.backward(params.at("scores"), grads.at("scores"), of_scores, dy)
             dy = yield from prefixed("scores", scores)
             as_output = None
         else:
-            xp, weight = namespace_of(dy), params["embedding.weight"]
+            weight = params["embedding.weight"]
             as_output = ctx.empty(weight.shape, weight.dtype)
-            xp.matmul(_rows(dy).T, _rows(last), out=as_output)
-            back = ctx.empty(last.shape, last.dtype)
-            xp.matmul(_rows(dy), weight, out=_rows(back))
-            dy = back
+            dy = self.tied_scores.slopes(params, of_scores, dy, as_output)
         dy = yield from prefixed("trunk", self.trunk.backward(params.at("trunk"), grads.at("trunk"), of_trunk, dy))
         embedding = self.embedding.backward(params.at("embedding"), grads.at("embedding"), of_embedding, dy)
         if as_output is None:

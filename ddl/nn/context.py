@@ -39,6 +39,7 @@ class Context:
     puts that shape here. mask: (batch, time) booleans, False where a sequence is padding; set by Embedding, dropped by
     the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch.
     categories: (batch, columns), the embedded ones of a table's sample, for WithCategories.
+    teacher: (batch, ..., classes), another model's logits for the batch, for the loss Taught.
     span: context manager around phases that appear in a trace."""
 
     training: bool = False
@@ -52,6 +53,7 @@ class Context:
     data: Array | None = None
     mask: Array | None = None
     categories: Array | None = None
+    teacher: Array | None = None
     sum_over_ranks: Callable[[Array], Array] = _one_rank
     span: Callable[[str], AbstractContextManager[None]] = _no_span
 
@@ -68,7 +70,7 @@ class Context:
         self.__dict__.pop("generators", None)
         self.segments, self.shards, self.step, self.part = segments, shards, step, part
         self.announce = announce or _nobody_listens
-        self.data = self.mask = self.categories = None
+        self.data = self.mask = self.categories = self.teacher = None
 
     def wants_gradient_of(self, x: Array) -> bool:
         """Whether backward must return the gradient of a layer's input ``x``."""

@@ -46,10 +46,13 @@ class Average:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A buffer other than an average, in its own dtype: a table that never changes, or a counter of updates."""
+    """A buffer other than an average, in its own dtype: a table that never changes, or a counter of updates.
+
+    absent: its value in checkpoints of before there was such a buffer; None: it must be there."""
 
     initial: np.ndarray
     counts: bool = False
+    absent: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,24 @@ def merged(specs: Mapping[str, Spec], output: Shape) -> Spec:
     return Spec(output, params, averages, synchronised, by_rows, samples)
 
 
-class Sequential:
+@dataclass(frozen=True)
+class Link:
+    """A layer of a chain. name: for the user. scope: what precedes the names of its parameters; "": nothing does."""
+
+    name: str
+    layer: Layer
+    scope: str
+
+
+class Chain:
+    """A layer that consists of layers one after another, so that it can be cut between them."""
+
+    def links(self) -> Sequence[Link]:
+        """The layers in order. If two of them use the same parameter, its gradient is the sum of both parts."""
+        raise NotImplementedError
+
+
+class Sequential(Chain):
     """Layers one after another.
 
     Positional layers are named by kind and count (``conv2d1``, ``dense1``, ``dense2``); keyword layers
@@ -145,6 +165,9 @@ class Sequential:
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers.values())
+
+    def links(self) -> Sequence[Link]:
+        return [Link(name, layer, name) for name, layer in self.layers.items()]
 
     def __repr__(self) -> str:
         return "Sequential(" + ", ".join(f"{name}={layer}" for name, layer in self.layers.items()) + ")"

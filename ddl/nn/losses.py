@@ -203,15 +203,49 @@ class Distillation(Loss):
 
     @_in_float32
     def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
-        xp = namespace_of(outputs)
-        ours = _log_softmax(outputs / self.temperature)
-        theirs = _log_softmax(_like(outputs, targets) / self.temperature)
-        teacher = xp.exp(theirs)
-        scale = self.temperature
-        loss = scale * scale * float((teacher * (theirs - ours)).sum(dtype=np.float64))
+        distances, slopes = self.of_rows(outputs, _like(outputs, targets))
         gradient = ctx.empty(outputs.shape, outputs.dtype)
-        gradient[...] = (xp.exp(ours) - teacher) * scale
-        return loss, float(outputs.size // outputs.shape[-1]), gradient
+        gradient[...] = slopes
+        return float(distances.sum(dtype=np.float64)), float(outputs.size // outputs.shape[-1]), gradient
+
+    def of_rows(self, outputs: Array, teacher: Array) -> tuple[Array, Array]:
+        """The loss of each row (...), and its gradient (..., classes)."""
+        xp, scale = namespace_of(outputs), self.temperature
+        ours, theirs = _log_softmax(outputs / scale), _log_softmax(teacher / scale)
+        share = xp.exp(theirs)
+        return scale * scale * (share * (theirs - ours)).sum(axis=-1), (xp.exp(ours) - share) * scale
+
+
+@dataclass(frozen=True)
+class Taught(CrossEntropy):
+    """(1 - alpha) times the cross-entropy, plus alpha times ``Distillation`` from the logits ``ctx.teacher``.
+
+    Hinton, Vinyals and Dean, 2015. Where there are no such logits, as in evaluation, it is the cross-entropy alone. A
+    row counts in both parts alike: not if it is padding, and by its class weight."""
+
+    temperature: float = 2.0
+    alpha: float = 0.5
+
+    @_in_float32
+    def forward(self, outputs: Array, targets: Array, ctx: Context) -> tuple[float, float, Any]:
+        loss, weight, gradient = super().forward(outputs, targets, ctx)
+        if ctx.teacher is None:
+            return loss, weight, gradient
+        distances, slopes = Distillation(self.temperature).of_rows(outputs, _like(outputs, ctx.teacher))
+        counts = self._counts(outputs, targets)
+        gradient *= 1 - self.alpha
+        gradient += (self.alpha * counts)[..., None] * slopes
+        learned = float((distances * counts).sum(dtype=np.float64))
+        return (1 - self.alpha) * loss + self.alpha * learned, weight, gradient
+
+    def _counts(self, outputs: Array, targets: Array) -> Array:
+        """How much each row counts, (...)."""
+        xp, of_classes = namespace_of(outputs), self.class_weights or (1.0,) * outputs.shape[-1]
+        weights = xp.asarray(of_classes, dtype=outputs.dtype)
+        if targets.shape == outputs.shape and targets.dtype.kind == "f":
+            return targets.astype(outputs.dtype) @ weights
+        labels = targets.reshape(outputs.shape[:-1]).astype(np.int64)
+        return xp.where(labels >= 0, weights[xp.maximum(labels, 0)], 0).astype(outputs.dtype)
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {

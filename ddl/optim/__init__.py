@@ -10,10 +10,11 @@ from typing import Any
 
 from ddl.errors import ConfigError
 from ddl.optim.clip import gradient_scale
-from ddl.optim.groups import Groups, Rule
+from ddl.optim.groups import FineTuning, Groups, Rule
 from ddl.optim.layerwise import LAMB, LARS
 from ddl.optim.optimizer import Optimizer, OwnState, slot_dtype
 from ddl.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, NAdam, RAdam, RMSprop
+from ddl.optim.prune import Pruning
 from ddl.optim.schedule import (
     SCHEDULES,
     Constant,
@@ -69,6 +70,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "FineTuning",
     "Groups",
     "LearningRate",
     "Linear",
@@ -76,6 +78,7 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "OwnState",
+    "Pruning",
     "RAdam",
     "RMSprop",
     "Rule",

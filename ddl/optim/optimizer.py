@@ -19,12 +19,14 @@ class Optimizer(Protocol):
 
     A dataclass, so that Groups can replace its weight_decay. lr: the learning rate before any schedule.
     slots: names of the flat arrays that it keeps, as long as the parameters and zero at the start; their dtype is
-    ``slot_dtype`` of the parameters' one. layerwise: it must see one named parameter at a time, all of it."""
+    ``slot_dtype`` of the parameters' one. layerwise: it must see one named parameter at a time, all of it.
+    has_own_rate: its learning rate is where ddl cannot read it; ``lr`` multiplies its updates."""
 
     lr: float
     weight_decay: float = 0.0
     slots: ClassVar[tuple[str, ...]] = ()
     layerwise: ClassVar[bool] = False
+    has_own_rate: ClassVar[bool] = False
 
     def update(
         self, params: Array, grads: Array, slots: Mapping[str, Array], lr: float, step: int, scale: float

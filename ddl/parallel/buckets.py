@@ -20,13 +20,17 @@ class Bucket:
 
 
 def buckets(
-    layout: Layout, bucket_bytes: float, order: Sequence[str] | None = None, alone: Collection[str] = ()
+    layout: Layout,
+    bucket_bytes: float,
+    order: Sequence[str] | None = None,
+    alone: Collection[str] = (),
+    apart: Collection[str] = (),
 ) -> list[Bucket]:
     """Cut the flat gradient into buckets that cover each element exactly once, alignment gaps included.
 
     order: the names as backward yields them (default: the reverse of forward's order). A bucket is closed once it
     has reached ``bucket_bytes``, and where the next name is not adjacent to it in memory.
-    alone: names that share their bucket with no other name.
+    alone: names that share their bucket with no other name. apart: names that share one with each other only.
     Raises ValueError if ``order`` misses or repeats a name."""
     names = list(reversed(list(layout.shapes)) if order is None else order)
     if sorted(names) != sorted(layout.shapes):
@@ -41,7 +45,8 @@ def buckets(
             last = plan[-1].span
             is_adjacent = span.stop == last.start or span.start == last.stop
             is_full = (last.stop - last.start) * layout.dtype.itemsize >= bucket_bytes
-            if is_adjacent and not is_full and name not in alone and plan[-1].names[0] not in alone:
+            is_apart = name in alone or plan[-1].names[0] in alone or (name in apart) != (plan[-1].names[0] in apart)
+            if is_adjacent and not is_full and not is_apart:
                 joined = slice(min(span.start, last.start), max(span.stop, last.stop))
                 plan[-1] = Bucket((*plan[-1].names, name), joined)
                 continue

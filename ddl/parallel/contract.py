@@ -12,6 +12,7 @@ import numpy as np
 
 from ddl.arrays import Array, Layout
 from ddl.collectives import Tuning
+from ddl.kernels.wire import Wire
 from ddl.parallel.sparse_rows import SparseGradient, Touched
 
 
@@ -21,7 +22,8 @@ class SumPlan:
 
     parts: slices of the flat gradient, summed one by one in this order. sparse: the parts that hold exactly one
     gradient with sparse rows, by number. algorithm: "auto" or a name in the registry of collectives.
-    replica_bytes: sizes of the arrays of a replica that the ranks of a node should share; empty: none."""
+    replica_bytes: sizes of the arrays of a replica that the ranks of a node should share; empty: none. wires: by part,
+    how it travels between nodes, and None for a part that travels as it is; empty: all of them."""
 
     layout: Layout
     header_length: int
@@ -30,6 +32,7 @@ class SumPlan:
     algorithm: str = "auto"
     tuning: Tuning | None = None
     replica_bytes: Sequence[int] = ()
+    wires: Sequence[Wire | None] = ()
 
 
 class Sum(Protocol):

@@ -19,6 +19,7 @@ import numpy as np
 from ddl.arrays import Array, Device, FlatBuffer, Layout, host
 from ddl.collectives import Tuning
 from ddl.comm import Group
+from ddl.kernels.wire import WIRES
 from ddl.parallel.buckets import BucketTracker, buckets
 from ddl.parallel.contract import SumPlan
 from ddl.parallel.sparse_rows import SparseGradient
@@ -46,13 +47,16 @@ class SumOptions:
 
     overlap: send buckets while backward is running; "auto": if that pays (between nodes, from a GPU).
     gpu: "staged": copy gradients through the host. "direct" or "auto": give GPU memory to MPI if all ranks compute on
-    GPUs and their MPI accepts it; otherwise ``GradientSum.staged_because`` gives the reason."""
+    GPUs and their MPI accepts it; otherwise ``GradientSum.staged_because`` gives the reason.
+    wire: how float32 gradients travel between nodes: as they are, or as "bfloat16", "float16" or "int8"
+    (collectives/compressed.py); sums are float32 in any case."""
 
     algorithm: str = "auto"
     bucket_mib: float = BUCKET_MIB
     overlap: Literal["auto", "on", "off"] = "auto"
     tuning: Tuning | None = None
     gpu: Literal["auto", "direct", "staged"] = "staged"
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,12 @@ class Backward:
 
     order: all names in the order in which they are finished (default: the layout's, reversed).
     by_rows: names of gradients (rows, width) that may be sparse. If ``local.views.zero_outside`` names the rows that a
-    step has touched, and few rows are touched on all ranks together, only those are summed."""
+    step has touched, and few rows are touched on all ranks together, only those are summed.
+    exact: names that are no gradients, and are never compressed."""
 
     order: Sequence[str] | None = None
     by_rows: Sequence[str] = ()
+    exact: Sequence[str] = ()
 
 
 class GradientSum:
@@ -80,6 +86,7 @@ class GradientSum:
     span: context manager around each bucket, for tracing.
 
     substitute: what sums the gradients instead of the requested algorithm, with the reason; "" if nothing does.
+    wire: what gradients travel as; "float32" on one node, and where the ranks of a node cannot share memory.
     After PeerLost, close it and construct a new one for the next generation. Raises ConfigError for an unknown
     algorithm."""
 
@@ -101,7 +108,9 @@ class GradientSum:
         least = SPARSE_BYTES if len(group.nodes) == 1 else SPARSE_BYTES_BETWEEN_NODES
         large = [name for name in backward.by_rows if prod(layout.shapes[name]) * layout.dtype.itemsize >= least]
         bucket_bytes = inf if options.overlap == "off" else options.bucket_mib * (1 << 20)
-        plan = buckets(layout, bucket_bytes, backward.order, alone=large)
+        wire = WIRES.get(options.wire) if len(group.nodes) > 1 else None
+        exact = backward.exact if wire else ()
+        plan = buckets(layout, bucket_bytes, backward.order, alone=large, apart=exact)
         if group.size == 1:
             plan = []
         self._parts = [bucket.span for bucket in plan] or [slice(0, layout.length)]
@@ -112,9 +121,13 @@ class GradientSum:
         }
         self.staged_because, may_share = _agree_on_memory(group, self.device, options, bool(replica))
         sizes = [flat.nbytes for flat in replica] if may_share else []
-        spec = SumPlan(layout, header_length, self._parts, self._sparse, options.algorithm, options.tuning, sizes)
+        wires = [None if bucket.names[0] in exact else wire for bucket in plan] if wire else []
+        spec = SumPlan(
+            layout, header_length, self._parts, self._sparse, options.algorithm, options.tuning, sizes, wires
+        )
         self._sum = make_sum(group, spec, self.device, direct=not self.staged_because)
         self.substitute = _substitute(group, options.algorithm, self._sum.algorithm)
+        self.wire = options.wire if wire and self._sum.algorithm == "hierarchical" else "float32"
         self._shared = self._sum if isinstance(self._sum, SharedMemory) and self._sum.replicas[0] else None
         self.replicas: list[list[Array]] = [] if self._shared is None else self._shared.replicas
         for copy in self.replicas:  # both copies: the second must also hold what no update ever writes
@@ -231,6 +244,8 @@ def _agree_on_memory(group: Group, device: Device, options: SumOptions, has_repl
     on_host, refused = device.index is None, "comm.gpu is staged"
     if gpu != "staged" and algorithm not in ("auto", "native"):
         refused = f"MPI sums GPU memory by its own algorithm, and comm.algorithm is {algorithm}"
+    elif gpu != "staged" and options.wire != "float32":
+        refused = f"comm.wire is {options.wire}"
     elif gpu != "staged":
         refused = (
             "not all ranks compute on a GPU" if device.index is None else group.refuses_device_memory(device.index)

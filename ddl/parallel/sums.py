@@ -111,7 +111,7 @@ class SharedMemory(OnHost):
         self.result = at.result.of(memory.common, layout.dtype)
         self.total = np.zeros(plan.header_length)
         self._norms = at.norms.of(memory.common, np.float64)[: len(group.local_ranks)]
-        self._reduction = node_reduction(group, sources, self.result, plan.parts)
+        self._reduction = node_reduction(group, sources, self.result, plan.parts, plan.wires)
         self._rows: dict[int, SharedMemoryRows] = {}
         for number, gradient in plan.sparse.items():
             arrays = gradient, sources, self.result, at.touched[number].of(memory.slots, np.uint8)
@@ -221,6 +221,7 @@ class MultiNode(SharedMemory):
         self.group.barrier()
         self.total[...] = self._shared_total
         norm = float(self._norms.sum())
+        self._reduction.settle(math.isfinite(norm) and bool(np.isfinite(self.total).all()))
         if update is not None:
             update(norm)
             self.group.node_barrier()

@@ -19,9 +19,9 @@ from ddl.train.task import Task
 
 # Sections whose settings decide what ranks compute or when they wait for each other, and their settings that may
 # differ: paths on local disks, where and how fast a rank computes, and what only the leader does or reads.
-_SECTIONS = ("data", "model", "optim", "train", "comm", "fault", "checkpoint")
+_SECTIONS = ("data", "model", "optim", "train", "comm", "parallel", "fault", "checkpoint")
 _FREE = (
-    *("path", "targets", "prefetch", "batch_eval", "from_", "compiled", "callbacks", "device", "tuning"),
+    *("path", "targets", "prefetch", "batch_eval", "from_", "teacher", "compiled", "callbacks", "device", "tuning"),
     *("chaos", "resume"),
 )
 SHOWN = 80  # characters of a value in an error
@@ -42,6 +42,7 @@ def essentials(job: Job, task: Task) -> dict[str, Any]:
     for step in sorted({0, 1, total // 4, total // 2, total - 1} & set(range(total))):  # a schedule may be a function
         values[f"the learning rate at step {step}"] = task.lr(step)
     values["the digest of the given initial values"] = task.initial_digest
+    values["the digest of the teacher's parameters"] = task.teacher_digest
     values["the table of comm.tuning"] = repr(task.tuning)
     knowledge = task.settings.get("knowledge", {})
     values |= {f"the number of {name} samples": count for name, count in knowledge.get("samples", {}).items()}

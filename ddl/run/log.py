@@ -34,6 +34,7 @@ from ddl.metrics import (
     RankFailed,
     Recovered,
     Samples,
+    ShardsMoved,
     Sink,
     StepDone,
     Summary,
@@ -44,7 +45,7 @@ from ddl.metrics import (
     write_summary,
 )
 from ddl.train.services import Reporter
-from ddl.train.state import Progress, TrainingState
+from ddl.train.state import Progress
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
@@ -225,6 +226,9 @@ class RunLog(Reporter):
             self._ledger = None
             self.warn(f"ledger.jsonl is no longer written, so its audit will miss steps: {error}")
 
+    def moved(self, step: int, moved: Mapping[int, Sequence[int]], seconds: Mapping[int, float]) -> None:
+        self.emit(ShardsMoved(step, moved, seconds))
+
     def missed(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         if outcome.step > self._reported:
             self.step(outcome, generation, owners)
@@ -279,9 +283,15 @@ class RunLog(Reporter):
         return str(notes_of(self.folder, self.launch) / f"rank-{death.identity}.json")
 
     def end(
-        self, state: TrainingState, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+        self,
+        progress: Progress,
+        digest: str,
+        ranks: int,
+        samples_per_s: float,
+        status: str,
+        failure: DdlError | None = None,
     ) -> DdlError | None:
-        progress, order = state.progress, self.task.order
+        order = self.task.order
         wall = time.time() - self.began
         early = 0
         if self.folder is not None and progress.step - self.first_step <= 1:
@@ -309,7 +319,7 @@ class RunLog(Reporter):
             stopped_early=_why_early(self.task, progress) if status == "finished" else "",
             samples=self._samples_of(progress),
             failures=self.failures,
-            parameters_sha256=state.parameters_digest(),
+            parameters_sha256=digest,
             samples_per_s=samples_per_s,
             wall_s=round(wall, 3),
             versions=versions(),

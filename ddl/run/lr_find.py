@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ddl.environment import job_size
 from ddl.errors import Diverged, UserError
 from ddl.fault import session
 from ddl.metrics import plots
-from ddl.optim import Whole
+from ddl.optim import Optimizer, Whole
 from ddl.train.state import TrainingState
 
 if TYPE_CHECKING:
@@ -32,10 +32,13 @@ EXPLODED = 4.0  # times the least loss
 
 @dataclass(frozen=True)
 class LearningRates:
-    """rates, losses: (steps,), the losses smoothed; the search ends where the loss explodes."""
+    """rates, losses: (steps,), the losses smoothed; the search ends where the loss explodes.
+
+    are_factors: the rates multiply the optimizer's own, which are inside it, as in an optimizer of optax."""
 
     rates: np.ndarray
     losses: np.ndarray
+    are_factors: bool = False
 
     @property
     def suggestion(self) -> float:
@@ -49,14 +52,18 @@ class LearningRates:
 
     def __repr__(self) -> str:
         first, last = self.rates[0], self.rates[-1]
-        tried = f"{len(self.rates)} rates from {first:.2g} to {last:.2g}"
+        tried = f"{len(self.rates)} {self._name}s from {first:.2g} to {last:.2g}"
         return f"LearningRates({tried}, suggestion {self.suggestion:.2g})"
+
+    @property
+    def _name(self) -> str:
+        return "learning rate factor" if self.are_factors else "learning rate"
 
     def plot(self, path: str | Path = "lr_find.png") -> Path:
         """Draw the losses over the rates, with the suggestion. Raises UserError without matplotlib."""
         if not plots.has_matplotlib():
             raise UserError("a plot needs matplotlib (extra: plot)")
-        return plots.learning_rates(self.rates.tolist(), self.losses.tolist(), self.suggestion, Path(path))
+        return plots.learning_rates(self.rates.tolist(), self.losses.tolist(), self.suggestion, Path(path), self._name)
 
 
 def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> LearningRates:
@@ -80,7 +87,7 @@ def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> Learnin
             "fault.skip_limit": steps + 1,
         }
         probe.job = override(trainer.job, quiet)
-        probe.validation = probe.test = None
+        probe._splits = replace(trainer._splits, validation=None, test=None)
         if isinstance(trainer.optimizer, Whole):
             probe.optimizer = trainer.optimizer.unscheduled()
         probe.callbacks = [lambda outcome: losses.append(float(outcome.loss))]
@@ -95,7 +102,8 @@ def find(trainer: Trainer, lowest: float, highest: float, steps: int) -> Learnin
         finally:
             trainer.model.show(shown.params.views, shown.buffers)  # a module of PyTorch has been trained
         losses = probe.group.gather_objects(losses)[0]  # only the leader's callback was called
-    return _smoothed(rates, np.array(losses))
+    own = isinstance(trainer.optimizer, Optimizer) and trainer.optimizer.has_own_rate
+    return replace(_smoothed(rates, np.array(losses)), are_factors=own)
 
 
 def _smoothed(rates: np.ndarray, losses: np.ndarray) -> LearningRates:

@@ -67,7 +67,7 @@ def _draw(loop: Loop, folder: Path, theme: str, suffix: str) -> Iterator[Path]:
         images = samples(model, loop.state, _IMAGES, loop.task.seed)
         if _is_image(images):
             yield plots.grid(images, path("samples"), theme=theme)
-    elif model.reconstructs:
+    elif model.reconstructs and loop.task.pipeline is None:  # this rank has one stage
         pairs = _reconstructions(loop, model)
         if pairs is not None:
             # Outputs may slightly exceed the range of the images, which therefore set the scale.

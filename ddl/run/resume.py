@@ -4,17 +4,17 @@ What a checkpoint contains is decided in ddl/train, how it is stored in ddl/chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.checkpoint import Store, newer_of, open_memory_checkpoint, owner_of
-from ddl.data import Known, Normalise, compare
+from ddl.data import compare
 from ddl.errors import CheckpointError, ConfigError
 from ddl.optim import resumed_span
-from ddl.reading import take
+from ddl.train.saved import understand
 from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Step
 from ddl.train.task import Task
@@ -51,31 +51,6 @@ def resume(state: TrainingState, task: Task, setting: str, folder: Path, say: Ca
         raise ConfigError(f"checkpoint.resume = {setting!r}: {error}") from error
     restore(state, arrays, meta, task, say)
     return True
-
-
-def understand(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Raises CheckpointError if ``meta`` is not what training saves. Every reader of a checkpoint calls it."""
-    try:
-        progress = Progress.from_json(take(meta, "progress", dict))
-        if progress.normalise is not None:
-            known = Normalise.from_json(progress.normalise)
-            if not np.isfinite(np.array([known.mean, known.scale], np.float64)).all():
-                raise ValueError("normalise is not finite")
-        for name in ("shards", "samples", "global_batch", "seed"):
-            take({name: 0, **meta}, name, int)
-        take({"shuffle": True, **meta}, "shuffle", bool)
-        if "knowledge" in meta:
-            knowledge = take(meta, "knowledge", dict)
-            data = take(knowledge, "data", dict)
-            most = max(sum(array.size for array in arrays.values()), 1 << 24)
-            for name, field in Known.from_json(data).fields.items():
-                if (field.size or 0) > most:
-                    raise ValueError(f"{name} has {field.size} classes")
-            compare(data, data)  # it reads the other fields
-            take(knowledge, "options", dict), take(knowledge, "samples", dict)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"its meta data cannot be understood: {reason}") from error
 
 
 def restore(

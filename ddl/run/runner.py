@@ -26,7 +26,7 @@ from ddl.fault.recover import RecoverySettings, survive
 from ddl.fault.session import Session
 from ddl.fault.watchdog import BEFORE_STEPS, HANG_TIMEOUT_S, STOP_TIMEOUT_S, Heartbeat, read_note, start_companion
 from ddl.kernels import compile_cache
-from ddl.kernels.backend import is_compiled, use_compiled
+from ddl.kernels.backend import is_compiled, on_compilation_progress, use_compiled
 from ddl.metrics import Trace, merge
 from ddl.metrics.tensorboard import writer_class
 from ddl.output import print_past_launcher
@@ -40,6 +40,7 @@ from ddl.run.sinks import open_sinks
 from ddl.train.build import build_task
 from ddl.train.loop import Loop
 from ddl.train.signals import Signals, StepRequest
+from ddl.train.staged import first_state
 from ddl.train.state import TrainingState
 from ddl.train.task import Task
 
@@ -103,6 +104,7 @@ class Runner:
         if self._limits()["hang_timeout_s"] and self._running is None:
             # Before MPI: a process that has started MPI should not fork.
             self.heartbeat = start_companion(launched_rank(), **self._limits())
+            on_compilation_progress(self.heartbeat.progress)
         _survival()
         try:
             self._check_joined()
@@ -192,7 +194,7 @@ class Runner:
             return self._refuse(problem)
         local = self.group.local_ranks.index(self.group.rank) if not self.group.is_spare else 0
         try:
-            where, problem = device("cpu" if task.model.on_host else self.job.comm.device, local), None
+            where, problem = device("cpu" if task.model.on_host or task.pipeline else self.job.comm.device, local), None
         except LookupError as error:
             where, problem = Device(), ConfigError(f"comm.device = {self.job.comm.device!r}: {error}")
         problem = self._settled(problem)
@@ -200,7 +202,7 @@ class Runner:
             return self._refuse(problem)
         neighbours = sum(member.node == self.group.me.node for member in self.group.members)
         limit_memory(where, ranks_on(where, neighbours), self.job.comm.gpu_memory)
-        state = TrainingState(task.model, task.optimizer.slots, task.dtype, task.seed, where, task.optimizer.own)
+        state = first_state(task, where)
         if self.job.metrics.trace:
             self._open_trace()
         log = self.log = RunLog(task, lambda: open_sinks(self.job, log, self._say), self._say, self.job.metrics.jsonl)

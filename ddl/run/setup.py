@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from math import prod
 from textwrap import shorten
 
 from ddl.comm import Group, unconnected
@@ -15,13 +16,14 @@ from ddl.config import Job
 from ddl.data import data_lines
 from ddl.environment import REGAINS_VARIABLE, launched_size
 from ddl.errors import ConfigError, DdlError, UserError
-from ddl.fault.work import received
 from ddl.metrics import JobStarted, versions
 from ddl.models.blueprint import suited
+from ddl.optim.local import Local
 from ddl.run.folder import RunFolder
 from ddl.run.log import RunLog
 from ddl.run.resume import resume
 from ddl.train.loop import Loop
+from ddl.train.task import Task
 from ddl.wording import counted, numbered
 
 
@@ -30,10 +32,11 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
 
     setting: checkpoint.resume. Returns on every worker why the job cannot begin, or None. Raises PeerLost; this rank's
     state is then unchanged, and the survivors can repeat all of this."""
-    log, state, work = folder.log, loop.state, loop.work
+    log, work = folder.log, loop.work
     problem: DdlError | None = None
     folder.choose(group)
-    digests = group.gather_objects(state.parameters_digest())
+    digests = group.gather_objects(loop.state.parameters_digest())
+    state = work.whole_state(group.is_leader)
     if group.is_leader:
         try:
             assert folder.path is not None
@@ -58,10 +61,7 @@ def set_up(group: Group, loop: Loop, folder: RunFolder, setting: str, say: Calla
         except OSError as error:
             problem = ConfigError(f"run.dir = {str(folder.path)!r} cannot be used: {error}")
     problem = group.gather_objects(problem)[0]
-    if problem is None:
-        meta, arrays = received(group, work, 0)
-        work.take_over(arrays, meta)
-    return problem
+    return problem if problem is not None else work.distribute(group, state)
 
 
 def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
@@ -71,6 +71,13 @@ def _trusted_status(environment: Mapping[str, str] = os.environ) -> str:
     if launched_size(environment) is None:
         return ""
     return "mpirun's exit status can be 0 for a lost job: trust ddl.launch's, or summary.json"
+
+
+def _sync_lines(task: Task) -> list[str]:
+    if not isinstance(task.optimizer, Local):
+        return []
+    updates = counted(task.parts, "update")
+    return [f"comm.sync is local: {updates} of each rank in a step; the result depends on the number of ranks"]
 
 
 def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
@@ -91,7 +98,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             hosts=hosts,
             device=str(loop.work.device),
             model=shorten(name, 60, placeholder=" ..."),
-            parameters=loop.state.layout.size,
+            parameters=sum(prod(shape) for shape, _ in task.model.params.values()),
             samples=task.order.samples,
             shards=task.order.shards,
             global_batch=task.order.global_batch,
@@ -101,7 +108,7 @@ def announce(loop: Loop, log: RunLog, job: Job, survival: str) -> None:
             tolerance=f"{survived} ({survival})",
             status=_trusted_status(),
             versions=versions(library_version()),
-            data=data_lines(task.settings.get("knowledge", {}).get("data", {})),
+            data=[*data_lines(task.settings.get("knowledge", {}).get("data", {})), *_sync_lines(task)],
         )
     )
     if len(group.members) == 1 and (line := unconnected()):

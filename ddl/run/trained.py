@@ -29,11 +29,11 @@ from ddl.registry import UNNAMED
 from ddl.run.meaning import Meaning
 from ddl.run.plots import samples
 from ddl.run.predictions import Column, ColumnGroup, Predictions
-from ddl.run.resume import understand
-from ddl.train.build import knowledge_of, model_of
+from ddl.train.build import knowledge_of
 from ddl.train.datasets import build_data, table_settings
 from ddl.train.evaluate import batches, evaluate, own_samples
 from ddl.train.initial import choose_checkpoint
+from ddl.train.saved import check_shapes, model_of, state_of, understand
 from ddl.train.state import Progress, TrainingState
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class Trained:
         where = Device()
         if local_rank is not None and job.comm.device != "cpu" and not model.on_host:
             where = device("auto", local_rank)
-        state = _state_of(model, job, arrays, where, f"run {str(run)!r}")
+        state = state_of(model, job, arrays, where, f"run {str(run)!r}")
         state.progress.become(Progress.from_json(meta["progress"]))
         return cls(folder, job, model, state, meta, f"{kind} checkpoint")
 
@@ -295,28 +295,8 @@ def read_arrays(run: Path, checkpoint: str, model: Model) -> tuple[dict[str, np.
     except CheckpointError as error:
         raise ConfigError(f"run {str(run)!r}: {error}") from error
     wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
-    _check_shapes(model, wanted, f"run {str(run)!r}")
+    check_shapes(model, wanted, f"run {str(run)!r}")
     return wanted, Progress.from_json(meta["progress"])
-
-
-def _check_shapes(model: Model, arrays: Mapping[str, np.ndarray], what: str) -> None:
-    for name, (shape, _) in model.params.items():
-        saved = arrays.get(f"params/{name}")
-        if saved is None or saved.shape != tuple(shape):
-            was = "missing" if saved is None else f"of shape {saved.shape}"
-            raise ConfigError(f"{what}: {name} was saved as {was}, its model needs {tuple(shape)}")
-
-
-def _state_of(model: Model, job: Job, arrays: Mapping[str, np.ndarray], device: Device, what: str) -> TrainingState:
-    """The parameters and averages of a checkpoint. Raises ConfigError if they are not those of ``model``."""
-    wanted = {name: value for name, value in arrays.items() if name.startswith(("params/", "averages/"))}
-    _check_shapes(model, wanted, what)  # before memory is allocated, which may be any amount
-    try:
-        state = TrainingState(model, (), job.train.dtype, job.run.seed, device)
-        state.load_named(wanted)
-    except (ValueError, MemoryError) as error:
-        raise ConfigError(f"{what}: {error}") from error
-    return state
 
 
 def outputs_of(

@@ -20,7 +20,7 @@ from ddl.arrays import Device, Layout, host
 from ddl.collectives import Call, check_same_call, end_script
 from ddl.comm import Group
 from ddl.config import Job, OptimSettings, override
-from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_source, decide, needs_precision
+from ddl.data import Arrays, Source, Splits, as_array, as_dtype, as_source, decide, lost_in_cast
 from ddl.errors import ConfigError, DdlError, Stop, UserError
 from ddl.fault import session
 from ddl.metrics import read_summary
@@ -52,6 +52,7 @@ from ddl.train.build import (
 from ddl.train.evaluate import evaluate
 from ddl.train.initial import load_values
 from ddl.train.state import TrainingState
+from ddl.train.targets import with_scaled_targets
 from ddl.train.task import Task
 from ddl.wording import counted
 
@@ -152,12 +153,20 @@ class Trainer:
                 raise UserError("the schedule depends on the validation loss, and train.evaluate_every is 0")
         kind = self.job.data.target_kind
         self._target = decide(as_source(given["train"]), loss_name(loss), kind, measured=self._measured)
-        self._keep_x = normalize != "none" and needs_precision(as_source(given["train"]), self._measured)
+        self._keep = lost_in_cast(
+            as_source(given["train"]),
+            self._target,
+            self.job.train.dtype,
+            x=normalize != "none",
+            y=self.job.data.scale_targets,
+            measured=self._measured,
+        )
         parts = {name: None if source is None else self._prepared(source) for name, source in given.items()}
-        self.data: Source = parts["train"]  # type: ignore[assignment]
-        self.validation, self.test = parts["validation"], parts["test"]
+        splits = Splits(**parts, names=parts["train"].names, target=self._target)  # type: ignore[arg-type, union-attr]
         suggested = None if self._target is None else self._target.loss
-        self.model = build_model(model, self.data.fields, loss, metrics, suggested=suggested)
+        made = build_model(model, splits.train.fields, loss, metrics, suggested=suggested)
+        self.model, self._splits, self._notes = with_scaled_targets(self.job, made, splits)
+        self._keep &= {name for name, field in self.data.fields.items() if field.dtype == np.float64}
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None
         self._loaded: TrainingState | None = None
@@ -177,6 +186,11 @@ class Trainer:
         state = self._state
         step = "not trained yet" if state is None else f"step {state.progress.step:,}"
         return f"Trainer({'; '.join([*parts, ', '.join(filter(None, [step, figures(results)]))])})"
+
+    @property
+    def data(self) -> Source:
+        """The training samples, as the model takes them."""
+        return self._splits.train
 
     def fit(self, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
         """Train up to ``epochs`` or ``steps``, counted from the very beginning; returns the contents of summary.json.
@@ -244,8 +258,7 @@ class Trainer:
     def trained(self) -> TrainedModel:
         """The model as ``ddl.load`` returns it: it predicts labels and probabilities, and exports. Raises DdlError
         before the first ``fit`` or ``load``."""
-        splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
-        knowledge = json.loads(json.dumps(plain(knowledge_of(self.job, splits))))
+        knowledge = json.loads(json.dumps(plain(knowledge_of(self.job, self._splits, self._notes))))
         run = Path(self.folder or "trainer")
         return TrainedModel(Trained(run, self.job, self.model, self._current, {"knowledge": knowledge}, "as trained"))
 
@@ -270,11 +283,13 @@ class Trainer:
             raise ConfigError(f"run {str(run)!r}: {error}") from error
         state.progress.become(progress)
         self._loaded, self._runner, self.summary = state, None, {}
-        self.initial = {name.partition("/")[2]: value for name, value in arrays.items()}
+        self.initial = {name.partition("/")[2]: value for name, value in state.to_named().items()}
 
     def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100) -> LearningRates:
         """Train for a few steps while the learning rate rises from ``lowest`` to ``highest``, on all ranks, and return
-        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are."""
+        the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are.
+
+        For an optimizer of optax the rates are factors of its rate: that rate times the suggestion is a good one."""
         return find(self, lowest, highest, steps)
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:
@@ -321,11 +336,10 @@ class Trainer:
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data), self.model)
         total = steps_of(job, order)
-        splits = Splits(self.data, self.validation, self.test, self.data.names, self._target)
-        groups = self._groups(job)
+        groups = self._groups(job, total)
         return assemble(
             job,
-            splits,
+            self._splits,
             model=self.model,
             order=order,
             optimizer=groups,
@@ -335,13 +349,13 @@ class Trainer:
             normalise=normalisation(job, self.data),
             augment=augmentations(self.augment, self.data.fields, self.model),
             callbacks=callbacks(self.callbacks),
-            knowledge=knowledge_of(job, splits),
+            knowledge=knowledge_of(job, self._splits, self._notes),
             **({} if self.initial is None else load_values(self.initial)),
         )
 
-    def _groups(self, job: Job) -> Groups:
+    def _groups(self, job: Job, total_steps: int) -> Groups:
         if isinstance(self.optimizer, str):
-            return build_groups(job, self.model)
+            return build_groups(job, self.model, total_steps)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
         freeze = [*job.model.freeze, *self.model.frozen]
         if isinstance(self.optimizer, Whole):
@@ -362,6 +376,8 @@ class Trainer:
         """Raises UserError for a setting that an argument says already."""
         free = [*_READ, *(f"optim.{f.name}" for f in fields_of(OptimSettings) if isinstance(self.optimizer, str))]
         for name in settings:
+            if name.startswith("parallel."):
+                raise UserError(f"{name} is no setting of a Trainer yet: only `python -m ddl.train` trains in stages")
             if name in _ARGUMENTS or (name.startswith(("optim.", "model.")) and name not in free):
                 said_by = _ARGUMENTS.get(name, "model, loss, metrics, optimizer, rules")
                 raise UserError(f"{name} is no setting of a Trainer: its arguments say that ({said_by})")
@@ -383,4 +399,4 @@ class Trainer:
         is_tokens = self.normalize == "none" and not self._measured
         if x is not None and x.dtype == np.uint8 and len(x.shape) < 2 and is_tokens:
             return source
-        return as_dtype(source, self.job.train.dtype, keep_x=self._keep_x, measured=self._measured)
+        return as_dtype(source, self.job.train.dtype, keep=self._keep, measured=self._measured)

@@ -8,12 +8,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import reduce
+from functools import reduce, wraps
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.join import Join
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddl.collectives import allreduce as sum_in_place
@@ -301,9 +302,27 @@ def of(group: Group) -> ProcessGroup:
     global _steps
     if _steps is None:
         keep_freed_memory()
+        _refuse_join()
         _steps = Steps(group)
         register_optimizer_step_pre_hook(_steps.before_step)
     return ProcessGroup(_steps)
+
+
+def _refuse_join() -> None:
+    """Make DDP.join raise ValueError: ranks without a batch answer each sum when it is made, and here DDP's sums wait
+    for the end of backward."""
+    enter = Join.__init__
+
+    @wraps(enter)
+    def checked(self: Join, joinables: list[Any], enable: bool = True, *args: Any, **named: Any) -> None:
+        if enable and any(dist.get_backend(one.join_process_group) == "ddl" for one in joinables):
+            raise ValueError(
+                'backend "ddl" has no DDP.join: give every rank as many batches, as DistributedSampler does, or use '
+                "ddl.join with ddl.torch.DistributedOptimizer"
+            )
+        enter(self, joinables, enable, *args, **named)
+
+    Join.__init__ = checked  # type: ignore[method-assign]
 
 
 def _uncaught(error: BaseException) -> None:

@@ -91,6 +91,18 @@ def check_scheduler(scheduler: Any) -> None:
         raise ConfigError(f"a scheduler needs {lacking[0]}(), which {type(scheduler).__name__} has not")
 
 
+def _load_all(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Give each object the state beside it; if one refuses its own, all of them keep what they had."""
+    before = [(one, one.state_dict()) for one, _ in pairs]  # loading replaces these values and leaves them unchanged
+    try:
+        for one, state in pairs:
+            one.load_state_dict(state)
+    except Exception:
+        for one, state in before:
+            one.load_state_dict(state)
+        raise
+
+
 class Stepped(Groups, OwnState):
     """The update of parameters with this layout by such optimizers."""
 
@@ -189,8 +201,7 @@ class Stepped(Groups, OwnState):
                 self._by_number(o, state) for o, state in zip(self._given.optimizers, optimizers, strict=True)
             ]
             pairs = [*zip(self._given.optimizers, optimizers), *zip(self._given.schedulers, schedulers, strict=True)]
-            for stepped, state in pairs:
-                stepped.load_state_dict(state)
+            _load_all(pairs)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"the state of {self._given.kinds} cannot be taken over: {error!r}") from error
         self._factor = factor

@@ -46,4 +46,5 @@ def build_data(job: Job) -> Splits:
         measured=job.model.name in OF_MEASUREMENTS,
         table=table_settings(job),
         images=ImageSettings(data.image_size, data.resize, data.channels, data.damaged),
+        scale_targets=data.scale_targets,
     )

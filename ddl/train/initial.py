@@ -19,6 +19,7 @@ from ddl.errors import CheckpointError, ConfigError, DataError
 from ddl.export.torch_layout import from_torch
 from ddl.metrics import read_summary
 from ddl.models import Model
+from ddl.models.target_scale import DEVIATION, MEAN, TargetScale
 from ddl.registry import resolve
 from ddl.train.state import TrainingState
 from ddl.wording import instead
@@ -40,6 +41,8 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
         # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
         arrays = _saved_arrays(Path(job.model.from_), model, skipped.append)
+        if model.target_scale is not None:
+            arrays = _with_scale(model.target_scale, arrays, state)
         wrong, fitting = [], []
         for kind, views in (("params", state.params.views), ("averages", state.buffers)):
             for name, view in views.items():
@@ -66,6 +69,24 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
         return [*skipped, *([f"{problems}; {taken}"] if wrong else [])]
 
     return take
+
+
+def _with_scale(scale: TargetScale, arrays: Mapping[str, np.ndarray], state: Any) -> dict[str, np.ndarray]:
+    """``arrays`` of a network that may have learned targets of another scale, as those of a network with the scale in
+    ``state`` that predicts the same; only with this scale where its head does not fit."""
+    own = {name: host(state.buffers[name]) for name in (MEAN, DEVIATION)}
+    named = {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith(_OF_MODEL)}
+    found = {**arrays, **{f"averages/{name}": value for name, value in own.items()}}
+    of_head = [f"{scale.head}.weight", f"{scale.head}.bias"]
+    fits = all(name in named and named[name].shape == state.params.views[name].shape for name in of_head)
+    is_same = all(name in named and np.array_equal(named[name], value) for name, value in own.items())
+    if is_same or not fits or any(named.get(name, value).shape != value.shape for name, value in own.items()):
+        return found
+    converted = scale.unfolded(scale.folded(named), own[MEAN], own[DEVIATION])
+    return {**found, **{f"params/{name}": converted[name] for name in of_head}}
+
+
+_OF_MODEL = ("params/", "averages/")
 
 
 def _saved_arrays(path: Path, model: Model, say: Callable[[str], None]) -> Mapping[str, np.ndarray]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ddl.arrays import Device
 from ddl.comm import Group
-from ddl.data import assign
 from ddl.errors import (
     CheckpointError,
     DdlError,
@@ -29,11 +28,10 @@ from ddl.fault.recover import Leaves, RecoverySettings, Report
 from ddl.fault.work import EndJob, Program
 from ddl.kernels.compiler_pages import drop_compiler_pages
 from ddl.train.best import judge, restore_best
-from ddl.train.evaluate import evaluate
-from ddl.train.replicas import compare, hardware
 from ddl.train.saving import Saving
 from ddl.train.services import Services
 from ddl.train.signals import StepRequest
+from ddl.train.staged import work_of
 from ddl.train.state import TrainingState
 from ddl.train.step import Outcome
 from ddl.train.task import Task
@@ -62,7 +60,7 @@ class Loop(Program):
     ):
         self.task, self.state, self.services = task, state, services or Services()
         self.log = self.services.log
-        self.work = Work(task, group, device, state, self.services)
+        self.work = work_of(task)(task, group, device, state, self.services)
         self.request = request or StepRequest()
         self.saving = Saving(self.work, self.request)
         self.status = "finished"
@@ -86,7 +84,7 @@ class Loop(Program):
 
     def start(self, group: Group) -> None:
         """Use the group that set-up resulted in."""
-        self.work.group, self.work.plan = group, assign(self.task.order.shards, group.size)
+        self.work.begin(group)
         self.driver = Driver(self, group, self.work.plan, self._recovery)
 
     def train(self) -> DdlError | None:
@@ -280,6 +278,23 @@ class Loop(Program):
         every = self.request.checkpoint_every_steps
         if outcome.checkpoint or (every and outcome.step % every == 0):
             self.saving.save(self.group)
+        self._rebalance()
+
+    def _rebalance(self) -> None:
+        moved, problem = self.work.rebalance()
+        if problem is not None:
+            raise EndJob(problem)
+        if moved is None:
+            return
+        identities = [member.identity for member in self.group.members]
+        self.driver.recovery.owners = [identities[rank] for rank in moved.plan.owners]
+        if self.group.is_leader:
+            new: dict[int, list[int]] = {}
+            for shard, (rank, old) in enumerate(zip(moved.plan.owners, moved.before.owners, strict=True)):
+                if rank != old:
+                    new.setdefault(identities[rank], []).append(shard)
+            seconds = {identities[rank]: float(own) for rank, own in enumerate(moved.seconds) if own == own}
+            self.log.moved(self.state.progress.step, new, seconds)
 
     def _after_epoch(self) -> None:
         """The evaluation and the checkpoint of an epoch, if they are due and not yet done."""
@@ -363,7 +378,8 @@ class Loop(Program):
 
     def _write_summary(self, failure: DdlError | None) -> DdlError | None:
         speed = round(self.samples / self.train_seconds, 1) if self.train_seconds else 0.0
-        return self.log.end(self.state, self.group.size, speed, self.status, failure)
+        progress, digest = self.state.progress, self.work.digest()
+        return self.log.end(progress, digest, self.group.size, speed, self.status, failure)
 
     def _evaluate(self, source) -> dict[str, Any]:
         def alive() -> None:
@@ -373,24 +389,14 @@ class Loop(Program):
         alive()
         try:
             with self.services.span("evaluate"):
-                return evaluate(
-                    self.task.model,
-                    self.state,
-                    source,
-                    self.group,
-                    rows=self.task.evaluate_rows,
-                    transforms=self.work.transforms,
-                    beat=alive,
-                )
+                return self.work.evaluate(source, alive)
         except UserError as error:  # the same on every rank
             self.saving.save(self.group)
             raise EndJob(error) from error
 
     def _compare_replicas(self) -> None:
         """Ranks in the minority get the majority's state and are named; without a majority the job ends."""
-        step, me, total = self.state.progress.step, self.group.me, self.work.total
-        replica = me.node if total is not None and total.replicas else f"of rank {me.identity}"
-        different = compare(self.group, self.work, hardware(self.work.device), self.state.digest(), replica)
+        step, different = self.state.progress.step, self.work.compare()
         if different is None:
             raise EndJob(Diverged(f"after step {step} no majority of ranks holds the same state"))
         if different and self.group.is_leader:

@@ -54,6 +54,7 @@ class Saving:
         if self._saved is not None and self._saved[0] == progress.step and (self._saved[1] == score or not improved):
             return
         self._group, self._saved = group, (progress.step, score)
+        self.work.gather(group, {0, *(ranks[0] for ranks in group.nodes if self.request.in_memory)})
         self._submit(score)
 
     def wait(self) -> None:
@@ -121,8 +122,7 @@ class Saving:
                     return
                 self._writer.beat = lambda: services.beat(progress.step, "checkpoint")
             with services.span("checkpoint"):
-                named = work.state.to_named()
-                self._writer.submit(progress.step, named, meta, score if math.isfinite(score) else None)
+                self._writer.submit(progress.step, work.named(), meta, score if math.isfinite(score) else None)
         except LeaseLost as error:
             self.lose_lease(error)
         except OSError as error:  # the run folder cannot be claimed

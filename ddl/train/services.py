@@ -4,7 +4,7 @@ The base classes do nothing, which suits tests and benchmarks; ddl/run implement
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
-from ddl.train.state import Progress, TrainingState
+from ddl.train.state import Progress
 from ddl.train.step import Outcome
 
 
@@ -47,6 +47,9 @@ class Reporter:
     def step(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         """Report a committed step. owners: shard -> identity of the rank that computed it."""
 
+    def moved(self, step: int, moved: Mapping[int, Sequence[int]], seconds: Mapping[int, float]) -> None:
+        """Report that shards have moved to faster ranks; see ``ShardsMoved``."""
+
     def missed(self, outcome: Outcome, generation: int, owners: tuple[int, ...]) -> None:
         """Report the step unless an earlier leader has done so."""
 
@@ -60,9 +63,15 @@ class Reporter:
         """Report the deaths and the recovery; called on every rank."""
 
     def end(
-        self, state: TrainingState, ranks: int, samples_per_s: float, status: str, failure: DdlError | None = None
+        self,
+        progress: Progress,
+        digest: str,
+        ranks: int,
+        samples_per_s: float,
+        status: str,
+        failure: DdlError | None = None,
     ) -> DdlError | None:
-        """Write the summary. ranks: at the end. Returns why the job has failed, or None."""
+        """Write the summary. digest: of the parameters. ranks: at the end. Returns why the job has failed, or None."""
         return None
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,21 +145,27 @@ class TrainingState:
         own: OwnState | None = None,
     ):
         self.device, self._own = device, own
-        self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
-        average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
-        kept = model.kept
         self.progress = Progress()
         self._coming: Replica | None = None  # where the next one is prepared
         self._is_guest = False  # in memory of a node that has been left
+        self._slots, self._seed = slots, seed
+        self.hold(model, dtype)
+
+    def hold(self, model: Model, dtype: np.dtype | str) -> None:
+        """Allocate the arrays of ``model`` with their initial values, instead of those of the model held so far."""
+        device, kept = self.device, model.kept
+        self.layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, dtype)
+        average_layout = Layout.of({name: a.shape for name, a in model.averages.items()}, dtype)
         with device.activate():
             params = FlatBuffer(self.layout, xp=device.xp)
             self.replica = Replica(
-                params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in slots}
+                params, {n: aligned.zeros(self.layout.length, params.flat.dtype, device.xp) for n in self._slots}
             )
             self.averages = FlatBuffer(average_layout, xp=device.xp)
             self._kept = {name: device.array(np.array(one.initial)) for name, one in kept.items()}
+            self._absent = {f"averages/{n}": one.absent for n, one in kept.items() if one.absent is not None}
             self.buffers = Views({**self.averages.views, **self._kept})
-            for name, value in initial_values(model, seed).items():
+            for name, value in initial_values(model, self._seed).items():
                 self.params[name][...] = device.array(value)
             for name, average in model.averages.items():
                 self.averages[name][...] = device.array(np.asarray(average.initial))
@@ -262,7 +268,7 @@ class TrainingState:
         if (self._own is None) != (of_optimizer is None):
             raise ValueError("it was made with an optimizer of another kind")
         of_own = {name: value for name, value in named.items() if self._own is not None and name not in targets}
-        named = {name: value for name, value in named.items() if name not in of_own}
+        named = {**self._absent, **{name: value for name, value in named.items() if name not in of_own}}
         if set(named) != set(targets):
             lacking, surplus = sorted(set(targets) - set(named)), sorted(set(named) - set(targets))
             raise ValueError(f"the saved state lacks {lacking[:3]} and has the unknown {surplus[:3]}")
@@ -274,10 +280,12 @@ class TrainingState:
         for name, view in targets.items():
             view[...] = self.device.array(named[name])
 
-    def digest(self) -> str:
-        """SHA-256 over parameters, averages and slots: equal on ranks whose states are equal bit for bit."""
-        sha = hashlib.sha256()
-        for flat in self.flat_arrays():
+    def digest(self, without: Collection[str] = ()) -> str:
+        """SHA-256 over parameters, averages and slots: equal on ranks whose states are equal bit for bit.
+
+        without: names of slots in which ranks differ."""
+        sha, left_out = hashlib.sha256(), {id(self.slots[name]) for name in without}
+        for flat in (flat for flat in self.flat_arrays() if id(flat) not in left_out):
             sha.update(np.ascontiguousarray(host(flat)).data)
         return sha.hexdigest()
 

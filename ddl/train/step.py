@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,8 @@ class Step:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)
         self._scratch: FlatBuffer | None = None
+        # In which each rank computed the newest step; they travel behind the header. Empty without ``train.balance``.
+        self.seconds = np.zeros(group.size if task.balance and group.size > 1 else 0)
         self.waited_s = 0.0  # in the sums of the steps: for other ranks, for messages and for the additions
         # The sum also contains averages, which are not gradients, and gradients of frozen parameters.
         self._averages = dict(model.averages)
@@ -109,19 +112,35 @@ class Step:
         header = self.total.header
         header[:] = 0
         header[STOP], header[CHECKPOINT], header[LEASE_LOST] = stop, checkpoint, lease_lost
+        began = time.perf_counter()
         self._compute(step, epoch, step_in_epoch, header)
         self.beat(step, "sum")
         self.group.probe("step.sum")
-        began = time.perf_counter()
+        computed, began = time.perf_counter() - began, time.perf_counter()
+        common = len(header) - len(self.seconds)
+        if len(self.seconds):
+            header[common + self.group.rank] = computed
         with self.span("sum"):
-            summed = self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
+            summed = self._sum()
         self.waited_s += time.perf_counter() - began
         finite = math.isfinite(summed.squared_norm) and bool(np.isfinite(summed.header).all())
         bad = {} if finite else self._find_bad_shards(step, epoch, step_in_epoch)
         self.beat(step, "update")
         self.group.probe("step.commit")
+        sums = summed.header[:common]
+        self.seconds[:] = summed.header[common:]
         with self.span("update"):
-            return self._commit(step, epoch, summed.gradient, summed.header, summed.squared_norm, bad, not finite)
+            return self._conclude(
+                partial(self._commit, step, epoch, summed.gradient, sums, summed.squared_norm, bad, not finite)
+            )
+
+    def _conclude(self, commit: Callable[[], Outcome]) -> Outcome:
+        """The sum's closing barrier has returned: every rank can commit."""
+        return commit()
+
+    def _sum(self) -> Total:
+        """The sums over all ranks; where a replica is shared, its next version is prepared meanwhile."""
+        return self.total.finish(self._prepare, self.clip_norm > 0) if self._shares else self.total.finish()
 
     def _prepare(self, places: Sequence[slice], summed: Total) -> None:
         """Compute this rank's share of the replica that the commit will switch to, unless the step is skipped."""
@@ -142,10 +161,14 @@ class Step:
                 if self.total.flushes:  # until the last commit all ranks of the node read this replica: it is in caches
                     flush(new[0], min(place.start, length), min(place.stop, length))
                 self.optimizer.update_into(new, old, summed.gradient, lr, updates, scale, place)
+            self.optimizer.prune_into(new, old, updates, places)
 
     def _norm_of(self, gradient: Array, squared_norm: float) -> float:
         """The squared norm of the gradients of trained parameters. squared_norm: of everything that was summed."""
-        return self.optimizer.squared_norm(gradient[: self.state.layout.length]) if self._norm_differs else squared_norm
+        if not self._norm_differs:
+            return squared_norm
+        progress = self.state.progress
+        return self.optimizer.squared_norm(gradient[: self.state.layout.length], progress.step - progress.skipped)
 
     def _compute(self, step: int, epoch: int, step_in_epoch: int, header: np.ndarray) -> None:
         """Write the summed gradients of this rank's shards to ``total.local``, and the sums of its header."""
@@ -153,27 +176,10 @@ class Step:
         if not self.shards:  # more ranks than shards: this one only takes part in the sum
             self._clear(local)
             return
+        announce = self.total.announce if self.parts == 1 else None
         for part in range(self.parts):
-            self.beat(step, "load")
-            self.group.probe("step.load")
-            with self.span("load"):
-                batch, segments = self.loader.batch(epoch, step_in_epoch, part)
-            rows = segments[-1].stop if segments else 0
-            last = part == self.parts - 1
             target = local if part == 0 else self._scratch_buffer()
-            if rows == 0 and not self.synchronised:
-                self._clear(target)
-            else:
-                self.beat(step, "compute")
-                self.group.probe("step.compute")
-                with self.span("compute"):
-                    announce = self.total.announce if last and self.parts == 1 else None
-                    loss, weight, sums = self._gradients(batch, segments, self.shards, step, part, target, announce)
-                header[WEIGHT] += weight
-                header[LOSS] += loss
-                header[SAMPLES] += rows
-                for place, name in enumerate(self.metrics, FIXED):
-                    header[place] += float(sums[name])
+            self._micro_batch(step, epoch, step_in_epoch, part, header, target, announce=announce)
             if part > 0:
                 local.flat += target.flat
                 written, more = local.views.zero_outside, target.views.zero_outside
@@ -182,6 +188,38 @@ class Step:
                         written[name] = np.concatenate([host(written[name]), host(more[name])])
                     else:
                         del written[name]
+
+    def _micro_batch(
+        self,
+        step: int,
+        epoch: int,
+        step_in_epoch: int,
+        part: int,
+        header: np.ndarray,
+        target: FlatBuffer,
+        params: FlatBuffer | None = None,
+        announce=None,
+    ) -> None:
+        """Write the summed gradients of one micro-batch to ``target`` and add to the sums of ``header``.
+
+        params: default: the committed parameters."""
+        self.beat(step, "load")
+        self.group.probe("step.load")
+        with self.span("load"):
+            batch, segments = self.loader.batch(epoch, step_in_epoch, part)
+        rows = segments[-1].stop if segments else 0
+        if rows == 0 and not self.synchronised:
+            self._clear(target)
+            return
+        self.beat(step, "compute")
+        self.group.probe("step.compute")
+        with self.span("compute"):
+            loss, weight, sums = self._gradients(batch, segments, self.shards, step, part, target, params, announce)
+        header[WEIGHT] += weight
+        header[LOSS] += loss
+        header[SAMPLES] += rows
+        for place, name in enumerate(self.metrics, FIXED):
+            header[place] += float(sums[name])
 
     def _clear(self, target: FlatBuffer) -> None:
         """Zero all gradients."""
@@ -194,7 +232,8 @@ class Step:
         self.group.native_allreduce(total)
         return self.state.device.array(total)
 
-    def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, announce=None):
+    def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, params=None, announce=None):
+        params = params or self.state.params
         ctx, written, announced = self.context, target.views.zero_outside, set()
 
         def on_complete(names: Sequence[str | TouchedRows]) -> None:
@@ -209,7 +248,7 @@ class Step:
         ctx.begin(segments, shards, step, part, on_complete)
         if self.state.device.is_gpu:
             batch = {name: self.state.device.array(value) for name, value in batch.items()}
-        result = self.model.loss_and_gradients(self.state.params.views, self.state.buffers, batch, target.views, ctx)
+        result = self.model.loss_and_gradients(params.views, self.state.buffers, batch, target.views, ctx)
         for name in written.keys() - announced:  # their rows are unknown in this step, so they travel as a whole
             del written[name]
         return result

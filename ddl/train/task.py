@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ddl.collectives import Tuning
 from ddl.data import Order, Source, Transform
 from ddl.models.model import Model
 from ddl.optim import Groups, LearningRate
+from ddl.pipeline import Pipeline
 from ddl.registry import adapt
 
 
@@ -31,6 +32,14 @@ class Callback:
         """After training has finished."""
 
 
+class Teaches(Protocol):
+    """A model that answers training samples, for another one that learns from it (teacher.py)."""
+
+    def after(self, transforms: Sequence[Transform]) -> Transform:
+        """The transform that adds its answers to a batch that went through ``transforms`` and augmentation."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """model ... order: what is trained, on which data, in which order. total_steps: where training ends.
@@ -39,10 +48,12 @@ class Task:
     evaluate_every: epochs between evaluations on the validation split (0: only at the end).
     patience: evaluations without improvement after which training ends (0: never).
     restore_best: training ends with the state of the best validation loss, not with the newest.
-    check_every: steps between comparisons of replicas (0: never).
+    check_every: steps between comparisons of replicas (0: never). balance: shards move to faster ranks.
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
+    teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher's parameters.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
     each rank has its own copy of them.
+    pipeline: how the model is cut into stages, if it is.
     settings: plain values that the checkpoint keeps beside the state."""
 
     model: Model
@@ -66,16 +77,21 @@ class Task:
     restore_best: bool = False
     skip_limit: int = 10
     check_every: int = 0
+    balance: bool = False
     resume_schedule: Literal["rescale", "restart", "hold"] = "rescale"
     algorithm: str = "auto"
     bucket_mib: float = 4.0
     overlap: Literal["auto", "on", "off"] = "auto"
     gpu: Literal["auto", "direct", "staged"] = "auto"
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     sharded: Literal["auto", "on", "off"] = "auto"
     tuning: Tuning | None = None
     callbacks: Sequence[Callback] = ()
+    teacher: Teaches | None = None
+    teacher_digest: str = ""
     initial: Callable[[Any], list[str]] | None = None
     initial_digest: str = ""
+    pipeline: Pipeline | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

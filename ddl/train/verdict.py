@@ -30,11 +30,14 @@ def doubt(task: Task, progress: Progress) -> str:
             f"nothing was learned: the training loss is {last:.4g} at the end and was {first:.4g} in the first "
             f"{counted(task.early_steps, 'step')}; look at the targets, the features and optim.lr"
         )
+    scale = task.model.target_scale
+    if spread is not None and scale is not None and scale.mean is not None:
+        spread = 1.0  # of scaled targets
     hopeless = 1 if progress.step >= MANY_STEPS else 10
     far = spread is not None and last > hopeless * spread
     if far and task.model.is_least_squares and progress.step >= FEW_STEPS:
         return (
             f"little was learned: the training loss, {last:.4g}, is above that of always predicting the mean of the "
-            f"targets, {spread:.4g}; train longer, raise optim.lr, or scale the targets"
+            f"targets, {spread:.4g}; train longer, or raise optim.lr"
         )
     return ""

@@ -6,18 +6,23 @@ checkpoints."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddl.arrays import Device, host
 from ddl.comm import Group
-from ddl.data import Loader, Normalise, Plan, assign, combine, moments
+from ddl.data import Loader, Normalise, Plan, Source, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
-from ddl.fault.work import Recoverable
+from ddl.fault.work import Recoverable, received
 from ddl.models.model import gradient_layout
+from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
+from ddl.train.balance import Balancer
+from ddl.train.evaluate import evaluate
+from ddl.train.local import LocalStep
+from ddl.train.replicas import compare, hardware
 from ddl.train.services import Services
 from ddl.train.state import TrainingState
 from ddl.train.step import FIXED, LOSS, WEIGHT, Outcome, Step
@@ -31,19 +36,32 @@ QUIET_S = 2.0  # a communication thread may need so long to leave MPI after this
 SHARDED_BYTES, SHARDED_RANKS = 1 << 20, 3
 
 
+class Moved(NamedTuple):
+    """Shards that have moved from plan ``before`` to ``plan``. seconds: of each rank for one of its shards."""
+
+    plan: Plan
+    before: Plan
+    seconds: np.ndarray
+
+
 class Work(Recoverable):
     """A task with its state on this rank, bound to a generation: its group, plan, loader, gradient sums and step.
 
     state: initial or restored, equal on all workers. last: the outcome of the newest committed step."""
 
     def __init__(self, task: Task, group: Group, device: Device, state: TrainingState, services: Services):
-        self.task, self.group, self.device, self.state, self.services = task, group, device, state, services
-        self.plan = assign(task.order.shards, group.size)
+        self.task, self.device, self.state, self.services = task, device, state, services
         self.step: Step | None = None
         self.loader: Loader | None = None
         self.total: GradientSum | None = None
         self.last: Outcome | None = None
+        self.balancer: Balancer | None = None
         self.waited_s = 0.0  # in the sums of the epoch's steps, over all generations
+        self.begin(group)
+
+    def begin(self, group: Group) -> None:
+        """Use the group that training begins with, and its first plan."""
+        self.group, self.plan = group, assign(self.task.order.shards, group.size)
 
     def position(self) -> tuple[int, int]:
         return self.state.progress.position
@@ -56,16 +74,50 @@ class Work(Recoverable):
 
     def take_over(self, arrays: list[np.ndarray], meta: dict[str, Any]) -> None:
         self.state.take_over(arrays, meta["state"])
+        self._take_notes(meta)
+
+    def _take_notes(self, meta: dict[str, Any]) -> None:
         self.services.log.become(meta["log"])
         self.last = meta["last"]
+
+    # Before the first step, and for checkpoints.
+
+    def whole_state(self, is_leader: bool) -> TrainingState:
+        """Where the leader loads the state that training begins with."""
+        return self.state
+
+    def distribute(self, group: Group, whole: TrainingState) -> DdlError | None:
+        """Give all ranks the leader's state; returns on every rank why that is not possible. Raises PeerLost."""
+        meta, arrays = received(group, self, 0)
+        self.take_over(arrays, meta)
+        return None
+
+    def gather(self, group: Group, writers: Collection[int]) -> None:
+        """Before ``named``: the whole state is wanted on these ranks."""
+
+    def named(self) -> dict[str, np.ndarray]:
+        """The whole state, as ``TrainingState.to_named`` gives it; on ranks for which it was gathered."""
+        return self.state.to_named()
+
+    def digest(self) -> str:
+        """Of the whole model's parameters; "" if it is not known."""
+        return self.state.parameters_digest()
 
     def attach(self, group: Group, plan: Plan) -> DdlError | None:
         """Bind to a generation. If a rank cannot open one of its shards, every rank returns its error."""
         self.detach()
-        task, shards = self.task, plan.shards_of(group.rank)
-        if task.model.synchronised and group.size > task.order.shards:
+        shards = plan.shards_of(group.rank)
+        problem = self._open(group, plan, shards, group.size)
+        if problem is None:
+            self._bind(group, shards)
+        return problem
+
+    def _open(self, group: Group, plan: Plan, shards: Sequence[int], computing: int) -> DdlError | None:
+        """Open the shards that this rank reads. computing: how many ranks share all shards."""
+        task = self.task
+        if task.model.synchronised and computing > task.order.shards:
             return ConfigError(
-                f"synchronised batch norm needs work on every rank, and {group.size} ranks share "
+                f"synchronised batch norm needs work on every rank, and {computing} ranks share "
                 f"{counted(task.order.shards, 'shard')}: start fewer ranks, or set a larger train.global_batch"
             )
         problem = tried(lambda: task.train.hold([task.order.shard_range(shard) for shard in shards]))
@@ -79,36 +131,89 @@ class Work(Recoverable):
             every = {shard: sums for part in parts for shard, sums in part.items()}
             self.state.progress.normalise = combine(every, task.normalise, task.dtype).to_json()
         self.group, self.plan = group, plan
+        taught = [] if task.teacher is None else [task.teacher.after(self.transforms)]
         self.loader = Loader(
             task.train,
             task.order,
             shards,
-            transforms=[*self.transforms, *task.augment],
+            transforms=[*self.transforms, *task.augment, *taught],
             prefetch=task.prefetch,
             seed=task.seed,
             parts=task.parts,
         )
+        return None
+
+    def _bind(self, group: Group, shards: Sequence[int]) -> None:
+        """Make what sums and commits the steps."""
+        task, loader = self.task, self.loader
+        assert loader is not None
         layout = gradient_layout(task.model, task.dtype)
+        self.balancer = Balancer(group.size) if task.balance and group.size > 1 else None
         trained = [name for name in layout.shapes if name not in task.model.averages]
         self.total = GradientSum(
             group,
             layout,
-            Step.header_length(task.model),
+            Step.header_length(task.model) + (group.size if self.balancer else 0),
             SumOptions(
                 task.algorithm,
                 task.bucket_mib,
                 "off" if task.model.synchronised else task.overlap,
                 task.tuning,
                 task.gpu,
+                task.wire,
             ),
             # Backward yields gradients from the last layer to the first; sums of averages lie behind the gradients.
-            Backward([*reversed(trained), *task.model.averages], task.model.by_rows),
+            Backward([*reversed(trained), *task.model.averages], task.model.by_rows, tuple(task.model.averages)),
             device=self.device,
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
         )
-        self.step = Step(task, self.state, self.loader, shards, group, self.total, self.services)
-        return None
+        kind = LocalStep if isinstance(task.optimizer, Local) else Step
+        self.step = kind(task, self.state, loader, shards, group, self.total, self.services)
+
+    def rebalance(self) -> tuple[Moved | None, DdlError | None]:
+        """After a step: move shards to faster ranks, if that pays. Returns what moved, or why shards cannot be opened;
+        the same on all ranks."""
+        step, before, order = self.step, self.plan, self.task.order
+        if self.balancer is None or step is None:
+            return None, None
+        samples = order.step_samples((self.state.progress.step - 1) % order.steps_per_epoch)
+        if samples < min(order.global_batch, order.samples):
+            return None, None  # the last step of an epoch may be a few samples
+        plan = self.balancer.next(self.plan, step.seconds)
+        if plan is None:
+            return None, None
+        assert self.loader is not None
+        shards = plan.shards_of(self.group.rank)
+        self.loader.close()
+        problem = self._open(self.group, plan, shards, self.group.size)
+        if problem is not None:
+            return None, problem
+        step.loader, step.shards = self.loader, shards
+        return Moved(plan, before, self.balancer.seconds), None
+
+    def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
+        """Loss and metrics over all of ``source``, on every rank; see ``evaluate``."""
+        task = self.task
+        return evaluate(
+            task.model,
+            self.state,
+            source,
+            self.group,
+            rows=task.evaluate_rows,
+            transforms=self.transforms,
+            beat=beat,
+        )
+
+    def compare(self) -> list[int] | None:
+        """The identities of ranks whose state differed; see ``replicas.compare``."""
+        replica = (
+            self.group.me.node
+            if self.total is not None and self.total.replicas
+            else f"of rank {self.group.me.identity}"
+        )
+        digest = self.state.digest(without=self.task.optimizer.own_slots)
+        return compare(self.group, self, hardware(self.device), digest, replica)
 
     def count_waits(self) -> float:
         """``waited_s`` including the newest steps."""
@@ -141,6 +246,9 @@ class Work(Recoverable):
             problems.append(f"comm.gpu is direct, but gradients go through the host's memory: {total.staged_because}")
         if total.substitute:
             problems.append(f"comm.algorithm is {task.algorithm}, but gradients are summed by {total.substitute}")
+        if task.wire != total.wire and group.size > 1:
+            why = "all ranks are on one node" if len(group.nodes) == 1 else "the ranks of a node cannot share memory"
+            problems.append(f"comm.wire is {task.wire}, but gradients travel as float32: {why}")
         if task.sharded == "on" and not total.replicas and group.size > 1:
             problems.append(
                 "optim.sharded is on, but each rank has its own replica: sharing one takes ranks of one node that "

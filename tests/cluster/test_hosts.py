@@ -176,6 +176,17 @@ def test_a_death_on_any_host_is_survived(hosts, alone, tmp_path, fault):
     assert trained.is_like(alone)
 
 
+@pytest.mark.parametrize("fault", ["", "kill rank 2 at point allreduce.stream.message:40"])
+def test_short_gradients_train_as_well_as_long_ones(hosts, tmp_path, fault):
+    words = ("--train.dtype=float32", "--comm.wire=int8", "--fault.chaos", fault)
+    short, long = hosts.train(tmp_path / "short", *words), hosts.train(tmp_path / "long", words[0])
+    assert short.summary["ranks_finished"] == 4 - len(short.summary["failures"]) == 4 - bool(fault)
+    samples = short.summary["samples"]
+    assert samples["used"] == samples["expected"] > 0 and samples["missing"] == samples["repeated"] == 0
+    assert short.losses != long.losses and short.losses == pytest.approx(long.losses, rel=0.02)
+    assert "comm.wire" not in short.said
+
+
 def test_nothing_is_left_of_hosts_that_are_stopped(tmp_path):
     tag = f"s{os.getpid() % 1_000_000}"
     made = Hosts(tag)

@@ -145,3 +145,43 @@ def test_a_death_before_there_is_a_group_is_survived(tmp_path, meeting):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     assert done.stdout.splitlines() == ["members [0, 2, 3] 3"] * 3, done.stderr
     assert done.returncode == 0
+
+
+CRASH = """
+import ctypes, os, signal, sys
+from ddl.comm import checked, mpi
+from ddl.errors import PeerLost
+group = mpi.start(tolerant="on")
+gather, crashing = checked.gather, sys.argv[1].split(",")
+
+def crash(*words):
+    if str(group.me.identity) in crashing:
+        ctypes.string_at(0)
+    return gather(*words)
+
+if group.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    while True:
+        group.barrier()
+except PeerLost:
+    group.revoke()
+checked.gather = crash  # all others are in the call that forms the next group
+group = group.shrink()
+print("members", [member.identity for member in group.members], flush=True)
+mpi.finish(group, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("crashing", "status", "said"), [("0,2", 75, ""), ("0", 0, "members [2]\n"), ("2", 0, "members [0]\n")]
+)
+def test_a_crash_of_all_ranks_that_form_a_new_group_has_a_status(tmp_path, crashing, status, said):
+    (tmp_path / "program.py").write_text(CRASH)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    program = [sys.executable, str(tmp_path / "program.py"), crashing]
+    command = ["timeout", "-k", "2", "60", "mpirun", "--with-ft", "ulfm", "-n", "3", *program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    assert (done.returncode, done.stdout) == (status, said), done.stderr
+    assert ("MPI crashed on every rank" in done.stderr) == bool(status)

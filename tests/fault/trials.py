@@ -34,6 +34,7 @@ import numpy as np
 from ddl.audit import report
 from ddl.checkpoint import Store
 from ddl.checkpoint.store import no_check
+from ddl.comm.mpi_group import NONE_IS_LEFT
 from ddl.errors import CheckpointError
 from ddl.launcher.mpirun import command_line, find_mpirun
 from ddl.launcher.supervisor import last_step, read_json
@@ -206,13 +207,16 @@ def judge(place: Path, plan: Plan, calm: Path, calm_s: float) -> Trial:
     if left := job.left():
         trial.problems.append(f"processes are left: {left}")
     is_finished = summary.get("status") == "finished"
-    if (plan.must_finish and not is_finished) or (plan.tells_status and is_finished is bool(trial.status)):
+    must_finish = plan.must_finish and NONE_IS_LEFT not in job.output  # then it must be possible to resume it
+    if (must_finish and not is_finished) or (plan.tells_status and is_finished is bool(trial.status)):
         trial.problems.append(f"status {trial.status}, summary {summary.get('status')!r}: {job.output}")
     elif not is_finished:
         again = Job(folder, Plan(plan.launcher, plan.ranks, plan.spares, words=plan.words), calm_s)
         if status := again.run()[0]:
             trial.problems.append(f"resumed after status {trial.status}: status {status}: {again.output}")
     trial.problems += _differences(folder, calm)
+    if trial.problems:
+        trial.problems.append(f"notes: {_notes(folder)}")
     left = {str(path) for path in Path("/dev/shm").glob(f"ddl*-{job.process.pid}")}
     if left := left | {path for path in job.mapped if os.path.exists(path)}:
         trial.problems.append(f"files {sorted(left)} are left in /dev/shm")
@@ -253,6 +257,13 @@ def other_values(arrays: Mapping[str, Any], calm: Mapping[str, Any]) -> list[str
         return [f"arrays {sorted(set(arrays) ^ set(calm))} are missing"]
     wrong = [name for name, x in calm.items() if not np.allclose(arrays[name], x, rtol=1e-6, atol=1e-7)]
     return [f"other values of {sorted(wrong)[:8]}"] if wrong else []
+
+
+def _notes(folder: Path) -> list[str]:
+    """How each rank of each launch ended, as its companion noted it."""
+    notes = [read_json(path) for path in sorted(folder.glob("notes/*/rank-*.json"))]
+    names = ("rank", "kind", "error", "step", "phase", "time")
+    return [" ".join(str(note.get(name)) for name in names) for note in notes]
 
 
 def _judge_blows(trial: Trial, folder: Path, summary: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ SHORTENED: dict[str, tuple[tuple[str, ...], str, float]] = {
     "lstm": (("--train.epochs=4", "--data.options.lines_per_package=400"), "accuracy", 0.25),
     "gru": (("--train.epochs=4", "--data.options.lines_per_package=400"), "accuracy", 0.25),
     "transformer_classifier": (("--train.epochs=4", "--data.options.lines_per_package=400"), "accuracy", 0.25),
+    "stages": (("--train.epochs=5",), "accuracy", 0.90),
 }
 TRANSFORMER = (
     *("--data.options.limit_mib=0.5", "--data.options.window=64", "--train.steps=60", "--train.global_batch=16"),

@@ -46,6 +46,7 @@ print(json.dumps(sorted(reads)))
 JOBS = [
     [],
     ["--optim.name=momentum", "--model.from=run-0", "--model.strict=false", "--model.options.hidden=[8, 128]"],
+    ["--model.teacher=run-0", "--optim.prune=0.5"],
     ["--optim.name=rmsprop", "--train.steps=0", "--train.epochs=1"],
 ]
 

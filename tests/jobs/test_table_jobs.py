@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -66,3 +68,40 @@ def test_a_table_trains_as_accurately_as_scikit_learn_without_a_setting(tmp_path
     best, samples = reference(path, targets)
     # Within 2 points, or one sample of the test split
     assert trained(path, targets, tmp_path / "run") >= best - max(0.02, 1 / samples) - 1e-9
+
+
+CONVERTING = """
+import os, signal, sys
+from ddl.data import open_dataset
+from ddl.data.tables import convert, store, text
+
+store.CACHED_FROM, convert.PART_CELLS, text.PIECE_BYTES = 0, 3000, 10_000
+ended = store.Share.end
+
+if sys.argv[2] == "dies":
+    def die(share, part, found, count=[0]):
+        count[0] += 1
+        if count[0] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ended(share, part, found)
+    store.Share.end = die
+train = open_dataset("files", path=sys.argv[1], validation=0.0, test=0.0).train
+train.hold([range(len(train))])
+import numpy as np
+print(len(train), int(train.gather(np.arange(len(train)))["x"].sum(dtype="float64")))
+"""
+
+
+def test_a_process_that_dies_while_a_table_is_converted_leaves_its_part_to_the_others(tmp_path):
+    path, rows = tmp_path / "a.csv", 40_000
+    path.write_text("p,q,y\n" + "".join(f"{i},{i % 7},{'ab'[i % 2]}\n" for i in range(rows)))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", CONVERTING, str(path)]
+    started = [
+        subprocess.Popen([*command, how], stdout=subprocess.PIPE, text=True, env=environment)
+        for how in ("dies", "lives", "lives")
+    ]
+    answers = [process.communicate(timeout=200)[0] for process in started]
+    assert [process.returncode for process in started] == [-signal.SIGKILL, 0, 0]
+    wanted = f"{rows} {sum(range(rows)) + sum(i % 7 for i in range(rows))}\n"
+    assert answers[1:] == [wanted] * 2

@@ -36,6 +36,7 @@ FUNCTIONS = {  # name -> its arguments, in CuPy's order: of ufuncs without ``whe
     "bincount": "x weights minlength",
     "clip": "a a_min a_max out",
     "concatenate": "tup axis out",
+    "partition": "a kth axis",
     "copyto": "dst src casting where",
     "dot": "a b out",
     "empty": "shape dtype order",

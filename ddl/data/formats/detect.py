@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ddl.data.formats.npy import GZIP_MAGIC, IDX_TYPES, NPY_MAGIC, ZIP_MAGICS, f
 from ddl.data.formats.pixels import is_image
 from ddl.data.formats.request import Parts, Request
 from ddl.data.formats.rows import Rows
-from ddl.data.formats.tabular import open_arrow, open_csv, open_jsonl, open_parquet
+from ddl.data.formats.tabular import open_records
 from ddl.data.formats.webdataset import open_tars
 from ddl.data.source import Source
 from ddl.data.tables.arrow_reader import ARROW_MAGIC, FEATHER_MAGIC, PARQUET_MAGIC, saved_parts
@@ -166,16 +167,13 @@ FORMATS: dict[str, Callable[[Sequence[Path], Request], Source | Parts]] = {
     "idx": _open_idx,
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,
-    "csv": open_csv,
-    "jsonl": open_jsonl,
-    "parquet": open_parquet,
-    "arrow": open_arrow,
+    **{name: partial(open_records, name) for name in ("csv", "jsonl", "parquet", "arrow")},
     "text": _open_text,
     "tokens": _open_tokens,
     "images": _open_images,
     "webdataset": _open_webdataset,
 }
-FORMATS["hf"] = open_arrow  # a folder of Arrow files that Hugging Face datasets wrote by save_to_disk
+FORMATS["hf"] = FORMATS["arrow"]  # a folder of Arrow files that Hugging Face datasets wrote by save_to_disk
 TABLES = ("csv", "jsonl", "parquet", "arrow", "hf")  # formats that have columns
 SUFFIXES = {
     ".npy": "npy",
@@ -314,7 +312,7 @@ def _saved(folder: Path, request: Request) -> Source | Parts | None:
     """The parts of a folder that Hugging Face datasets wrote; None if it is none."""
     splits = saved_parts(folder)
     if splits is None or "" in splits:
-        return None if splits is None else open_arrow(splits[""], request)
+        return None if splits is None else FORMATS["hf"](splits[""], request)  # type: ignore[return-value]
     by_role, others = {}, []
     for split, files in splits.items():
         role = next((role for role, words in ROLES.items() if re.search(words, split, re.IGNORECASE)), None)
@@ -324,7 +322,7 @@ def _saved(folder: Path, request: Request) -> Source | Parts | None:
             by_role[role] = files
     if "train" not in by_role:
         raise DataError(f"no split for training, only {listed(map(repr, splits), 'and')}", folder)
-    return _by_role(open_arrow, by_role, request, others)
+    return _by_role(FORMATS["hf"], by_role, request, others)
 
 
 def _by_role(

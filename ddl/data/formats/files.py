@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddl.data.formats.rows import Rows, StreamedRows
+from ddl.data.held import Ranges, merged
 from ddl.data.source import Field, Source
 from ddl.errors import DataError
 from ddl.wording import named
@@ -67,11 +69,12 @@ class FileSource(Source):
         return batch
 
     def exact(self) -> Source:
-        x = self._columns["x"]
-        if x.rows.dtype != np.float64 or x.field.dtype.kind != "f":
-            return self
-        wide = replace(x, field=replace(x.field, dtype=np.dtype(np.float64)))
-        return FileSource({**self._columns, "x": wide}, self._labels, self.names)
+        wide = {
+            name: replace(column, field=replace(column.field, dtype=np.dtype(np.float64)))
+            for name, column in self._columns.items()
+            if column.rows.dtype == np.float64 and column.field.dtype.kind == "f"
+        }
+        return FileSource({**self._columns, **wide}, self._labels, self.names) if wide else self
 
     def targets(self) -> np.ndarray | None:
         if self._labels is not None:
@@ -131,10 +134,10 @@ class Concat(Source):
             source.recall(learned)
 
     def hold(self, ranges: Sequence[range]) -> None:
-        for place, source in enumerate(self.sources):
-            low, high = int(self._edges[place]), int(self._edges[place + 1])
-            cut = [range(max(r.start, low) - low, min(r.stop, high) - low) for r in ranges]
-            source.hold([r for r in cut if len(r)])
+        held = merged(ranges)
+        for source, (low, high) in zip(self.sources, pairwise(self._edges.tolist()), strict=True):
+            own = held.within(low, high)
+            source.hold(Ranges(own.starts - low, own.stops - low))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.empty((len(indices), *f.shape), f.dtype) for name, f in self._fields.items()}

@@ -4,24 +4,21 @@ corpus.py reads texts for language models."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ddl.data.formats.npy import first_bytes
-from ddl.data.formats.text_lines import LineIndex, blank_note, clean
 from ddl.data.held import Held
 from ddl.data.source import Field, Source
-from ddl.data.tables.cells import canonical
-from ddl.data.tables.records import Reader
+from ddl.data.tables.cells import canonical, is_integer
+from ddl.data.tables.convert import Problems
+from ddl.data.tables.records import Block, Cells, Reader
 from ddl.errors import DataError
 from ddl.wording import instead
 
@@ -67,89 +64,69 @@ class TextList:
         _same_names(self.names, names, None)
 
 
-class RecordLines:
-    """One text and its class in each line of a file. parse: (line, its number) -> (text, class as text or number);
-    its class is None if there are no classes."""
-
-    def __init__(self, path: Path, parse: Callable[[bytes, int], tuple[str, str | int | None]], skip: int = 0):
-        self.path, self._parse = path, parse
-        self.files: Sequence[Path] = [path]
-        found: set[str | int] = set()
-
-        def check(number: int, line: bytes) -> None:
-            label = parse(line, number)[1]
-            if label is not None:
-                found.add(label)
-            if len(found) > MOST_CLASSES:
-                raise DataError(f"over {MOST_CLASSES} different classes", path, number, "line")
-
-        self._lines = LineIndex(path, skip, check)
-        if len({type(value) for value in found}) > 1:
-            raise DataError("classes are partly texts and partly numbers", path)
-        self.names = tuple(map(str, sorted(found)))  # type: ignore[type-var]
-        self._code = {name: place for place, name in enumerate(self.names)}
-        self.notes = tuple(blank_note(self._lines))
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def read(self, rows: np.ndarray) -> Iterator[tuple[str, int]]:
-        for row, line in zip(rows.tolist(), self._lines.read(rows), strict=True):
-            text, label = self._parse(line, self._lines.line_number(row))
-            yield text, 0 if label is None else self._code[str(label)]
-
-    def like(self, names: tuple[str, ...]) -> None:
-        _same_names(self.names, names, self.path)
-        self.names, self._code = names, {name: place for place, name in enumerate(names)}
-
-
 class ReaderTexts:
     """One text and its class in each row of tables. Reading some rows passes over those before them.
 
     label: the column of classes; None: there are none."""
 
     def __init__(self, readers: Sequence[Reader], text: str, label: str | None):
-        self._readers = list(readers)
+        self._readers, self._text, self._label = list(readers), text, label
         self.files: Sequence[Path] = [reader.path for reader in readers]
-        self.notes: tuple[str, ...] = ()
-        self._text, self._label = text, label
-        self.names: tuple[str, ...] = ()
+        problems, self._count = Problems(), 0
         found: set[str] = set()
-        self._count = 0
-        for classes, _, number in self._rows(label or text):
-            self._count += 1
-            if label is not None:
-                if not classes:
-                    raise DataError(f"no class in column {label!r}", self.files[0], number, "row")
-                found.add(classes)
+        for reader, block in self._blocks():
+            cells = block.cells(reader.names.index(text))
+            if isinstance(cells, np.ndarray) and len(cells):
+                problems.add(reader, int(block.numbers[0]), f"{text!r} is {cells.tolist()[0]!r}, not a text")
+            labels = [] if label is None else list(_as_texts(block.cells(reader.names.index(label))))
+            found.update(labels)
+            for at in [at for at, one in enumerate(labels) if not one]:
+                problems.add(reader, int(block.numbers[at]), f"no class in column {label!r}")
             if len(found) > MOST_CLASSES:
-                raise DataError(f"over {MOST_CLASSES} different classes", self.files[0], number, "row")
-        self.like(tuple(sorted(found)))
+                raise DataError(
+                    f"over {MOST_CLASSES} different classes", reader.path, int(block.numbers[-1]), reader.unit
+                )
+            self._count += len(block.numbers)
+        for reader in self._readers:
+            for number, what in reader.problems:
+                problems.add(reader, number, what)
+        problems.check()
+        if not self._count:
+            raise DataError("no samples in the file", self.files[0], 1 + self._readers[0].is_named, "line")
+        self.notes = tuple(dict.fromkeys(note for reader in self._readers for note in reader.notes))
+        self.names: tuple[str, ...] = ()
+        self.like(tuple(sorted(found, key=int) if all(map(is_integer, found)) else sorted(found)))
 
     def __len__(self) -> int:
         return self._count
 
-    def _rows(self, *names: str) -> Iterator[tuple[str, str, int]]:
-        """(cell of the first column, of the last, number of the row) of all rows."""
+    def _blocks(self) -> Iterator[tuple[Reader, Block]]:
         for reader in self._readers:
-            for name in names:
-                if name not in reader.names:
+            reader.problems, notes = [], list(reader.notes)
+            for name in (self._text, self._label):
+                if name is not None and name not in reader.names:
                     hint = instead(name, reader.names, "there are")
-                    raise DataError(f"no column {name!r}; {hint}", reader.path)
-            at, last = reader.names.index(names[0]), reader.names.index(names[-1])
+                    raise DataError(f"no {name!r} in the record; {hint}", reader.path, 1, reader.unit)
             for block in reader.blocks():
-                cells = [_as_texts(block.columns[place]) for place in (at, last)]
-                yield from zip(*cells, block.numbers, strict=True)
+                yield reader, block
+            reader.notes = list(dict.fromkeys((*notes, *reader.notes)))
 
     def read(self, rows: np.ndarray) -> Iterator[tuple[str, int]]:
-        wanted = iter(rows.tolist())
-        row = next(wanted, None)
-        for place, (text, label, _) in enumerate(self._rows(self._text, self._label or self._text)):
-            if place == row:
-                yield text, 0 if self._label is None else self._code[label]
-                row = next(wanted, None)
-            if row is None:
+        passed = 0
+        for reader, block in self._blocks():
+            if passed > (rows[-1] if len(rows) else -1):
                 return
+            low, high = np.searchsorted(rows, (passed, passed + len(block.numbers)))
+            own = rows[low:high] - passed
+            passed += len(block.numbers)
+            if not len(own):
+                continue
+            texts = _as_texts(block.cells(reader.names.index(self._text)), own)
+            if self._label is None:
+                yield from ((text, 0) for text in texts)
+            else:
+                labels = _as_texts(block.cells(reader.names.index(self._label)), own)
+                yield from ((text, self._code[label]) for text, label in zip(texts, labels, strict=True))
 
     def like(self, names: tuple[str, ...]) -> None:
         if self.names:
@@ -157,69 +134,10 @@ class ReaderTexts:
         self.names, self._code = names, {name: place for place, name in enumerate(names)}
 
 
-def _as_texts(cells: Any) -> Sequence[str]:
-    return [canonical(repr(v)) for v in cells.tolist()] if isinstance(cells, np.ndarray) else cells
-
-
-def plain_lines(path: Path) -> RecordLines:
-    """One text per line, without classes."""
-
-    def parse(line: bytes, number: int) -> tuple[str, None]:
-        try:
-            return line.decode(), None
-        except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text ({error.reason})", path, number, "line") from error
-
-    return RecordLines(path, parse)
-
-
-def json_lines(path: Path, text: str = "text", label: str | None = "label") -> RecordLines:
-    """One JSON object per line, with a text and a class (a text or a whole number) under these keys; label: None
-    reads the texts alone."""
-    kinds: dict[str, Any] = {text: str} if label is None else {text: str, label: (str, int)}
-
-    def parse(line: bytes, number: int) -> tuple[str, str | int | None]:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"not a line of JSON: {error}", path, number, "line") from error
-        for key, kind in kinds.items():
-            if not isinstance(record, dict) or key not in record:
-                raise DataError(f"no {key!r} in the record", path, number, "line")
-            if not isinstance(record[key], kind):
-                wanted = "a text" if kind is str else "a text or a whole number"
-                raise DataError(f"{key!r} is {record[key]!r}, not {wanted}", path, number, "line")
-        return record[text], None if label is None else record[label]
-
-    return RecordLines(path, parse)
-
-
-def csv_lines(path: Path, text: str = "text", label: str | None = "label", delimiter: str = ",") -> RecordLines:
-    """A CSV file whose first line names its columns, with a text and a class in these. Texts end in their line.
-
-    label: None reads the texts alone."""
-    first_bytes(path)
-
-    def cells(line: bytes, number: int) -> list[str]:
-        try:
-            return next(csv.reader([line.decode()], delimiter=delimiter, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"not a line of CSV: {error}", path, number, "line") from error
-
-    with open(path, "rb") as file:
-        columns = cells(clean(file.readline(), 1), 1)
-    for name in (text, label):
-        if name is not None and name not in columns:
-            raise DataError(f"no column {name!r}; {instead(name, columns, 'there are')}", path, 1, "line")
-    at, label_at = columns.index(text), None if label is None else columns.index(label)
-
-    def parse(line: bytes, number: int) -> tuple[str, str | None]:
-        found = cells(line, number)
-        if len(found) != len(columns):
-            raise DataError(f"{len(found)} columns where there are {len(columns)}", path, number, "line")
-        return found[at], None if label_at is None else found[label_at]
-
-    return RecordLines(path, parse, skip=1)
+def _as_texts(cells: Cells, rows: np.ndarray | slice = slice(None)) -> Iterable[str]:
+    if isinstance(cells, np.ndarray):
+        return [canonical(repr(v)) for v in cells[rows].tolist()]
+    return cells.texts(rows)
 
 
 def _same_names(own: tuple[str, ...], wanted: tuple[str, ...], path: Path | None) -> None:

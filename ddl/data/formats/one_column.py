@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.data.formats.detect import detect
+from ddl.data.formats.detect import TABLES, detect
 from ddl.data.formats.npy import open_npz
-from ddl.data.tables.arrow_reader import open_arrow, open_parquet
-from ddl.data.tables.csv_reader import open_csv
-from ddl.data.tables.json_reader import open_json
-from ddl.data.tables.records import Reader
+from ddl.data.formats.tabular import reader_of
 from ddl.errors import ConfigError
 from ddl.wording import instead, listed
 
@@ -24,12 +20,6 @@ def column_of(path: Path, name: str, encoding: str = "", delimiter: str | None =
     delimiter: of CSV; None decides by the first records.
 
     Raises ConfigError if there is none, DataError if the file cannot be read."""
-    readers: dict[str, Callable[[Path], Reader]] = {
-        "csv": partial(open_csv, header=True, delimiter=delimiter, encoding=encoding),
-        "jsonl": partial(open_json, encoding=encoding),
-        "parquet": open_parquet,
-        "arrow": open_arrow,
-    }
     format = detect(path)
     if format == "npz":
         members = open_npz(path)
@@ -38,12 +28,12 @@ def column_of(path: Path, name: str, encoding: str = "", delimiter: str | None =
         rows = members[name]()
         rows.hold([range(rows.shape[0])])
         return rows.take(np.arange(rows.shape[0]))
-    if format not in readers:
-        raise ConfigError(f"{path.name} has no columns; files of {listed([*readers, 'npz'])} have")
-    reader = readers[format](path)
+    if format not in TABLES:
+        raise ConfigError(f"{path.name} has no columns; files of {listed([*TABLES, 'npz'])} have")
+    reader = reader_of(format, encoding, delimiter)(path)
     if name not in reader.names:
         raise ConfigError(f"{path.name} has no such column; {instead(name, reader.names, 'it has')}")
     at = reader.names.index(name)
-    cells = [cell for block in reader.blocks() for cell in block.columns[at]]
+    cells = [cell for block in reader.blocks() for cell in block.cells(at)]
     is_whole = all(isinstance(cell, float) and cell.is_integer() for cell in cells)
     return [int(cell) for cell in cells] if is_whole else cells

@@ -4,29 +4,61 @@ The tables themselves are in ddl/data/tables, the texts in labelled_text.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddl.data.formats.labelled_text import LabelledText, ReaderTexts, csv_lines, json_lines
+from ddl.data.formats.labelled_text import LabelledText, ReaderTexts
 from ddl.data.formats.request import Request
 from ddl.data.source import Source
 from ddl.data.tables import arrow_reader
-from ddl.data.tables.csv_reader import open_csv as csv_reader
-from ddl.data.tables.json_reader import open_json
+from ddl.data.tables.csv_reader import open_csv
+from ddl.data.tables.json_reader import open_json, open_lines
 from ddl.data.tables.records import Reader
 from ddl.data.tables.source import Asked, TableSource, open_table
-from ddl.errors import DataError
 from ddl.registry import instantiate
 
 TEXT, LABEL = "text", "label"
+READERS: dict[str, Callable[..., Reader]] = {
+    "csv": open_csv,
+    "jsonl": open_json,
+    "parquet": arrow_reader.open_parquet,
+    **dict.fromkeys(("arrow", "hf"), arrow_reader.open_arrow),
+    "text": open_lines,
+}
 
 
-def open_csv(paths: Sequence[Path], request: Request) -> Source:
-    if TEXT in request.options:
-        return _labelled(csv_lines, paths, request)
-    return request.make(_csv_table, "data.options", paths=paths, request=request)
+def reader_of(format: str, encoding: str = "", delimiter: str | None = None) -> Callable[[Path], Reader]:
+    """What opens a file whose columns have names. encoding: of text, "" for UTF-8. delimiter: of CSV; None decides by
+    the first records."""
+    if format == "csv":
+        return partial(open_csv, header=True, delimiter=delimiter, encoding=encoding)
+    return partial(READERS[format], encoding=encoding) if format in ("jsonl", "text") else READERS[format]
+
+
+def open_records(format: str, paths: Sequence[Path], request: Request) -> Source:
+    """A table; or texts and their classes, if data.options says so or there are no other columns."""
+    open_reader = reader_of(format, request.table.encoding, request.options.get("delimiter"))
+    is_text = TEXT in request.options
+    if not is_text and format != "csv" and request.like is None:
+        found, label = open_reader(paths[0]).names, request.targets or request.options.get(LABEL, LABEL)
+        is_text = list(found) == [TEXT] or (len(found) <= 3 and set(found) >= {TEXT, label})
+    if is_text:
+        options = {name: value for name, value in request.options.items() if name not in (TEXT, LABEL, "delimiter")}
+        lines = texts_of([open_reader(path) for path in paths], request.options, request.targets)
+        return instantiate(LabelledText, {"texts": lines, **options}, "data.options")
+    if format == "csv":
+        return request.make(_csv_table, "data.options", paths=paths, request=request)
+    return request.make(_table, "data.options", paths=paths, request=request, open_reader=open_reader)
+
+
+def texts_of(
+    readers: Sequence[Reader], options: Mapping[str, Any], targets: str = "", *, is_labelled: bool = True
+) -> ReaderTexts:
+    """The texts and classes in the columns that data.options and data.targets name."""
+    label = targets or options.get(LABEL, LABEL) if is_labelled else None
+    return ReaderTexts(readers, options.get(TEXT, TEXT), label)
 
 
 def _csv_table(
@@ -42,60 +74,9 @@ def _csv_table(
 ) -> TableSource:
     named = [*_targets(request), *(features or request.table.columns), *request.table.drop, *request.table.types]
     by_name = any(isinstance(one, str) and one != "none" and not one.strip("+- ").isdecimal() for one in named)
-    open_reader = partial(
-        csv_reader,
-        header=True if by_name and header is None else header,
-        delimiter=delimiter,
-        decimal=decimal,
-        encoding=request.table.encoding,
-    )
-    return _table(paths, request, open_reader, features=features, target_kind=target_kind, shape=shape)
-
-
-def open_jsonl(paths: Sequence[Path], request: Request) -> Source:
-    open_reader = partial(open_json, encoding=request.table.encoding)
-    if _is_text(lambda: open_reader(paths[0]).names, request):
-        return _labelled(json_lines, paths, request)
-    return request.make(_record_table, "data.options", paths=paths, request=request, open_reader=open_reader)
-
-
-def open_parquet(paths: Sequence[Path], request: Request) -> Source:
-    return _open_records(arrow_reader.open_parquet, paths, request)
-
-
-def open_arrow(paths: Sequence[Path], request: Request) -> Source:
-    return _open_records(arrow_reader.open_arrow, paths, request)
-
-
-def _open_records(open_reader: Callable[[Path], Reader], paths: Sequence[Path], request: Request) -> Source:
-    if not _is_text(lambda: open_reader(paths[0]).names, request):
-        return request.make(_record_table, "data.options", paths=paths, request=request, open_reader=open_reader)
-    options = dict(request.options)
-    text, label = options.pop(TEXT, TEXT), request.targets or options.pop(LABEL, LABEL)
-    lines = ReaderTexts([open_reader(path) for path in paths], text, label)
-    return instantiate(LabelledText, {"texts": lines, **options}, "data.options")
-
-
-def _is_text(names: Callable[[], Sequence[str]], request: Request) -> bool:
-    """Whether the samples are texts with a class: data.options says so, or there are no other columns."""
-    if TEXT in request.options:
-        return True
-    if request.like is not None:
-        return False
-    found, label = names(), request.targets or request.options.get(LABEL, LABEL)
-    return list(found) == [TEXT] or (len(found) <= 3 and set(found) >= {TEXT, label})
-
-
-def _record_table(
-    paths: Sequence[Path],
-    request: Request,
-    open_reader: Callable[[Path], Reader],
-    *,
-    features: Sequence[str | int] | None = None,
-    target_kind: str | None = None,
-    shape: Sequence[int] | None = None,
-) -> TableSource:
-    return _table(paths, request, open_reader, features=features, target_kind=target_kind, shape=shape)
+    header = True if by_name and header is None else header
+    how = {"header": header, "delimiter": delimiter, "decimal": decimal, "encoding": request.table.encoding}
+    return _table(paths, request, partial(open_csv, **how), features=features, target_kind=target_kind, shape=shape)  # type: ignore[arg-type]
 
 
 def _targets(request: Request) -> list[str]:
@@ -107,8 +88,9 @@ def _table(
     request: Request,
     open_reader: Callable[[Path], Reader],
     *,
-    target_kind: str | None,
-    **asked: Any,
+    features: Sequence[str | int] | None = None,
+    target_kind: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> TableSource:
     targets = _targets(request)
     return open_table(
@@ -120,17 +102,7 @@ def _table(
             dtype=request.dtype,
             like=request.like,
             settings=request.table,
-            **asked,
+            features=features,
+            shape=shape,
         ),
     )
-
-
-def _labelled(open_lines: Callable[..., Any], paths: Sequence[Path], request: Request) -> Source:
-    if len(paths) > 1:
-        raise DataError(f"{len(paths)} files of labelled text: join them into one", paths[0].parent)
-    options = dict(request.options)
-    own: dict[str, Any] = {key: options.pop(key) for key in (TEXT, LABEL, "delimiter") if key in options}
-    if request.targets:
-        own[LABEL] = request.targets
-    lines = instantiate(open_lines, {"path": paths[0], **own}, "data.options")
-    return instantiate(LabelledText, {"texts": lines, **options}, "data.options")

@@ -5,16 +5,16 @@ pyarrow is imported only here, and only when such a file is opened."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.data.tables.columns import Cells
-from ddl.data.tables.records import Block, Reader
+from ddl.data.tables.records import Block, Cells, Reader, Texts
 from ddl.errors import ConfigError, DataError
 
 PARQUET_MAGIC, ARROW_MAGIC, FEATHER_MAGIC = b"PAR1", b"ARROW1", b"FEA1"
@@ -55,37 +55,35 @@ class ArrowReader(Reader):
             for batch in self.batches(self.path, self.rows_at_once()):
                 for start in range(0, batch.num_rows, self.rows_at_once()):
                     piece = batch.slice(start, self.rows_at_once())
-                    cells = [self._cells(pa, name, column) for name, column in self._flat(pa, piece)]
-                    yield Block(cells, range(first, first + piece.num_rows))
+                    columns = _flat(pa, piece.schema, piece.columns)
+                    yield Block(range(first, first + piece.num_rows), partial(self._cells, pa, columns))
                     first += piece.num_rows
 
-    def _flat(self, pa: Any, batch: Any) -> list[tuple[str, Any]]:
-        """The columns of ``names``: structures are flattened, and so are lists of a fixed size."""
-        found: list[tuple[str, Any]] = []
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            found += _flattened(pa, name, column)
-        return found
-
-    def _cells(self, pa: Any, name: str, column: Any) -> Cells:
-        kind = column.type
-        if pa.types.is_dictionary(kind):
-            column = column.dictionary_decode()
-            kind = column.type
-        if name in self.labels:
-            names = self.labels[name]
-            return ["" if v is None or v < 0 else names[v] for v in column.to_pylist()]
-        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+    def _cells(self, pa: Any, columns: Sequence[tuple[str, Any]], place: int) -> Cells:
+        (name, column), types = columns[place], pa.types
+        names, is_coded = self.labels.get(name), types.is_dictionary(column.type)
+        kind = column.type.value_type if is_coded else column.type
+        if names is not None or types.is_boolean(kind) or _is_text(pa, kind):
+            column = column if is_coded else column.dictionary_encode()
+            used, codes = np.unique(np.asarray(column.indices.fill_null(-1)), return_inverse=True)
+            different = [None if at < 0 else column.dictionary[at].as_py() for at in used.tolist()]
+            if names is not None:
+                different = [None if one is None or one < 0 else names[one] for one in different]
+            texts = ["" if one is None else str(one).lower() if isinstance(one, bool) else one for one in different]
+            return Texts(texts, codes)
+        column = column.dictionary_decode() if is_coded else column
+        if types.is_date(kind) or types.is_timestamp(kind):
             micro = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
             return _floats(pa, micro) / DAY_US
-        if pa.types.is_boolean(kind):
-            return ["" if v is None else str(v).lower() for v in column.to_pylist()]
-        if pa.types.is_integer(kind) and not column.null_count and not pa.types.is_uint64(kind):
+        if types.is_integer(kind) and not column.null_count and not types.is_uint64(kind):
             return np.asarray(column.cast(pa.int64()))
-        if _is_number(pa, kind):
-            return _floats(pa, column)
-        if _is_text(pa, kind):
-            return ["" if v is None else v for v in column.to_pylist()]
-        return np.full(len(column), np.nan)
+        return _floats(pa, column) if _is_number(pa, kind) else np.full(len(column), np.nan)
+
+
+def _flat(pa: Any, schema: Any, columns: Sequence[Any]) -> list[tuple[str, Any]]:
+    """(name, column): structures are flattened, and so are lists of a fixed size."""
+    pairs = zip(schema.names, columns, strict=True)
+    return [flat for name, column in pairs for flat in _flattened(pa, name, column)]
 
 
 def _floats(pa: Any, column: Any) -> np.ndarray:
@@ -118,9 +116,7 @@ def _flattened(pa: Any, name: str, column: Any) -> list[tuple[str, Any]]:
 def _reader(path: Path, schema: Any, batches: Callable[[Path, int], Iterator[Any]]) -> ArrowReader:
     pa = arrow()
     empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-    named = [
-        pair for name, column in zip(schema.names, empty.columns, strict=True) for pair in _flattened(pa, name, column)
-    ]
+    named = _flat(pa, schema, empty.columns)
     kinds, refused = {}, {}
     for at, (_, column) in enumerate(named):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type

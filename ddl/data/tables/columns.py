@@ -4,14 +4,16 @@ encoding.py makes inputs of these values, once it has learned from the training 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ddl.data.tables.cells import MISSING, canonical, date, date_order, is_integer, number
+from ddl.data.tables.cells import MISSING, canonical, date, date_order, is_integer, is_number, number
+from ddl.data.tables.records import Cells, Texts
 from ddl.errors import ConfigError
+from ddl.kernels.table_cells import DECIMAL, OTHER
 from ddl.wording import instead
 
 KINDS = ("number", "category", "date", "text", "drop")
@@ -19,7 +21,7 @@ MOST_DISTINCT = 100_000  # texts; a column with more is no category
 MOST_NAMED = 20  # classes that an error lists
 MOST_CLASSES = 1000  # numbers of a target that are remembered
 
-Cells = Sequence[str] | np.ndarray  # the cells of one column: texts, whole numbers, or float64 with NaN if missing
+Wrong = tuple[int, str, str]  # row of a cell, the cell as an error shows it, what is wrong with it
 
 
 @dataclass
@@ -75,96 +77,99 @@ class TableColumn:
             return fresh
         return None
 
-    def values(self, cells: Cells, missing: frozenset[str] = MISSING) -> tuple[np.ndarray, list[tuple[int, str]]]:
-        """(values, problems): float64, NaN where a cell is missing or wrong; (index of a wrong cell, what is wrong)."""
+    def values(self, cells: Cells, missing: frozenset[str] = MISSING) -> tuple[np.ndarray, list[Wrong]]:
+        """Float64, NaN where a cell is missing or wrong; and the wrong cells."""
         self.rows += len(cells)
-        if self.kind == "category":
-            values = self._codes(cells, missing)
-            problems = self._unknown(values)
-        elif isinstance(cells, np.ndarray):
+        if isinstance(cells, np.ndarray) and self.kind == "category":
+            different, codes = np.unique(cells, return_inverse=True)
+            texts = ["" if np.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in map(float, different)]
+            cells = Texts(texts, codes)
+        if isinstance(cells, np.ndarray):
             self.are_integers &= cells.dtype.kind == "i"
             values = cells.astype(np.float64, copy=False)
-            problems = [(int(i), "is not finite") for i in np.flatnonzero(np.isinf(values))]
+            wrong = [(int(at), repr(float(values[at])), "is not finite") for at in np.flatnonzero(np.isinf(values))]
+        elif self.kind in ("category", "text"):
+            values, wrong = self._codes(cells.texts(slice(None)), missing)
         else:
-            values, problems = self._numbers(cells, missing)
-        self.known += int(np.count_nonzero(~np.isnan(values))) + len(problems)
-        self.wrong += len(problems)
+            values, wrong = self._parsed(cells, missing)
+        self.known += int(np.count_nonzero(~np.isnan(values))) + len(wrong)
+        self.wrong += len(wrong)
         if self.is_target and self.kind == "number" and len(self.distinct) <= MOST_CLASSES:
             self.distinct.update(np.unique(values[np.isfinite(values)]).tolist())
-        return values, problems
+        return values, wrong
 
-    def _codes(self, cells: Cells, missing: frozenset[str]) -> np.ndarray:
-        if isinstance(cells, np.ndarray):
-            numbers = map(float, cells.tolist())
-            cells = ["" if np.isnan(v) else str(int(v)) if v.is_integer() else repr(v) for v in numbers]
+    def _codes(self, cells: Texts, missing: frozenset[str]) -> tuple[np.ndarray, list[Wrong]]:
+        if self.kind == "text":
+            return np.zeros(len(cells)), []
+        numbers, strange = np.full(len(cells.different), np.nan), {}
+        for at, cell in enumerate(cells.different):
+            text = canonical(cell) if self.is_target else cell.strip()
+            if text.lower() not in missing:
+                numbers[at] = self.texts.setdefault(text, len(self.texts))
+                if self.allowed is not None and text not in self.allowed:
+                    known = ", ".join(sorted(self.allowed)[:MOST_NAMED])
+                    strange[at] = f"is none of the training part's classes, {known}"
         if len(self.texts) > MOST_DISTINCT:
-            return np.zeros(len(cells))
-        codes = _Codes(self.texts, missing, self.is_target)
-        return np.fromiter(map(codes.__getitem__, cells), np.float64, len(cells))
+            self.kind, self.texts = "text", {}
+        return numbers[cells.codes], _wrong(cells, strange)
 
-    def _unknown(self, codes: np.ndarray) -> list[tuple[int, str]]:
-        wrong = [] if self.allowed is None else [n for text, n in self.texts.items() if text not in self.allowed]
-        known = ", ".join(sorted(self.allowed or ())[:MOST_NAMED])
-        return [
-            (int(at), f"is none of the training part's classes, {known}")
-            for at in np.flatnonzero(np.isin(codes, wrong))
-        ]
-
-    def _numbers(self, cells: Sequence[str], missing: frozenset[str]) -> tuple[np.ndarray, list[tuple[int, str]]]:
-        if self.kind == "number" and self.decimal == "." and missing is MISSING and "_" not in "".join(cells):
-            try:
-                values = np.fromiter(map(float, cells), np.float64, len(cells))
-            except ValueError:
-                pass
-            else:
-                if np.isfinite(values).all():
-                    self._note_integers(cells)
-                    return values, []
-        self._note_integers(cells)
-        values, problems = np.full(len(cells), np.nan), []
-        for at, cell in enumerate(cells):
+    def _parsed(self, cells: Texts, missing: frozenset[str]) -> tuple[np.ndarray, list[Wrong]]:
+        if self.kind == "number":
+            values, written = cells.numbers(self.decimal)
+            if missing is not MISSING:
+                written[np.isin(values, [float(mark) for mark in missing if is_number(mark)])] = OTHER
+        else:
+            values, written = Texts.numbers(cells, self.decimal)
+        others = np.flatnonzero(written == OTHER)
+        rest = cells.texts(others)
+        found, strange = np.full(len(rest.different), np.nan), {}
+        for at, cell in enumerate(rest.different):
             if cell.strip().lower() in missing:
                 continue
             value = number(cell, self.decimal) if self.kind == "number" else date(cell, self.order)
             if value is None or not np.isfinite(value):
-                what = "is not finite" if value is not None else f"is no {self.kind}"
-                problems.append((at, what))
+                strange[at] = "is not finite" if value is not None else f"is no {self.kind}"
             else:
-                values[at] = value
-        return values, problems
-
-    def _note_integers(self, cells: Iterable[str]) -> None:
+                found[at] = value
+        values[others] = found[rest.codes]
         if self.is_target and self.are_integers:
-            self.are_integers = all(is_integer(cell) or not cell for cell in cells)
-
-    @property
-    def has_too_many_texts(self) -> bool:
-        return len(self.texts) > MOST_DISTINCT
+            texts_are = all(is_integer(cell) or not cell for cell in rest.different)
+            self.are_integers = texts_are and not (written == DECIMAL).any()
+        return values, [(int(others[at]), cell, what) for at, cell, what in _wrong(rest, strange)]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "kind": "text" if self.has_too_many_texts else self.kind,
+            "kind": self.kind,
             "order": self.order,
-            "texts": [] if self.has_too_many_texts else list(self.texts),
-            "distinct": sorted(self.distinct) if len(self.distinct) <= MOST_CLASSES else None,
+            "texts": list(self.texts),
+            "distinct": sorted(self.distinct)[: MOST_CLASSES + 1],
             "are_integers": self.are_integers,
-            "known": self.known,
+            **{"known": self.known, "rows": self.rows, "wrong": self.wrong},
         }
 
+    def add(self, part: Mapping[str, Any]) -> np.ndarray | None:
+        """Add what ``to_json`` says of the rows of another part of the table. Returns the numbers that its texts have
+        here; None if they are the same."""
+        self.rows, self.known, self.wrong = (
+            own + part[name] for own, name in ((self.rows, "rows"), (self.known, "known"), (self.wrong, "wrong"))
+        )
+        self.distinct.update(part["distinct"])
+        self.are_integers &= part["are_integers"]
+        numbers = [self.texts.setdefault(text, len(self.texts)) for text in part["texts"]]
+        if part["kind"] == "text" or len(self.texts) > MOST_DISTINCT:
+            self.kind, self.texts = "text", {}
+        return None if numbers == list(range(len(numbers))) or self.kind == "text" else np.array(numbers, np.float64)
 
-class _Codes(dict[str, float]):
-    """Text of a cell -> its number in ``texts``, NaN if it is missing; unseen texts get the next number."""
 
-    def __init__(self, texts: dict[str, int], missing: frozenset[str], is_target: bool):
-        super().__init__(texts)
-        self._texts, self._missing, self._is_target = texts, missing, is_target
-
-    def __missing__(self, cell: str) -> float:
-        text = canonical(cell) if self._is_target else cell.strip()
-        code = np.nan if text.lower() in self._missing else self._texts.setdefault(text, len(self._texts))
-        self[cell] = code
-        return code
+def _wrong(cells: Texts, strange: Mapping[int, str]) -> list[Wrong]:
+    """The cells whose texts are among the ``strange`` ones."""
+    if not strange:
+        return []
+    rows = np.flatnonzero(np.isin(cells.codes, list(strange))).tolist()
+    codes = cells.codes[rows].tolist()
+    shown = {code: repr(cells.different[code].strip()) for code in strange}
+    return [(row, shown[code], strange[code]) for row, code in zip(rows, codes, strict=True)]
 
 
 def check_types(types: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -7,16 +7,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddl.data.tables.columns import Cells
-from ddl.data.tables.records import Block, Reader
+from ddl.data.tables.records import Block, Cells, Reader, Texts
 from ddl.data.tables.text import open_text
 from ddl.errors import DataError
+from ddl.wording import counted
 
 NAMED_BY = 1000  # objects whose keys are the columns
 
@@ -30,27 +31,26 @@ class JsonReader(Reader):
 
     def blocks(self) -> Iterator[Block]:
         known = dict.fromkeys(self.names)
-        records = _objects(self.path, self.encoding, self.problems)
+        usual = {name for place, name in enumerate(self.names) if place not in self.refused}
+        records = _objects(self.path, self.encoding, self.problems, self.notes)
         while part := list(islice(records, self.rows_at_once())):
             for number, record in part:
                 for name in record.keys() - known.keys():
                     self.later.setdefault(name, number)
-            numbers = [number for number, _ in part]
-            columns = [self._cells([record.get(name) for _, record in part], name, numbers) for name in known]
-            yield Block(columns, numbers)
+                for name in (name for name, value in record.items() if type(value) is list and name in usual):
+                    self.problems.append((number, f"a list in column {name!r}"))
+            yield Block([number for number, _ in part], partial(self._cells, part))
         for name, number in self.later.items():
             self.notes.append(f"{self.path.name}: key {name!r} first occurs in line {number}: left out")
 
-    def _cells(self, values: list[Any], name: str, numbers: list[int]) -> Cells:
+    def _cells(self, part: list[tuple[int, dict[str, Any]]], place: int) -> Cells:
+        values = [record.get(self.names[place]) for _, record in part]
         kinds = set(map(type, values))
-        if kinds == {int} and all(abs(value) < 2**53 for value in values):
+        if kinds == {int} and all(abs(value or 0) < 2**53 for value in values):
             return np.array(values, np.int64)
         if kinds <= {int, float}:
             return np.array(values, np.float64)
-        if list in kinds and self.names.index(name) not in self.refused:
-            wrong = [number for number, value in zip(numbers, values, strict=True) if isinstance(value, list)]
-            self.problems += [(number, f"a list in column {name!r}") for number in wrong]
-        return [value if type(value) is str else _text(value) for value in values]
+        return Texts.of([value if type(value) is str else _text(value) for value in values])
 
 
 def _text(value: Any) -> str:
@@ -59,11 +59,16 @@ def _text(value: Any) -> str:
     return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _objects(path: Path, encoding: str, problems: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(
+    path: Path, encoding: str, problems: list[tuple[int, str]], notes: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    blank = pending = 0
     with open_text(path, encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
+                pending += 1
                 continue
+            blank, pending = blank + pending, 0
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -76,6 +81,8 @@ def _objects(path: Path, encoding: str, problems: list[tuple[int, str]]) -> Iter
                 problems.append((number, what))
                 continue
             yield number, dict(_flat(record))
+    if blank:
+        notes.append(f"{path.name}: {counted(blank, 'blank line')} skipped")
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,7 +97,7 @@ def open_json(path: Path, encoding: str = "") -> JsonReader:
     names: dict[str, None] = {}
     lists: dict[str, None] = {}
     problems: list[tuple[int, str]] = []
-    for _, record in islice(_objects(path, encoding, problems), NAMED_BY):
+    for _, record in islice(_objects(path, encoding, problems, []), NAMED_BY):
         names.update(dict.fromkeys(record))
         lists.update(dict.fromkeys(name for name, value in record.items() if isinstance(value, list)))
     if not names:
@@ -99,3 +106,20 @@ def open_json(path: Path, encoding: str = "") -> JsonReader:
     columns = list(names)
     refused = {columns.index(name): "lists" for name in lists}
     return JsonReader(path, columns, refused=refused, encoding=encoding)
+
+
+@dataclass
+class LineReader(Reader):
+    """A text in each line, in the column "text"; blank lines are skipped."""
+
+    encoding: str = ""
+
+    def blocks(self) -> Iterator[Block]:
+        with open_text(self.path, self.encoding) as file:
+            lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip())
+            while part := list(islice(lines, self.rows_at_once())):
+                yield Block([number for number, _ in part], lambda _: Texts.of([line for _, line in part]))
+
+
+def open_lines(path: Path, encoding: str = "") -> LineReader:
+    return LineReader(path, ["text"], is_named=False, encoding=encoding)

@@ -5,6 +5,7 @@ convert.py makes the rows, roles.py decides which columns are used, encoding.py 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddl.arrays import generator
-from ddl.data.held import Held
+from ddl.data.held import Held, runs
 from ddl.data.source import Field, Source
 from ddl.data.tables.cells import canonical, is_integer
 from ddl.data.tables.columns import MOST_CLASSES, TableColumn
@@ -26,6 +27,7 @@ from ddl.data.tables.store import RowStore
 from ddl.errors import DataError
 
 LEARNED_FROM = 200_000  # rows of the training part
+SAMPLED_BYTES = 32 * 2**20  # of them in memory at a time
 TARGET_KINDS = ("auto", "classes", "values", "whole")
 
 
@@ -128,7 +130,7 @@ class TableSource(Source):
 
     def __init__(self, paths: Sequence[Path], store: RowStore, use: Roles, like: Mapping[str, Any], asked: Asked):
         self.paths, self._store, self._use, self._asked, self._like = list(paths), store, use, asked, like
-        self._dtype = self._x_dtype = np.dtype(asked.dtype)
+        self._dtype = np.dtype(asked.dtype)
         self._columns: list[Mapping[str, Any]] = list(store.schema["columns"])
         self.notes: Sequence[str] = (*store.schema["notes"], *use.left_out)
         self._described: list[str] = []
@@ -171,20 +173,17 @@ class TableSource(Source):
         rows = np.unique(indices)
         if len(rows) > LEARNED_FROM:  # drawn, since evenly spaced rows could all be alike
             rows = np.sort(generator(0, "encoding").permutation(rows)[:LEARNED_FROM])
-        sampled = self._rows_of(rows, list(range(self._width)))
-        types, asked = self._asked.settings.types, self._asked.settings
-        self._encode_by(
-            [
-                Encoding.learn(
-                    sampled[:, at],
-                    column,
-                    asked.max_categories,
-                    embeds=asked.embeds,
-                    forced=column["name"] in types or len(self._asked.features or asked.columns) > 0,
+        held, types, asked = Held(runs(rows)), self._asked.settings.types, self._asked.settings
+        encoding, at_once = [], max(SAMPLED_BYTES // (8 * len(rows)), 1)
+        for first in range(0, self._width, at_once):
+            places = list(range(first, min(first + at_once, self._width)))
+            sampled = self._rows_of(held, places)
+            for values, column in zip(sampled.T, self._columns[first:], strict=False):
+                forced = column["name"] in types or len(self._asked.features or asked.columns) > 0
+                encoding.append(
+                    Encoding.learn(values, column, asked.max_categories, embeds=asked.embeds, forced=forced)
                 )
-                for at, column in enumerate(self._columns[: self._width])
-            ]
-        )  # fmt: skip
+        self._encode_by(encoding)
 
     def _encode_by(self, encoding: list[Encoding]) -> None:
         self.encoding = encoding
@@ -218,7 +217,7 @@ class TableSource(Source):
         shape = (width,) if self._asked.shape is None else tuple(self._asked.shape)
         if self.encoding is not None and math.prod(shape) != width:
             raise DataError(f"{width} features cannot be reshaped to {shape}", self.paths[0])
-        fields = {"x": Field(shape, self._x_dtype)}
+        fields = {"x": Field(shape, self._dtype)}
         if embedded:
             count = sum(1 + len(one.categories) for one in embedded)
             fields["categories"] = Field((len(embedded),), np.dtype(np.int64), count)
@@ -233,7 +232,7 @@ class TableSource(Source):
 
     def exact(self) -> TableSource:
         other = copy(self)
-        other._x_dtype = np.dtype(np.float64)
+        other._dtype = np.dtype(np.float64)
         other._number(self.names)
         return other
 
@@ -241,24 +240,33 @@ class TableSource(Source):
         """None if they are classes, which are numbered already."""
         if self.names or not self._use.targets:
             return None
-        return self._rows_of(np.arange(len(self)), list(range(self._width, len(self._columns))))
+        return self._rows_of(self._all, list(range(self._width, len(self._columns))))
 
     def labels(self) -> np.ndarray:
+        """In the smallest type, since they are the numbers of all samples."""
         if not self.names:
             raise DataError("the target is values, not classes", self.paths[0])
-        return self._classes_of(self._rows_of(np.arange(len(self)), [self._width])[:, 0])
+        found, filled = np.empty(len(self), np.min_scalar_type(len(self.names))), 0
+        for rows in self._store.pieces(self._all):
+            found[filled : filled + len(rows)] = self._classes_of(rows[:, self._width])
+            filled += len(rows)
+        return found
+
+    @property
+    def _all(self) -> Held:
+        return Held([range(len(self))])
 
     def content(self) -> Sequence[Path | np.ndarray]:
         return self.paths
 
-    def _rows_of(self, rows: np.ndarray, columns: Sequence[int]) -> np.ndarray:
-        """Some columns of these rows, ascending."""
-        found = np.empty((len(rows), len(columns)))
-        if not len(rows):
-            return found
-        for start, piece in self._store.pieces([range(int(rows[0]), int(rows[-1]) + 1)]):
-            low, high = np.searchsorted(rows, [start, start + len(piece)])
-            found[low:high] = piece[rows[low:high] - start][:, columns]
+    def _rows_of(self, held: Held, columns: Sequence[int]) -> np.ndarray:
+        """Some columns of these rows."""
+        # Separate memory: after it frees so large an array, malloc would keep later ones when they are freed.
+        memory = mmap.mmap(-1, max(8 * len(held) * len(columns), 8))
+        found, filled = np.frombuffer(memory, count=len(held) * len(columns)).reshape(len(held), len(columns)), 0
+        for rows in self._store.pieces(held):
+            found[filled : filled + len(rows)] = rows[:, columns]
+            filled += len(rows)
         return found
 
     def hold(self, ranges: Sequence[range]) -> None:
@@ -267,12 +275,13 @@ class TableSource(Source):
             return
         if self.encoding is None:
             self.fit(np.arange(len(self)))
+        self._number(self.names)  # what was held goes before the new rows come
         kept = {name: np.empty((len(held), *f.shape), f.dtype) for name, f in self.fields.items()}
         filled = 0
-        for _, piece in self._store.pieces(held.ranges):
-            place = slice(filled, filled + len(piece))
-            filled += len(piece)
-            self._encode(piece, {name: values[place] for name, values in kept.items()})
+        for rows in self._store.pieces(held):
+            place = slice(filled, filled + len(rows))
+            filled += len(rows)
+            self._encode(rows, {name: values[place] for name, values in kept.items()})
         self._kept = (held, kept)
 
     def _encode(self, rows: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
@@ -318,7 +327,7 @@ def _classes(targets: Sequence[Mapping[str, Any]], kind: str, rows: int, path: P
             raise DataError(f"the target has over {MOST_CLASSES} classes", path)
         return tuple(sorted(texts, key=int) if all(map(is_integer, texts)) else sorted(texts))
     distinct = target["distinct"]
-    if distinct is None or not all(float(value).is_integer() for value in distinct):
+    if len(distinct) > MOST_CLASSES or not all(float(value).is_integer() for value in distinct):
         return ()
     # Under "auto" 1.0 is a value, and so are many different whole numbers.
     is_few = target["are_integers"] and len(distinct) <= max(20.0, math.sqrt(rows))

@@ -22,6 +22,7 @@ from ddl.errors import ConfigError, DataError
 BZ2_MAGIC, XZ_MAGIC = b"BZh", b"\xfd7zXZ\0"
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LOOKED_AT = 2**16  # bytes, for a guess of the encoding
+PIECE_BYTES = 2**20
 
 
 @contextmanager
@@ -53,9 +54,8 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
-    """The text of a file without its byte-order mark, and with its line ends. encoding: "" is UTF-8, or UTF-16 with a
-    byte-order mark. Raises DataError naming the first line that is not in this encoding."""
+def _decoding(path: Path, encoding: str) -> Iterator[tuple[IO[bytes], str]]:
+    """(content of the file, name of its encoding without the byte-order mark)."""
     try:
         codecs.lookup(encoding or "utf-8")
     except LookupError as error:
@@ -67,11 +67,27 @@ def open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
         head = buffered.peek(4)[:4]  # type: ignore[attr-defined]
         is_marked = head.startswith(UTF_16)
         plain = encoding.lower().replace("_", "-") in ("", "utf-8", "utf8")
-        chosen = "utf-16" if plain and is_marked else "utf-8-sig" if plain else encoding
         try:
-            yield io.TextIOWrapper(buffered, chosen, newline="")
+            yield buffered, "utf-16" if plain and is_marked else "utf-8-sig" if plain else encoding
         except UnicodeError as error:
             raise _undecoded(path, encoding, error) from error
+
+
+@contextmanager
+def open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
+    """The text of a file without its byte-order mark, and with its line ends. encoding: "" is UTF-8, or UTF-16 with a
+    byte-order mark. Raises DataError naming the first line that is not in this encoding."""
+    with _decoding(path, encoding) as (content, known):
+        yield io.TextIOWrapper(content, known, newline="")
+
+
+def utf8_pieces(path: Path, encoding: str = "") -> Iterator[tuple[bytes, bool]]:
+    """(piece of the same text in UTF-8, whether it is the last)."""
+    with _decoding(path, encoding) as (content, known):
+        decoder = codecs.getincrementaldecoder(known)()
+        while raw := content.read(PIECE_BYTES):
+            yield decoder.decode(raw).encode(), False
+        yield decoder.decode(b"", True).encode(), True
 
 
 def _undecoded(path: Path, encoding: str, error: UnicodeError) -> DataError:

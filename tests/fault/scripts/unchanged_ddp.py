@@ -1,7 +1,9 @@
 """A script for DistributedDataParallel that notes what it did; a rank may be killed at a moment that the test chooses.
 
-usage: unchanged_ddp.py FOLDER STEPS VICTIM WHERE: WHERE is STEP.MOMENT, or "after SECONDS"."""
+usage: unchanged_ddp.py FOLDER STEPS VICTIM WHERE: WHERE is STEP.MOMENT, or "SECONDS after STEP" has begun (-1: since
+before the module is given to DDP)."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -56,16 +58,25 @@ def main() -> None:
         if me == victim and moment == where:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    delay_s = where.removeprefix("after ") if where.startswith("after ") else ""
-    if me == victim and delay_s:
-        threading.Timer(float(delay_s), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    delay_s, _, after = where.partition(" after ")
+
+    def arm(step: int) -> None:
+        if me == victim and after == str(step):
+            threading.Timer(float(delay_s), os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    arm(-1)
     model = DistributedDataParallel(network(), bucket_cap_mb=0.001)
+    if where == "never":
+        with contextlib.suppress(ValueError):
+            model.join()
+            raise AssertionError("DDP.join was not refused")
     optimizer = optimizer_of(model)
     for name, parameter in model.module.named_parameters():
         parameter.register_hook(lambda g, name=name: strike(f"{step}.{name}"))
     taken = []
     for step in range(steps):
         x, y = batch(step, me)
+        arm(step)
         optimizer.zero_grad()
         strike(f"{step}.forward")
         loss = F.cross_entropy(model(x), y)
@@ -78,7 +89,7 @@ def main() -> None:
         strike(f"{step}.sum")
         mean = loss.detach().clone()
         dist.all_reduce(mean, op=dist.ReduceOp.AVG)
-        if delay_s:
+        if after:
             time.sleep(0.005)
         strike(f"{step}.end")
     result = {name: value.numpy() for name, value in model.module.state_dict().items()}

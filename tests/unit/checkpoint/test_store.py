@@ -96,6 +96,13 @@ def test_the_same_arrays_of_the_same_step_are_linked_and_written_only_once(tmp_p
     assert [entry.score for entry in store.entries()] == [0.25] and loaded_step(store) == 5
 
 
+def test_only_what_frees_space_is_deleted_to_make_room(tmp_path):
+    store = Store(tmp_path, keep=2)
+    save(store, 3), save(store, 5, score=0.9), save(store, 5)
+    assert [store.make_room(), store.make_room()] == [True, False]
+    assert steps_in(tmp_path) == [5, 5] and [entry.score for entry in store.entries()] == [0.9, None]
+
+
 def alter(store, path):
     (path / ARRAYS).write_bytes(b"\0" * (path / ARRAYS).stat().st_size)
 

@@ -42,6 +42,21 @@ BAD_WORDS = {
     "a negative seed": (["--run.seed", "-3"], r"\[run\] seed is -3"),
     "a name that is a path": (["--run.name", "a/b"], r'\[run\] name is "a/b"'),
     "an empty name": (["--run.name", ""], r"\[run\] name"),
+    "pruning with norms of layers": (
+        ["--optim.prune=0.5", "--optim.name=lars"],
+        r"\[optim\] prune is 0.5, but name is lars, which scales its steps by the norms of layers",
+    ),
+    "pruning that ends before it begins": (
+        ["--optim.prune=0.5", "--optim.prune_end=0.1"],
+        r"\[optim\] prune_end is 0.1",
+    ),
+    "how to prune, and no pruning": (["--optim.prune_scope=layer"], r"\[optim\] prune_scope is set, but prune is 0"),
+    "a teacher's share above one": (["--model.teacher=.", "--model.teacher_alpha=2"], r"\[model\] teacher_alpha is 2"),
+    "how to teach, and no teacher": (
+        ["--model.teacher_temperature=3"],
+        r"\[model\] teacher_temperature is set, but teacher is not",
+    ),
+    "no such teacher": (["--model.teacher=missing"], r"\[model\] teacher: there is no .*missing"),
     "nothing to train": (["--train.epochs", "0"], r"nothing to train"),
     "a fraction above one": (["--data.validation", "1.5"], r"\[data\] validation is 1.5"),
     "a negative fraction": (["--data.test", "-0.1"], r"\[data\] test is -0.1"),
@@ -95,6 +110,15 @@ BAD_WORDS = {
     "a section for a setting": (["--model", "mlp"], r"model is a section of settings.*did you mean model.name\?"),
     "a name unlike any other": (["--comm.xyz", "1"], r"\[comm\] has no setting 'xyz'; it has algorithm, bucket_mib, "),
     "a run named like the folder above": (["--run.name", ".."], r'\[run\] name is "..": it must be a plain file name'),
+    "short gradients of another type": (
+        ["--comm.wire", "int8", "--train.dtype", "float64"],
+        r"\[comm\] wire is int8, but \[train\] dtype is float64",
+    ),
+    "short gradients on one node": (["--comm.wire", "int8"], r"wire is int8, but 1 rank was started on one node"),
+    "short gradients by an algorithm that has none": (
+        ["--comm.wire", "bfloat16", "--comm.algorithm", "ring"],
+        r"wire is bfloat16, but algorithm is ring",
+    ),
     "no rank needed": (["--fault.min_ranks", "0"], r"\[fault\] min_ranks is 0"),
 }
 BAD_FILES = {

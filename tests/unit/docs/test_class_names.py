@@ -9,7 +9,7 @@ from collections import defaultdict
 ALLOWED = {
     # The protocol, and its implementations for PyTorch modules and JAX functions.
     "Model": {"models/model.py", "torch/model.py", "jax/model.py"},
-    # What a commit saves in a loop that the user wrote, and the same for a loop in PyTorch.
+    # What a commit saves: of a loop that calls ddl.elastic, and of one in PyTorch.
     "State": {"elastic/state.py", "torch/state.py"},
 }
 

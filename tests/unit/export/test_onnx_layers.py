@@ -10,6 +10,7 @@ import pytest
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from ddl import nn  # noqa: E402
+from ddl.arrays import Views  # noqa: E402
 from ddl.data import Field, Normalise  # noqa: E402
 from ddl.errors import ConfigError  # noqa: E402
 from ddl.export.onnx import onnx_model  # noqa: E402
@@ -99,8 +100,6 @@ def made(network, shape, dtype, rng):
 
 
 def ours(model, arrays, x):
-    from ddl.arrays import Views
-
     context = Context(segments=[slice(0, len(x))], shards=[0])
     return model.predict(Views(arrays), Views({}), {"x": x}, context)["output"]
 
@@ -158,3 +157,31 @@ def test_a_layer_without_onnx_form_is_named(rng):
         model, arrays, x = made(nn.Sequential(nn.Dense(3), layer), (4,), "float32", rng)
         with pytest.raises(ConfigError, match=f"layer {type(layer).__name__} has no ONNX form"):
             onnx_model(model, arrays, x)
+
+
+def test_embedded_categories_are_an_input_of_their_own(rng):
+    network = nn.Sequential(nn.WithCategories(7, 2, 3), nn.Dense(5, "relu"), nn.Dense(3))
+    model, arrays, field = made(network, (4,), "float32", rng)
+    for rows in (5, 1):
+        x, categories = rng.normal(size=(rows, 4)).astype("float32"), rng.integers(0, 7, (rows, 2))
+        context = Context(segments=[slice(0, rows)], shards=[0])
+        batch = {"x": x, "categories": categories}
+        wanted = model.predict(Views(arrays), Views({}), batch, context)["output"]
+        proto = onnx_model(model, arrays, field).SerializeToString()
+        session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(session.run(["output"], batch)[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_values_are_in_the_units_of_the_data(precision, rng):
+    y = Field((2,), np.dtype(precision))
+    model = build(nn.Sequential(nn.Dense(2)), {"x": Field((4,), np.dtype("float32")), "y": y})
+    model = model.with_target_scale(np.array([1.5e5, 0.0]), np.array([8e4, 1e-6]))
+    arrays = {name: value.astype("float32") for name, value in initial_values(model, 1).items()}
+    scale = {name: kept.initial for name, kept in model.kept.items()}
+    x = rng.normal(size=(6, 4)).astype("float32")
+    context = Context(segments=[slice(0, 6)], shards=[0])
+    wanted = model.predict(Views(arrays), Views(scale), {"x": x}, context)["output"]
+    found = run(onnx_model(model, {**arrays, **scale}, Field((4,), x.dtype)), x)["output"]
+    assert found.dtype == wanted.dtype == precision and abs(wanted[:, 0]).max() > 1e4
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12)

@@ -85,6 +85,15 @@ def test_a_resumed_run_ends_as_one_in_one_piece(tmp_path):
         np.testing.assert_array_equal(parts.params[name], value)
 
 
+def test_a_search_finds_a_factor_of_the_rate_inside_the_optimizer(tmp_path):
+    rates = {}
+    for rate in (0.1, 0.2):
+        found = trainer(tmp_path, optax.sgd(rate)).lr_find(1e-2 / rate, 1e2 / rate, 20)
+        assert found.are_factors and "learning rate factors from" in repr(found)
+        rates[rate] = found.suggestion * rate
+    assert rates[0.1] == pytest.approx(rates[0.2])
+
+
 def test_what_optax_cannot_do_here_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"goes with a ddl\.jax\.Model"):
         trainer(tmp_path, optax.sgd(0.1), "mlp")

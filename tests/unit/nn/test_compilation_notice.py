@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddl.kernels.backend import on_compilation, use_compiled
+from ddl.kernels.backend import on_compilation, on_compilation_progress, use_compiled
 
 
 @pytest.fixture
@@ -22,6 +22,18 @@ def test_a_compilation_is_announced_once(numba):
     assert told == []
     assert (first(1), first(2), second(1)) == (2, 3, 3)
     assert told == ["compiles"]
+
+
+def test_each_kernel_that_is_compiled_shows_progress(numba):
+    seen = []
+    on_compilation_progress(lambda: seen.append("beat"))
+    inner = numba.njit(lambda x: x + 4)
+    outer = numba.njit(lambda x: inner(x) * 2)
+    outer(1)
+    on_compilation_progress(lambda: None)
+    assert len(seen) == 4  # the beginning and the end of both
+    outer(2)
+    assert len(seen) == 4
 
 
 def test_nothing_is_announced_for_a_compiled_kernel_or_without_numba(numba):

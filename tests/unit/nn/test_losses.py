@@ -55,6 +55,30 @@ def test_cross_entropy_of_probabilities_is_that_of_labels(xp):
             assert np.isclose(of_labels[0], of_shares[0])
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_taught_loss_is_a_share_of_both_and_the_targets_alone_in_evaluation(soft, xp):
+    outputs, answers = random.standard_normal((2, 5, 4)) * 2
+    labels, weights = np.array([0, -1, 1, 2, 3]), (1.0, 0.5, 2.0, 3.0)
+    if soft:
+        labels = np.abs(labels)
+    targets = np.eye(4)[labels] if soft else labels
+    taught, plain = nn.losses.Taught(0.1, weights, 3.0, 0.3), nn.CrossEntropy(0.1, weights)
+    alone = check(taught, outputs, targets, xp)
+    assert alone[:2] == check(plain, outputs, targets, xp)[:2]
+    ctx = context(5, xp=xp)
+    ctx.teacher = xp.asarray(answers)
+    total, weight, _ = taught.forward(xp.asarray(outputs), xp.asarray(targets), ctx)
+    distance = 0.0
+    for row, label in enumerate(labels):
+        ours, theirs = log_softmax(outputs[row] / 3), log_softmax(answers[row] / 3)
+        distance += (weights[label] if label >= 0 else 0.0) * 9 * (np.exp(theirs) * (theirs - ours)).sum()
+    assert np.isclose(total, 0.7 * alone[0] + 0.3 * distance) and weight == alone[1]
+    for at in np.ndindex(2, 4):
+        found = taught.backward(taught.forward(xp.asarray(outputs), xp.asarray(targets), ctx)[2])
+        wanted = difference(lambda: taught.forward(xp.asarray(outputs), xp.asarray(targets), ctx)[0], outputs, at)
+        assert np.isclose(float(found[at]), wanted, atol=1e-6)
+
+
 def test_cross_entropy_of_huge_logits_is_finite(xp):
     for dtype in ("float32", "float64"):
         logits, labels = xp.asarray([[1e4, -1e4], [0, 90]], dtype), xp.asarray([1, 1])

@@ -9,7 +9,7 @@ from ddl.arrays import Layout
 from ddl.collectives import TABLE
 from ddl.comm.threads import ThreadGroup, run_ranks
 from ddl.errors import ConfigError, PeerLost
-from ddl.parallel import GradientSum, SumOptions, sums
+from ddl.parallel import Backward, GradientSum, SumOptions, sums
 
 LAYOUT = Layout.of({"w1": (30, 7), "b1": (7,), "w2": (7, 3), "b2": (3,)})
 TOPOLOGIES = [[0], [0, 0], [0, 0, 0, 0, 0], [0, 1], [0, 0, 1], [0, 1, 0, 1], [0, 1, 2, 2, 1]]
@@ -201,3 +201,35 @@ def test_nodes_of_different_sizes_compute_the_same_norm(nodes):
 
     found = run_ranks(len(nodes), norms, nodes=nodes)
     assert all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize("nodes", [[0, 1], [0, 0, 1], [0, 1, 0, 1], [0, 1, 2, 2, 1]], ids=str)
+@pytest.mark.parametrize("overlap", ["on", "off"])
+@pytest.mark.parametrize("wire", ["bfloat16", "float16", "int8"])
+def test_compressed_between_nodes_the_sums_are_nearly_right_on_average_right_and_equal(nodes, overlap, wire):
+    """b2 is not a gradient but an average of the model, which is never rounded."""
+
+    def work(group):
+        options = SumOptions(overlap=overlap, bucket_mib=1e-4, wire=wire)
+        reducer = GradientSum(group, LAYOUT, 1, options, Backward(["b1", "w1", "w2", "b2"], exact=["b2"]))
+        found = []
+        for _ in range(8):
+            for name in ("b1", "w1", "w2", "b2"):
+                reducer.local[name][...] = mine[group.rank][name]
+                reducer.announce([name])
+            views = LAYOUT.views(reducer.finish().gradient)
+            found.append({name: views[name].copy() for name in LAYOUT.shapes})
+        assert reducer.wire == wire
+        reducer.close()
+        return found
+
+    rng = np.random.default_rng(5)
+    mine = [{name: rng.standard_normal(shape) for name, shape in LAYOUT.shapes.items()} for _ in nodes]
+    results = run_ranks(len(nodes), work, nodes=nodes)
+    for name in LAYOUT.shapes:
+        whole = sum(one[name] for one in mine)
+        for got in results:
+            assert all(np.array_equal(a[name], b[name]) for a, b in zip(got, results[0], strict=True))
+            near = 1e-5 if name == "b2" else 0.3 if wire == "int8" else 0.05
+            assert np.abs(got[0][name] - whole).max() < near
+            assert np.abs(sum(step[name] for step in got) / 8 - whole).max() < max(near / 4, 1e-5)

@@ -301,6 +301,29 @@ def test_a_state_that_a_checkpoint_cannot_keep_is_named(fresh):
         task["optimizer"].own.named()
 
 
+class Particular(torch.optim.Rprop):
+    def load_state_dict(self, state):
+        if state["param_groups"][0]["lr"] != self.param_groups[0]["lr"]:
+            raise ValueError("another rate")
+        super().load_state_dict(state)
+
+
+def test_a_state_of_which_the_second_optimizer_refuses_its_part_changes_nothing(fresh, points):
+    states = []
+    for rate in (0.01, 0.02):
+        net = fresh(Net)
+        optimizers = [torch.optim.Muon(matrices(net), rate), Particular(others(net), rate)]
+        whole, rules, _ = ddl.torch.translated(optimizers, ddl.torch.Model(net, F.cross_entropy), "")
+        layout = Layout.of({name: tuple(p.shape) for name, p in net.named_parameters()}, "float64")
+        states.append(whole.over(layout, rules, ()).own)
+        more_steps(net, optimizers, points, 2)
+    before = copy.deepcopy(states[0].named())
+    with pytest.raises(ValueError, match="another rate"):
+        states[0].load(*states[1].named())
+    after = states[0].named()
+    assert after[1] == before[1] and all((after[0][name] == value).all() for name, value in before[0].items())
+
+
 def test_a_schedule_of_ddl_sets_the_rates_of_all_groups(on_ranks, fresh, points):
     [(model, _)] = on_ranks(1, "ASGD", scheduled=False, lr=lambda step: 0.1 / (1 + step))
     x, y = (torch.from_numpy(value) for value in points)

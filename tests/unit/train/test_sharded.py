@@ -14,7 +14,7 @@ from ddl.config import Job, override
 from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
 from ddl.models import build as build_model
-from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Rule
+from ddl.optim import LAMB, OPTIMIZERS, SGD, Adam, AdamW, Groups, Momentum, Pruning, Rule
 from ddl.parallel import reducer, sums
 from ddl.train import step
 from ddl.train.build import build_task
@@ -34,7 +34,9 @@ def embedding():
     return nn.Sequential(nn.Embedding(40, 4), nn.TokenMean(), nn.Dense(3))
 
 
-def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoiled=(), said=None, **changes):
+def train(
+    group, sharded="on", *, network=dense, optimizer=None, rules=(), pruning=None, spoiled=(), said=None, **changes
+):
     """The loop of a short training, left open. spoiled: samples that are not finite. said: takes what it warns of."""
     dtype = changes.setdefault("dtype", "float32")
     random = generator(4, "test")
@@ -51,7 +53,7 @@ def train(group, sharded="on", *, network=dense, optimizer=None, rules=(), spoil
         validation=None,
         test=None,
         order=Order(ROWS, SHARDS, BATCH, 2),
-        optimizer=Groups(layout, optimizer or Adam(lr=0.01), rules),
+        optimizer=Groups(layout, optimizer or Adam(lr=0.01), rules, pruning=pruning and pruning(layout)),
         lr=lambda step: 0.01 / (1 + step),
         prefetch=0,
         sharded=sharded,
@@ -277,3 +279,16 @@ def test_a_rank_flushes_only_its_own_share_of_the_next_replica(monkeypatch, flus
     )
     times = (STEPS - 1) // 2  # a replica; the first step knows of nothing yet
     assert {replica: sorted(cuts) for replica, cuts in steps.items()} == dict.fromkeys((0, 1), sorted(shares * times))
+
+
+def weights_pruned(layout):
+    places = [layout.slices[name] for name, shape in layout.shapes.items() if len(shape) > 1]
+    return Pruning(0.6, places, begin=1, end=4, every=2)
+
+
+def test_pruned_weights_are_zero_on_every_rank():
+    shared, own = both(3, pruning=weights_pruned)
+    assert_same(shared, own)
+    saved = bits(shared[1])
+    zeros = [not saved[f"params/{name}"][saved[f"pruned/{name}"] != 0].any() for name in shared[1].state.layout.shapes]
+    assert all(zeros) and sum((saved[name] != 0).sum() for name in saved if name.startswith("pruned/")) == 46
