@@ -270,7 +270,7 @@ class Supervised(Measured):
 
     @cached_property
     def target_scale(self) -> TargetScale | None:  # type: ignore[override]
-        """A head that is not linear, and a loss of the user's own, may rely on the targets as they are."""
+        """A head that is not linear, and a loss that the user wrote, may rely on the targets as they are."""
         head = head_of(self.network) if self.target == "y" and type(self.loss) in (MSE, MAE, Huber) else None
         return None if head is None else TargetScale(head, self.spec.output, self.precision, *self.scale)
 

@@ -289,7 +289,7 @@ class Trainer:
         """Train for a few steps while the learning rate rises from ``lowest`` to ``highest``, on all ranks, and return
         the losses, with a suggestion and a plot. The parameters, and the folder of ``fit``, stay as they are.
 
-        For an optimizer of optax the rates are factors of its own: its rate times the suggestion is a good one."""
+        For an optimizer of optax the rates are factors of its rate: that rate times the suggestion is a good one."""
         return find(self, lowest, highest, steps)
 
     def evaluate(self, data: Source | tuple[Any, Any]) -> dict[str, Any]:

