@@ -166,6 +166,7 @@ class Trainer:
         suggested = None if self._target is None else self._target.loss
         made = build_model(model, splits.train.fields, loss, metrics, suggested=suggested)
         self.model, self._splits, self._notes = with_scaled_targets(self.job, made, splits)
+        self.validation, self.test = self._splits.validation, self._splits.test
         self._keep &= {name for name, field in self.data.fields.items() if field.dtype == np.float64}
         self.summary: dict[str, Any] = {}
         self._runner: Runner | None = None

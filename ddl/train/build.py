@@ -306,7 +306,7 @@ def _pruning(job: Job, layout: Layout, freeze: Sequence[str], total_steps: int) 
     names = [name for name, shape in layout.shapes.items() if len(shape) > 1 and not _is_among(name, freeze)]
     pruned = [name for name in names if _is_among(name, optim.prune_match)]
     if not pruned:
-        raise ConfigError(f"optim.prune_match = {list(optim.prune_match)} names no weights; there are {listed(names)}")
+        raise ConfigError(f"optim.prune_match: no weights match {listed(optim.prune_match)}; there are {listed(names)}")
     return Pruning(
         optim.prune,
         [layout.slices[name] for name in pruned],

@@ -98,7 +98,7 @@ def test_spares_end_with_the_status_of_the_job(spares, whole_job, monkeypatch):
     few = RecoverySettings(min_ranks=3)
     results = run_ranks(2, lambda g: whole_job(g, SETTINGS), spares=spares)
     assert [failure for _, failure in results] == [None] * (2 + spares)
-    monkeypatch.setattr("ddl.train.loop.compare", lambda *_: None)  # no majority holds the same state
+    monkeypatch.setattr("ddl.train.work.compare", lambda *_: None)  # no majority holds the same state
     results = run_ranks(2, lambda g: whole_job(g, {"run.dir": "two"}, check_every=3), spares=spares)
     assert [type(failure) for _, failure in results] == [Diverged] * 2 + [JobEnded] * spares
     assert {failure.exit_status for _, failure in results} == {Diverged.exit_status}

@@ -18,9 +18,9 @@ X = np.random.default_rng(0).normal(size=(96, 3))
 QUIET = {"metrics.console_every_s": 0, "data.prefetch": 0, "fault.tolerance": "off"}
 
 
-def summary_and_warnings(monkeypatch, tmp_path, y, steps=12, **changes):
+def summary_and_warnings(monkeypatch, tmp_path, y, steps=12, scale_targets=True, **changes):
     monkeypatch.chdir(tmp_path)
-    run = ddl.Trainer("linear", (X, y), **changes, settings=QUIET)
+    run = ddl.Trainer("linear", (X, y), **changes, settings={**QUIET, "data.scale_targets": scale_targets})
     summary = run.fit(steps=steps)
     events = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     return summary, [event["message"] for event in events if event["event"] == "warning"]
@@ -32,7 +32,11 @@ def summary_and_warnings(monkeypatch, tmp_path, y, steps=12, **changes):
         (X[:, 0] > 0, {"optimizer": ddl.optim.SGD(lr=1e-9)}, "nothing was learned: the training loss is"),
         (np.zeros(96), {}, "nothing can be learned: every target is the same"),
         (np.ones(96, int), {}, "nothing can be learned: every target is the same"),
-        (X[:, 0] * 10 + 100, {"steps": 210}, "little was learned: the training loss, .*, is above that of always pre"),
+        (
+            X[:, 0] * 10 + 100,
+            {"steps": 210, "scale_targets": False},
+            "little was learned: the training loss, .*, is above that of always pre",
+        ),
     ],
 )
 def test_a_run_that_learned_nothing_says_so_in_one_line(monkeypatch, tmp_path, y, options, line):
