@@ -36,6 +36,7 @@ SHORTENED = {
     "autoencoder": ("--train.epochs=1",),
     "autoencoder_conv": ("--train.epochs=1",),
     "gan": ("--train.epochs=1",),
+    "stages": ("--train.epochs=1", "--parallel.stages=1"),
 }
 
 
