@@ -296,7 +296,7 @@ class Recovery:
             refusal = self.failure or refusal
         report = Report(group.generation, list(deaths), sorted(alive), newest[0], refusal=refusal)
         report.without_death = newest, repeats
-        if now.lost_parts:
+        if now.lost_parts and self.work.parts > 1:  # ranks that have all raised still hold a state of one part
             self.has_state = False  # what is left is of no use to anyone
         if refusal is not None and (action is not Action.STOP or self.failure is not None):
             return report
