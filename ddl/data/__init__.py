@@ -14,7 +14,7 @@ from ddl.data.loader import Loader
 from ddl.data.memory import Arrays, Shared, Subset, as_array, as_dtype, labels_of
 from ddl.data.normalise import Normalise, can_normalise, combine, moments
 from ddl.data.order import Order
-from ddl.data.shards import Plan, assign, auto_shards, reassign
+from ddl.data.shards import Plan, assign, auto_shards, moved_shards, reassign
 from ddl.data.source import Batch, Field, Source, Wrapper, as_source, drawing
 from ddl.data.split import random_split, sequential_split, stratified_split
 from ddl.data.tables.roles import Settings as TableSettings
@@ -76,6 +76,7 @@ __all__ = [
     "lost_in_cast",
     "make_transforms",
     "moments",
+    "moved_shards",
     "multiplicity",
     "open_dataset",
     "oversample",

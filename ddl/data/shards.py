@@ -67,6 +67,15 @@ def assign(shards: int, ranks: int) -> Plan:
     return Plan(tuple(rank for rank in range(ranks) for _ in range(share[rank])))
 
 
+def moved_shards(before: Sequence[int], after: Sequence[int]) -> dict[int, list[int]]:
+    """new owner -> the shards that it got, where ``before`` and ``after`` are the owners by shard."""
+    moved: dict[int, list[int]] = {}
+    for shard, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old != new:
+            moved.setdefault(new, []).append(shard)
+    return moved
+
+
 def reassign(plan: Plan, new_rank: Mapping[int, int], ranks: int) -> Plan:
     """The plan of the next generation.
 

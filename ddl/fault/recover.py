@@ -16,7 +16,7 @@ from typing import Any
 
 from ddl.comm import Group, Member
 from ddl.comm.topology import start_time
-from ddl.data import Plan
+from ddl.data import Plan, moved_shards
 from ddl.errors import CommError, DdlError, JobEnded, PeerLost, QuorumLost, Stop, UserCodeError
 from ddl.fault.decision import Action, FailedCall, RankDeath, Situation, decide, fatal_death
 from ddl.fault.work import Recoverable
@@ -375,9 +375,7 @@ class Recovery:
         plan = self.work.reassign(Plan(tuple(old_rank[i] for i in owners)), new_rank, group)
         report.refusal = self.work.attach(group, plan)
         now = [group.members[rank].identity for rank in plan.owners]
-        for shard, (old, new) in enumerate(zip(owners, now, strict=True)):
-            if old != new:
-                report.moved.setdefault(new, []).append(shard)
+        report.moved = moved_shards(owners, now)
         self.owners = now
         workers_before = {member.identity for member in last.members[: last.size]}
         report.promoted = [m.identity for m in group.members[: group.size] if m.identity not in workers_before]

@@ -4,7 +4,8 @@ loop.py decides when to evaluate; ``python -m ddl.evaluate`` is in ddl/evaluate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -46,6 +47,35 @@ def batches(source: Source, own: range, rows: int | str, transforms: Sequence[Tr
         yield batch
 
 
+@dataclass
+class EvaluationSums:
+    """Sums over samples: of the loss, of the weights that it is divided by, and of the metrics by name."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    sums: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, loss: float, weight: float, sums: Mapping[str, Any]) -> None:
+        self.loss, self.weight = self.loss + float(loss), self.weight + float(weight)
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def over_ranks(self, group: Group, model: Model, samples: int, problem: UserError | None) -> dict[str, Any]:
+        """The loss and metrics of all ranks' ``samples``, on every rank. problem: why this rank could not measure its
+        part; every rank raises that of the first rank with one. Raises PeerLost."""
+        total = EvaluationSums()
+        parts = group.gather_objects((self, problem))
+        for _, wrong in parts:
+            if wrong is not None:
+                raise wrong
+        for part, _ in parts:  # in the order of ranks: the same bits everywhere
+            total.add(part.loss, part.weight, part.sums)
+        if total.weight == 0:
+            return {"loss": float("nan"), "samples": samples}
+        metrics = model.metric_values(total.sums, total.weight)
+        return {"loss": total.loss / total.weight, **metrics, "samples": samples}
+
+
 def evaluate(
     model: Model,
     state: TrainingState,
@@ -60,9 +90,7 @@ def evaluate(
     alike the UserError of a rank with invalid samples.
 
     rows: samples per forward pass, or "auto". transforms: normalisation and the like; they draw nothing."""
-    loss, weight = 0.0, 0.0
-    sums: dict[str, Any] = {}
-    problem: UserError | None = None
+    found, problem = EvaluationSums(), None
     try:
         own = own_samples(source, group)
         source.hold([own])
@@ -75,20 +103,7 @@ def evaluate(
             got_loss, got_weight, got = model.loss_and_gradients(
                 state.params.views, state.buffers, batch, None, context
             )
-            loss, weight = loss + float(got_loss), weight + float(got_weight)
-            for name, value in got.items():
-                sums[name] = sums.get(name, 0) + value
+            found.add(got_loss, got_weight, got)
     except UserError as error:
         problem = error
-    parts = group.gather_objects((loss, weight, sums, problem))  # summed by rank order: the same bits everywhere
-    for *_, wrong in parts:
-        if wrong is not None:
-            raise wrong
-    loss, weight = sum(p[0] for p in parts), sum(p[1] for p in parts)
-    total: dict[str, Any] = {}
-    for _, _, part, _ in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0) + value
-    if weight == 0:
-        return {"loss": float("nan"), "samples": len(source)}
-    return {"loss": loss / weight, **model.metric_values(total, weight), "samples": len(source)}
+    return found.over_ranks(group, model, len(source), problem)

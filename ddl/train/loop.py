@@ -12,6 +12,7 @@ from typing import Any
 
 from ddl.arrays import Device
 from ddl.comm import Group
+from ddl.data import moved_shards
 from ddl.errors import (
     CheckpointError,
     DdlError,
@@ -281,15 +282,14 @@ class Loop(Program):
         self._rebalance()
 
     def _rebalance(self) -> None:
-        moved, problem = self.work.rebalance()
-        if problem is not None:
-            raise EndJob(problem)
-        if moved is None:
+        seconds = self.work.rebalance()
+        if not seconds:
             return
-        identities = [member.identity for member in self.group.members]
-        self.driver.recovery.owners = [identities[rank] for rank in moved.plan.owners]
+        recovery, members = self.driver.recovery, self.group.members
+        before, recovery.owners = recovery.owners, [members[rank].identity for rank in self.work.plan.owners]
         if self.group.is_leader:
-            self.log.moved(self.state.progress.step, *moved.by_identity(identities))
+            known = {members[rank].identity: own for rank, own in enumerate(seconds) if own == own}
+            self.log.moved(self.state.progress.step, moved_shards(before, recovery.owners), known)
 
     def _after_epoch(self) -> None:
         """The evaluation and the checkpoint of an epoch, if they are due and not yet done."""

@@ -4,7 +4,6 @@ work.py has what all work has in common, staged_step.py the step, ddl/pipeline c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,10 +19,11 @@ from ddl.nn.context import Context
 from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.pipeline import Column, Cut, Flow, Grid, Pipeline, Stage, first_grid, regrid
 from ddl.pipeline.grid import IDLE
-from ddl.train.evaluate import batches, rows_of
+from ddl.train.evaluate import EvaluationSums, batches, rows_of
+from ddl.train.replicas import compare, hardware
 from ddl.train.services import Services
 from ddl.train.staged_step import StagedStep
-from ddl.train.state import Progress, TrainingState
+from ddl.train.state import Progress, TrainingState, digest_of
 from ddl.train.step import Step
 from ddl.train.task import Task
 from ddl.train.work import Work, tried
@@ -214,11 +214,8 @@ class StagedWork(Work):
         return self._whole
 
     def digest(self) -> str:
-        sha = hashlib.sha256()
-        for name in sorted(name for name in self._whole if name.startswith("params/")):
-            sha.update(name.removeprefix("params/").encode())
-            sha.update(np.ascontiguousarray(self._whole[name]).data)
-        return sha.hexdigest() if self._whole else ""
+        params = {name[len("params/") :]: one for name, one in self._whole.items() if name.startswith("params/")}
+        return digest_of(params) if params else ""
 
     # Failures.
 
@@ -301,40 +298,27 @@ class StagedWork(Work):
         ]
 
     def compare(self) -> list[int] | None:
-        from ddl.train.replicas import compare, hardware
-
         found = compare(self.column, self, hardware(self.device), self.state.digest(), f"of rank {self.group.rank}")
         every = self.group.gather_objects(found)
         return None if any(one is None for one in every) else sorted({one for found in every for one in found})
 
     def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
         task, stage = self.task, self.stage
-        sums, problem = _Evaluation(self, source, beat), None
+        micros, problem = _Evaluation(self, source, beat), None
         if self.chain:
             context = Context(seed=task.seed)
             flow = Flow(self.group, self.chain, stage, 1, self.device, lambda: context)
             params = stage.views(flow.borrow(self.state.params.views), self.state.buffers)
-            for number in range(sums.count):
+            for number in range(micros.count):
                 try:
                     if problem is None:
-                        flow.evaluate(params, sums, number)
+                        flow.evaluate(params, micros, number)
                     else:
-                        flow.skip(sums, number)
+                        flow.skip(micros, number)
                 except UserError as error:  # the other stages continue, and learn it at the end
                     problem = error
-                    flow.skip(sums, number, is_received=True)
-        parts = self.group.gather_objects((sums.loss, sums.weight, sums.sums, problem))
-        for *_, wrong in parts:
-            if wrong is not None:
-                raise wrong
-        loss, weight = sum(p[0] for p in parts), sum(p[1] for p in parts)
-        total: dict[str, Any] = {}
-        for _, _, part, _ in parts:
-            for name, value in part.items():
-                total[name] = total.get(name, 0) + value
-        if weight == 0:
-            return {"loss": float("nan"), "samples": len(source)}
-        return {"loss": loss / weight, **task.model.metric_values(total, weight), "samples": len(source)}
+                    flow.skip(micros, number, is_received=True)
+        return micros.found.over_ranks(self.group, task.model, len(source), problem)
 
 
 class _Evaluation:
@@ -347,7 +331,7 @@ class _Evaluation:
         rows = rows_of(source, work.task.evaluate_rows)
         self._counts = [min(rows, part.stop - at) for at in range(part.start, part.stop, rows)]
         self.count = len(self._counts)
-        self.loss, self.weight, self.sums = 0.0, 0.0, dict[str, Any]()
+        self.found = EvaluationSums()
         self._reads = bool(work.chain) and (work.stage.is_first or work.stage.is_last)
         if self._reads:
             own = range(part.start, part.stop)
@@ -368,9 +352,7 @@ class _Evaluation:
         return {n: device.array(x) for n, x in next(self._batches).items()} if self._reads else {}
 
     def measured(self, number: int, loss: float, weight: float, sums: Mapping[str, Any]) -> None:
-        self.loss, self.weight = self.loss + float(loss), self.weight + float(weight)
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+        self.found.add(loss, weight, sums)
 
     def gradients(self, number: int) -> Views:
         raise AssertionError("an evaluation has no gradients")

@@ -291,8 +291,13 @@ class TrainingState:
 
     def parameters_digest(self) -> str:
         """SHA-256 of the parameters by name: what summary.json carries."""
-        sha = hashlib.sha256()
-        for name, view in sorted(self.params.views.items()):
-            sha.update(name.encode())
-            sha.update(np.ascontiguousarray(host(view)).data)
-        return sha.hexdigest()
+        return digest_of(self.params.views)
+
+
+def digest_of(named: Mapping[str, Array]) -> str:
+    """SHA-256 of arrays by name, whatever their order."""
+    sha = hashlib.sha256()
+    for name, array in sorted(named.items()):
+        sha.update(name.encode())
+        sha.update(np.ascontiguousarray(host(array)).data)
+    return sha.hexdigest()

@@ -20,6 +20,7 @@ from ddl.config import read as read_config
 from ddl.config.folder import holds_run
 from ddl.config.trust import OPENING, is_of_another_user, refuse_code
 from ddl.data import Field, Known, Source, Transform, Wrapper, as_source, compare
+from ddl.data.held import Held
 from ddl.errors import CheckpointError, ConfigError
 from ddl.models import Model, Supervised
 from ddl.nn import Context
@@ -87,8 +88,7 @@ class Answered(Wrapper):
     def __init__(self, source: Source, teacher: Teacher):
         super().__init__(as_source(source))
         self.teacher = teacher
-        self._starts = np.zeros(0, np.int64)  # of the held ranges, ascending
-        self._places = np.zeros(1, np.int64)  # of their first answers; the last is the number of all
+        self._held = Held([])
         self._kept: np.ndarray | None = None  # None: too large to keep
         self._known = np.zeros(0, bool)
 
@@ -98,10 +98,8 @@ class Answered(Wrapper):
 
     def hold(self, ranges: Sequence[range]) -> None:
         super().hold(ranges)
-        own = sorted((one for one in ranges if len(one)), key=lambda one: one.start)
-        self._starts = np.array([one.start for one in own], np.int64)
-        self._places = np.cumsum([0, *(len(one) for one in own)], dtype=np.int64)
-        count, field = int(self._places[-1]), self.teacher.field
+        self._held, field = Held(ranges), self.teacher.field
+        count = len(self._held)
         is_kept = count * prod(field.shape) * field.dtype.itemsize <= MOST_KEPT
         self._kept = np.empty((count, *field.shape), field.dtype) if is_kept else None
         self._known = np.zeros(count, bool)
@@ -113,8 +111,7 @@ class Answered(Wrapper):
         if kept is None:
             batch[FIELD] = self.teacher.answers(batch)
             return batch
-        held = np.searchsorted(self._starts, indices, side="right") - 1
-        places = indices - self._starts[held] + self._places[held] if len(indices) else indices
+        places = self._held.places(indices)
         if len(new := np.flatnonzero(~known[places])):
             kept[places[new]] = self.teacher.answers({name: value[new] for name, value in batch.items()})
             known[places[new]] = True

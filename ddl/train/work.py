@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ddl.arrays import Device, host
 from ddl.comm import Group
 from ddl.data import Loader, Normalise, Plan, Source, assign, combine, moments
 from ddl.errors import ConfigError, DdlError, UserCodeError, UserError
-from ddl.fault.work import Recoverable, received
+from ddl.fault.work import EndJob, Recoverable, received
 from ddl.models.model import gradient_layout
 from ddl.optim.local import Local
 from ddl.parallel import Backward, GradientSum, SumOptions
@@ -34,22 +34,6 @@ QUIET_S = 2.0  # a communication thread may need so long to leave MPI after this
 # sharing; with 4 ranks sharing made the step of an MLP of 2 MiB 7 to 10 % faster, and that of a text classifier, whose
 # update is most of its step, by a fifth.
 SHARDED_BYTES, SHARDED_RANKS = 1 << 20, 3
-
-
-class Moved(NamedTuple):
-    """Shards that have moved from plan ``before`` to ``plan``. seconds: of each rank for one of its shards."""
-
-    plan: Plan
-    before: Plan
-    seconds: np.ndarray
-
-    def by_identity(self, identities: Sequence[int]) -> tuple[dict[int, list[int]], dict[int, float]]:
-        """(the shards that a rank got, the seconds of a rank that had shards), by identity."""
-        got: dict[int, list[int]] = {}
-        for shard, (new, old) in enumerate(zip(self.plan.owners, self.before.owners, strict=True)):
-            if new != old:
-                got.setdefault(identities[new], []).append(shard)
-        return got, {identities[rank]: float(own) for rank, own in enumerate(self.seconds) if own == own}
 
 
 class Work(Recoverable):
@@ -200,26 +184,28 @@ class Work(Recoverable):
         kind = LocalStep if isinstance(task.optimizer, Local) else Step
         self.step = kind(task, self.state, loader, shards, group, self.total, self.services)
 
-    def rebalance(self) -> tuple[Moved | None, DdlError | None]:
-        """After a step: move shards to faster ranks, if that pays. Returns what moved, or why shards cannot be opened;
-        the same on all ranks."""
-        step, before, order = self.step, self.plan, self.task.order
+    def rebalance(self) -> list[float]:
+        """After a step: change ``plan`` so that shards move to faster ranks, if that pays. Returns the seconds of each
+        rank for one of its shards, because of which they moved; empty if they did not. The same on all ranks, as is
+        EndJob if a rank cannot open its shards."""
+        step, order = self.step, self.task.order
         if self.balancer is None or step is None:
-            return None, None
+            return []
         samples = order.step_samples((self.state.progress.step - 1) % order.steps_per_epoch)
         if samples < min(order.global_batch, order.samples):
-            return None, None  # the last step of an epoch may be a few samples
+            return []  # the last step of an epoch may be a few samples
         plan = self.balancer.next(self.plan, step.seconds)
         if plan is None:
-            return None, None
+            return []
         assert self.loader is not None
         shards = plan.shards_of(self.group.rank)
         self.loader.close()
         problem = self._open(self.group, plan, shards, self.group.size)
         if problem is not None:
-            return None, problem
+            raise EndJob(problem)
         step.loader, step.shards = self.loader, shards
-        return Moved(plan, before, self.balancer.seconds), None
+        seconds: list[float] = self.balancer.seconds.tolist()
+        return seconds
 
     def evaluate(self, source: Source, beat: Callable[[], None]) -> dict[str, Any]:
         """Loss and metrics over all of ``source``, on every rank; see ``evaluate``."""
