@@ -154,8 +154,8 @@ def deaths_are_survived(name, stages, size, deaths, spares=0):
     return left
 
 
-# Counts from 1 to 140 were tried with strides of 3 to 11; these pass through set-up, a forward pass, the sums, the closing
-# barrier and an evaluation.
+# Counts from 1 to 140 were tried with strides of 3 to 11; these pass through set-up, a forward pass, the sums, the
+# closing barrier and an evaluation.
 @pytest.mark.parametrize("count", [1, 20, 33, 47, 58, 71, 90, 113])
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_a_twin_gives_a_lost_stage_back(rank, count):
