@@ -158,10 +158,8 @@ def steps_of(job: Job, order: Order) -> int:
     return min(max(EPOCHS, needed), MOST_EPOCHS) * order.steps_per_epoch
 
 
-def _local(job: Job, inner: Groups, model: Model) -> Local:
+def _local(job: Job, inner: Groups) -> Local:
     """The optimizer of ``comm.sync = "local"``."""
-    if model.synchronised:
-        raise ConfigError("comm.sync is local, but batch norm is synchronised: ranks do not meet between two sums")
     lr, momentum = job.comm.outer_lr, job.comm.outer_momentum
     outer = Momentum(lr=lr, momentum=momentum, nesterov=True) if momentum else SGD(lr=lr)
     return Local(inner, outer, job.comm.inner_steps)
@@ -171,7 +169,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     """A task made of objects and settings. objects: the Task's fields that are not plain settings."""
     resolve_algorithm(job.comm.algorithm)  # raises for an unknown name
     if job.comm.sync == "local":
-        objects["optimizer"] = _local(job, objects["optimizer"], objects["model"])
+        objects["optimizer"] = _local(job, objects["optimizer"])
     teacher, train = open_teacher(job, objects["model"], knowledge), splits.train
     if teacher is not None:
         objects["model"] = teacher.taught(objects["model"], job.model.teacher_temperature, job.model.teacher_alpha)

@@ -20,7 +20,9 @@ class LocalStep(Step):
 
     What is summed in place of a gradient is the copy's change times the weight of this rank's samples, so that ranks
     with more samples count for more. With one inner step by SGD and an outer one by SGD of lr 1, the step is that of
-    SGD on all ranks' samples."""
+    SGD on all ranks' samples. Batch norm takes the statistics of this rank's batch: ranks do not meet in between."""
+
+    meets_in_layers = False
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)

@@ -58,7 +58,9 @@ class Outcome:
 class Step:
     """The step of one rank in one generation: bound to a group, a plan's shards and the state it commits to.
 
-    shards: the shards that this rank computes."""
+    shards: the shards that this rank computes. meets_in_layers: synchronised layers take their sums over all ranks."""
+
+    meets_in_layers = True
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class Step:
         self.context = Context(training=True, seed=task.seed, arena=Arena(state.device.xp), span=services.span)
         self.metrics = list(model.step_metrics)
         self.by_rows = model.by_rows
-        self.synchronised = model.synchronised
+        self.synchronised = model.synchronised and self.meets_in_layers
         if self.synchronised and group.size > 1:
             self.context.sum_over_ranks = self._sum_over_ranks
         self.layout = gradient_layout(model, state.layout.dtype)

@@ -11,7 +11,7 @@ from ddl.data import Arrays, Order
 from ddl.errors import ConfigError
 from ddl.models import build as build_model
 from ddl.models import initial_values
-from ddl.nn import Dense, Sequential
+from ddl.nn import BatchNorm, Dense, Sequential
 from ddl.optim import SGD, AdamW, Groups, Momentum
 from ddl.optim.local import Local
 
@@ -64,6 +64,37 @@ def test_two_ranks_do_what_diloco_does_in_plain_numpy(whole_job):
             value -= 0.7 * (mean + 0.9 * trace)
     for name, value in zip(initial_values(MODEL, 0), start, strict=True):
         assert state.params[name] == pytest.approx(value, rel=1e-9)
+
+
+def test_batch_norm_takes_the_statistics_of_each_ranks_own_batch(whole_job):
+    model = build_model(Sequential(BatchNorm(), Dense(1)), SOURCE.fields, "mse", None)
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, "float64")
+    state = trained(whole_job, 2, Local(Groups(layout, SGD()), SGD(lr=1.0), 1), 1, model=model)[0]
+
+    def loss(values, rows):
+        x, (gamma, beta, w, b) = X[rows], values
+        normal = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+        return np.mean(((normal * gamma + beta) @ w + b - Y[rows]) ** 2)
+
+    def slopes(values, rows, size=1e-5):
+        found = [np.zeros_like(value) for value in values]
+        for value, slope in zip(values, found, strict=True):
+            for place in np.ndindex(value.shape):
+                value[place] += size
+                above = loss(values, rows)
+                value[place] -= 2 * size
+                slope[place] = (above - loss(values, rows)) / (2 * size)
+                value[place] += size
+        return found
+
+    values = [value.astype("float64") for value in initial_values(model, 0).values()]
+    for step in range(STEPS):
+        epoch, step_in_epoch = divmod(step, ORDER.steps_per_epoch)
+        parts = [slopes(values, ORDER.indices(epoch, step_in_epoch, shards, 0, 1)[0]) for shards in ((0, 1), (2, 3))]
+        for value, *slope in zip(values, *parts, strict=True):
+            value -= 0.05 * np.mean(slope, axis=0)
+    for name, value in zip(initial_values(model, 0), values, strict=True):
+        assert state.params[name] == pytest.approx(value, rel=1e-6, abs=1e-8)
 
 
 def test_replicas_are_compared_without_the_state_in_which_ranks_differ(whole_job):
