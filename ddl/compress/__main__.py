@@ -15,7 +15,7 @@ from ddl.launcher.arguments import Parser
 from ddl.output import protect_output
 
 if TYPE_CHECKING:
-    from ddl.compress.measure import Form
+    from ddl.compress.measure import Variant
     from ddl.run.trained import Trained
 
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _quantized(trained: Trained, arguments: argparse.Namespace) -> tuple[Path, Path, list[Form]]:
+def _quantized(trained: Trained, arguments: argparse.Namespace) -> tuple[Path, Path, list[Variant]]:
     from ddl.compress.int8 import forms_of
     from ddl.run.whole_file import whole_file
 
@@ -92,7 +92,7 @@ def _quantized(trained: Trained, arguments: argparse.Namespace) -> tuple[Path, P
     return path, path.with_suffix(".json"), forms
 
 
-def _narrowed(trained: Trained, arguments: argparse.Namespace) -> tuple[Path, Path, list[Form]]:
+def _narrowed(trained: Trained, arguments: argparse.Namespace) -> tuple[Path, Path, list[Variant]]:
     from ddl.compress.channels import narrow
     from ddl.compress.measure import own_form
     from ddl.run.files import save

@@ -67,7 +67,7 @@ def cuts_of(network: nn.Sequential, shape: Shape) -> list[Cut]:
 
 def _importance(cut: Cut, network: nn.Sequential, arrays: Arrays) -> np.ndarray:
     """Of each channel: the norm of the weights that compute it, as batch normalisation scales them, times the norm of
-    those that read it."""
+    the weights that read it."""
     weight = arrays[f"{cut.layer}.weight"].astype(np.float64)
     sizes = np.sqrt((weight.reshape(-1, weight.shape[-1]) ** 2).sum(axis=0))
     for name in cut.between:

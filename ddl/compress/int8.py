@@ -1,4 +1,4 @@
-"""A trained run as an ONNX graph of 8-bit whole numbers, and what it is worth beside the one of float32."""
+"""A trained run as an ONNX graph of 8-bit whole numbers, measured beside the graph of float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ddl.arrays import Array, Device, Views
 from ddl.comm.threads import alone
-from ddl.compress.measure import Form
+from ddl.compress.measure import Variant
 from ddl.data import Source
 from ddl.errors import ConfigError
 from ddl.export import quantize
@@ -26,7 +26,7 @@ CALIBRATION = 512  # training samples, evenly spread over the training split and
 AT_ONCE = 64
 
 
-def forms_of(trained: Trained, held_out: str) -> tuple[bytes, list[Form]]:
+def forms_of(trained: Trained, held_out: str) -> tuple[bytes, list[Variant]]:
     """The quantised graph, and both graphs as forms of the model.
 
     held_out: the split on which they are evaluated. Raises ConfigError for a model without ONNX form, or of which
@@ -47,13 +47,13 @@ def _samples(source: Source) -> Iterator[Mapping[str, np.ndarray]]:
         yield {name: value for name, value in source.gather(part).items() if name in ("x", "categories")}
 
 
-def _form(name: str, graph: bytes, trained: Trained, source: Source) -> Form:
+def _form(name: str, graph: bytes, trained: Trained, source: Source) -> Variant:
     session = quantize.session(graph)
     assert isinstance(trained.model, Supervised)
     model = replace(trained.model, network=_OfSession(session, trained.model.spec.output), _states=[])
     state = TrainingState(model, (), "float32", 0, Device())
     metrics = evaluate(model, state, source, alone(), rows=trained.job.data.batch_eval)
-    return Form(name, len(graph), metrics, lambda batch: session.run(["output"], dict(batch)))
+    return Variant(name, len(graph), metrics, lambda batch: session.run(["output"], dict(batch)))
 
 
 @dataclass(frozen=True)

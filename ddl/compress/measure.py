@@ -23,7 +23,7 @@ ROUNDS, LEAST_S = 15, 0.01  # blocks of calls, and the seconds of each
 
 
 @dataclass(frozen=True)
-class Form:
+class Variant:
     """A form of a model. name: for the user. bytes: of its file, or of its parameters. metrics: on held-out samples.
 
     answer: computes the outputs for samples as they are stored."""
@@ -34,15 +34,15 @@ class Form:
     answer: Callable[[Mapping[str, np.ndarray]], object]
 
 
-def own_form(name: str, trained: Trained, held_out: Source) -> Form:
+def own_form(name: str, trained: Trained, held_out: Source) -> Variant:
     """The model of a run, as ddl computes it."""
     model = TrainedModel(trained)
     size = sum(view.nbytes for view in (*trained.state.params.views.values(), *trained.state.buffers.values()))
-    return Form(name, size, trained.evaluate(held_out, alone()), lambda batch: model.outputs(batch["x"]))
+    return Variant(name, size, trained.evaluate(held_out, alone()), lambda batch: model.outputs(batch["x"]))
 
 
 @dataclass(frozen=True)
-class FormFigures:
+class VariantFigures:
     """A form with the median seconds of its answers: to one sample, and to ``batch`` samples at once."""
 
     name: str
@@ -53,7 +53,7 @@ class FormFigures:
     batch: int
 
 
-def measured(forms: Sequence[Form], held_out: Source) -> list[FormFigures]:
+def measured(forms: Sequence[Variant], held_out: Source) -> list[VariantFigures]:
     """The forms with their latencies on samples of ``held_out``, in blocks of calls that alternate between them."""
     count = min(BATCH, len(held_out))
     held_out.hold([range(count)])
@@ -61,7 +61,7 @@ def measured(forms: Sequence[Form], held_out: Source) -> list[FormFigures]:
     one = {name: value[:1] for name, value in batch.items()}
     single, many = (_latencies([lambda f=form, x=x: f.answer(x) for form in forms]) for x in (one, batch))  # type: ignore[misc]
     return [
-        FormFigures(form.name, form.bytes, _scalars(form.metrics), single[place], many[place], count)
+        VariantFigures(form.name, form.bytes, _scalars(form.metrics), single[place], many[place], count)
         for place, form in enumerate(forms)
     ]
 
@@ -88,7 +88,7 @@ def _latencies(calls: Sequence[Callable[[], object]]) -> list[float]:
     return [statistics.median(found) for found in blocks]
 
 
-def as_text(found: Sequence[FormFigures]) -> str:
+def as_text(found: Sequence[VariantFigures]) -> str:
     """A table with a row for each form, the size as a share of the first's."""
     rows = [["", "bytes", "", "one sample", f"{found[0].batch} samples", "on held-out samples"]]
     for one in found:
@@ -103,6 +103,6 @@ def as_text(found: Sequence[FormFigures]) -> str:
     return "\n".join(lines)
 
 
-def as_json(found: Sequence[FormFigures], **more: Any) -> str:
+def as_json(found: Sequence[VariantFigures], **more: Any) -> str:
     """The same as a JSON object: ``forms``, in their order, and ``more``."""
     return json.dumps(plain({**more, "forms": [asdict(one) for one in found]}), indent=2) + "\n"

@@ -40,5 +40,5 @@ def test_a_network_with_half_its_channels_is_fine_tuned_by_its_own_job(train, do
     words = [small / "config.toml", f"--run.dir={tuned}", "--metrics.console_every_s=0"]
     assert door(["-m", "ddl.train", *words]).status == 0
     found = json.loads((tuned / "summary.json").read_text())
-    assert found["steps"] == whole.summary["steps"]  # a run of its own, and not the old one continued
+    assert found["steps"] == whole.summary["steps"]  # a new run: the old one was not continued
     assert found["test"]["accuracy"] >= whole.summary["test"]["accuracy"] - 0.03
