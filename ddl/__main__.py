@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "loss, metrics and confusion matrix of a trained run",
     "predict": "what a trained run predicts for new samples",
     "export": "a trained run as an ONNX or a safetensors file",
+    "compress": "a trained run as a smaller model, measured",
     "launch": "train under supervision: restarts what mpirun does not survive",
     "sweep": "train one job with many settings, side by side",
     "bench": "measure allreduce, step, scaling and recovery",

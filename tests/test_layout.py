@@ -61,6 +61,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["run"] = set(ROOMS) - {"launcher"}
+ROOMS["compress"] = {"errors", "arrays", "comm", "data", "export", "metrics", "models", "nn", "run", "train"}
 ROOMS["watch"] = {"errors", "environment", "output", "reading", "wording", "metrics", "launcher"}
 ROOMS["dashboard"] = {*ROOMS["watch"], "watch"}
 ROOMS["elastic"] = {"errors", "environment", "wording", "arrays", "metrics", "data", "comm", "collectives", "fault"}
@@ -69,7 +70,7 @@ ROOMS["torch"] = {"errors", "environment", "registry", "arrays", "kernels", "dat
 ROOMS["torch"] |= {"wording", "collectives", "fault", "elastic", "world"}
 ROOMS["jax"] = {"errors", "registry", "arrays", "nn", "models", "optim"}
 ROOMS["sweep"] = {"errors", "reading", "wording", "config", "launcher"}
-ROOMS["bench"] = set(ROOMS) - {"elastic", "world", "jax", "watch", "dashboard", "sweep"}
+ROOMS["bench"] = set(ROOMS) - {"compress", "elastic", "world", "jax", "watch", "dashboard", "sweep"}
 # Doors parse arguments and open what they need. The supervisor outlives MPI and the doctor comes before it: their
 # doors start without the rooms that compute, and import what they open for a self-test inside functions.
 DOORS = (
@@ -82,6 +83,7 @@ DOORS = (
     "train.__main__",
     "export.__main__",
     "bench.__main__",
+    "compress.__main__",
 )
 DOORS += ("watch.__main__", "dashboard.__main__", "sweep.__main__")
 LIGHT: dict[str, set[str]] = {
@@ -97,6 +99,7 @@ FOREIGN = {  # package -> the only places that may import it
     "jax": {"jax"},
     "numba": {"kernels"},
     "onnx": {"export"},
+    "onnxruntime": {"export"},
 }
 
 
