@@ -54,7 +54,6 @@ __all__ = [
     "Target",
     "Transform",
     "Wrapper",
-    "applies_in_evaluation",
     "as_array",
     "as_dtype",
     "as_known",

@@ -1,6 +1,8 @@
 """The ledger of committed steps and their plans, and the audit that proves from it how often each sample was used.
 
-Sample numbers are computed from the keyed permutation (order.py), never stored. ddl/audit.py prints the result.
+Sample numbers are never stored: the keyed permutation (order.py) gives the samples of an epoch to its steps, each of
+them to one step. So the steps that count once prove how often each sample was used, in time and memory that do not
+depend on the number of samples. ddl/audit.py prints the result.
 
 A ledger is a JSONL file of two kinds of lines (the first is wrapped here), in the order of writing:
 
@@ -22,8 +24,6 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ddl.data.order import Order
 from ddl.errors import ConfigError, DataError
@@ -224,12 +224,8 @@ def audit(entries: Sequence[Start | Record], order: Order | None = None, steps: 
         problems.append(f"records of steps {_few(beyond)}, but the job ended after {total}")
     counts: Counter[str] = Counter()
     recorded = sorted({step // order.steps_per_epoch for step in surviving if step < total})
-    try:
-        for epoch in recorded:
-            counts += _epoch(epoch, surviving, order, total, problems)
-    except MemoryError as error:
-        what = f"{order.samples} samples in {order.shards} shards"
-        raise DataError(f"the ledger's order of {what} does not fit in memory") from error
+    for epoch in recorded:
+        counts += _epoch(epoch, surviving, order, total, problems)
     # Skip epochs without a record: a damaged step number may be arbitrarily large.
     if unrecorded := -(-total // order.steps_per_epoch) - len(recorded):
         epochs, rest = divmod(total, order.steps_per_epoch)
@@ -253,45 +249,52 @@ def _epoch(epoch: int, surviving: Mapping[int, Record], order: Order, total: int
     """The COUNTS of one epoch, of the first ``total`` steps; errors are appended to ``problems``."""
     counts: Counter[str] = Counter()
     first = epoch * order.steps_per_epoch
-    uses = np.zeros(order.samples, np.int64)
-    table = order.table(epoch, range(order.shards))
     lost: list[int] = []
-    lost_samples: list[int] = []
     for step in range(first, min(first + order.steps_per_epoch, total)):
-        numbers, _ = table.row(step - first)
-        record = surviving.get(step)
-        counts["expected"] += len(numbers)
+        samples, record = order.step_samples(step - first), surviving.get(step)
+        counts["expected"] += samples
         if record is None:
             lost.append(step)
-            lost_samples.extend(numbers.tolist())
-            counts["missing"] += len(numbers)
+            counts["missing"] += samples
         elif record.skipped:
-            counts["skipped"] += len(numbers)
+            counts["skipped"] += samples
         else:
             # No rank computed a shard without an owner, so the ranks' count may be lower than the step's samples.
-            uses[numbers] += 1
-            counted = len(numbers) if record.samples is None else record.samples
+            counted = samples if record.samples is None else record.samples
             counts["used"] += counted
-            counts["missing"] += max(len(numbers) - counted, 0)
-            counts["repeated"] += max(counted - len(numbers), 0)
-            if counted != len(numbers):
-                problems.append(f"step {step}: ranks counted {counted} samples, it has {len(numbers)}")
-    again = np.flatnonzero(uses > 1)
-    if len(again):
-        counts["repeated"] += int((uses[again] - 1).sum())
-        problems.append(f"epoch {epoch}: samples {_few(again.tolist())} were used more than once")
+            counts["missing"] += max(samples - counted, 0)
+            counts["repeated"] += max(counted - samples, 0)
+            if counted != samples:
+                problems.append(f"step {step}: ranks counted {counted} samples, it has {samples}")
     if lost:
-        problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {_few(sorted(lost_samples))}")
+        places = [step - first for step in lost]
+        samples = _few(_lowest_samples(epoch, places, order), sum(map(order.step_samples, places)))
+        problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {samples}")
     return counts
+
+
+def _lowest_samples(epoch: int, steps_in_epoch: Sequence[int], order: Order) -> list[int]:
+    """The lowest sample numbers of these steps of an epoch, NAMED at most."""
+    found: list[int] = []
+    for shard in range(order.shards):  # whose numbers ascend with the shard's
+        if len(found) >= NAMED:
+            break
+        try:
+            shuffled = order.permutation(epoch, shard) + order.shard_range(shard).start
+        except MemoryError as error:
+            what = f"{order.samples} samples in {order.shards} shards"
+            raise DataError(f"the ledger's order of {what} does not fit in memory") from error
+        found += sorted(int(shuffled[place]) for step in steps_in_epoch for place in order.share(step, shard))
+    return found[:NAMED]
 
 
 def _plan_problems(surviving: dict[int, Record], order: Order) -> list[str]:
     """Plans that do not give every shard exactly one owner."""
     problems, seen = [], set()
     for step, record in surviving.items():
-        if record.plan in seen:
+        if id(record.plan) in seen:  # steps of a generation share one object, and comparing long plans takes time
             continue
-        seen.add(record.plan)
+        seen.add(id(record.plan))
         if len(record.plan) != order.shards or any(owner < 0 for owner in record.plan):
             problems.append(f"step {step}: the plan gives owners to {len(record.plan)} of {order.shards} shards")
     return problems

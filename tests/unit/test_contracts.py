@@ -1,6 +1,7 @@
 """Contracts are complete: no object is asked which members it has, and no model class is special."""
 
 import ast
+import importlib
 
 # Where an object may be asked which members it has: it belongs to the user, to another package or to the system.
 PROBES = {
@@ -50,3 +51,21 @@ def test_no_kind_of_model_is_treated_specially_outside_its_room(trees):
     # The bench puts its own network into one; a teacher's loss, and the stages of a network, need its layers and loss.
     allowed = {"bench/models.py", "train/teacher.py", "pipeline/network.py"}
     assert {name for name in found if not name.startswith("models/")} == allowed
+
+
+def test_every_public_name_of_a_package_exists(trees):
+    def public(tree: ast.Module) -> set[str]:
+        lists = [
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        return {name for found in lists for name in ast.literal_eval(found)}
+
+    missing = {}
+    for name, tree in trees.items():
+        if name.endswith("__init__.py") and name.split("/")[0] not in ("torch", "jax"):  # extras
+            package = importlib.import_module(".".join(["ddl", *name.split("/")[:-1]]))
+            if lacking := {word for word in public(tree) if not hasattr(package, word)}:
+                missing[name] = lacking
+    assert missing == {}

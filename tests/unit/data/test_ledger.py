@@ -59,6 +59,12 @@ def test_a_missing_step_is_named_with_its_samples():
     assert f"with samples {lost[0]}, {lost[1]}" in result.problems[0]
 
 
+def test_the_samples_named_are_the_lowest_of_all_that_are_missing():
+    result = audit([Start("a", 0, 0, ORDER), *history(3)])
+    lost = sorted(ORDER.table(0, range(6)).numbers[:48].tolist())
+    assert f"with samples {', '.join(map(str, lost[:8]))} and 40 more" in result.problems[0]
+
+
 def test_steps_that_the_job_claims_beyond_its_records_are_missing():
     result = audit([Start("a", 0, 0, ORDER), *history(0, 1, 2)], steps=4)
     assert counts(result) == (50, 48, 2, 0, 0)
