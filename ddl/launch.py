@@ -57,6 +57,7 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     from ddl.config import load
     from ddl.errors import ConfigError
     from ddl.launcher.mpirun import parse_hosts, read_hostfile
+    from ddl.launcher.slurm import batch_job_id
     from ddl.launcher.supervisor import Supervisor
 
     arguments = parser()
@@ -74,6 +75,9 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     if options.chaos:
         words += ["--fault.chaos", options.chaos]
     job = load(words, ranks=options.n)
+    if not job.run.dir and (batch := batch_job_id()):  # a folder that the job finds again when it is requeued
+        words += ["--run.dir", f"runs/slurm-{batch}"]
+        job = load(words, ranks=options.n)
     hosts = parse_hosts(options.host, options.n) if options.host else []
     if options.hostfile:
         hosts = read_hostfile(options.hostfile, options.n)
@@ -92,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The door: arguments in, exit status out."""
     from ddl.errors import EX_USAGE, ConfigError
     from ddl.launcher.mpirun import members, sweep
+    from ddl.launcher.slurm import BatchJob, batch_job_id
 
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["--sweep"] and len(argv) in (2, 3):  # LAUNCH [REPLICA], on a host of a launch that is over
@@ -112,7 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, handler)
         if number in early_signals.received:
             handler(number)
-    return made.run()
+    if not (batch := batch_job_id()):
+        return made.run()
+    with BatchJob(batch, made.job, [*argv, "--run.dir", str(made.folder)]) as job:
+        status = made.run()
+        return status if made.is_taken_over else job.finish(status)
 
 
 if __name__ == "__main__":

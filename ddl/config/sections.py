@@ -5,25 +5,9 @@ load.py reads them from files and the command line; check.py rejects incompatibl
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The numbers that a setting may have; None: no limit on that side."""
-
-    least: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-def setting(default: T, meaning: str, **limits: float) -> T:
-    """A field with its default, the meaning that ``--help`` shows, and the Limits that check.py enforces."""
-    start: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
-    made: T = field(metadata={"meaning": meaning, "limits": Limits(**limits)}, **start)
-    return made
+from ddl.config.setting import setting
 
 
 @dataclass(frozen=True)
@@ -350,6 +334,20 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class SlurmSettings:
+    """A batch job of Slurm that runs ddl.launch: what it does before its end, and with its nodes."""
+
+    margin_s: float = setting(
+        60.0, "seconds before the job's time limit at which it saves its state and ends; 0: not by the clock", least=0
+    )
+    requeue: Literal["auto", "requeue", "chain", "off"] = setting(
+        "auto",
+        "how a job that ends early starts again: requeue: by scontrol requeue; chain: by a second job, queued at the "
+        "start and cancelled once it is not needed; auto: requeue if the job may be requeued, else chain",
+    )
+
+
+@dataclass(frozen=True)
 class Job:
     """All the settings of a job; frozen. ``load`` and ``override`` return checked ones."""
 
@@ -363,6 +361,7 @@ class Job:
     fault: FaultSettings = field(default_factory=FaultSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
     @property
     def restores_best(self) -> bool:
@@ -392,6 +391,7 @@ SECTIONS: dict[str, type] = {
     "fault": FaultSettings,
     "checkpoint": CheckpointSettings,
     "metrics": MetricsSettings,
+    "slurm": SlurmSettings,
 }
 
 

@@ -74,6 +74,7 @@ class Supervisor:
         self.folder = run_folder(job).absolute()
         self.name = uuid.uuid4().hex[:8]
         self.asked = ""
+        self.is_taken_over = False
         self._owner = owner_of(self.folder)  # the launch to which the folder belonged at the end of the last one
         self.must_end = False
         self._end_at: float | None = None  # by the clock, once a signal has said so
@@ -312,7 +313,8 @@ class Supervisor:
     def _taken_over_by(self, launch: str = "") -> str:
         """The launch to which the folder belongs if that is neither the one that had it before nor ``launch``."""
         owner = owner_of(self.folder)
-        return "" if owner in (self._owner, launch) else owner
+        self.is_taken_over = owner not in (self._owner, launch)
+        return owner if self.is_taken_over else ""
 
     # Between two launches.
 
