@@ -5,25 +5,9 @@ load.py reads them from files and the command line; check.py rejects incompatibl
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The numbers that a setting may have; None: no limit on that side."""
-
-    least: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-def setting(default: T, meaning: str, **limits: float) -> T:
-    """A field with its default, the meaning that ``--help`` shows, and the Limits that check.py enforces."""
-    start: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
-    made: T = field(metadata={"meaning": meaning, "limits": Limits(**limits)}, **start)
-    return made
+from ddl.config.setting import setting
 
 
 @dataclass(frozen=True)
@@ -225,6 +209,11 @@ class TrainSettings:
     )
     accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")
+    precision: Literal["full", "mixed"] = setting(
+        "full",
+        "mixed: forward and backward in float16, parameters and sums in float32, with a loss scale that follows "
+        "overflows; for GPUs",
+    )
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end", least=0)
     patience: int = setting(
         0, "evaluations without a better validation loss after which training ends; 0: never", least=0
