@@ -220,6 +220,8 @@ def _smaller(job: Job) -> Iterator[str]:
     for key in ("teacher_temperature", "teacher_alpha"):
         if not model.teacher and getattr(model, key) != getattr(defaults, key):
             yield f"[model] {key} is set, but teacher is not: it says how much is learned from that run"
+    if job.train.precision == "mixed":
+        yield from _mixed(job)
     optim, unpruned = job.optim, OptimSettings()
     if optim.prune:
         names = [optim.name, *(str(group.get("name", "")) for group in optim.groups)]
@@ -231,6 +233,19 @@ def _smaller(job: Job) -> Iterator[str]:
     for key in ("scope", "match", "begin", "end", "every"):
         if not optim.prune and getattr(optim, f"prune_{key}") != getattr(unpruned, f"prune_{key}"):
             yield f"[optim] prune_{key} is set, but prune is 0: nothing is pruned"
+
+
+def _mixed(job: Job) -> Iterator[str]:
+    named = "[train] precision is mixed"
+    if job.train.dtype != "float32":
+        yield f"{named}, but dtype is {job.train.dtype}: parameters and sums stay in float32"
+    if job.comm.device == "auto":
+        yield (
+            f"{named}, which on a CPU is slower than full: set [comm] device to gpu, or to cpu if you want it there "
+            "nevertheless"
+        )
+    if job.comm.sync == "local":
+        yield f"{named}, which does not go with [comm] sync = local (yet)"
 
 
 def _stages(job: Job, ranks: int) -> Iterator[str]:
@@ -257,6 +272,7 @@ def _stages(job: Job, ranks: int) -> Iterator[str]:
         ("comm.device", "gpu"),
         ("comm.sync", "local"),
         ("train.balance", "auto"),
+        ("train.precision", "mixed"),
     ):
         if _get(job, name) == value:
             yield f"[parallel] stages is {stages}, which does not go with {_label(name)} = {value} (yet)"

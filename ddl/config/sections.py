@@ -209,6 +209,11 @@ class TrainSettings:
     )
     accumulate: int = setting(1, "micro-batches of a step, to save memory", least=1)
     dtype: Literal["float32", "float64", "float16"] = setting("float32", "type of parameters and gradients")
+    precision: Literal["full", "mixed"] = setting(
+        "full",
+        "mixed: forward and backward in float16, parameters and sums in float32, with a loss scale that follows "
+        "overflows; for GPUs",
+    )
     evaluate_every: int = setting(1, "epochs between evaluations on the validation split; 0: only at the end", least=0)
     patience: int = setting(
         0, "evaluations without a better validation loss after which training ends; 0: never", least=0

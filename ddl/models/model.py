@@ -161,6 +161,11 @@ class Model:
         return _each_loss(len(batch["x"]), of_sample, ctx)
 
     @property
+    def scales_loss(self) -> bool:
+        """Whether gradients are those of the loss times ``ctx.loss_scale``, as mixed precision needs; default: no."""
+        return False
+
+    @property
     def samples_per_shard(self) -> int:
         """The fewest samples that a shard needs in a micro-batch of training; default: none."""
         return 0
@@ -282,6 +287,10 @@ class Supervised(Measured):
         return {} if self.target_scale is None else self.target_scale.kept
 
     @property
+    def scales_loss(self) -> bool:
+        return True
+
+    @property
     def synchronised(self) -> bool:
         return bool(self.spec.synchronised)
 
@@ -346,7 +355,10 @@ class Supervised(Measured):
         sums = self.measured(outputs, targets, loss, ctx.training)
         if grads is not None:
             with ctx.span("backward"):
-                for names in self.network.backward(state, grads, cache, self.loss.backward(kept)):
+                slope = self.loss.backward(kept)
+                if ctx.loss_scale != 1:
+                    slope = (slope * np.float32(ctx.loss_scale)).astype(slope.dtype)
+                for names in self.network.backward(state, grads, cache, slope):
                     ctx.announce(names)
         return loss, weight, sums
 

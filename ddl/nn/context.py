@@ -40,6 +40,7 @@ class Context:
     the layer that ends the time axis. sum_over_ranks: for layers that want statistics over the global batch.
     categories: (batch, columns), the embedded ones of a table's sample, for WithCategories.
     teacher: (batch, ..., classes), another model's logits for the batch, for the loss Taught.
+    loss_scale: gradients are those of the loss times this number.
     span: context manager around phases that appear in a trace."""
 
     training: bool = False
@@ -54,6 +55,7 @@ class Context:
     mask: Array | None = None
     categories: Array | None = None
     teacher: Array | None = None
+    loss_scale: float = 1.0
     sum_over_ranks: Callable[[Array], Array] = _one_rank
     span: Callable[[str], AbstractContextManager[None]] = _no_span
 

@@ -49,7 +49,7 @@ from ddl.train.state import Progress
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
-from ddl.wording import counted, numbered
+from ddl.wording import counted
 
 TOUCH_S = 10.0
 TAIL_BYTES = 1 << 16  # how far a new leader looks back in metrics.jsonl
@@ -209,11 +209,7 @@ class RunLog(Reporter):
             )
         )
         if outcome.skipped:
-            named = numbered("shard", outcome.bad_shards)
-            self.warn(
-                f"step {outcome.step} skipped on all ranks: values of {named} are not finite"
-                + f" ({outcome.bad_value})" * bool(outcome.bad_value)
-            )
+            self.warn(f"step {outcome.step} skipped on all ranks: {outcome.why_skipped}")
 
     def _enter(self, what: Callable[[Ledger], None]) -> None:
         """Write to the ledger. A permanently full disk costs the audit, not the job."""

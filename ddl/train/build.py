@@ -183,6 +183,8 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
     model = objects["model"]
     if model.dtype not in (None, job.train.dtype):
         raise ConfigError(f"the model's parameters are {model.dtype}, but train.dtype is {job.train.dtype}")
+    if job.train.precision == "mixed" and not model.scales_loss:
+        raise ConfigError("train.precision is mixed, but only networks of ddl.nn with one loss compute in float16")
     if model.on_host and job.comm.device == "gpu":
         raise ConfigError("comm.device is gpu, but the model computes on the CPU only")
     first = _first_samples(splits.train)
@@ -224,6 +226,7 @@ def assemble(job: Job, splits: Splits, *, order: Order, knowledge: Mapping[str, 
         skip_limit=job.fault.skip_limit,
         check_every=job.fault.check_every,
         balance=job.train.balance == "auto",
+        mixed=job.train.precision == "mixed",
         resume_schedule=job.optim.resume_schedule,
         algorithm=job.comm.algorithm,
         bucket_mib=job.comm.bucket_mib,

@@ -31,7 +31,8 @@ class Progress:
     best, best_step: the lowest validation loss, and its step. stale: evaluations since. ended: early stopping has come.
     stopping: the ranks agreed to end early. final: which checkpoint the state is, once the best one has been restored.
     normalise: statistics of the training data, once they are known. total_steps: of the job. schedule_span: the steps
-    for which the schedule of the learning rate is made; empty: all of them."""
+    for which the schedule of the learning rate is made; empty: all of them. loss_scale: of mixed precision;
+    scaled_steps: steps since it last changed."""
 
     step: int = 0
     stage: int = 0
@@ -54,6 +55,8 @@ class Progress:
     total_steps: int = 0
     schedule_span: list[int] = field(default_factory=list)
     optimizer: Any = None
+    loss_scale: float = 1024.0
+    scaled_steps: int = 0
 
     @property
     def position(self) -> tuple[int, int]:
@@ -82,12 +85,12 @@ class Progress:
         if unknown := set(known) - set(cls().__dict__):
             raise ValueError(f"{min(unknown)} is unknown")
         take(values, "step", int)
-        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale", "total_steps"):
+        for name in ("stage", "samples", "skipped", "skipped_in_row", "stale", "total_steps", "scaled_steps"):
             take(known, name, int)
         for name in ("evaluated_at", "validated_at", "tested_at", "best_step"):
             take(known, name, int, least=-1)
         take(known, "best", int, float, type(None), least=None)
-        take(known, "final", dict)
+        take(known, "final", dict), take(known, "loss_scale", int, float, least=1)
         take(known, "ended", bool), take(known, "stopping", bool)
         take(known, "normalise", dict, type(None)), take(known, "optimizer", dict, type(None))
         for name in ("epoch_sums", "early_sums"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddl.arrays import Arena, Array, FlatBuffer, host
+from ddl.arrays import Arena, Array, FlatBuffer, Views, host
 from ddl.comm import Group
 from ddl.data import Loader
 from ddl.kernels.cache_flush import flush
@@ -24,6 +24,7 @@ from ddl.optim import gradient_scale
 from ddl.parallel import GradientSum, Total
 from ddl.train.state import TrainingState
 from ddl.train.task import Task
+from ddl.wording import numbered
 
 if TYPE_CHECKING:
     from ddl.train.services import Services
@@ -37,7 +38,8 @@ class Outcome:
     """The result of a committed step: the same on every rank.
 
     loss and metrics are means over the step's weight; they are NaN if the step was skipped.
-    bad_shards: of a step that was skipped. bad_value: the value among their data that is not finite, if there is one.
+    bad_shards: of a step that was skipped. bad_value: the value among their data that is not finite, if there is
+    one, or the reason if there are no bad shards.
     checkpoint, lease_lost: whether any rank asked for a checkpoint, or lost the right to write the run folder."""
 
     step: int
@@ -53,6 +55,14 @@ class Outcome:
     checkpoint: bool
     lease_lost: bool = False
     bad_value: str = ""
+
+    @property
+    def why_skipped(self) -> str:
+        """Why the step was skipped, for the user."""
+        if not self.bad_shards:
+            return self.bad_value or "the sum of the gradients is not finite"
+        value = f" ({self.bad_value})" if self.bad_value else ""
+        return f"values of {numbered('shard', self.bad_shards)} are not finite{value}"
 
 
 class Step:
@@ -216,7 +226,9 @@ class Step:
         self.beat(step, "compute")
         self.group.probe("step.compute")
         with self.span("compute"):
-            loss, weight, sums = self._gradients(batch, segments, self.shards, step, part, target, params, announce)
+            loss, weight, sums = self._gradients(
+                batch, segments, self.shards, step, part, target.views, params, announce
+            )
         header[WEIGHT] += weight
         header[LOSS] += loss
         header[SAMPLES] += rows
@@ -234,9 +246,9 @@ class Step:
         self.group.native_allreduce(total)
         return self.state.device.array(total)
 
-    def _gradients(self, batch, segments, shards, step: int, part: int, target: FlatBuffer, params=None, announce=None):
+    def _gradients(self, batch, segments, shards, step: int, part: int, grads: Views, params=None, announce=None):
         params = params or self.state.params
-        ctx, written, announced = self.context, target.views.zero_outside, set()
+        ctx, written, announced = self.context, grads.zero_outside, set()
 
         def on_complete(names: Sequence[str | TouchedRows]) -> None:
             for name in names:
@@ -250,7 +262,7 @@ class Step:
         ctx.begin(segments, shards, step, part, on_complete)
         if self.state.device.is_gpu:
             batch = {name: self.state.device.array(value) for name, value in batch.items()}
-        result = self.model.loss_and_gradients(params.views, self.state.buffers, batch, target.views, ctx)
+        result = self.model.loss_and_gradients(params.views, self.state.buffers, batch, grads, ctx)
         for name in written.keys() - announced:  # their rows are unknown in this step, so they travel as a whole
             del written[name]
         return result
@@ -276,7 +288,7 @@ class Step:
                 batch, segments = self.loader.direct(epoch, step_in_epoch, part, [shard])
                 if segments[-1].stop == 0:
                     continue
-                loss, weight, _ = self._gradients(batch, segments, [shard], step, part, scratch)
+                loss, weight, _ = self._gradients(batch, segments, [shard], step, part, scratch.views)
                 if not (math.isfinite(loss) and math.isfinite(weight) and bool(np.isfinite(scratch.flat).all())):
                     bad.append(shard)
                     break

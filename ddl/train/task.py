@@ -49,6 +49,7 @@ class Task:
     patience: evaluations without improvement after which training ends (0: never).
     restore_best: training ends with the state of the best validation loss, not with the newest.
     check_every: steps between comparisons of replicas (0: never). balance: shards move to faster ranks.
+    mixed: forward and backward compute in float16.
     resume_schedule: what becomes of the schedule if training is resumed with another number of steps.
     teacher: adds its answers to each batch after augmentation. teacher_digest: of the teacher, on every rank.
     initial: changes the fresh state and returns messages for the user. initial_digest: of the values that it sets, if
@@ -78,6 +79,7 @@ class Task:
     skip_limit: int = 10
     check_every: int = 0
     balance: bool = False
+    mixed: bool = False
     resume_schedule: Literal["rescale", "restart", "hold"] = "rescale"
     algorithm: str = "auto"
     bucket_mib: float = 4.0

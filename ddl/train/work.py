@@ -22,6 +22,7 @@ from ddl.parallel import Backward, GradientSum, SumOptions
 from ddl.train.balance import Balancer
 from ddl.train.evaluate import evaluate
 from ddl.train.local import LocalStep
+from ddl.train.mixed import MixedStep
 from ddl.train.replicas import compare, hardware
 from ddl.train.services import Services
 from ddl.train.state import TrainingState
@@ -181,7 +182,7 @@ class Work(Recoverable):
             replica=self.state.replica.flat_arrays() if self._updates_shares(group) else (),
             span=self.services.span,
         )
-        kind = LocalStep if isinstance(task.optimizer, Local) else Step
+        kind = LocalStep if isinstance(task.optimizer, Local) else MixedStep if task.mixed else Step
         self.step = kind(task, self.state, loader, shards, group, self.total, self.services)
 
     def rebalance(self) -> list[float]:

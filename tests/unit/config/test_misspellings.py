@@ -26,7 +26,7 @@ TRAIN = {  # words of ddl.train -> what the line must say
     "--gpus 2": "did you mean comm.device?",
     "--num_workers 4": "did you mean data.prefetch?",
     "--output_dir x": "did you mean run.dir?",
-    "--train.precision float16": "did you mean 'dtype'?",
+    "--train.amp mixed": "did you mean 'precision'?",
     "--train.dtype fp16": "did you mean 'float16'?",
     "--optim.scheduler cosine": "did you mean 'schedule'?",
     "--optim.schedule cosin": "one of constant, step, linear or cosine; did you mean 'cosine'?",
@@ -111,7 +111,7 @@ def test_a_misspelled_verb_too(capsys, monkeypatch):
     status, said = ddl(capsys, monkeypatch, "trian")
     assert (status, said.err) == (2, "ddl: there is no verb trian; did you mean 'train'?\n")
     status, said = ddl(capsys, monkeypatch, "serve")
-    assert status == 2 and "there are audit, bench, dashboard, doctor" in said.err
+    assert status == 2 and "there are audit, bench, compress, dashboard, doctor" in said.err
 
 
 @pytest.mark.parametrize("word", ["--version", "-V", "version"])

@@ -171,6 +171,19 @@ def test_steps_equal_those_of_the_cpu(cupy, name, on_gpu, changes):
         assert np.allclose(got, want, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_in_mixed_precision_are_those_of_the_cpu_and_near_those_in_float32(cupy, name):
+    how = (*NETWORKS[name], OPTIMIZERS["momentum"](lr=0.05))
+    full, on_cpu, on_gpu = (
+        run_ranks(2, lambda g, on=on, mixed=mixed: trained(g, *how, on, mixed=mixed))
+        for on, mixed in (([], False), ([], True), ([0, 1], True))
+    )
+    assert all(isinstance(got, np.ndarray) for got in (*on_cpu, *on_gpu)), (on_cpu, on_gpu)
+    assert np.array_equal(*on_cpu) and np.array_equal(*on_gpu)
+    assert np.allclose(on_gpu[0], on_cpu[0], rtol=5e-3, atol=5e-4)
+    assert np.allclose(on_cpu[0], full[0], rtol=1e-2, atol=2e-3) and not np.array_equal(on_cpu[0], full[0])
+
+
 @pytest.mark.parametrize("overlap", ["on", "off"])
 @pytest.mark.parametrize("name", ["mlp", "text"])
 def test_a_rank_computes_on_the_gpu_that_it_was_given(cupy, name, overlap):
