@@ -385,19 +385,7 @@ class Job:
         return self.train.global_batch * (self.comm.inner_steps if self.comm.sync == "local" else 1)
 
 
-SECTIONS: dict[str, type] = {
-    "run": RunSettings,
-    "data": DataSettings,
-    "model": ModelSettings,
-    "optim": OptimSettings,
-    "train": TrainSettings,
-    "comm": CommSettings,
-    "parallel": ParallelSettings,
-    "fault": FaultSettings,
-    "checkpoint": CheckpointSettings,
-    "metrics": MetricsSettings,
-    "slurm": SlurmSettings,
-}
+SECTIONS: dict[str, type] = {section.name: type(getattr(Job(), section.name)) for section in fields(Job)}
 
 
 def public_names(section: type) -> dict[str, str]:
