@@ -79,7 +79,7 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     if not job.run.dir and (batch := batch_job_id()):  # a folder that the job finds again when it is requeued
         words += ["--run.dir", f"runs/slurm-{batch}"]
         job = load(words, ranks=options.n)
-    mpirun, spares, ranks = find_mpirun(), job.slurm.spare_nodes, options.n
+    spares, ranks = job.slurm.spare_nodes, options.n
     known = parse_hosts(options.host, ranks) if options.host else []
     if options.hostfile:
         known = read_hostfile(options.hostfile, ranks)
@@ -91,7 +91,7 @@ def from_words(argv: Sequence[str]) -> Supervisor:
         raise ConfigError(f"slurm.spare_nodes is {spares}, but the job has {len(known)} nodes")
     if ranks != options.n:
         check(job, ranks)
-    hosts = Hosts(mpirun, known, spares, in_slurm=in_slurm)
+    hosts = Hosts(find_mpirun(), known, spares, in_slurm=in_slurm)
     return Supervisor(
         job,
         words,
@@ -100,7 +100,6 @@ def from_words(argv: Sequence[str]) -> Supervisor:
         restarts=options.restarts,
         deadline_s=options.deadline,
         verbose=options.verbose,
-        mpirun=mpirun,
     )
 
 

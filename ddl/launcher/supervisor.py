@@ -29,7 +29,6 @@ from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
     Filter,
     command_line,
-    find_mpirun,
     home,
     sweep,
 )
@@ -58,17 +57,15 @@ class Supervisor:
         job: Job,
         words: Sequence[str],
         ranks: int,
-        hosts: Hosts | None = None,
+        hosts: Hosts,
         *,
         restarts: int = 10,
         deadline_s: float = 600.0,
         verbose: bool = False,
-        mpirun: str | None = None,
     ):
         self.job, self.words = job, list(words)
         self.restarts, self.deadline_s, self.verbose = restarts, deadline_s, verbose
-        self.mpirun = mpirun or find_mpirun()
-        self.hosts = hosts or Hosts(self.mpirun, ())
+        self.hosts = hosts
         self.ranks = self._all_ranks = ranks
         self.folder = run_folder(job).absolute()
         self.name = uuid.uuid4().hex[:8]
@@ -180,7 +177,7 @@ class Supervisor:
             if self.job.checkpoint.resume == "none" or self._has_state():
                 words += ["--checkpoint.resume", "auto"]
         return command_line(
-            self.mpirun,
+            self.hosts.mpirun,
             [sys.executable, "-m", "ddl.train", *words],
             self.ranks,
             self.hosts.chosen,

@@ -60,7 +60,7 @@ def play(tmp_path):
         if open_mpi or hosts:
             (bin_folder / "prterun").touch()
         made = from_words(["-n", "4", "--run.dir", str(tmp_path / "run"), *words])
-        made = Supervisor(made.job, made.words, 4, Hosts(str(stub), hosts), mpirun=str(stub), **options)
+        made = Supervisor(made.job, made.words, 4, Hosts(str(stub), hosts), **options)
 
         def calls():
             return [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
@@ -160,7 +160,7 @@ def test_a_run_without_a_folder_of_its_own_keeps_the_one_it_got(play, tmp_path, 
     Path("runs/job").mkdir(parents=True)
     Path("runs/job/config.toml").touch()
     made, _ = play("")
-    made = Supervisor(from_words(["--run.name", "job"]).job, [], 1, mpirun=made.mpirun)
+    made = Supervisor(from_words(["--run.name", "job"]).job, [], 1, made.hosts)
     assert made.folder == tmp_path / "runs" / "job-2"
 
 
@@ -284,7 +284,7 @@ def started(tmp_path, code, *words):
     stub = tmp_path / "mpirun"
     stub.write_text(STUB.format(python=sys.executable) + textwrap.dedent(code))
     stub.chmod(0o755)
-    text = f"import ddl.launch; from ddl.launcher import supervisor as s; s.find_mpirun = lambda: {str(stub)!r};"
+    text = f"import ddl.launch; from ddl.launcher import mpirun as m; m.find_mpirun = lambda: {str(stub)!r};"
     text += "exit(ddl.launch.main())"
     door = subprocess.Popen([sys.executable, "-c", text, "--run.dir", str(tmp_path / "run"), *words])
     ready = tmp_path / "run" / "ready"
@@ -356,7 +356,7 @@ def test_a_signal_ends_the_question_whether_a_host_answers(play, monkeypatch):
     from ddl.launcher.mpirun import Host
 
     made, _ = play("", hosts=[Host("one", 2), Host("other", 2)])
-    Path(made.mpirun).write_text("#!/bin/sh\nexec sleep 1000\n")
+    Path(made.hosts.mpirun).write_text("#!/bin/sh\nexec sleep 1000\n")
     threading.Timer(0.2, made.ask_to_stop, [signal.SIGUSR1]).start()
     made._choose_hosts("x")
     assert len(made.hosts.chosen) == 2
