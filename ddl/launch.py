@@ -54,10 +54,11 @@ def parser() -> Parser:
 
 def from_words(argv: Sequence[str]) -> Supervisor:
     """The supervisor for a command line. Raises ConfigError for invalid arguments or settings."""
-    from ddl.config import load
+    from ddl.config import check, load
     from ddl.errors import ConfigError
-    from ddl.launcher.mpirun import parse_hosts, read_hostfile
-    from ddl.launcher.slurm import batch_job_id
+    from ddl.launcher.hosts import Hosts
+    from ddl.launcher.mpirun import find_mpirun, parse_hosts, read_hostfile
+    from ddl.launcher.slurm import allocated_hosts, batch_job_id
     from ddl.launcher.supervisor import Supervisor
 
     arguments = parser()
@@ -78,13 +79,23 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     if not job.run.dir and (batch := batch_job_id()):  # a folder that the job finds again when it is requeued
         words += ["--run.dir", f"runs/slurm-{batch}"]
         job = load(words, ranks=options.n)
-    hosts = parse_hosts(options.host, options.n) if options.host else []
+    spares, ranks = job.slurm.spare_nodes, options.n
+    known = parse_hosts(options.host, ranks) if options.host else []
     if options.hostfile:
-        hosts = read_hostfile(options.hostfile, options.n)
+        known = read_hostfile(options.hostfile, ranks)
+    in_slurm = not known and bool(batch_job_id())
+    if in_slurm:
+        known = allocated_hosts(ranks)
+        ranks = sum(host.slots for host in known[: len(known) - spares]) if known else ranks
+    if spares and len(known) <= spares:
+        raise ConfigError(f"slurm.spare_nodes is {spares}, but the job has {len(known)} nodes")
+    if ranks != options.n:
+        check(job, ranks)
+    hosts = Hosts(find_mpirun(), known, spares, in_slurm=in_slurm)
     return Supervisor(
         job,
         words,
-        options.n,
+        ranks,
         hosts,
         restarts=options.restarts,
         deadline_s=options.deadline,

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from ddl.config.cluster import SlurmSettings
 from ddl.config.setting import setting
 
 
@@ -336,20 +337,6 @@ class MetricsSettings:
         "10 s or longer, as drawing takes about two",
     )
     plots_theme: Literal["light", "dark", "both"] = setting("light", "colours of the plots; both: also NAME-dark.png")
-
-
-@dataclass(frozen=True)
-class SlurmSettings:
-    """A batch job of Slurm that runs ddl.launch: what it does before its end, and with its nodes."""
-
-    margin_s: float = setting(
-        60.0, "seconds before the job's time limit at which it saves its state and ends; 0: not by the clock", least=0
-    )
-    requeue: Literal["auto", "requeue", "chain", "off"] = setting(
-        "auto",
-        "how a job that ends early starts again: requeue: by scontrol requeue; chain: by a second job, queued at the "
-        "start and cancelled once it is not needed; auto: requeue if the job may be requeued, else chain",
-    )
 
 
 @dataclass(frozen=True)

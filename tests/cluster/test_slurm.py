@@ -120,23 +120,87 @@ def test_invalid_settings_fail_the_job_with_one_line(slurm, environment, tmp_pat
     assert output.count("[optim] lr is fast") == 1, output
 
 
-def test_the_warning_before_the_time_limit_stops_a_job_that_a_second_submission_ends(slurm, environment, tmp_path):
-    run = tmp_path / "run"
-    job = queue(slurm, environment, tmp_path, "--train.epochs", "100000", "--run.dir", "run")
-    deadline = time.monotonic() + 60
-    while '"event":"step"' not in ((run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""):
-        assert time.monotonic() < deadline, (tmp_path / f"ddl-{job}.out").read_text(errors="replace")
-        time.sleep(0.2)
-    # As Slurm does with --signal=B:USR1, but at a moment of our choosing.
-    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=slurm, check=True, timeout=30)
-    output = tmp_path / f"ddl-{job}.out"
-    assert ended(job, slurm, 60) == "FAILED", output.read_text(errors="replace")
-    shown = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True, text=True).stdout
-    assert "ExitCode=75:0" in shown, output.read_text(errors="replace")
-    stopped = json.loads((run / "summary.json").read_text())
-    assert stopped["status"] == "stopped" and stopped["steps"] > 0
+STEPS = 400
 
-    steps = stopped["steps"] + 20
-    state, text, summary = submit(slurm, environment, tmp_path, "--train.steps", str(steps), "--run.dir", "run")
-    assert state == "COMPLETED" and f"resumes from step {stopped['steps']}" in text, text
-    assert summary["status"] == "finished" and summary["steps"] == steps
+
+def await_steps(folder: Path, count: int, deadline_s: float = 120) -> None:
+    """Until the run's ledger has ``count`` steps."""
+    deadline = time.monotonic() + deadline_s
+    while steps_in(folder) < count:
+        assert time.monotonic() < deadline, "".join(p.read_text(errors="replace") for p in folder.parent.glob("*.out"))
+        time.sleep(0.2)
+
+
+def steps_in(folder: Path) -> int:
+    path = folder / "ledger.jsonl"
+    return sum('"step"' in line for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+def shown(slurm: dict[str, str], job: str) -> str:
+    return subprocess.run(
+        ["scontrol", "show", "job", job], env=slurm, capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+
+
+def parameters(folder: Path) -> bytes:
+    """Parameters and optimizer state of a run's last checkpoint."""
+    content = max((folder / "checkpoints").glob(f"step_*{STEPS}*")).joinpath("arrays.safetensors").read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def assert_exact(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["steps"] == STEPS
+    audit = subprocess.run(
+        [sys.executable, "-m", "ddl.audit", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, environment, tmp_path_factory) -> bytes:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    state, output, _ = submit(slurm, environment, folder, "--train.steps", str(STEPS), "--run.dir", "run")
+    assert state == "COMPLETED", output
+    return parameters(folder / "run")
+
+
+def signal_batch(slurm: dict[str, str], job: str, name: str) -> None:
+    # As Slurm does with --signal=B:USR1 and with preempt_send_user_signal, but at a moment of our choosing.
+    subprocess.run(["scancel", "--batch", f"--signal={name}", job], env=slurm, check=True, timeout=30)
+
+
+@pytest.mark.parametrize("signals", [("USR1", "USR2"), ("TERM",)])
+def test_a_signalled_job_is_queued_again_and_ends_at_the_parameters_of_the_undisturbed_one(
+    slurm, environment, tmp_path, undisturbed, signals
+):
+    run = tmp_path / "run"
+    job = queue(slurm, environment, tmp_path, "--train.steps", str(STEPS), "--run.dir", "run")
+    for count, name in enumerate(signals):
+        await_steps(run, steps_in(run) + 20)
+        signal_batch(slurm, job, name)
+        deadline = time.monotonic() + 60
+        while f"Restarts={count + 1}" not in shown(slurm, job):
+            assert time.monotonic() < deadline, (tmp_path / f"ddl-{job}.out").read_text(errors="replace")
+            time.sleep(0.5)
+    assert ended(job, slurm, 240) == "COMPLETED", (tmp_path / f"ddl-{job}.out").read_text(errors="replace")
+    assert_exact(run)
+    assert parameters(run) == undisturbed
+
+
+def test_a_cancelled_job_is_not_queued_again_and_a_second_submission_ends_it(slurm, environment, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    words = ("--train.steps", str(STEPS), "--checkpoint.every_steps", "10", "--run.dir", "run")
+    job = queue(slurm, environment, tmp_path, *words)
+    await_steps(run, 30)
+    subprocess.run(["scancel", job], env=slurm, check=True, timeout=30)
+    assert ended(job, slurm, 60) == "CANCELLED"
+    assert "Restarts=0" in shown(slurm, job)
+    state, text, _ = submit(slurm, environment, tmp_path, *words)
+    assert state == "COMPLETED" and "resumes from step" in text, text
+    assert_exact(run)
+    assert parameters(run) == undisturbed

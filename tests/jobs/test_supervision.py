@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ddl.launch import from_words
+from ddl.launcher.hosts import Hosts
 from ddl.launcher.mpirun import members
 from ddl.launcher.supervisor import Supervisor
 
@@ -59,7 +60,7 @@ def play(tmp_path):
         if open_mpi or hosts:
             (bin_folder / "prterun").touch()
         made = from_words(["-n", "4", "--run.dir", str(tmp_path / "run"), *words])
-        made = Supervisor(made.job, made.words, 4, list(hosts), mpirun=str(stub), **options)
+        made = Supervisor(made.job, made.words, 4, Hosts(str(stub), hosts), **options)
 
         def calls():
             return [json.loads(line) for line in (tmp_path / "run" / "calls.jsonl").read_text().splitlines()]
@@ -159,7 +160,7 @@ def test_a_run_without_a_folder_of_its_own_keeps_the_one_it_got(play, tmp_path, 
     Path("runs/job").mkdir(parents=True)
     Path("runs/job/config.toml").touch()
     made, _ = play("")
-    made = Supervisor(from_words(["--run.name", "job"]).job, [], 1, mpirun=made.mpirun)
+    made = Supervisor(from_words(["--run.name", "job"]).job, [], 1, made.hosts)
     assert made.folder == tmp_path / "runs" / "job-2"
 
 
@@ -283,7 +284,7 @@ def started(tmp_path, code, *words):
     stub = tmp_path / "mpirun"
     stub.write_text(STUB.format(python=sys.executable) + textwrap.dedent(code))
     stub.chmod(0o755)
-    text = f"import ddl.launch; from ddl.launcher import supervisor as s; s.find_mpirun = lambda: {str(stub)!r};"
+    text = f"import ddl.launch; from ddl.launcher import mpirun as m; m.find_mpirun = lambda: {str(stub)!r};"
     text += "exit(ddl.launch.main())"
     door = subprocess.Popen([sys.executable, "-c", text, "--run.dir", str(tmp_path / "run"), *words])
     ready = tmp_path / "run" / "ready"
@@ -342,7 +343,7 @@ def test_a_signal_that_meets_no_mpirun_is_not_lost(play, monkeypatch, capfd, ask
     if when == "before the first":
         getattr(made, ask)(number)
     else:
-        name = "_drop_dead_hosts" if when == "between two" else "_command"
+        name = "_choose_hosts" if when == "between two" else "_command"
         before = getattr(made, name)
         monkeypatch.setattr(made, name, lambda argument: (getattr(made, ask)(number), before(argument))[1])
     assert made.run() == 75
@@ -355,10 +356,10 @@ def test_a_signal_ends_the_question_whether_a_host_answers(play, monkeypatch):
     from ddl.launcher.mpirun import Host
 
     made, _ = play("", hosts=[Host("one", 2), Host("other", 2)])
-    Path(made.mpirun).write_text("#!/bin/sh\nexec sleep 1000\n")
+    Path(made.hosts.mpirun).write_text("#!/bin/sh\nexec sleep 1000\n")
     threading.Timer(0.2, made.ask_to_stop, [signal.SIGUSR1]).start()
-    made._drop_dead_hosts("x")
-    assert len(made.hosts) == 2
+    made._choose_hosts("x")
+    assert len(made.hosts.chosen) == 2
 
 
 def test_the_third_launch_in_a_row_that_a_signal_ends_before_it_trains_fails(play, tmp_path, capfd):

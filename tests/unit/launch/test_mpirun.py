@@ -14,6 +14,7 @@ from ddl.launcher.mpirun import (
     Filter,
     Host,
     command_line,
+    find_mpirun,
     home,
     members,
     parse_hosts,
@@ -149,3 +150,16 @@ def test_mpirun_gets_a_home_for_a_user_without_one(monkeypatch):
     assert home({}) == home({"HOME": ""}) == pwd.getpwuid(os.getuid()).pw_dir
     monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)
     assert home({}) == "/"
+
+
+def test_the_sites_library_takes_the_sites_mpirun_and_is_refused_without_one(tmp_path):
+    for folder in ("own/bin", "site/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mpirun").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "mpirun").chmod(0o755)
+    own, site = (str(tmp_path / name) for name in ("own", "site"))
+    site_library = {"MPI4PY_LIBMPI": f"{site}/lib/libmpi.so"}
+    assert find_mpirun({"PATH": f"{site}/bin"}, own) == f"{own}/bin/mpirun"
+    assert find_mpirun({"PATH": f"{own}/bin:{site}/bin", **site_library}, own) == f"{site}/bin/mpirun"
+    with pytest.raises(ConfigError, match="load the module of that MPI"):
+        find_mpirun({"PATH": f"{own}/bin", **site_library}, own)
