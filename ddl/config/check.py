@@ -220,6 +220,16 @@ def _smaller(job: Job) -> Iterator[str]:
     for key in ("teacher_temperature", "teacher_alpha"):
         if not model.teacher and getattr(model, key) != getattr(defaults, key):
             yield f"[model] {key} is set, but teacher is not: it says how much is learned from that run"
+    if model.name_map and not model.from_:
+        yield "[model] name_map is set, but from is not: it renames the parameters that training starts from"
+    for name, own in model.name_map.items():
+        if not isinstance(own, str):
+            yield f"[model] name_map: {name} = {own!r} must be a name"
+    for pattern, epoch in job.optim.unfreeze.items():
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 2:
+            yield f"[optim] unfreeze: {pattern} = {epoch!r} must be an epoch from 2 on"
+    if job.optim.unfreeze and job.comm.sync == "local":
+        yield "[optim] unfreeze does not go with [comm] sync = local (yet)"
     if job.train.precision == "mixed":
         yield from _mixed(job)
     optim, unpruned = job.optim, OptimSettings()

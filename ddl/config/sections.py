@@ -137,6 +137,9 @@ class ModelSettings:
         2.0, "with model.teacher: both models' logits are divided by it before they are compared", above=0
     )
     teacher_alpha: float = setting(0.5, "with model.teacher: its share of the loss; the rest is the targets'", least=0)
+    name_map: dict[str, Any] = setting(
+        {}, 'with model.from: names there and the names here, of layers or arrays, such as {"encoder.fc1" = "dense1"}'
+    )
     freeze: tuple[str, ...] = setting((), 'patterns of parameter names that are not trained, such as "conv*"')
     strict: bool = setting(True, "with model.from: every parameter must exist there with the same shape")
 
@@ -190,6 +193,14 @@ class OptimSettings:
     prune_begin: float = setting(0.1, "share of the steps after which pruning begins", least=0, below=1)
     prune_end: float = setting(0.6, "share of the steps after which the share prune is reached", above=0)
     prune_every: int = setting(10, "steps between two choices of the weights that become zero", least=1)
+    layer_decay: float = setting(
+        1.0,
+        "learning rate of each layer as a multiple of that of the next one: below 1, first layers change less",
+        above=0,
+    )
+    unfreeze: dict[str, Any] = setting(
+        {}, 'patterns of parameter names that are not trained before an epoch, such as {"conv*" = 3}: epochs 1 and 2'
+    )
     groups: tuple[dict[str, Any], ...] = setting(
         (), "tables of {match = PATTERN, name, lr, weight_decay, ...}: other settings for some parameters"
     )

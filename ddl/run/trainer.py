@@ -66,7 +66,7 @@ _OPTIMIZERS = {
 _OF_SCHEDULE = tuple(
     f"optim.{key}" for key in ("warmup_steps", "min_lr", "step_every", "step_factor", "resume_schedule")
 )
-_READ = (*_OF_SCHEDULE, "optim.sharded", "model.from", "model.strict", "model.freeze")
+_READ = (*_OF_SCHEDULE, "optim.sharded", "model.from", "model.name_map", "model.strict", "model.freeze")
 _ARGUMENTS = {
     **{f"data.{key}": "data, validation, test" for key in ("source", "path", "targets", "format", "options")},
     **{f"data.{key}": "data, validation, test" for key in ("validation", "test", "stratify", "oversample")},
@@ -336,7 +336,7 @@ class Trainer:
 
     def _task(self, job: Job) -> Task:
         order = order_of(job, len(self.data), self.model)
-        groups = self._groups(job, total := steps_of(job, order))
+        groups = self._groups(job, total := steps_of(job, order), order.steps_per_epoch)
         return assemble(
             job,
             self._splits,
@@ -353,9 +353,9 @@ class Trainer:
             **({} if self.initial is None else load_values(self.initial)),
         )
 
-    def _groups(self, job: Job, total_steps: int) -> Groups:
+    def _groups(self, job: Job, total_steps: int, epoch_steps: int) -> Groups:
         if isinstance(self.optimizer, str):
-            return build_groups(job, self.model, total_steps)
+            return build_groups(job, self.model, total_steps, epoch_steps)
         layout = Layout.of({name: shape for name, (shape, _) in self.model.params.items()}, job.train.dtype)
         freeze = [*job.model.freeze, *self.model.frozen]
         if isinstance(self.optimizer, Whole):

@@ -35,7 +35,19 @@ from ddl.errors import ConfigError
 from ddl.fault import startup
 from ddl.models.blueprint import suited
 from ddl.models.model import Model
-from ddl.optim import OPTIMIZERS, SGD, Groups, LearningRate, Momentum, Optimizer, Pruning, Rule, scaled_lr, schedule
+from ddl.optim import (
+    OPTIMIZERS,
+    SGD,
+    FineTuning,
+    Groups,
+    LearningRate,
+    Momentum,
+    Optimizer,
+    Pruning,
+    Rule,
+    scaled_lr,
+    schedule,
+)
 from ddl.optim.local import Local
 from ddl.pipeline import pipeline_of
 from ddl.registry import resolve
@@ -81,7 +93,7 @@ def build_task(job: Job) -> Task:
     knowledge = knowledge_of(job, splits, notes, options)
     order = order_of(job, len(splits.train), model)
     total_steps = steps_of(job, order)
-    groups = build_groups(job, model, total_steps)
+    groups = build_groups(job, model, total_steps, order.steps_per_epoch)
     return assemble(
         job,
         splits,
@@ -274,8 +286,8 @@ def model_options(job: Job, splits: Splits) -> dict[str, Any]:
     return {**job.model.options, "loss": {**of_loss, "class_weights": weights.tolist()}}
 
 
-def build_groups(job: Job, model: Model, total_steps: int) -> Groups:
-    """The job's optimizers over the model's parameters, for so many steps."""
+def build_groups(job: Job, model: Model, total_steps: int, epoch_steps: int) -> Groups:
+    """The job's optimizers over the model's parameters, for so many steps, in epochs of ``epoch_steps``."""
     optim = job.optim
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, job.train.dtype)
     lr = optim.lr if optim.lr != "auto" else LR_OF_LINEAR if job.model.name == "linear" else LR
@@ -294,8 +306,16 @@ def build_groups(job: Job, model: Model, total_steps: int) -> Groups:
         rules.append(Rule(match, own, frozen=bool(frozen)))
     no_decay = [pattern for pattern in optim.no_decay if optim.weight_decay and _matches(pattern, layout)]
     freeze = [*job.model.freeze, *model.frozen]
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in layout.shapes))
+    factors = {n: optim.layer_decay ** (len(layers) - 1 - layers.index(n.rpartition(".")[0])) for n in layout.shapes}
     return Groups(
-        layout, main, rules, no_decay=no_decay, freeze=freeze, pruning=_pruning(job, layout, freeze, total_steps)
+        layout,
+        main,
+        rules,
+        no_decay=no_decay,
+        freeze=freeze,
+        fine_tuning=FineTuning(factors, {name: (epoch - 1) * epoch_steps for name, epoch in optim.unfreeze.items()}),
+        pruning=_pruning(job, layout, freeze, total_steps),
     )
 
 

@@ -40,7 +40,7 @@ def start_from(job: Job, model: Model) -> Callable[[Any], list[str]] | None:
     def take(state: Any) -> list[str]:
         # Read only when needed: a run that resumes from its own checkpoint does not need the other run any more.
         skipped: list[str] = []
-        arrays = _saved_arrays(Path(job.model.from_), model, skipped.append)
+        arrays = _saved_arrays(Path(job.model.from_), model, job.model.name_map, skipped.append)
         if model.target_scale is not None:
             arrays = _with_scale(model.target_scale, arrays, state)
         wrong, fitting = [], []
@@ -89,21 +89,46 @@ def _with_scale(scale: TargetScale, arrays: Mapping[str, np.ndarray], state: Any
 _OF_MODEL = ("params/", "averages/")
 
 
-def _saved_arrays(path: Path, model: Model, say: Callable[[str], None]) -> Mapping[str, np.ndarray]:
-    """The arrays, below "params/" and "averages/", of a run, a checkpoint or a file of weights."""
+def _saved_arrays(
+    path: Path, model: Model, names: Mapping[str, str], say: Callable[[str], None]
+) -> Mapping[str, np.ndarray]:
+    """The arrays, below "params/" and "averages/", of a run, a checkpoint or a file of weights. names: new ones."""
     if path.suffix in WEIGHTS:
-        named = resolve(WEIGHTS[path.suffix], {}, "weights")(path)
+        named = renamed(resolve(WEIGHTS[path.suffix], {}, "weights")(path), names)
         return _both(from_torch(model, named) if model.networks else named)
     if path.suffix == ".safetensors":
-        named, layout = _read_safetensors(path)
+        found, layout = _read_safetensors(path)
+        named = renamed(found, names)
         return _both(from_torch(model, named) if model.networks and layout != OWN_LAYOUT else named)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     is_store = folder.name == "checkpoints"
     store = Store(folder if is_store else folder.parent, say=say)
     try:
-        return store.load(choose_checkpoint(folder.parent, "final", store)[0] if is_store else folder)[0]
+        arrays = store.load(choose_checkpoint(folder.parent, "final", store)[0] if is_store else folder)[0]
     except CheckpointError as error:
         raise ConfigError(f"model.from = {str(path)!r}: {error}") from error
+    if not names:
+        return arrays
+    return _both(renamed({n.partition("/")[2]: v for n, v in arrays.items() if n.startswith(_OF_MODEL)}, names))
+
+
+def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """``arrays`` with other names. names: theirs -> ours, of an array or of a layer, whose arrays lie below it.
+
+    The longest name that fits applies. Raises ConfigError for one that fits no array, and if two become one."""
+    found: dict[str, np.ndarray] = {}
+    unused = set(names)
+    for name, value in arrays.items():
+        fitting = max((one for one in names if name == one or name.startswith(f"{one}.")), key=len, default=None)
+        if fitting is not None:
+            unused.discard(fitting)
+        own = name if fitting is None else f"{names[fitting]}{name[len(fitting) :]}".lstrip(".")
+        if own in found:
+            raise ConfigError(f"model.name_map: two arrays would be called {own!r}")
+        found[own] = value
+    if unused:
+        raise ConfigError(f"model.name_map: there is no {min(unused)!r}; {instead(min(unused), arrays, 'there are')}")
+    return found
 
 
 def choose_checkpoint(folder: Path, asked: str, store: Store) -> tuple[Path | None, str]:
