@@ -29,13 +29,26 @@ jobs with the mpirun on the PATH, and kills a process of one. Under mpirun it tr
 """
 
 
+EXTRAS = {  # packages that some jobs need
+    "numba": "extra fast: compiled kernels",
+    "cupy-cuda12x": "extra gpu: ranks compute on GPUs",
+    "pillow": "extra images: PNG, JPEG and WebP files",
+    "pyarrow": "extra arrow: Parquet and Arrow files",
+    "onnx": "extra onnx: ddl export RUN FILE.onnx",
+    "onnxruntime": "runs what ddl export writes",
+    "matplotlib": "extra plot: pictures of a run",
+    "tensorboardX": "extra tensorboard: files for TensorBoard",
+    "torch": "extra torch: modules of PyTorch",
+    "jax": "extra jax: modules of JAX",
+}
+
+
 def software() -> list[Finding]:
     found = [Finding("Software", True, f"python {platform.python_version()} ({sys.executable})")]
-    extras = {"numba": "fast", "cupy-cuda12x": "gpu", "matplotlib": "plot", "tensorboardX": "tensorboard"}
-    for package in ("numpy", "mpi4py", "safetensors", *extras):
+    for package in ("numpy", "mpi4py", "safetensors", *EXTRAS):
         version = version_of(package)
-        if package in extras and version is None:
-            found.append(Finding("Software", False, f"{package} (extra: {extras[package]})"))
+        if package in EXTRAS and version is None:
+            found.append(Finding("Software", False, f"{package} ({EXTRAS[package]})"))
         else:
             found.append(Finding("Software", version is not None, f"{package} {version or 'is missing'}", not version))
     return found
@@ -164,6 +177,8 @@ def examine() -> list[Finding]:
     """All findings; under a launcher every rank takes part in the self-test."""
     leads, launched = launched_rank() == 0, (launched_size() or 1) > 1
     findings: list[Finding] = []
+    if version_of("numpy") is None:  # which nearly everything else needs
+        return software() + library()[0] + memory() if leads else []
     if leads:  # the others would only repeat it
         findings = software() + mpi(launched) + gpu() + memory() + threads()
     if launched and version_of("mpi4py") is not None:

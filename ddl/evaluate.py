@@ -74,6 +74,8 @@ def _evaluate(arguments: argparse.Namespace, group: Group) -> None:
     say, trust = partial(complain, "ddl.evaluate"), arguments.trust
     trained = together(group, lambda: Trained.open(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
     source = together(group, lambda: _samples(trained, arguments))
+    if source.left_out and group.is_leader:
+        say(source.left_out)
     found = trained.evaluate(source, group)
     worst = trained.worst(source, group, arguments.worst) if arguments.worst else None
     if group.is_leader:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ddl.data import Source
     from ddl.run.trained import Trained
 
+OUTPUT = "--output "  # what messages about its file begin with
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
@@ -76,6 +78,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     if arguments.samples is not None and arguments.samples < 1:
         parser.error(f"--samples is {arguments.samples}, the fewest is 1")
+    if any(not line.strip() for line in arguments.text or ()):
+        parser.error("--text '' holds no text")
     if arguments.id and arguments.input is None:
         parser.error("--id names a column of --input FILE")
     return arguments
@@ -107,7 +111,7 @@ def _predict(arguments: argparse.Namespace, group: Group) -> None:
     from ddl.run.trained import Trained, local_rank, together
 
     say, trust, output = partial(complain, "ddl.predict"), arguments.trust, arguments.output
-    format = "" if arguments.prompt is not None else format_of(output, arguments.format)
+    format = "" if arguments.prompt is not None else format_of(output, arguments.format, OUTPUT)
     trained = together(group, lambda: Trained.open(arguments.run, arguments.checkpoint, local_rank(group), say, trust))
     found: Predictions | None
     if arguments.prompt is not None:
@@ -121,10 +125,12 @@ def _predict(arguments: argparse.Namespace, group: Group) -> None:
     else:
         trained.refuse_generator()
         with _samples(trained, arguments, group) as source:
+            if source.left_out and group.is_leader:
+                say(source.left_out)
             found = trained.predict(source, group, raw=arguments.raw, targets=arguments.split is not None)
     if not group.is_leader or found is None:
         return
-    write(found, output, format)
+    write(found, output, format, OUTPUT)
     if output:
         what = counted(len(found), "sample" if arguments.samples is not None else "prediction")
         print(f"{what} in {output} ({trained.checkpoint})", flush=True)
@@ -152,7 +158,7 @@ def _samples(trained: Trained, arguments: argparse.Namespace, group: Group) -> I
                 raise DataError("no such file; --text LINE takes a line of text itself", path)
             source, data = trained.open_inputs(str(path)), trained.job.data
             delimiter = data.options.get("delimiter") if data.source == "files" else None
-            return named_by(source, path, arguments.id, data.encoding, delimiter) if arguments.id else source
+            return named_by(source, str(path), arguments.id, data.encoding, delimiter) if arguments.id else source
 
         yield together(group, opened)
 

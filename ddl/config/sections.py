@@ -71,9 +71,7 @@ class DataSettings:
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
     stratify: bool = setting(True, "splits by fraction keep the share of each class")
     oversample: float = setting(
-        0.0,
-        "repeat samples of rare classes: 1 brings each to the size of the largest, 0: none",
-        least=0,
+        0.0, "repeat samples of rare classes: 1 brings each to the size of the largest, 0: none", least=0
     )
     normalize: Literal["auto", "none", "feature", "all", "unit"] = setting(
         "auto",
@@ -158,7 +156,9 @@ class OptimSettings:
     beta2: float = setting(0.999, "decay of the second moment, for adam, adamw and lamb", least=0, below=1)
     eps: float = setting(1e-8, "added to the denominator, for adaptive optimizers", above=0)
     decay: float = setting(0.9, "decay of the squared gradients, for rmsprop", least=0, below=1)
-    weight_decay: float = setting(0.0, "L2 penalty; for adamw and lamb decoupled from the gradient", least=0)
+    weight_decay: float | Literal["auto"] = setting(
+        "auto", "L2 penalty; for adamw and lamb decoupled from the gradient; auto: 0.2 for few values", least=0
+    )
     no_decay: tuple[str, ...] = setting(("*bias", "*norm*.weight"), "patterns of names without weight decay")
     schedule: Literal["constant", "step", "linear", "cosine"] = setting(
         "cosine", "how the learning rate changes over the steps"

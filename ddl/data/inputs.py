@@ -84,6 +84,12 @@ class Known:
         return tuple(str(names[at]) for at in places)
 
     @property
+    def numeric_columns(self) -> frozenset[str]:
+        """The columns of a table's features that hold numbers."""
+        features = zip(self.columns("features"), self.learned.get("encoding") or ())
+        return frozenset(name for name, encoding in features if encoding["kind"] == "number")
+
+    @property
     def encode(self) -> Callable[[str], np.ndarray] | None:
         """What turns a line of text into x; None if lines of text are no samples."""
         if self.learned.get("kind") != "texts":
@@ -93,11 +99,22 @@ class Known:
         return lambda text: texts.encode(text)[0]
 
     @property
+    def images(self) -> Mapping[str, Any]:
+        """What files of images recall of the training part; empty if they are no samples. Where these were arrays of
+        images, files are brought to their shape."""
+        if self.learned.get("kind") == "images":
+            return self.learned
+        shape = self.fields["x"].shape if "x" in self.fields else ()
+        if self.learned or len(shape) != 3 or shape[-1] not in (1, 3):
+            return {}
+        return {"kind": "images", **Form(*shape).to_json(), "names": list(self.names)}
+
+    @property
     def shape_image(self) -> Callable[[Any], np.ndarray] | None:
-        """What turns an image of Pillow into x; None if the training data were no image files."""
-        if self.learned.get("kind") != "images":
+        """What turns an image of Pillow into x; None if images are no samples."""
+        if not self.images:
             return None
-        form = Form.from_json(self.learned)
+        form = Form.from_json(self.images)
         return lambda image: shaped(image, form)
 
     @property
@@ -147,7 +164,7 @@ class Inputs:
     def open(self, path: str, known: Known) -> Source:
         """The samples of ``path``, read and numbered as the training part was. Raises DataError, ConfigError."""
         kind = known.learned.get("kind")
-        if kind == "images" and (images := self._images(path, known)) is not None:
+        if (learned := known.images) and (images := self._images(path, learned)) is not None:
             source = images
         elif kind == "texts":
             source = self._texts(path, known)
@@ -161,8 +178,8 @@ class Inputs:
         self._check(source, known, path)
         return source
 
-    def _images(self, path: str, known: Known) -> Source | None:
-        """Images of a file, a folder or tar files; None for other data."""
+    def _images(self, path: str, learned: Mapping[str, Any]) -> Source | None:
+        """Images of a file, a folder or tar files, in the form of the training part; None for other data."""
         folder = Path(path).expanduser()
         tree = walk(folder) if folder.is_dir() else Tree()
         paths = [] if tree.images else expand(path)
@@ -176,7 +193,7 @@ class Inputs:
             source = open_tars(paths, self.images, is_labelled=False)
         else:
             source = Images(LooseFiles(folder, tree.images) if tree.images else loose(paths), None, self.images)
-        source.recall(known.learned)
+        source.recall(learned)
         return source
 
     def _texts(self, path: str, known: Known) -> Source:

@@ -58,6 +58,7 @@ class Source:
 
     names: Sequence[str] = ()  # names of the classes of "y", by class number; () if they have none
     notes: Sequence[str] = ()  # what was decided or left out on opening, one line each, printed at the start
+    left_out = ""  # which samples cannot be read and were left out; every command that reads the source prints it
     stays_on_thread = False  # ``gather`` must be called by the thread that trains: no thread reads ahead
     is_cheap = False  # gathering is a copy in memory: no thread reads ahead
     is_sequential = False  # neighbouring samples continue one text: fractions split it into runs, not at random
@@ -147,6 +148,10 @@ class Wrapper(Source):
         return self.source.notes
 
     @property
+    def left_out(self) -> str:  # type: ignore[override]
+        return self.source.left_out
+
+    @property
     def stays_on_thread(self) -> bool:  # type: ignore[override]
         return self.source.stays_on_thread
 
@@ -202,7 +207,7 @@ class Wrapper(Source):
 
 _MEMBERS = (
     *("hold", "gather", "gather_into", "fit", "learned", "recall", "targets", "labels", "content"),
-    *("identifiers", "original", "names", "notes", "stays_on_thread", "is_cheap", "is_sequential"),
+    *("identifiers", "original", "names", "notes", "left_out", "stays_on_thread", "is_cheap", "is_sequential"),
 )
 
 

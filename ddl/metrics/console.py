@@ -33,6 +33,7 @@ from ddl.wording import counted
 _PLAIN_COLUMNS = 80
 _PLAIN_MOST_S = 60.0  # progress lines become rarer, so that a long job does not fill its log file
 _MANY_EPOCHS = 1000  # a job of more has no line for each
+DETECT = "detect"  # the phase that ends before the recovery begins: its time is none of the recovery's
 _LAUNCHERS = ("mpirun", "prterun", "prte", "mpiexec", "orterun")
 
 
@@ -283,10 +284,11 @@ def balance(event: ShardsMoved) -> str:
 
 def recovery(event: Recovered) -> str:
     moved = _moves(event.moved)
-    phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items())
+    phases = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in event.phases.items() if name != DETECT)
     ranks = len(event.ranks)
+    detected = f"detected after {1000 * event.phases[DETECT]:.0f} ms, " if DETECT in event.phases else ""
     parts = [
-        f"recovered in {1000 * event.seconds:.0f} ms ({phases}): {counted(ranks, 'rank')} "
+        f"{detected}recovered in {1000 * event.seconds:.0f} ms ({phases}): {counted(ranks, 'rank')} "
         f"continue{'s' if ranks == 1 else ''} after step {event.step}",
         moved,
         f"spares promoted: rank {', '.join(map(str, event.promoted))}" if event.promoted else "",

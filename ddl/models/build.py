@@ -249,7 +249,7 @@ def _default_metrics(loss: str | Loss, target: FieldLike) -> list[str]:
     loss = _name_of(loss) or loss
     if loss in ("cross_entropy", "binary_cross_entropy"):
         return ["accuracy"]
-    return ["r2"] if loss in ("mse", "mae", "huber") and target.dtype.kind == "f" else []
+    return ["rmse", "r2"] if loss in ("mse", "mae", "huber") and target.dtype.kind == "f" else []
 
 
 def _metric(metric: str | Metric | Callable[[Any, Any], Any]) -> Metric:

@@ -45,6 +45,10 @@ class TargetScale:
             for name, absent in plain.items()
         }
 
+    def is_plain(self, buffers: Views) -> bool:
+        """Whether the loss is in the units of the data, as in a run that began before there was a scale."""
+        return MEAN in buffers and bool((buffers[MEAN] == 0).all() and (buffers[DEVIATION] == 1).all())
+
     def standardised(self, buffers: Views, y: Array) -> Array:
         """Targets as the loss sees them; as they are where there are no such buffers."""
         if MEAN not in buffers:

@@ -213,6 +213,8 @@ class TrainedModel:
             raise UserError(f"columns differ in length: {lengths}")
         if not used:
             raise UserError(f"the table has none of the columns {listed(map(repr, names), 'and')}")
+        numeric = self.trained.known.numeric_columns
+        used = {name: [_as_number(cell) for cell in used[name]] if name in numeric else used[name] for name in used}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "table.csv")
             _write_cells(path, used)
@@ -255,6 +257,11 @@ def _write_cells(path: Path, columns: Mapping[str, Any]) -> None:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(columns)
         out.writerows([_cell(cell) for cell in row] for row in zip(*columns.values()))
+
+
+def _as_number(cell: Any) -> Any:
+    """A truth value as 1 or 0, for a column that holds numbers in the training data; anything else as it is."""
+    return int(cell) if isinstance(cell, bool | np.bool_) else cell
 
 
 def _cell(cell: Any) -> Any:

@@ -45,7 +45,7 @@ from ddl.metrics import (
     write_summary,
 )
 from ddl.train.services import Reporter
-from ddl.train.state import Progress
+from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Outcome
 from ddl.train.task import Task
 from ddl.train.verdict import doubt
@@ -280,20 +280,20 @@ class RunLog(Reporter):
 
     def end(
         self,
-        progress: Progress,
+        state: TrainingState,
         digest: str,
         ranks: int,
         samples_per_s: float,
         status: str,
         failure: DdlError | None = None,
     ) -> DdlError | None:
-        order, wall, early = self.task.order, time.time() - self.began, 0
+        progress, order, wall, early = state.progress, self.task.order, time.time() - self.began, 0
         if self.folder is not None and progress.step - self.first_step <= 1:
             # A stop that nothing but a signal explains.
             early = early_stops(self.folder) + (status == "stopped" and failure is None and not self.failures)
             if status == "stopped" and early >= EARLY_STOPS:
                 status, failure = "failed", DdlError(TOO_EARLY)
-        warning = doubt(self.task, progress) if status == "finished" and failure is None else ""
+        warning = doubt(self.task, progress, state.buffers) if status == "finished" and failure is None else ""
         if warning:
             self.warn(warning)
         summary = Summary(

@@ -158,27 +158,33 @@ FORMATS: Mapping[str, Callable[[Predictions, Any], None]] = {
 TEXT = ("csv", "jsonl")
 
 
-def format_of(output: str, asked: str = "") -> str:
-    """The format of a file called ``output`` ("": stdout), unless it is ``asked`` for. Raises ConfigError for one that
-    there is not."""
-    format = asked or (Path(output).suffix.removeprefix(".").lower() if output else "csv")
+def format_of(output: str, asked: str = "", option: str = "") -> str:
+    """The format of a file called ``output`` ("": stdout), unless it is ``asked`` for. option: of the command that
+    names the file, for messages. Raises ConfigError for an unknown format, and where no file can be written."""
+    path = Path(output)
+    if output and path.is_dir():
+        raise ConfigError(f"{option}{output} is a folder: name a file in it, such as {path / 'predictions.csv'}")
+    if output and not path.parent.is_dir():
+        raise ConfigError(f"{option}{output}: there is no folder {str(path.parent)!r}")
+    format = asked or (path.suffix.removeprefix(".").lower() if output else "csv")
     if format not in FORMATS:
         if asked:
             raise ConfigError(f"--format {asked}: {instead(asked, FORMATS, 'there are')}")
         endings = listed([f".{name}" for name in FORMATS])
-        raise ConfigError(f"--output {output}: the name must end with {endings}, or --format must name the format")
+        hint = ", unless --format names the format" if option else ""
+        raise ConfigError(f"{option}{output}: the name must end with {endings}{hint}")
     if not output and format not in TEXT:
-        raise ConfigError(f"--format {format} is no text: it needs --output FILE")
+        raise ConfigError(f"--format {format} is not written to stdout: name a file with --output FILE")
     return format
 
 
-def write(predictions: Predictions, output: str, format: str) -> None:
+def write(predictions: Predictions, output: str, format: str, option: str = "") -> None:
     """Write to the file ``output``, whole or not at all, or ("") to stdout. Raises ConfigError if that fails."""
     if not output:
         FORMATS[format](predictions, sys.stdout)
         sys.stdout.flush()
         return
-    with whole_file(Path(output), "--output ") as file:
+    with whole_file(Path(output), option) as file:
         if format in TEXT:
             with io.TextIOWrapper(file, "utf-8", newline="") as text:
                 FORMATS[format](predictions, text)

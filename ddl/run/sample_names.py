@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl.data import Source, column_of
+from ddl.data.formats.detect import expand
 from ddl.data.source import Wrapper
 from ddl.errors import ConfigError, DataError
 
@@ -24,14 +25,16 @@ class Named(Wrapper):
         return self._identifiers
 
 
-def named_by(source: Source, path: Path, column: str, encoding: str = "", delimiter: str | None = None) -> Source:
-    """``source``, the samples of the file ``path``, named by this column of it. encoding, delimiter: of text.
+def named_by(source: Source, pattern: str, column: str, encoding: str = "", delimiter: str | None = None) -> Source:
+    """``source``, the samples of the files of ``pattern``, named by this column of them. encoding, delimiter: of text.
 
     Raises ConfigError, DataError."""
     try:
-        values = column_of(path, column, encoding, delimiter)
+        cells = [column_of(path, column, encoding, delimiter) for path in expand(pattern)]
     except ConfigError as error:
         raise ConfigError(f"--id {column}: {error}") from error
+    # Numbers in one file and texts in another are all texts.
+    values = np.concatenate([np.asarray(own) for own in cells])
     if len(values) != len(source):
-        raise DataError(f"column {column!r} has {len(values)} cells for {len(source)} samples", path)
-    return Named(source, column, np.asarray(values))
+        raise DataError(f"column {column!r} has {len(values)} cells for {len(source)} samples", Path(pattern))
+    return Named(source, column, values)

@@ -71,8 +71,8 @@ class Sweep:
     _ends: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        problems = [] if str(self.folder).strip() else ["folder = '' must name a folder"]
         self.folder = Path(self.folder)
-        problems = []
         for name, least in (
             ("trials", 1),
             ("ranks_per_trial", 1),

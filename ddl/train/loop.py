@@ -373,8 +373,7 @@ class Loop(Program):
 
     def _write_summary(self, failure: DdlError | None) -> DdlError | None:
         speed = round(self.samples / self.train_seconds, 1) if self.train_seconds else 0.0
-        progress, digest = self.state.progress, self.work.digest()
-        return self.log.end(progress, digest, self.group.size, speed, self.status, failure)
+        return self.log.end(self.state, self.work.digest(), self.group.size, speed, self.status, failure)
 
     def _evaluate(self, source) -> dict[str, Any]:
         def alive() -> None:

@@ -13,7 +13,7 @@ from ddl.comm import Group
 from ddl.errors import DdlError
 from ddl.fault.decision import RankDeath
 from ddl.fault.recover import Report
-from ddl.train.state import Progress
+from ddl.train.state import Progress, TrainingState
 from ddl.train.step import Outcome
 
 
@@ -64,7 +64,7 @@ class Reporter:
 
     def end(
         self,
-        progress: Progress,
+        state: TrainingState,
         digest: str,
         ranks: int,
         samples_per_s: float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddl.arrays import Views
 from ddl.train.state import Progress
 from ddl.train.task import Task
 from ddl.wording import counted
@@ -11,7 +12,7 @@ FEW_STEPS = 10  # of fewer steps, chance decides whose loss is lower
 MANY_STEPS = 200  # after these, a network predicts better than a constant does; before, not much worse
 
 
-def doubt(task: Task, progress: Progress) -> str:
+def doubt(task: Task, progress: Progress, buffers: Views) -> str:
     """Why a run that has reached its end has probably learned nothing; "" if its loss fell or proves nothing.
 
     The loss of a game (a GAN) need not fall, and a few steps prove nothing."""
@@ -31,7 +32,7 @@ def doubt(task: Task, progress: Progress) -> str:
             f"{counted(task.early_steps, 'step')}; look at the targets, the features and optim.lr"
         )
     scale = task.model.target_scale
-    if spread is not None and scale is not None and scale.mean is not None:
+    if spread is not None and scale is not None and scale.mean is not None and not scale.is_plain(buffers):
         spread = 1.0  # of scaled targets
     hopeless = 1 if progress.step >= MANY_STEPS else 10
     far = spread is not None and last > hopeless * spread

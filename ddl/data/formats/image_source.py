@@ -179,7 +179,8 @@ class Images(Source):
             names = listed([*first, *_more(len(damaged))], "and")
             self._encoded = self._encoded.pick(keep)
             self._labels = None if self._labels is None else self._labels.pick(keep)
-            self.notes = (*self.notes, f"{len(damaged)} of {counted(count, 'image')} are damaged and left out: {names}")
+            self.left_out = f"{len(damaged)} of {counted(count, 'image')} are damaged and left out: {names}"
+            self.notes = (*self.notes, self.left_out)
 
     def _header(self, number: int) -> Any:
         name = self._encoded.name(number)

@@ -276,8 +276,8 @@ def test_a_commit_that_one_rank_skips_ends_all_with_both_calls():
 def test_the_leader_prints_the_lines_of_a_death_that_training_prints(capfd):
     results = run_ranks(3, job, death=Death(1, 30))
     assert isinstance(results[1], Killed)
-    lost, recovered = " ".join(capfd.readouterr().err.split()).split(" recovered in ")
-    assert lost.startswith("lost rank 1 on ") and " at step " in lost
+    lost, recovered = " ".join(capfd.readouterr().err.split()).split(" ms, recovered in ")
+    assert lost.startswith("lost rank 1 on ") and " detected after " in lost and " at step " in lost
     assert "2 ranks continue after step" in recovered and recovered.endswith("shard 2 to rank 0; shard 3 to rank 2")
 
 

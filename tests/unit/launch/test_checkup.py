@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -107,3 +109,35 @@ def test_the_report_ends_with_the_problems():
 )
 def test_a_process_that_was_meant_to_be_one_of_several_is_noticed(environment, said):
     assert unconnected(environment).startswith(said) and bool(unconnected(environment)) is bool(said)
+
+
+WITHOUT_NUMPY = """
+import importlib.metadata, runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "numpy":
+            raise ModuleNotFoundError("No module named 'numpy'")
+sys.meta_path.insert(0, Absent())
+version = importlib.metadata.version
+def without(name):
+    if name == "numpy":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = without
+sys.argv = ["ddl", "doctor"]
+runpy.run_module("ddl", run_name="__main__")
+"""
+
+
+def test_an_environment_without_numpy_is_examined():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NUMPY], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and not done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "numpy is missing"
+
+
+def test_every_extra_of_the_package_is_listed_by_the_doctor(monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda package: None)
+    text = " ".join(finding.text for finding in doctor.software())
+    for extra in ("fast", "gpu", "plot", "arrow", "images", "onnx", "tensorboard", "torch", "jax"):
+        assert f"extra {extra}:" in text
+    assert "onnxruntime" in text

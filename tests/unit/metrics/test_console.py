@@ -155,7 +155,8 @@ def test_a_failure_and_its_recovery_are_a_line_each_on_a_terminal(clock):
     out = io.StringIO()
     console = Console(out=out, live=True, clock=clock)
     console.write(RankFailed(step=7, rank=2, host="here", how="crash"))
-    console.write(Recovered(7, 1, [0, 1, 3], 0.0421, {"shrink": 0.04}, {0: [4, 5, 6], 3: [8]}))
+    phases = {"detect": 0.06, "shrink": 0.04}  # the time to detect is none of the recovery's
+    console.write(Recovered(7, 1, [0, 1, 3], 0.0421, phases, {0: [4, 5, 6], 3: [8]}))
     console.write(FirstStep(8, 1, 0.0123))
     console.write(RankFailed(9, 1, "here", "hang", phase="compute", note="run/notes/a/rank-1.json"))
     first, second, third, fourth = out.getvalue().splitlines()
@@ -163,7 +164,8 @@ def test_a_failure_and_its_recovery_are_a_line_each_on_a_terminal(clock):
     assert third == "first step after the recovery: 12 ms"
     assert fourth == "lost rank 1 on here at step 9 (hang in compute); see run/notes/a/rank-1.json"
     assert second == (
-        "recovered in 42 ms (shrink 40): 3 ranks continue after step 7; shards 4-6 to rank 0; shard 8 to rank 3"
+        "detected after 60 ms, recovered in 42 ms (shrink 40): 3 ranks continue after step 7; shards 4-6 to rank 0; "
+        "shard 8 to rank 3"
     )
 
 

@@ -36,7 +36,7 @@ def test_whole_numbers_are_classified_and_values_are_fitted():
     model = build("cnn", fields())
     assert isinstance(model.loss, CrossEntropy) and model.spec.output == (10,) and metric_names(model) == ["accuracy"]
     model = build("mlp", fields((5,), (), "float32", None))
-    assert isinstance(model.loss, MSE) and model.spec.output == () and metric_names(model) == ["r2"]
+    assert isinstance(model.loss, MSE) and model.spec.output == () and metric_names(model) == ["rmse", "r2"]
     assert build("linear", fields((5,), (3,), "float32", None)).spec.output == (3,)
     assert build("linear", fields((5,), (3,), "float32", None), "cross_entropy").spec.output == (3,)
     assert build("mlp", fields((5,), (), size=2), "binary_cross_entropy").spec.output == ()

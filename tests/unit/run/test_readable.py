@@ -95,8 +95,10 @@ def test_every_format_holds_the_same_predictions(capsys):
         (("table", "--input", "customers.csv", "--split", "test"), "exclude each other"),
         (("table", "--input", "customers.csv", "--output", "x.xlsx"), ".csv, .jsonl, .parquet, .npz or .npy"),
         (("table", "--input", "customers.csv", "--format", "jsnl"), "did you mean 'jsonl'?"),
-        (("table", "--input", "customers.csv", "--format", "npz"), "needs --output FILE"),
-        (("table", "--input", "customers.csv", "--output", "no/where.csv"), "cannot be written"),
+        (("table", "--input", "customers.csv", "--format", "npz"), "name a file with --output FILE"),
+        (("table", "--input", "customers.csv", "--output", "no/where.csv"), "there is no folder 'no'"),
+        (("table", "--input", "customers.csv", "--output", "table"), "is a folder: name a file in it"),
+        (("text", "--text", "buy cheap", "--text", " "), "--text '' holds no text"),
         (("table", "--input", "customers.csv", "--id", "nam"), "did you mean 'name'?"),
         (("table", "--text", "buy cheap"), "was not trained on lines of text"),
         (("text", "--input", "buy cheap"), "--text LINE takes a line of text"),
@@ -212,3 +214,55 @@ def test_a_reader_that_has_gone_ends_the_output_quietly(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout", SafeStream(Closed()))
     assert predict.main(["table", "--input", "customers.csv"]) == 0
     assert len(capsys.readouterr().err.splitlines()) == 1  # the checkpoint
+
+
+def test_rows_of_several_files_are_named_by_a_column_of_them(capsys, tmp_path):
+    head, *lines = Path("customers.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "a.csv").write_text(head + "".join(lines[:20]))
+    (tmp_path / "b.csv").write_text(head + "".join(lines[20:30]))
+    out, _ = said(capsys, predict.main, "table", "--input", f"{tmp_path}/*.csv", "--id", "name")
+    assert [row["name"] for row in rows_of(out)] == [f"C{i:03d}" for i in range(30)]
+
+
+def test_messages_about_a_file_that_python_writes_name_no_option(folder):
+    with pytest.raises(ConfigError, match=r"^x.xlsx: the name must end with .csv, .jsonl, .parquet, .npz or .npy$"):
+        ddl.load("table").write("customers.csv", "x.xlsx")
+
+
+def test_a_file_of_another_size_is_answered_by_a_model_of_arrays_of_images(folder, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 80)
+    x = rng.integers(0, 100, (80, 16, 16)) + 120 * y[:, None, None]
+    np.savez("images.npz", x=x.astype(np.uint8), y=np.array(["dark", "light"])[y])
+    assert train([*QUIET, "--data.source=files", "--data.path=images.npz", "--model.name=mlp", "--run.dir=images"]) == 0
+    image.new("RGB", (50, 30), (240, 230, 250)).save(tmp_path / "wide.png")
+    out, _ = said(capsys, predict.main, "images", "--input", str(tmp_path / "wide.png"))
+    assert [row["label"] for row in rows_of(out)] == ["light"]
+    with image.open(tmp_path / "wide.png") as opened:
+        assert ddl.load("images").predict(opened) == "light"
+
+
+def test_damaged_images_that_are_left_out_are_counted(folder, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for name, grey in (("dark", 0), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            image.new("L", (16, 16), grey + number).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "dark" / "none.png").write_text("no image")
+    words = [f"--data.path={tmp_path}", "--model.name=mlp", "--run.dir=pictures", "--data.damaged=skip"]
+    assert train([*QUIET, "--data.source=files", *words]) == 0
+    out, notes = said(capsys, predict.main, "pictures", "--input", str(tmp_path))
+    assert len(rows_of(out)) == 40 and "1 of 41 images are damaged and left out" in notes[0]
+    _, notes = said(capsys, evaluate.main, "pictures", "--input", str(tmp_path))
+    assert "1 of 41 images are damaged and left out" in notes[0]
+
+
+def test_truth_values_of_python_fit_a_column_of_zeros_and_ones(folder):
+    lines = [f"{i % 2},{'true' if i % 3 else 'false'},{'ab'[i % 2]}" for i in range(60)]
+    Path("flags.csv").write_text("\n".join(["flag,member,y", *lines]))
+    words = ("--data.path=flags.csv", "--data.targets=y", "--run.dir=flags")
+    assert train([*QUIET, "--data.source=files", *words]) == 0
+    model = ddl.load("flags")
+    as_numbers = model.outputs({"flag": [0, 1], "member": ["true", "false"]})
+    assert np.array_equal(model.outputs({"flag": [False, np.True_], "member": [True, False]}), as_numbers)

@@ -48,6 +48,7 @@ def test_a_file_gives_space_job_and_options(tmp_path):
     [
         ("[sweep]\ntrails = 3", "did you mean 'trials'"),
         ("[sweep]\ntrials = 'many'", "a whole number"),
+        ("[sweep]\nfolder = ''\n[space]\noptim.lr = [1]", "folder = '' must name a folder"),
         ("[sweeps]\ntrials = 3", r"has \[sweeps\]"),
         ("[sweep]\nhalving = 1\nmode = 'up'\n[space]\noptim.lr = [1]", "halving = 1 .*; mode = 'up'"),
         ("[space]\noptim.rl = [0.1]", r"trial 0 \(optim.rl = 0.1\): .*no setting"),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import ddl
+from ddl.config import Job, override
+from ddl.train.build import build_task
 from ddl.train.state import Progress
 from ddl.train.verdict import doubt
 
@@ -72,7 +74,7 @@ def progress(early, last, step=9, **values):
     ],
 )
 def test_the_verdict_compares_the_end_with_the_beginning(state, says):
-    said = doubt(make_task(), state)
+    said = doubt(make_task(), state, {})
     assert said.startswith(says) and bool(said) == bool(says)
 
 
@@ -80,4 +82,15 @@ def test_the_losses_of_a_game_need_not_fall(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     run = ddl.Trainer("gan", ddl.data.Arrays(X.astype(np.float32)), settings=QUIET)
     task = make_task(model=run.model)
-    assert doubt(task, progress([8.0, 4.0], 3.0, step=20)) == ""
+    assert doubt(task, progress([8.0, 4.0], 3.0, step=20), {}) == ""
+
+
+def test_a_run_resumed_from_before_targets_were_scaled_is_judged_in_the_units_of_the_data(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,y\n" + "".join(f"{x[1]},{x[0] * 100 + 500}\n" for x in X))
+    task = build_task(override(Job(), {"data.source": "files", "data.path": str(path), "model.name": "linear"}))
+    end = progress([2000.0, 4.0], 40.0, step=300)
+    scaled = {"target_mean": np.array([500.0]), "target_deviation": np.array([100.0])}
+    plain = {"target_mean": np.zeros(1), "target_deviation": np.ones(1)}
+    assert doubt(task, end, scaled).startswith("little was learned")
+    assert doubt(task, end, plain) == ""
