@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ddl.comm import Group, ending, mpi
+from ddl.comm import Group, ending, fault_tolerance, mpi
 from ddl.environment import launched_rank
 from ddl.errors import DdlError, DifferentCalls, UserCodeError
 from ddl.fault import startup
@@ -80,9 +80,12 @@ def join(hang_timeout_s: float) -> Session:
     # Before MPI: a process that has started MPI should not fork.
     heartbeat = start_companion(launched_rank(), hang_timeout_s=hang_timeout_s)
     heartbeat.wait(True)
+    reason = fault_tolerance()[1]  # before MPI changes the environment
     with startup.meeting(startup.OF_SCRIPTS_S):
         group = mpi.start()
     group.waits = heartbeat.wait
+    if group.size > 1 and group.is_leader and not group.tolerant:
+        print(f"ddl: a rank's death ends this job ({reason})", file=sys.stderr, flush=True)
     return hold(group, heartbeat)
 
 

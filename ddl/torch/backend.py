@@ -20,7 +20,7 @@ DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 def register() -> None:
     """Make ``init_process_group("ddl")`` known. Under mpirun no MASTER_ADDR, MASTER_PORT, RANK or WORLD_SIZE is needed,
-    for this backend or another."""
+    for this backend or another; without a launcher and these variables the process is the only rank."""
     if not dist.is_available() or "ddl" in dist.Backend.backend_list:
         return
     dist.Backend.register_backend("ddl", create, devices=["cpu"])
@@ -31,15 +31,21 @@ def register() -> None:
         by_environment = handlers["env"]
 
         def meet(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
-            if "MASTER_ADDR" in os.environ or launched_size() is None:
+            if "MASTER_ADDR" in os.environ or (launched_size() is None and _has_rank(url)):
                 return by_environment(url, **options)
             return meet_over_mpi(**options)
 
         handlers["env"] = meet
 
 
+def _has_rank(url: str) -> bool:
+    """Whether the caller or the environment gives a rank or a number of ranks, in PyTorch's own way."""
+    return "?" in url or not os.environ.keys().isdisjoint(("RANK", "WORLD_SIZE", "MASTER_PORT"))
+
+
 def meet_over_mpi(timeout: timedelta = DEFAULT_TIMEOUT, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """(store, rank, size) of the ranks that mpirun or srun has started, or of the survivors if one dies meanwhile."""
+    """(store, rank, size) of the ranks that mpirun or srun has started, or of the survivors if one dies meanwhile;
+    without a launcher this process is the only rank."""
     from ddl.fault import session
     from ddl.fault.recover import survive
     from ddl.torch.process_group import join

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddl.collectives import allreduce as sum_in_place
 from ddl.comm import Group, ending, mpi
+from ddl.environment import launched_size
 from ddl.errors import JobEnded
 from ddl.fault import session
 from ddl.torch.allocator import keep_freed_memory
@@ -287,7 +288,12 @@ def join(timeout: timedelta) -> Group:
 
 
 def create(rank: int, size: int, timeout: timedelta) -> ProcessGroup:
-    """The process group of all ranks; called by PyTorch. Raises ValueError for a group of some of them."""
+    """The process group of all ranks; called by PyTorch. Raises ValueError for a group of some of them, and for ranks
+    that torchrun has started."""
+    if size > 1 and launched_size() is None and session.current() is None:
+        raise ValueError(
+            f'backend "ddl" needs ranks that MPI has started: mpirun --with-ft ulfm -n {size} python ..., not torchrun'
+        )
     group = join(timeout)
     if (rank, size) != (group.rank, group.size):
         raise ValueError(

@@ -1,6 +1,6 @@
 """PyTorch's DistributedDataParallel, unchanged, over backend "ddl": the digits on 4 ranks, any of which may be killed.
 
-    mpirun -n 4 python launch/examples/torch_ddp.py
+    mpirun --with-ft ulfm -n 4 python launch/examples/torch_ddp.py
 
 ``import ddl.torch`` and the backend's name are the only two lines that differ from a script for Gloo. After a rank is
 lost the others skip the step in progress and train on without its samples; ``ddl.torch.Model`` and ``ddl.torch.State``

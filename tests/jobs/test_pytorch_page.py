@@ -1,4 +1,4 @@
-"""Each block of code in docs/pytorch.md runs as it is written, on two ranks, and its job on one."""
+"""Each block of code in docs/pytorch.md and pytorch-ddp.md runs as it is written, on two ranks, and its job on one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
+DDP_PAGE = (ROOT / "docs" / "pytorch-ddp.md").read_text(encoding="utf-8")
 NETS = """
 import torch
 from torch import nn
@@ -92,3 +93,20 @@ def test_the_job_trains_and_is_evaluated_in_another_process(door, package):
     assert ended.status == 0, ended.said
     ended = door(["-m", "ddl.evaluate", "run", "--trust"])
     assert ended.status == 0 and "accuracy" in ended.out, ended.said
+
+
+def test_two_lines_make_a_script_with_ddp_run_here(door, tmp_path):
+    [block] = re.findall(r"```python\n(.*?)```", DDP_PAGE, re.DOTALL)
+    assert len([line for line in block.splitlines() if line]) == 2
+    (tmp_path / "train.py").write_text(f"""
+import torch
+{block}
+net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1, bias=False))
+with torch.no_grad():
+    net.module.weight.zero_()
+rank = torch.distributed.get_rank()
+net(torch.tensor([[1.0, rank]])).sum().backward()
+print("gradient", net.module.weight.grad.tolist())
+""")
+    ended = door([tmp_path / "train.py"], 2)
+    assert ended.status == 0 and ended.out.splitlines() == ["gradient [[1.0, 0.5]]"] * 2, ended.said
