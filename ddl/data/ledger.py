@@ -268,8 +268,8 @@ def _epoch(epoch: int, surviving: Mapping[int, Record], order: Order, total: int
                 problems.append(f"step {step}: ranks counted {counted} samples, it has {samples}")
     if lost:
         places = [step - first for step in lost]
-        samples = _few(_lowest_samples(epoch, places, order), sum(map(order.step_samples, places)))
-        problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {samples}")
+        named = _few(_lowest_samples(epoch, places, order), sum(map(order.step_samples, places)))
+        problems.append(f"epoch {epoch}: no record of steps {_few(lost)} with samples {named}")
     return counts
 
 
