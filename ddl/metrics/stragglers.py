@@ -74,7 +74,7 @@ def as_lines(found: Waits) -> list[str]:
         if s / (ranks - 1) > SHARE * whole
     ]
     if not named:
-        lines.append("no rank is waited for longer than the others")
+        lines.append("the ranks wait equally long")
     for rank, seconds in named:
         share = f"{100 * seconds / whole:.0f} % of the time"
         lines.append(f"{counted(ranks - 1, 'other rank')} waited for rank {rank}, on average {seconds:.3g} s ({share})")

@@ -1,4 +1,4 @@
-"""The rank that waits least in sums is the one that the others wait for; equal ranks accuse nobody."""
+"""The rank that waits least in sums is the one that the others wait for; equal ranks are not named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_equal_ranks_wait_for_nobody_and_recoveries_are_listed(tmp_path, capsys)
     run = written(tmp_path, {"0": 0.2, "1": 0.3}, more=[recovery])
     assert main([run, "--stragglers"]) == 0
     said = capsys.readouterr().out
-    assert said.endswith("no rank is waited for longer than the others\n")
+    assert said.endswith("the ranks wait equally long\n")
     assert "all ranks waited in recoveries: agree 0.25 s, level 0.5 s" in said
 
 
