@@ -51,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the audit; status 0 when it is exact, 1 when it is not, 2 when there is nothing to audit."""
     made = Parser("ddl.audit", "Proves from a run's ledger that every sample was used exactly once per epoch.")
     made.add_argument("run", type=Path, help="a run's folder, as in runs/NAME")
+    made.add_argument("--stragglers", action="store_true", help="which rank the others waited for, from metrics.jsonl")
     made.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
     options = made.parse_args(argv)
+    if options.stragglers:
+        return _stragglers(options.run / "metrics.jsonl")
     try:
         found = report(options.run)
     except DataError as error:
@@ -63,6 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print("\n".join(lines(found)))
     return 0 if found.is_exact else 1
+
+
+def _stragglers(path: Path) -> int:
+    from ddl.metrics.jsonl import read_lines
+    from ddl.metrics.stragglers import as_lines, waits_of
+
+    try:
+        print("\n".join(as_lines(waits_of(read_lines(path)))))
+    except (OSError, ValueError) as error:
+        print(f"ddl.audit: {path}: {error}", file=sys.stderr)
+        return EX_USAGE
+    return 0
 
 
 if __name__ == "__main__":

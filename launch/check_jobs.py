@@ -204,6 +204,9 @@ ROWS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Figure]]] = {
     "autoencoder_conv": ("autoencoder_conv", (), principal_components),
     "gan": ("gan", (), ten_digits),
     "stages": ("stages", (), at_least("accuracy", 0.97)),
+    "pruning": ("pruning", (), at_least("accuracy", 0.965)),
+    "local": ("local", (), at_least("accuracy", 0.96)),
+    "balance": ("balance", (), at_least("accuracy", 0.97)),
 }
 
 

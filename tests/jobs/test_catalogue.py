@@ -25,6 +25,9 @@ SHORTENED: dict[str, tuple[tuple[str, ...], str, float]] = {
     "gru": (("--train.epochs=4", "--data.options.lines_per_package=400"), "accuracy", 0.25),
     "transformer_classifier": (("--train.epochs=4", "--data.options.lines_per_package=400"), "accuracy", 0.25),
     "stages": (("--train.epochs=5",), "accuracy", 0.90),
+    "pruning": (("--train.epochs=8",), "accuracy", 0.90),
+    "local": (("--train.epochs=10",), "accuracy", 0.85),
+    "balance": (("--train.epochs=8",), "accuracy", 0.92),
 }
 TRANSFORMER = (
     *("--data.options.limit_mib=0.5", "--data.options.window=64", "--train.steps=60", "--train.global_batch=16"),
