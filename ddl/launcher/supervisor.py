@@ -319,7 +319,7 @@ class Supervisor:
     # Between two launches.
 
     def _choose_hosts(self, launch: str) -> bool:
-        """Go on with the hosts that answer; on these, end the remaining processes of the launch.
+        """Continue with the hosts that answer; on these, end the remaining processes of the launch.
 
         Whether their number has changed."""
         if len(self.hosts.known) < 2 or self.asked:
