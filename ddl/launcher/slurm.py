@@ -39,7 +39,7 @@ _SAME = {
 
 
 def batch_job_id(environ: Mapping[str, str] = os.environ) -> str:
-    """Slurm's id of the batch job whose script runs this process; "" outside of one.
+    """The id, for Slurm's commands, of the batch job whose script runs this process; "" outside of one.
 
     A task of an array is named ARRAY_TASK: the number alone can mean the whole array."""
     if environ.get("ENVIRONMENT") != "BATCH" or "SLURM_STEP_ID" in environ or "SLURM_JOB_ID" not in environ:
@@ -104,7 +104,7 @@ class BatchJob:
 
     def finish(self, status: int) -> int:
         """Start the job again if ``status``, the supervisor's, says that it can be resumed, and Slurm does not do so
-        itself and the job was not cancelled. Returns the status of the batch job."""
+        itself and the user has not cancelled it. Returns the status of the batch job."""
         self._over.set()
         state = show_job(self.id).get("JobState", "") if status == EX_TEMPFAIL else ""
         # A job that Slurm ends is COMPLETING already: by scancel, or at the limit that the clock did not see.
