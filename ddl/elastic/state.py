@@ -21,16 +21,29 @@ def no_heartbeat(commits: int, phase: str) -> None:
     """The heartbeat of a state outside ``run``."""
 
 
+def _is_trained_by_torch(value: Any) -> bool:
+    """Whether it is a module, an optimizer or a scheduler of PyTorch, which refer to one another."""
+    bases = {(base.__module__.partition(".")[0], base.__name__) for base in type(value).__mro__}
+    return not bases.isdisjoint({("torch", "Module"), ("torch", "Optimizer"), ("torch", "LRScheduler")})
+
+
 class State:
     """Named arrays and small picklable values, as attributes; ``commit`` saves their present values.
 
     Must be created equal on every rank. Arrays keep shape and dtype; assigning to one copies into it. Raises UserError
-    for a name that the class itself needs, and where floats are assigned to an array of integers."""
+    for a name that the class itself needs, for a module, optimizer or scheduler of PyTorch, and where floats are
+    assigned to an array of integers."""
 
     def __init__(self, **values: Any):
         taken = sorted(name for name in values if name.startswith("_") or name in dir(type(self)))
         if taken:
             raise UserError(f"a value of the state cannot be called {taken[0]!r}: State itself has that name")
+        for name, value in values.items():
+            if _is_trained_by_torch(value):
+                raise UserError(
+                    f"{name} is a {type(value).__name__} of PyTorch, of which a State would keep a copy: "
+                    "use ddl.torch.State(module, optimizer, scheduler)"
+                )
         # C order, because arrays that are sent must be contiguous.
         arrays = {name: np.array(v, order="C") for name, v in values.items() if is_plain_array(v)}
         small = {name: v for name, v in values.items() if name not in arrays}

@@ -149,7 +149,11 @@ class Dataset(Source):
         else:
             values = batch if isinstance(batch, (tuple, list)) else (batch,)
             if isinstance(self._called, Mapping) or len(values) > len(self._called):
-                raise DataError(f"a sample has {len(values)} parts, and names are {self._called}")
+                raise DataError(
+                    f"a sample has {len(values)} parts, and names are {self._called}: name them all, as in "
+                    'ddl.torch.Dataset(dataset, names=("x", "x2", "y")), and say which forward takes, as in '
+                    'ddl.torch.Model(net, loss, inputs=("x", "x2"))'
+                )
             parts = dict(zip(self._called, values))
         return {name: _array(name, value) for name, value in parts.items()}
 

@@ -38,6 +38,7 @@ RECOVERY = (
     *("recover.fence", "recover.revoke", "recover.shrink", "recover.agree", "recover.level", "recover.reassign"),
     *("recovery.shrink.done", "recovery.gather", "recovery.agree.done"),
 )
+IN_SHARED_MEMORY = ("job.barrier", "job.block")  # places that two ranks, which sum by MPI, do not pass
 POINTS = {  # moment -> its places, and how often a rank passes them in a step at least
     "step": {"loop.step": 1, "loop.backward": 4, "loop.averaged": 1, "loop.update": 1},
     "communication": {"job.native": 4, "job.native.done": 4, "job.barrier": 1, "job.barrier.done": 1, "job.block": 1},
@@ -84,6 +85,8 @@ class Trial:
             return []
         steps = {blow.step + more for blow in self.struck for more in (-1, 0, 1)}
         left = [blow for blow in self.blows if blow not in self.struck and blow.moment not in ("any", "recovery")]
+        if self.ranks - len(self.struck) <= 2:  # those that are left sum by MPI
+            left = [blow for blow in left if not blow.place.startswith(IN_SHARED_MEMORY)]
         return [blow for blow in left if blow.step not in steps]
 
     def __str__(self) -> str:
@@ -120,8 +123,8 @@ def _blow(rng: np.random.Generator, rank: int, ranks: int, is_first: bool) -> Bl
     if moment == "checkpoint" and rank != 0:
         moment = "evaluation"  # the leader writes
     place = str(rng.choice(list(POINTS[moment])))
-    if ranks == 2 and place.startswith(("job.barrier", "job.block")):
-        place = "job.native"  # two ranks sum by MPI, not in shared memory
+    if ranks == 2 and place.startswith(IN_SHARED_MEMORY):
+        place = "job.native"
     step = int(rng.choice(EVALUATED)) if moment in ("evaluation", "checkpoint") else int(rng.integers(1, STEPS))
     step = STEPS if moment == "end" else -1 if moment == "recovery" else step
     return Blow(act, rank, moment, step, place, int(rng.integers(1, POINTS[moment][place] + 1)))

@@ -318,3 +318,9 @@ def test_a_dataset_of_hugging_face_is_read_by_number_or_as_a_stream():
     assert isinstance(as_known(table.rename_columns(names).select_columns(["x", "y"])), ddl.torch.Dataset)
     with pytest.raises(DataError, match="'text' of the samples is of"):
         ddl.torch.Dataset(table)
+
+
+def test_a_sample_of_more_parts_than_names_is_refused_with_the_way_to_name_them():
+    x = torch.zeros(4, 2)
+    with pytest.raises(ddl.errors.DataError, match=r'3 parts.*names=\("x", "x2", "y"\).*inputs='):
+        ddl.torch.Dataset(torch.utils.data.TensorDataset(x, x, torch.zeros(4)))

@@ -342,3 +342,11 @@ def test_a_plateau_is_stepped_with_the_mean_of_all_ranks_and_kept_by_commits(fre
         return found
 
     assert run_ranks(2, plateau) == [(0.02 / 4, 1.0)] * 2
+
+
+def test_a_state_of_plain_values_refuses_what_pytorch_trains():
+    net = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for value in (net, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)):
+        with pytest.raises(ddl.errors.UserError, match=r"trained is a .* of PyTorch.*ddl\.torch\.State"):
+            ddl.elastic.State(steps=0, trained=value)
