@@ -85,7 +85,7 @@ class Trial:
             return []
         steps = {blow.step + more for blow in self.struck for more in (-1, 0, 1)}
         left = [blow for blow in self.blows if blow not in self.struck and blow.moment not in ("any", "recovery")]
-        if self.ranks - len(self.struck) <= 2:  # those that are left sum by MPI
+        if self.ranks - len(self.struck) <= 2:  # the survivors sum by MPI
             left = [blow for blow in left if not blow.place.startswith(IN_SHARED_MEMORY)]
         return [blow for blow in left if blow.step not in steps]
 
