@@ -51,8 +51,8 @@ LR, LR_OF_LINEAR = 2e-3, 2e-2  # optim.lr = "auto"; the loss of a linear model i
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 20, 300, 600  # train.epochs = "auto"
 
 # Dropout makes the outputs of a network vary, which values forgive less than classes do: with a learning rate of 0.002
-# and 1,400 houses r2 on the test split was 0.80 with the dropout of 0.5 that "auto" has, and 0.98 with this. Fewer samples
-# overfit: the mean r2 for 309 patients (diabetes) was 0.29, and is 0.50 with weight decay (three splits).
+# and 1,400 houses r2 on the test split was 0.80 with the dropout of 0.5 that "auto" has, and 0.98 with this. Fewer
+# samples overfit: for 309 patients (diabetes) mean r2 was 0.29, and is 0.50 with weight decay (three splits).
 MANY_SAMPLES, DROPOUT_OF_VALUES, DECAY_OF_FEW = 1000, 0.1, 0.2
 
 # Settings of [optim] that are an optimizer's own, and the optimizers that have them.
