@@ -132,7 +132,8 @@ def _implied(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("data.path") and "data.source" not in values:
         values["data.source"] = "files"
     source = values.get("data.source", Job().data.source)
-    name = Path(values.get("data.path", "")).stem if source == "files" else source.rpartition(":")[2]
+    file = re.sub(r"\.(gz|bz2|xz|zip)$", "", str(values.get("data.path", "")))
+    name = Path(file).stem if source == "files" else source.rpartition(":")[2]
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     return {"run.name": plain or source, **values}
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,10 @@ def _to_npz(predictions: Predictions, file: BinaryIO) -> None:
         arrays[heading] = _values(column)
         if isinstance(column, ColumnGroup):
             arrays[f"{heading}_names"] = np.array(column.names)
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    with zipfile.ZipFile(file, "w") as archive:  # np.savez takes no array called "file", as images have one
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
 
 
 def _to_npy(predictions: Predictions, file: BinaryIO) -> None:

@@ -279,7 +279,7 @@ def _images(draw: Random, folder: Path, format: str) -> Case:
     elif what == "damaged png":
         (folder / "cats").mkdir()
         (folder / "cats" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + pixels.tobytes())
-        case.refused = "not an image"
+        case.refused = "cannot be decoded"
     elif what == "html":
         (folder / "train-images-idx3-ubyte").write_text("<html><body>not found</body></html>")
         case.refused = "IDX"

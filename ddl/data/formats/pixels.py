@@ -119,6 +119,8 @@ def _reason(error: Exception, data: bytes) -> str:
     image, _ = _pillow()
     if not data:
         return "the file is empty"
+    if isinstance(error, image.UnidentifiedImageError) and is_image(data[:16]):
+        return "cannot be decoded: it begins as an image, but the rest is none"
     if isinstance(error, image.UnidentifiedImageError):
         return f"not an image: it begins with {data[:8]!r}"
     return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
@@ -139,7 +141,7 @@ def read_header(stream: BinaryIO, name: str) -> Header:
             return Header(height, width, is_grey)
     except _errors() as error:
         stream.seek(0)
-        raise DataError(_reason(error, stream.read(8)), name) from error
+        raise DataError(_reason(error, stream.read(16)), name) from error
 
 
 def _is_whole(format: str | None, stream: BinaryIO) -> bool:

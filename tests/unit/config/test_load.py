@@ -122,6 +122,8 @@ def test_a_path_of_samples_implies_the_source_files_and_names_the_run(tmp_path, 
         [job_file('[run]\nname = "mine"\n[data]\nsource = "package.module:Name"\n'), "--data.path", str(tmp_path)]
     )
     assert (job.data.source, job.run.name) == ("package.module:Name", "mine")
+    (tmp_path / "orders.csv.gz").touch()
+    assert load(["--data.path", str(tmp_path / "orders.csv.gz")]).run.name == "orders"
 
 
 @pytest.mark.parametrize(

@@ -182,12 +182,20 @@ def test_damaged_images_are_all_named_at_once(tmp_path):
         opened(tmp_path)
 
 
+def test_a_file_that_only_begins_as_an_image_is_not_said_to_be_something_else(tmp_path):
+    two_classes(tmp_path)
+    (tmp_path / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nxxxx")
+    with pytest.raises(DataError, match=r"0.png: cannot be decoded: it begins as an image"):
+        opened(tmp_path)
+
+
 def test_skipping_leaves_damaged_images_out_before_samples_are_numbered(tmp_path):
     two_classes(tmp_path, size=(30, 40))
     damage(tmp_path / "cat" / "1.png")  # its header and its end are whole
     (tmp_path / "dög" / "3.png").write_bytes(b"")
     source = opened(tmp_path, ImageSettings(damaged="skip")).train
     assert everything(source)["y"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.left_out.startswith("2 of 8 images")
     assert any("2 of 8 images are damaged and left out" in note for note in source.notes)
     with pytest.raises(DataError, match=r"cat/1.png: cannot be decoded"):
         everything(opened(tmp_path / "cat").train)

@@ -254,6 +254,9 @@ def test_damaged_images_that_are_left_out_are_counted(folder, tmp_path, capsys):
     assert train([*QUIET, "--data.source=files", *words]) == 0
     out, notes = said(capsys, predict.main, "pictures", "--input", str(tmp_path))
     assert len(rows_of(out)) == 40 and "1 of 41 images are damaged and left out" in notes[0]
+    said(capsys, predict.main, "pictures", "--input", str(tmp_path), "--output", "named.npz")
+    with np.load("named.npz") as arrays:  # one of them is called "file", as an argument of np.savez is
+        assert len(arrays["file"]) == 40 and arrays["probability"].shape == (40, 2)
     _, notes = said(capsys, evaluate.main, "pictures", "--input", str(tmp_path))
     assert "1 of 41 images are damaged and left out" in notes[0]
 
