@@ -63,11 +63,14 @@ class Writer:
         to_disk: bool = True,
     ) -> None:
         """Copy the state and return; the thread writes the copy. Waits for an earlier write first, but not for a file
-        system that hangs: then this checkpoint is skipped, with a line through ``say``.
+        system that hangs: then this checkpoint is skipped, with a line through ``say``. One for memory alone
+        (``to_disk`` False) does not wait: it is skipped.
 
         Raises LeaseLost if an earlier write found that a newer generation holds the run folder. A write that failed for
         another reason (a full disk) was reported through ``say``: training continues and earlier checkpoints are
         untouched. ``meta`` is not copied and must not change afterwards."""
+        if not to_disk and not self._is_idle_within(0.0):
+            return
         if not self._is_idle_within(0.0 if self._is_overdue else PATIENCE_S):
             if not self._is_overdue:
                 self.say(f"no checkpoint of step {step} and later: the previous one has taken {PATIENCE_S:g} s so far")

@@ -327,6 +327,11 @@ class CheckpointSettings:
     keep_best: bool = setting(True, "also keep the checkpoint with the best validation loss")
     resume: str = setting("auto", "auto: the newest checkpoint in run.dir, if any; none; or a checkpoint's path")
     replica: bool = setting(False, "also keep a copy of the newest state in the memory of every node")
+    replica_every_s: float = setting(
+        1.0,
+        "seconds between two such copies, or more if copying takes over 1 % of the time; 0: with those on disk",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class Runner:
             checkpoint_every_epochs=job.checkpoint.every_epochs,
             keep_best=job.checkpoint.keep_best,
             in_memory=job.checkpoint.replica and bool(os.environ.get(FOLDER_VARIABLE)),
+            copy_every_s=job.checkpoint.replica_every_s,
             all_ranks=job.fault.respawn and bool(self._regains),
         )
         self._in_script = in_script

@@ -244,7 +244,7 @@ class Loop(Program):
     def advance(self) -> None:
         """One step, and whatever is due after it."""
         assert self.work.step is not None
-        due = self.group.is_leader and self.request.checkpoint_due()
+        due = self.request.checkpoint_due(self.group.is_leader)
         self._after_step(self.work.step.run(self.request.stop, due, self.saving.lease_lost is not None))
         self._after_epoch()
 
@@ -276,9 +276,7 @@ class Loop(Program):
             )
         if task.check_every and outcome.step % task.check_every == 0:
             self._compare_replicas()
-        every = self.request.checkpoint_every_steps
-        if outcome.checkpoint or (every and outcome.step % every == 0):
-            self.saving.save(self.group)
+        self.saving.after_step(self.group, outcome)
         self._rebalance()
 
     def _rebalance(self) -> None:

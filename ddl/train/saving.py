@@ -14,7 +14,8 @@ import numpy as np
 from ddl.checkpoint import Writer, read_state
 from ddl.comm import Group
 from ddl.errors import CheckpointError, LeaseLost
-from ddl.train.signals import StepRequest
+from ddl.train.signals import Due, StepRequest
+from ddl.train.step import Outcome
 from ddl.train.work import Work
 
 
@@ -40,10 +41,18 @@ class Saving:
         """After a recovery: forget what the last leader saved, since it may have died while writing."""
         self._saved = None
 
+    def after_step(self, group: Group, outcome: Outcome) -> None:
+        """Save or copy if that is due after this step; the same on all ranks."""
+        every = self.request.checkpoint_every_steps
+        if outcome.checkpoint is Due.DISK or (every and outcome.step % every == 0):
+            self.save(group)
+        elif outcome.checkpoint is Due.COPY:
+            self.copy(group)
+
     def save(self, group: Group) -> None:
         """Begin to write the state, unless the same step has been saved with the same score; a background thread
         finishes. The time until the next checkpoint that is due by the clock starts again."""
-        self.request.last_checkpoint = time.monotonic()
+        self.request.last_checkpoint = self.request.last_copy = time.monotonic()
         progress = self.work.state.progress
         if progress.final and progress.final["step"] != progress.step:
             return  # the best state has been restored, after the newest was written
@@ -56,6 +65,15 @@ class Saving:
         self._group, self._saved = group, (progress.step, score)
         self.work.gather(group, {0, *(ranks[0] for ranks in group.nodes if self.request.in_memory)})
         self._submit(score)
+
+    def copy(self, group: Group) -> None:
+        """Begin to renew the checkpoints in memory only, unless an earlier write is not done yet."""
+        began = self.request.last_copy = time.monotonic()
+        if self._saved is None or self._saved[0] != self.work.state.progress.step:
+            self._group = group
+            self.work.gather(group, {ranks[0] for ranks in group.nodes})
+            self._submit(math.nan, to_disk=False)
+            self.request.copy_s = time.monotonic() - began
 
     def wait(self) -> None:
         """Until the newest checkpoint, the last one, is written. One that failed is tried again, since there may be
@@ -104,11 +122,12 @@ class Saving:
         if self._writer is not None:
             self._writer.close()
 
-    def _submit(self, score: float) -> None:
+    def _submit(self, score: float, *, to_disk: bool = True) -> None:
         work, group, services = self.work, self._group, self.work.services
         keeps_copy = self.request.in_memory and group.rank == group.local_ranks[0]
-        self._problem = None
-        if not (group.is_leader or keeps_copy):
+        if to_disk:
+            self._problem = None
+        if not (keeps_copy or (group.is_leader and to_disk)):
             return
         if self._writer is not None and group.is_leader and self._writer.store is None:
             self._writer.close()  # it wrote to memory only, and this rank has become the leader since
@@ -122,7 +141,8 @@ class Saving:
                     return
                 self._writer.beat = lambda: services.beat(progress.step, "checkpoint")
             with services.span("checkpoint"):
-                self._writer.submit(progress.step, work.named(), meta, score if math.isfinite(score) else None)
+                score_or_none = score if math.isfinite(score) else None
+                self._writer.submit(progress.step, work.named(), meta, score_or_none, to_disk=to_disk)
         except LeaseLost as error:
             self.lose_lease(error)
         except OSError as error:  # the run folder cannot be claimed

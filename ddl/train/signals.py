@@ -9,11 +9,22 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from ddl import early_signals
 
 HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
+# Training waits while the state is copied for a checkpoint in memory; at most this share of its time.
+COPYING = 0.01
+
+
+class Due(IntEnum):
+    """Which checkpoint the clock asks for: none, one in memory only, or one on disk as well."""
+
+    NO = 0
+    COPY = 1
+    DISK = 2
 
 
 @dataclass
@@ -21,7 +32,9 @@ class StepRequest:
     """What signals and clocks ask of the next step; a signal handler may set ``stop`` at any time, and ``interrupted``
     where the signal is one that ends programs.
 
-    checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory.
+    checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory, which
+    it renews every ``copy_every_s`` seconds (0: with those on disk), or less often if ``copy_s``, the seconds that
+    training waited for the newest, are more than COPYING of that time.
     keep_best: also save a checkpoint whenever the validation loss is the lowest so far. all_ranks: stop when a rank was
     lost, because the supervisor then starts all ranks again."""
 
@@ -31,12 +44,22 @@ class StepRequest:
     checkpoint_every_steps: int = 0
     checkpoint_every_epochs: int = 0
     in_memory: bool = False
+    copy_every_s: float = 0.0
     keep_best: bool = False
     all_ranks: bool = False
     last_checkpoint: float = field(default_factory=time.monotonic)
+    last_copy: float = field(default_factory=time.monotonic)
+    copy_s: float = 0.0
 
-    def checkpoint_due(self) -> bool:
-        return bool(self.checkpoint_every_s) and time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s
+    def checkpoint_due(self, is_leader: bool) -> Due:
+        """What the leader asks for, by the clock; other ranks ask for none."""
+        if not is_leader:
+            return Due.NO
+        now = time.monotonic()
+        if self.checkpoint_every_s and now - self.last_checkpoint >= self.checkpoint_every_s:
+            return Due.DISK
+        every = max(self.copy_every_s, self.copy_s / COPYING)
+        return Due.COPY if self.in_memory and self.copy_every_s and now - self.last_copy >= every else Due.NO
 
 
 class Signals:

@@ -22,6 +22,7 @@ from ddl.models.model import Model, gradient_layout
 from ddl.nn.context import Context
 from ddl.optim import gradient_scale
 from ddl.parallel import GradientSum, Total
+from ddl.train.signals import Due
 from ddl.train.state import TrainingState
 from ddl.train.task import Task
 from ddl.wording import numbered
@@ -40,7 +41,7 @@ class Outcome:
     loss and metrics are means over the step's weight; they are NaN if the step was skipped.
     bad_shards: of a step that was skipped. bad_value: the value among their data that is not finite, if there is
     one, or the reason if there are no bad shards.
-    checkpoint, lease_lost: whether any rank asked for a checkpoint, or lost the right to write the run folder."""
+    checkpoint: which one the leader asked for. lease_lost: whether any rank lost the right to write the run folder."""
 
     step: int
     epoch: int
@@ -52,7 +53,7 @@ class Outcome:
     gradient_norm: float
     skipped: bool
     bad_shards: tuple[int, ...]
-    checkpoint: bool
+    checkpoint: Due
     lease_lost: bool = False
     bad_value: str = ""
 
@@ -113,11 +114,11 @@ class Step:
     def header_length(model: Model) -> int:
         return FIXED + len(model.step_metrics)
 
-    def run(self, stop: bool = False, checkpoint: bool = False, lease_lost: bool = False) -> Outcome:
+    def run(self, stop: bool = False, checkpoint: Due = Due.NO, lease_lost: bool = False) -> Outcome:
         """Compute, sum and commit the next step. Raises PeerLost with the state untouched.
 
-        stop, checkpoint: this rank's requests; lease_lost: it may no longer write the run folder. They are summed in
-        the header, so that all ranks act on them after the same step."""
+        stop: this rank's request. checkpoint: the leader's; other ranks have none. lease_lost: this rank may no longer
+        write the run folder. They are summed in the header, so that all ranks act on them after the same step."""
         progress = self.state.progress
         step = progress.step
         epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
@@ -350,6 +351,6 @@ class Step:
             skipped=skipped,
             bad_shards=tuple(bad),
             bad_value=next(filter(None, bad.values()), ""),
-            checkpoint=bool(header[CHECKPOINT]),
+            checkpoint=Due(int(header[CHECKPOINT])),
             lease_lost=bool(header[LEASE_LOST]),
         )

@@ -78,6 +78,15 @@ def test_a_job_ends_like_an_undisturbed_one(drill, calm, tmp_path):
     assert summary["test"]["loss"] == pytest.approx(calm["test"]["loss"], rel=1e-8)
 
 
+def test_when_all_ranks_are_lost_the_job_resumes_from_the_copy_in_memory_that_no_disk_has(calm, tmp_path):
+    words = ("--checkpoint.every_steps", "0", "--checkpoint.replica", "true", "--checkpoint.replica_every_s", "0.01")
+    summary, said = launch(tmp_path / "run", "--chaos", "kill ranks 0,1,2 at step 17", *words)
+    lines = map(json.loads, (tmp_path / "run" / "ledger.jsonl").read_text().splitlines())
+    first, again = [line["start"] for line in lines if "start" in line]
+    assert first == 0 and 0 < again <= 17, said
+    assert summary["test"]["loss"] == pytest.approx(calm["test"]["loss"], rel=1e-8)
+
+
 def test_random_trials_end_as_calm_ones():
     done = subprocess.run(
         [sys.executable, "-m", "tests.fault.trials", "--count", "8", "--seed", "3"],

@@ -145,10 +145,31 @@ def test_the_newer_of_disk_and_replica_is_continued(tmp_path):
     with Writer(disk, replica) as writer:
         writer.submit(1, {"x": np.zeros(1)}, {})
         for step in (2, 3):
+            writer.wait()
             writer.submit(step, {"x": np.zeros(1)}, {}, to_disk=False)
     assert newer_of(disk, replica) is replica
     assert (disk.newest_step(), replica.newest_step()) == (1, 3)
     assert len(replica.entries()) == 1
+
+
+def test_a_copy_for_memory_alone_never_waits_for_a_slow_disk(tmp_path):
+    replica = open_memory_checkpoint("run", {FOLDER_VARIABLE: str(tmp_path / "memory")})
+    entered, go_on = threading.Event(), threading.Event()
+
+    class SlowDisk(Store):
+        def save(self, *arguments):
+            entered.set()
+            assert go_on.wait(60)
+            return super().save(*arguments)
+
+    disk = SlowDisk(tmp_path / "disk")
+    with Writer(disk, replica) as writer:
+        writer.submit(1, {"x": np.zeros(1)}, {})
+        assert entered.wait(60)
+        writer.submit(2, {"x": np.zeros(1)}, {}, to_disk=False)  # skipped, and returns at once
+        go_on.set()
+        writer.wait()
+    assert (disk.newest_step(), replica.newest_step()) == (1, 1)
 
 
 def test_only_the_user_can_read_a_memory_checkpoint(tmp_path):

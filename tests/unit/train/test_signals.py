@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ddl.train.signals import Signals, StepRequest
+from ddl.train.signals import Due, Signals, StepRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
@@ -18,6 +18,21 @@ def test_a_signal_asks_the_next_step_to_stop(number):
     with Signals(request):
         os.kill(os.getpid(), number)
         assert request.stop
+
+
+def test_a_copy_in_memory_is_due_more_often_than_a_checkpoint_but_not_if_copying_takes_long(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    request = StepRequest(checkpoint_every_s=60, in_memory=True, copy_every_s=1, last_checkpoint=50, last_copy=98)
+    assert request.checkpoint_due(is_leader=True) is Due.COPY
+    assert request.checkpoint_due(is_leader=False) is Due.NO
+    request.copy_s = 0.03  # of which a hundred times as much must pass in between
+    assert request.checkpoint_due(is_leader=True) is Due.NO
+    request.last_copy = 96
+    assert request.checkpoint_due(is_leader=True) is Due.COPY
+    request.last_checkpoint = 30
+    assert request.checkpoint_due(is_leader=True) is Due.DISK
+    assert StepRequest(in_memory=True, last_copy=0, last_checkpoint=0).checkpoint_due(is_leader=True) is Due.NO
+    assert StepRequest(copy_every_s=1, last_copy=0).checkpoint_due(is_leader=True) is Due.NO
 
 
 def test_a_forked_child_can_be_terminated():
