@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # imported when signals are handled already
     from ddl.launcher.supervisor import Supervisor
 
 
+# A batch script names the run folder here that its job resumes when it is queued again; settings name another.
+RUN_FOLDER = "DDL_RUN_DIR"
+
+
 def parser() -> Parser:
     from argparse import SUPPRESS
 
@@ -76,8 +80,8 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     if options.chaos:
         words += ["--fault.chaos", options.chaos]
     job = load(words, ranks=options.n)
-    if not job.run.dir and (batch := batch_job_id()):  # a folder that the job finds again when it is requeued
-        words += ["--run.dir", f"runs/slurm-{batch}"]
+    if not job.run.dir and (folder := os.environ.get(RUN_FOLDER)):
+        words += ["--run.dir", folder]
         job = load(words, ranks=options.n)
     spares, ranks = job.slurm.spare_nodes, options.n
     known = parse_hosts(options.host, ranks) if options.host else []
@@ -87,6 +91,8 @@ def from_words(argv: Sequence[str]) -> Supervisor:
     if in_slurm:
         known = allocated_hosts(ranks)
         ranks = sum(host.slots for host in known[: len(known) - spares]) if known else ranks
+    if spares and in_slurm and not known:
+        raise ConfigError(f"slurm.spare_nodes is {spares}, but Slurm does not say on which nodes {ranks} tasks are")
     if spares and len(known) <= spares:
         raise ConfigError(f"slurm.spare_nodes is {spares}, but the job has {len(known)} nodes")
     if ranks != options.n:
@@ -132,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return made.run()
     with BatchJob(batch, made.job, [*argv, "--run.dir", str(made.folder)]) as job:
         status = made.run()
-        return status if made.is_taken_over else job.finish(status)
+        return job.finish(status, is_taken_over=made.is_taken_over)
 
 
 if __name__ == "__main__":

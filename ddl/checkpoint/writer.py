@@ -32,7 +32,8 @@ class Writer:
 
     The staging buffer is reused, so that a step allocates nothing. One write at a time.
     say: called with a line if a checkpoint could not be written. saved(step, path): called from the thread, after each.
-    beat: called regularly while ``submit`` or ``wait`` waits for a file system."""
+    beat: called regularly while ``submit`` or ``wait`` waits for a file system. write_s: seconds that the thread took
+    for the newest write."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Writer:
     ):
         self.store, self.memory, self.say, self.saved = store, memory, say, saved
         self.beat: Callable[[], None] = _ignore
+        self.write_s = 0.0
         self._is_overdue = False
         self._staging = np.empty(0, np.uint8)
         self._work: Callable[[], None] | None = None
@@ -154,6 +156,7 @@ class Writer:
             if work is None:
                 return
             error: DdlError | None = None
+            began = time.monotonic()
             try:
                 work()
             except DdlError as failure:
@@ -167,6 +170,7 @@ class Writer:
                 except Exception as failure:  # ``wait`` must return in any case, with both errors
                     if isinstance(error, CheckpointError):
                         error = CheckpointError(f"{error}; and this could not be reported: {failure!r}")
+            self.write_s = time.monotonic() - began
             with self._changed:
                 self._error, self._work = error, None
                 self._changed.notify_all()

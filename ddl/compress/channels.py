@@ -132,7 +132,9 @@ def narrow(trained: Trained, share: float, folder: Path) -> Trained:
     job = replace(
         old,
         run=replace(old.run, dir="", name=f"{folder.name}-tuned"),
-        model=replace(old.model, name="layers", options=options, from_=str(folder.absolute()), strict=True),
+        model=replace(
+            old.model, name="layers", options=options, from_=str(folder.absolute()), name_map={}, strict=True
+        ),
     )
     smaller = model_of(job, trained.known.fields, options, trained.known.target)
     arrays = {

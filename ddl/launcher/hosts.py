@@ -15,7 +15,10 @@ from pathlib import Path
 
 from ddl.launcher.mpirun import Host, command_line, sweep
 
-SHARED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SHARED = (
+    *("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OPAL_PREFIX", "MPI4PY_LIBMPI"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+)
 PROBE_S = 30.0
 TICK_S = 0.05
 
@@ -29,6 +32,7 @@ class Hosts:
         self.mpirun, self.known, self.in_slurm = mpirun, list(known), in_slurm
         self.wanted = len(self.known) - spares
         self.chosen = self.known[: self.wanted]
+        self._used = list(self.chosen)  # also earlier ones that answered when they were asked last
 
     def share(self, ranks: int) -> int:
         """How many of the ``ranks`` of a full choice the present one starts: as its slots are to those of all."""
@@ -43,6 +47,7 @@ class Hosts:
         alive = self._answering(self.known, launch, is_over)
         lost = [host.name for host in self.chosen if host not in alive]
         self.chosen = alive[: self.wanted] or self.chosen
+        self._used = [host for host in self.known if host in self.chosen or (host in self._used and host in alive)]
         return lost
 
     def is_short(self) -> bool:
@@ -56,7 +61,7 @@ class Hosts:
 
     def remove_replicas(self, launch: str, folder: Path) -> None:
         """Remove the memory checkpoints of other hosts; one that does not answer keeps its own."""
-        probes = [self._start(host, launch, str(folder)) for host in self.chosen if not _is_here(host)]
+        probes = [self._start(host, launch, str(folder)) for host in self._used if not _is_here(host)]
         deadline = time.monotonic() + PROBE_S
         for probe in probes:
             with contextlib.suppress(subprocess.TimeoutExpired):

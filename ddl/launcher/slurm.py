@@ -22,6 +22,7 @@ from ddl.launcher.mpirun import Host
 
 COMMAND_S = 30.0  # for one of Slurm's commands
 CLOCK_S = 1.0
+ATTEMPTS, RETRY_S = 3, 2.0  # of a question to Slurm's controller
 # Options of the successor: variables of the batch job -> options of sbatch.
 _SAME = {
     "SLURM_JOB_NAME": "--job-name",
@@ -29,11 +30,15 @@ _SAME = {
     "SLURM_NTASKS": "--ntasks",
     "SLURM_NTASKS_PER_NODE": "--ntasks-per-node",
     "SLURM_CPUS_PER_TASK": "--cpus-per-task",
+    "SLURM_GPUS": "--gpus",
+    "SLURM_GPUS_PER_NODE": "--gpus-per-node",
+    "SLURM_GPUS_PER_TASK": "--gpus-per-task",
     "SLURM_MEM_PER_CPU": "--mem-per-cpu",
     "SLURM_MEM_PER_NODE": "--mem",
     "SLURM_JOB_PARTITION": "--partition",
     "SLURM_JOB_ACCOUNT": "--account",
     "SLURM_JOB_QOS": "--qos",
+    "SLURM_JOB_RESERVATION": "--reservation",
     "SLURM_ARRAY_TASK_ID": "--array",
 }
 
@@ -102,11 +107,16 @@ class BatchJob:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
 
-    def finish(self, status: int) -> int:
+    def finish(self, status: int, *, is_taken_over: bool = False) -> int:
         """Start the job again if ``status``, the supervisor's, says that it can be resumed, and Slurm does not do so
-        itself and the user has not cancelled it. Returns the status of the batch job."""
+        itself and the user has not cancelled it, and no other job has taken over the run. Returns the status of the
+        batch job."""
         self._over.set()
-        state = show_job(self.id).get("JobState", "") if status == EX_TEMPFAIL else ""
+        if is_taken_over:
+            if self._successor:
+                _run("scancel", self._successor)
+            return status
+        state = self._state() if status == EX_TEMPFAIL else ""
         # A job that Slurm ends is COMPLETING already: by scancel, or at the limit that the clock did not see.
         resumes = status == EX_TEMPFAIL and (state == "RUNNING" or self._by_clock)
         if self._successor:
@@ -126,6 +136,16 @@ class BatchJob:
         if successor := self._submit():
             _say(f"job {successor} continues the run")
         return status
+
+    def _state(self) -> str:
+        """The job's state; "", and a line, if Slurm's controller does not answer several times."""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(RETRY_S)
+            if state := show_job(self.id).get("JobState", ""):
+                return state
+        _say("Slurm's controller does not answer, so it is not known whether the job was cancelled: submit it again")
+        return ""
 
     def _is_past_limit(self) -> bool:
         end = end_time(show_job(self.id))
@@ -152,6 +172,8 @@ class BatchJob:
         words = [f"{option}={self.environ[name]}" for name, option in _SAME.items() if self.environ.get(name)]
         if limit := shown.get("TimeLimit"):
             words.append(f"--time={limit}")
+        if (features := shown.get("Features", "(null)")) != "(null)":
+            words.append(f"--constraint={features}")
         if (output := shown.get("StdOut")) and output != "/dev/null":
             words += [f"--output={output}", "--open-mode=append"]
         with tempfile.TemporaryDirectory() as folder:

@@ -207,7 +207,7 @@ class Supervisor:
             self._process = process
             pumps = [self._pump(process.stdout, sys.stdout), self._pump(process.stderr, sys.stderr)]
             self._launched_at = time.monotonic()
-            if self.hosts.is_short():
+            if self.hosts.is_short() and self.restarts - attempt > 1:
                 threading.Thread(target=self._await_hosts, daemon=True).start()
             if self.asked:  # while mpirun was being started: there is nothing to save
                 self._signal(signal.SIGTERM)

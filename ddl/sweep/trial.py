@@ -77,6 +77,8 @@ class RunProcess:
         with open(log, "ab") as output:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", *verb, *words],
+                # Only the sweep is a Slurm job's script, which is queued again when it ends early.
+                env={name: value for name, value in os.environ.items() if name != "ENVIRONMENT"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -56,7 +56,9 @@ class MixedStep(Step):
             if announce is not None:
                 announce(names)
 
-        batch = {name: value.astype(np.float16) if value.dtype.kind == "f" else value for name, value in batch.items()}
+        # Targets may be far beyond what float16 holds, before they are standardised.
+        inputs = {name for name, value in batch.items() if value.dtype.kind == "f" and name != "y"}
+        batch = {name: value.astype(np.float16) if name in inputs else value for name, value in batch.items()}
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow is not finite, and skips the step
             result = super()._gradients(batch, segments, shards, step, part, half, self._params, widened)
         self._copy_rows(half, grads)
@@ -68,6 +70,8 @@ class MixedStep(Step):
 
     def _find_bad_shards(self, step: int, epoch: int, step_in_epoch: int) -> dict[int, str]:
         """Those whose gradients are not finite even without the scale; none if only scaled ones overflow."""
+        if self.synchronised and self.state.progress.loss_scale > 1:
+            return {}  # shards cannot be computed again alone: only at scale 1 it is certain that the data are to blame
         self._is_scaled = False
         try:
             return super()._find_bad_shards(step, epoch, step_in_epoch)

@@ -73,7 +73,8 @@ class Saving:
             self._group = group
             self.work.gather(group, {ranks[0] for ranks in group.nodes})
             self._submit(math.nan, to_disk=False)
-            self.request.copy_s = time.monotonic() - began
+            writing_s = self._writer.write_s if self._writer is not None else 0.0
+            self.request.copy_s = time.monotonic() - began + writing_s
 
     def wait(self) -> None:
         """Until the newest checkpoint, the last one, is written. One that failed is tried again, since there may be

@@ -15,7 +15,7 @@ from typing import Any
 from ddl import early_signals
 
 HANDLED = (*early_signals.STOP_SIGNALS, signal.SIGINT)
-# Training waits while the state is copied for a checkpoint in memory; at most this share of its time.
+# A checkpoint in memory is copied while training waits, and written beside it; at most this share of the time.
 COPYING = 0.01
 
 
@@ -34,7 +34,7 @@ class StepRequest:
 
     checkpoint_every_*: 0 means never. in_memory: the first rank of each node also keeps a checkpoint in memory, which
     it renews every ``copy_every_s`` seconds (0: with those on disk), or less often if ``copy_s``, the seconds that
-    training waited for the newest, are more than COPYING of that time.
+    copying and writing the newest ones took, are more than COPYING of that time.
     keep_best: also save a checkpoint whenever the validation loss is the lowest so far. all_ranks: stop when a rank was
     lost, because the supervisor then starts all ranks again."""
 

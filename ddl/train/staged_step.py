@@ -121,7 +121,8 @@ class StagedStep(Step):
         if self.column.rank == 0:
             word[:-2] = found.header
             word[-2] = found.squared_norm
-            word[-1] = self.optimizer.squared_norm(found.gradient[: self.state.layout.length])
+            progress, gradient = self.state.progress, found.gradient[: self.state.layout.length]
+            word[-1] = self.optimizer.squared_norm(gradient, progress.step - progress.skipped)
         self.group.native_allreduce(word)
         self._trained_norm = float(word[-1])
         return Total(found.gradient, word[:-2], float(word[-2]))

@@ -204,8 +204,8 @@ def test_nothing_is_left_of_hosts_that_are_stopped(tmp_path):
 LIMIT_S = 140.0
 SUPERVISOR = """
 import sys
-import ddl.launch, ddl.launcher.supervisor
-ddl.launcher.supervisor.Supervisor.__init__.__kwdefaults__["mpirun"] = {mpirun!r}
+import ddl.launch, ddl.launcher.mpirun
+ddl.launcher.mpirun.find_mpirun = lambda: {mpirun!r}
 raise SystemExit(ddl.launch.main())
 """
 WRAPPER = """#!/bin/bash

@@ -99,5 +99,5 @@ def test_a_signal_at_any_moment_of_the_start_reaches_the_job_and_is_recorded(bat
 def test_bad_arguments_print_one_line_before_anything_starts(batch, tmp_path):
     done = batch("--optim.lrr=1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("train.sbatch: [optim] has no setting 'lrr'")
+    assert done.stderr.startswith("ddl.launch: [optim] has no setting 'lrr'")
     assert not (tmp_path / "words.json").exists()

@@ -11,6 +11,7 @@ import pytest
 
 from ddl.config import Job
 from ddl.launcher.slurm import BatchJob, batch_job_id, end_time
+from ddl.sweep.trial import RunProcess
 
 BATCH = {"ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "3"}
 COMMAND = """#!/bin/sh
@@ -48,6 +49,7 @@ def slurm(tmp_path, monkeypatch):
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(tmp_path))
+    monkeypatch.setattr("ddl.launcher.slurm.RETRY_S", 0.0)
     return Slurm(tmp_path)
 
 
@@ -113,6 +115,37 @@ def test_the_successor_goes_when_the_user_cancels_the_job_and_stays_when_its_tim
         slurm.shows("COMPLETING", 0, ends_in_s)
         job.finish(75)
     assert bool(slurm.calls("scancel")) is cancelled
+
+
+def test_a_job_whose_run_another_one_has_taken_over_leaves_no_successor(slurm):
+    slurm.shows(requeue=0)
+    with batch() as job:
+        assert job.finish(75, is_taken_over=True) == 75
+    assert slurm.calls("scancel") == ["scancel 8"]
+    assert not slurm.calls("scontrol requeue") and len(slurm.calls("sbatch")) == 1
+
+
+def test_a_successor_gets_as_many_gpus(slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_GPUS_PER_NODE", "8")
+    (slurm.folder / "refuses").touch()
+    with batch() as job:
+        job.finish(75)
+    assert "--gpus-per-node=8" in slurm.calls("sbatch")[0]
+
+
+def test_a_trial_of_a_sweep_does_not_take_itself_for_the_batch_script(tmp_path, monkeypatch):
+    for name, value in BATCH.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os; print('variable', os.environ.get('ENVIRONMENT'), os.environ['SLURM_JOB_ID'], flush=True)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    log = tmp_path / "log"
+    process = RunProcess(["--version"], 2, sorted(os.sched_getaffinity(0)), log)
+    deadline = time.monotonic() + 60
+    while process.status() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "variable None 7" in log.read_text()
 
 
 def test_nothing_is_queued_where_the_settings_say_so(slurm):

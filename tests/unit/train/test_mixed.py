@@ -16,6 +16,7 @@ from ddl.data import Arrays
 from ddl.errors import ConfigError
 from ddl.models import MLP
 from ddl.models import build as build_model
+from ddl.nn import BatchNorm, Dense, Sequential
 from ddl.optim import Adam, Groups
 from ddl.train.state import Progress
 
@@ -55,9 +56,26 @@ def test_the_parameters_are_float32_and_near_those_of_full_precision(whole_job, 
     assert np.allclose(mixed.params.flat, full.params.flat, atol=5e-3)
 
 
+def test_targets_beyond_float16_are_learned_as_in_full_precision(whole_job):
+    prices = 150_000 + 2_000 * X[:, :1] + 100 * random.normal(size=(50, 1)).astype(np.float32)
+    source = Arrays(X, prices.astype(np.float32))
+    model = build_model(MLP([5, 8, 1]), source.fields, "mae", None)
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()})
+    full, mixed = (
+        trained(whole_job, 1, model=model, train=source, optimizer=Groups(layout, Adam()), mixed=is_mixed)[0]
+        for is_mixed in (False, True)
+    )
+    assert mixed.progress.skipped == 0
+    assert np.allclose(mixed.params.flat, full.params.flat, atol=5e-3)
+
+
+@pytest.mark.parametrize("network", [[], [BatchNorm(sync=True)]])
 @pytest.mark.parametrize("size", [1, 2])
-def test_steps_that_overflow_are_skipped_by_all_ranks_until_the_scale_fits(whole_job, size):
-    states = trained(whole_job, size, mixed=True, initial=starting_at(2.0**20), skip_limit=2, total_steps=30)
+def test_steps_that_overflow_are_skipped_by_all_ranks_until_the_scale_fits(whole_job, size, network):
+    model = build_model(Sequential(Dense(8), *network, Dense(2)), SOURCE.fields, "cross_entropy", None)
+    layout = Layout.of({name: shape for name, (shape, _) in model.params.items()})
+    changes = {"model": model, "optimizer": Groups(layout, Adam())}
+    states = trained(whole_job, size, mixed=True, **changes, initial=starting_at(2.0**20), skip_limit=2, total_steps=30)
     for state in states:
         skipped = state.progress.skipped
         assert 2 < skipped < 20 and state.progress.loss_scale == 2.0 ** (20 - skipped)

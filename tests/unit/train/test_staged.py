@@ -1,5 +1,6 @@
 """A network cut into stages on a grid of ranks trains as it does whole on one rank."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddl.data import Arrays, Order
 from ddl.fault.recover import survive
 from ddl.models import build as build_model
 from ddl.models.transformer import transformer
-from ddl.optim import OPTIMIZERS, Groups
+from ddl.optim import OPTIMIZERS, FineTuning, Groups
 from ddl.pipeline import pipeline_of
 from ddl.train.loop import Loop
 from ddl.train.staged import first_state
@@ -140,6 +141,17 @@ def test_stages_train_as_one_rank_does(name, stages, replicas):
     for result in results:
         assert not isinstance(result, BaseException), repr(result)
     assert_equal_training(results, alone)
+
+
+def test_a_layer_that_begins_to_learn_later_counts_in_the_norm_from_then_on():
+    def make(stages=1, **changes):
+        task = make_task("dense and dropout", stages, **changes)
+        layout = Layout.of({name: shape for name, (shape, _) in task.model.params.items()}, "float64")
+        tuning = FineTuning(begins={"*weight": 2})
+        return replace(task, optimizer=Groups(layout, OPTIMIZERS["momentum"](lr=0.05), fine_tuning=tuning))
+
+    alone = run_ranks(1, lambda group: train(group, make))[0]
+    assert_equal_training(run_ranks(2, lambda group: train(group, partial(make, 2))), alone)
 
 
 def deaths_are_survived(name, stages, size, deaths, spares=0):
