@@ -37,6 +37,9 @@ SHORTENED = {
     "autoencoder_conv": ("--train.epochs=1",),
     "gan": ("--train.epochs=1",),
     "stages": ("--train.epochs=1", "--parallel.stages=1"),
+    "pruning": ("--train.epochs=1",),
+    "local": ("--train.epochs=1",),
+    "balance": ("--train.epochs=1",),
 }
 
 

@@ -14,8 +14,10 @@ from ddl.config.sections import SECTIONS
 PROGRAM = """
 import json, sys
 from dataclasses import fields
+import ddl.config, ddl.launch
 from ddl.config import Job, load
 from ddl.config.sections import SECTIONS
+from ddl.launcher.slurm import BatchJob
 from ddl.run.runner import run
 
 reads = set()
@@ -41,6 +43,10 @@ for number, words in enumerate(json.loads(sys.argv[1])):
         plain = getattr(job, section)
         recorded[section] = kind(**{field.name: getattr(plain, field.name) for field in fields(plain)})
     assert run(Job(**recorded)) == 0
+ddl.config.load = lambda words, ranks: Job(**recorded)  # the launcher reads those of [slurm]
+ddl.launch.from_words([])
+with BatchJob("7", Job(**recorded), []):
+    pass
 print(json.dumps(sorted(reads)))
 """
 JOBS = [
