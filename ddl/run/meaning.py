@@ -109,13 +109,16 @@ class Meaning:
         text = {} if self.symbols is None else {"text": np.array([self.symbols.decode(row) for row in numbers])}
         return {**text, "label": label, "probability": best}
 
-    def truths(self, y: np.ndarray, count: int) -> Column | ColumnGroup:
+    def truths(self, y: np.ndarray, count: int) -> dict[str, Column | ColumnGroup]:
         """Targets as ``columns`` shows predictions. count: of classes."""
         if self.has_classes and y.dtype.kind in "iu":
-            return self.named(y, count)
+            text = {}
+            if self.symbols is not None and y.ndim > 1:
+                text = {"target_text": np.array([self.symbols.decode(row[row >= 0]) for row in y])}
+            return {**text, "target": self.named(y, count)}
         if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1):
-            return y.reshape(len(y))
-        return ColumnGroup(self.classes(y.shape[1]), y) if y.ndim == 2 else y
+            return {"target": y.reshape(len(y))}
+        return {"target": ColumnGroup(self.classes(y.shape[1]), y) if y.ndim == 2 else y}
 
 
 MOST_COLUMNS = 1000  # of values without names; more are one cell

@@ -250,7 +250,7 @@ class Trained:
         of_first = outputs[first]
         found: dict[str, Column | ColumnGroup] = {}
         if targets and "y" in batch and not self.model.reconstructs:
-            found["target"] = self.meaning.truths(batch["y"], of_first.shape[-1])
+            found.update(self.meaning.truths(batch["y"], of_first.shape[-1]))
         if self.model.reconstructs:
             x = batch["x"] if not self.transforms else self.transforms[0].undo(batch["x"])
             error = np.square(of_first.astype(np.float64) - x).reshape(len(x), -1).mean(axis=1)

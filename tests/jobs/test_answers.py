@@ -83,6 +83,9 @@ def test_predictions_have_the_figures_of_training_and_the_outputs_of_onnx(job):
     found = figures_of(columns, known["scale"][0] if known else 1)
     assert {name: evaluated[name] for name in found} == pytest.approx(found, rel=1e-6)
     assert len(columns["row"]) == evaluated["samples"]
+    if job == "transformer":  # what came is text, as what was predicted is
+        tokens = [list(map(int, row.split())) for row in columns["target"]]
+        assert columns["target_text"] == [bytes(row).decode(errors="replace") for row in tokens]
 
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     assert export(["run", "run.onnx"]) == 0
