@@ -52,14 +52,16 @@ class _OfThread(threading.local):
 class TrainedModel:
     """Answers samples as they were before training: normalisation, columns and words are those of the training data.
 
-    Samples are an array (rows, ...), or one sample; a dict of columns, a list of dicts, or a table of pandas; a text,
-    or several; an image of Pillow, or several; or the path of a file that training could read, or several paths.
+    Samples are an array (rows, ...), or one sample; a dict of columns, a list of dicts, a table of pandas, or rows of
+    cells in the order of the training data's columns; a text, or several; an image of Pillow, or several; or the path
+    of a file that training could read, or several paths.
     Several threads may ask at once."""
 
     def __init__(self, trained: Trained):
         self.trained = trained
         self._transforms = list(trained.transforms)
         self._x = trained.known.fields["x"]
+        self._features = () if trained.takes_text else trained.known.columns("features")
         self._of_thread = _OfThread()
 
     def __repr__(self) -> str:
@@ -160,10 +162,15 @@ class TrainedModel:
             return [x] if self.trained.takes_text else None
         if isinstance(x, Mapping) and x and all(np.ndim(cell) == 0 for cell in x.values()):
             return {name: [cell] for name, cell in x.items()}
-        if hasattr(x, "getexif"):
+        if hasattr(x, "getexif") or self._is_row(x):
             return [x]
         is_array = hasattr(x, "shape") and hasattr(x, "dtype")
         return np.asarray(x)[None] if is_array and tuple(x.shape) == tuple(self._x.shape) else None
+
+    def _is_row(self, x: Any) -> bool:
+        """Whether ``x`` has one cell for each column of the table that the model was trained on."""
+        is_list = isinstance(x, list | tuple)
+        return is_list and len(x) == len(self._features) and all(np.ndim(cell) == 0 for cell in x) and len(x) > 0
 
     def _source(self, x: Any) -> Source:
         if isinstance(x, Source):
@@ -175,6 +182,8 @@ class TrainedModel:
         shape_image = self.trained.known.shape_image
         if isinstance(x, list | tuple) and shape_image is not None and all(hasattr(one, "getexif") for one in x):
             x = [shape_image(one) for one in x]
+        if isinstance(x, list | tuple) and x and all(map(self._is_row, x)):
+            x = dict(zip(self._features, zip(*x, strict=True), strict=True))
         columns = _columns_of(x)
         if columns is not None:
             return self._table(columns)
@@ -200,7 +209,7 @@ class TrainedModel:
 
     def _table(self, columns: Mapping[str, Any]) -> Source:
         """A dict of columns, read as a CSV file of the same cells would be."""
-        names = self.trained.known.columns("features")
+        names = self._features
         if not names:
             raise UserError("the run was not trained on a table with named columns: give an array of samples")
         used = {name: columns[name] for name in names if name in columns}

@@ -145,6 +145,9 @@ def test_a_loaded_model_answers_as_the_door_does(capsys, tmp_path):
         model.write(columns, tmp_path / "p.csv").read_text()
         == "\n".join(",".join(row.values()) for row in [dict(zip(table[0], table[0])), *table]) + "\n"
     )
+    cells = [[age, plan] for age, plan in zip(columns["age"], columns["plan"], strict=True)]
+    assert np.array_equal(model.predict_proba(cells), shares)  # rows of cells, in the order of the columns
+    assert model.predict(tuple(cells[0])) == table[0]["label"]
     saved = model.save(tmp_path / "copy")
     assert np.array_equal(ddl.load(saved).predict_proba(columns), shares)
     with pytest.raises(ConfigError, match="holds a run already"):
