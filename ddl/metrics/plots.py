@@ -78,7 +78,7 @@ def curves(events: Sequence[Mapping[str, Any]], path: Path, theme: str = "light"
     heading = {"x": 0.02, "ha": "left", "fontsize": 13, "fontweight": "bold", "color": look.text}
     figure.suptitle(title or str(start.get("name", "")), **heading)
     figure.text(0.98, 0.985, ranks, ha="right", va="top", fontsize=9, color=look.dim)
-    frame = {"facecolor": look.paper, "edgecolor": "none", "framealpha": 0.85}
+    frame = {"facecolor": look.paper, "edgecolor": "none", "framealpha": 1.0}
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles, labels, fontsize=8.5, ncols=4, loc="best", labelcolor=look.text, **frame)
     axes[-1].set_xlabel("step")
